@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+/** C strings and arrays, read and written. Who frees what is said at each function. */
+
+const encoder = new TextEncoder();
+
+/** A C string of this text, owned by the garbage collector. Throws TypeError on a NUL, at which C would cut it. */
+export function cString(text: string): Uint8Array<ArrayBuffer> {
+  if (text.includes("\0")) {
+    throw new TypeError(`A string for libvirt holds a NUL: ${JSON.stringify(text)}`);
+  }
+  return encoder.encode(text + "\0");
+}
+
+/** The text at a `const char *` that stays the library's, or null at NULL. */
+export function borrowedString(pointer: Deno.PointerValue): string | null {
+  return pointer === null ? null : Deno.UnsafePointerView.getCString(pointer);
+}
+
+/** The pointer that stands at `offset` bytes behind `pointer`. */
+export function pointerAt(pointer: Deno.PointerObject, offset: number): Deno.PointerValue {
+  return new Deno.UnsafePointerView(pointer).getPointer(offset);
+}
+
+/** A place for a C function to put a pointer or a 64-bit number: an out parameter. */
+export class OutCell {
+  readonly buffer: BigUint64Array<ArrayBuffer> = new BigUint64Array(1);
+
+  /** The pointer that the C function left here. */
+  get pointer(): Deno.PointerValue {
+    return Deno.UnsafePointer.create(this.buffer[0] ?? 0n);
+  }
+
+  /** The number that the C function left here. */
+  get number(): number {
+    return Number(this.buffer[0]);
+  }
+}

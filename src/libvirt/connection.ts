@@ -1,0 +1,348 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { type Libvirt, loadLibvirt, type Pointer } from "../../ffi/libvirt.ts";
+import { borrowedString, cString, pointerAt } from "../../ffi/memory.ts";
+import { Domain } from "./domain.ts";
+import { LibvirtError, orNull, VIR_ERR } from "./error.ts";
+import { Network } from "./network.ts";
+import { StoragePool } from "./storage_pool.ts";
+
+/** The functions that may ask the daemon: each goes through {@linkcode Connection.call}. */
+export type CallName = {
+  [Name in keyof Libvirt]: Libvirt[Name] extends (...args: never[]) => Promise<unknown> ? Name
+    : never;
+}[keyof Libvirt];
+
+type CallParameters<Name extends CallName> = Parameters<Libvirt[Name]>;
+type CallResult<Name extends CallName> = NonNullable<Awaited<ReturnType<Libvirt[Name]>>>;
+
+/** The functions that give a handle's memory back. */
+type FreeName = "virDomainFree" | "virNetworkFree" | "virStoragePoolFree" | "virStorageVolFree";
+
+/** How long calls may take, and what ends them early. */
+export interface ConnectionOptions {
+  /** A call that takes longer fails, and the connection with it. */
+  readonly callSeconds?: number;
+  /** Once it aborts, a call in flight gets five more seconds. */
+  readonly signal?: AbortSignal;
+  /** Told of each call that ends: for `--debug`. */
+  readonly onCall?: (functionName: string, milliseconds: number) => void;
+}
+
+const SECONDS_AFTER_ABORT = 5;
+const SIZE_OF_VIR_ERROR = 80; // on 64-bit machines; code at 0, message at 8
+
+/**
+ * A connection to a hypervisor.
+ *
+ * libvirt keeps its last error per thread and our calls run on threads of a pool, but it copies each
+ * error into the connection it belongs to. So the calls of one connection take turns, and the error
+ * of a call is read from the connection before the next begins
+ * (https://libvirt.org/html/libvirt-virterror.html#virConnCopyLastError).
+ */
+export class Connection implements AsyncDisposable {
+  /** The opens of all connections take turns, since a failed open leaves its error in one place. */
+  static #openTurn: Promise<void> = Promise.resolve();
+  static #openError: Uint8Array<ArrayBuffer> | undefined;
+
+  readonly uri: string;
+  readonly #libvirt: Libvirt;
+  readonly #pointer: Pointer<"virConnect">;
+  readonly #options: ConnectionOptions;
+  #turn: Promise<void> = Promise.resolve();
+  #stuck = false;
+
+  private constructor(
+    uri: string,
+    libvirt: Libvirt,
+    { pointer, options }: { pointer: Pointer<"virConnect">; options: ConnectionOptions },
+  ) {
+    this.uri = uri;
+    this.#libvirt = libvirt;
+    this.#pointer = pointer;
+    this.#options = options;
+  }
+
+  /** Connects to the hypervisor at this URI. Throws {@linkcode LibvirtError} with advice. */
+  static async open(uri: string, options: ConnectionOptions = {}): Promise<Connection> {
+    const libvirt = loadWithAdvice();
+    const { promise: done, resolve: endTurn } = Promise.withResolvers<void>();
+    const turn = Connection.#openTurn;
+    Connection.#openTurn = done;
+    await turn;
+    try {
+      const errorBuffer = Connection.#catchOpenErrors(libvirt);
+      const open = libvirt.virConnectOpen(cString(uri));
+      const pointer = await inTime("virConnectOpen", open, options);
+      if (pointer === null) {
+        throw openError(uri, takeError("virConnectOpen", libvirt, errorBuffer));
+      }
+      // A handler that is silent, so that this connection's errors stay away from the buffer above.
+      libvirt.virConnSetErrorFunc(pointer, null, libvirt.freeAddress);
+      return new Connection(uri, libvirt, { pointer, options });
+    } finally {
+      endTurn();
+    }
+  }
+
+  /**
+   * Has libvirt copy the errors of failed opens into a buffer, natively and on the thread that
+   * fails, instead of printing them on stderr.
+   */
+  static #catchOpenErrors(libvirt: Libvirt): Uint8Array<ArrayBuffer> {
+    if (Connection.#openError === undefined) {
+      Connection.#openError = new Uint8Array(SIZE_OF_VIR_ERROR);
+      libvirt.virSetErrorFunc(Connection.#openError, libvirt.virCopyLastError);
+    }
+    return Connection.#openError;
+  }
+
+  /** Whether the hypervisor is on this host: its URI names no other. */
+  get isLocal(): boolean {
+    return /^[^/]+:\/\/\//.test(this.uri);
+  }
+
+  /** Whether a call never came back, so that every further one would wait behind it. */
+  get stuck(): boolean {
+    return this.#stuck;
+  }
+
+  /**
+   * Calls a function of libvirt in its turn. Throws {@linkcode LibvirtError} if it fails or does not
+   * come back in time.
+   */
+  async call<Name extends CallName>(
+    name: Name,
+    ...args: CallParameters<Name>
+  ): Promise<CallResult<Name>> {
+    const { promise: done, resolve: endTurn } = Promise.withResolvers<void>();
+    const turn = this.#turn;
+    this.#turn = done;
+    await turn;
+    const start = performance.now();
+    try {
+      if (this.#stuck) throw noAnswer(name, "an earlier call is still unanswered");
+      this.#libvirt.virConnResetLastError(this.#pointer);
+      const symbol = this.#libvirt[name] as (
+        ...args: CallParameters<Name>
+      ) => Promise<CallResult<Name> | null>;
+      const result = await inTime(name, symbol(...args), this.#options, () => this.#stuck = true);
+      if (result === null || (typeof result === "number" && result < 0)) {
+        throw this.#lastError(name);
+      }
+      return result;
+    } finally {
+      endTurn();
+      this.#options.onCall?.(name, performance.now() - start);
+    }
+  }
+
+  /** As {@linkcode call}, for a function whose result is a `char *` that is ours to free. */
+  async callForString<Name extends CallName>(
+    name: Name,
+    ...args: CallParameters<Name>
+  ): Promise<string> {
+    const pointer = (await this.call(name, ...args)) as Deno.PointerObject;
+    try {
+      return borrowedString(pointer) ?? "";
+    } finally {
+      this.#libvirt.free(pointer);
+    }
+  }
+
+  /** Gives a handle back, or leaks it where a stuck call may still use it. */
+  release<Name extends FreeName>(name: Name, pointer: Parameters<Libvirt[Name]>[0]): void {
+    if (this.#stuck) return;
+    const symbol = this.#libvirt[name] as (pointer: Parameters<Libvirt[Name]>[0]) => number;
+    symbol(pointer);
+  }
+
+  /** The functions that ask no daemon, for handles that read C structures. */
+  get local(): Pick<Libvirt, "virDomainInterfaceFree" | "virStorageVolGetName" | "free"> {
+    return this.#libvirt;
+  }
+
+  /** Gives the body a stream, which is finished after it, or aborted if it fails. */
+  async withStream<T>(body: (stream: Pointer<"virStream">) => Promise<T>): Promise<T> {
+    const stream = await this.call("virStreamNew", this.#pointer, 0);
+    try {
+      const result = await body(stream);
+      await this.call("virStreamFinish", stream);
+      return result;
+    } catch (error) {
+      if (!this.#stuck) await this.call("virStreamAbort", stream).catch(() => {}); // the first counts
+      throw error;
+    } finally {
+      if (!this.#stuck) this.#libvirt.virStreamFree(stream);
+    }
+  }
+
+  /** What the host can run, as libvirt's capabilities XML. */
+  capabilities(): Promise<string> {
+    return this.callForString("virConnectGetCapabilities", this.#pointer);
+  }
+
+  /** The domain of this name. Throws {@linkcode LibvirtError} if there is none. */
+  async lookupDomain(name: string): Promise<Domain> {
+    const pointer = await this.call("virDomainLookupByName", this.#pointer, cString(name));
+    return new Domain(this, pointer, name);
+  }
+
+  /** The domain of this name, or null if there is none. */
+  findDomain(name: string): Promise<Domain | null> {
+    return orNull(VIR_ERR.NO_DOMAIN, this.lookupDomain(name));
+  }
+
+  /**
+   * Starts a transient domain of this name and XML. `flags` are those of virDomainCreateFlags. The
+   * caller disposes of the handle; the domain runs on.
+   */
+  async createDomain(name: string, domainXml: string, flags: number): Promise<Domain> {
+    const pointer = await this.call(
+      "virDomainCreateXML",
+      this.#pointer,
+      cString(domainXml),
+      flags,
+    );
+    return new Domain(this, pointer, name);
+  }
+
+  /** The network of this name. Throws {@linkcode LibvirtError} if there is none. */
+  async lookupNetwork(name: string): Promise<Network> {
+    const pointer = await this.call("virNetworkLookupByName", this.#pointer, cString(name));
+    return new Network(this, pointer, name);
+  }
+
+  /** The network of this name, or null if there is none. */
+  findNetwork(name: string): Promise<Network | null> {
+    return orNull(VIR_ERR.NO_NETWORK, this.lookupNetwork(name));
+  }
+
+  /** The storage pool of this name. Throws {@linkcode LibvirtError} if there is none. */
+  async lookupPool(name: string): Promise<StoragePool> {
+    const pointer = await this.call("virStoragePoolLookupByName", this.#pointer, cString(name));
+    return new StoragePool(this, pointer, name);
+  }
+
+  /** The storage pool of this name, or null if there is none. */
+  findPool(name: string): Promise<StoragePool | null> {
+    return orNull(VIR_ERR.NO_STORAGE_POOL, this.lookupPool(name));
+  }
+
+  /** Defines a persistent storage pool of this name and XML, inactive at first. */
+  async definePool(name: string, poolXml: string): Promise<StoragePool> {
+    const pointer = await this.call(
+      "virStoragePoolDefineXML",
+      this.#pointer,
+      cString(poolXml),
+      0,
+    );
+    return new StoragePool(this, pointer, name);
+  }
+
+  /** Closes the connection and gives the references left: more than 0 is a handle not disposed of. */
+  close(): Promise<number> {
+    return this.call("virConnectClose", this.#pointer);
+  }
+
+  /** Closes the connection, unless a call is stuck in it. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (!this.#stuck) await this.close();
+  }
+
+  #lastError(functionName: string): LibvirtError {
+    const buffer = new Uint8Array(SIZE_OF_VIR_ERROR);
+    this.#libvirt.virConnCopyLastError(this.#pointer, buffer);
+    return takeError(functionName, this.#libvirt, buffer);
+  }
+}
+
+/** Loads the library and says which package has it if it is missing. */
+function loadWithAdvice(): Libvirt {
+  try {
+    return loadLibvirt();
+  } catch (error) {
+    const words = error instanceof Error ? error.message : String(error);
+    const tooOld = /symbol/i.test(words) && !/cannot open/i.test(words);
+    throw new LibvirtError("dlopen", words, {
+      code: VIR_ERR.NO_SUPPORT,
+      advice: tooOld
+        ? "Install libvirt 6.0.0 or newer: this one lacks functions that libvirt-gci calls"
+        : "Install the library libvirt.so.0: the package libvirt0 on Debian and Ubuntu, " +
+          "libvirt-libs on Fedora and RHEL, libvirt on Arch",
+    });
+  }
+}
+
+/** Reads a `virError` (virterror.h) and empties it. */
+function takeError(
+  functionName: string,
+  libvirt: Libvirt,
+  buffer: Uint8Array<ArrayBuffer>,
+): LibvirtError {
+  const code = new DataView(buffer.buffer).getInt32(0, true);
+  const pointer = Deno.UnsafePointer.of(buffer);
+  const words = pointer === null ? null : borrowedString(pointerAt(pointer, 8));
+  libvirt.virResetError(buffer);
+  return new LibvirtError(functionName, words ?? "failed and left no message", { code });
+}
+
+/** The error of a failed open, with what to do about it. */
+function openError(uri: string, error: LibvirtError): LibvirtError {
+  const words = `Cannot connect to "${uri}": ${error.message}`;
+  return new LibvirtError("virConnectOpen", words, {
+    code: error.code,
+    advice: openAdvice(uri, error),
+  });
+}
+
+function openAdvice(uri: string, { code, message }: LibvirtError): string {
+  const denied: readonly number[] = [
+    VIR_ERR.AUTH_FAILED,
+    VIR_ERR.AUTH_CANCELLED,
+    VIR_ERR.AUTH_UNAVAILABLE,
+    VIR_ERR.ACCESS_DENIED,
+  ];
+  if (denied.includes(code) || /permission denied/i.test(message)) {
+    return "Let this user manage libvirt: usermod -aG libvirt USER, then log in again";
+  }
+  if (/no such file|connection refused|failed to connect socket/i.test(message)) {
+    return "Start libvirt: systemctl enable --now libvirtd.socket (or virtqemud.socket); " +
+      "where it is missing, install libvirt-daemon-system (Debian, Ubuntu) or libvirt-daemon-kvm (Fedora)";
+  }
+  return `Try it with: virsh -c ${uri} version; the URI is "uri" in the settings`;
+}
+
+function noAnswer(functionName: string, words: string): LibvirtError {
+  return new LibvirtError(functionName, words, {
+    code: VIR_ERR.OPERATION_TIMEOUT,
+    advice: "Look at the libvirt daemon: systemctl status libvirtd virtqemud, " +
+      "journalctl -u libvirtd -u virtqemud",
+  });
+}
+
+/** What the call gives, unless the daemon is silent for too long; then `onStuck` is told. */
+async function inTime<T>(
+  functionName: string,
+  call: Promise<T>,
+  { callSeconds = 60, signal }: ConnectionOptions,
+  onStuck?: () => void,
+): Promise<T> {
+  const { promise: silence, reject } = Promise.withResolvers<never>();
+  const expire = (seconds: number): ReturnType<typeof setTimeout> =>
+    setTimeout(() => {
+      onStuck?.();
+      reject(noAnswer(functionName, `no answer from the daemon within ${seconds} s`));
+    }, seconds * 1000);
+  let timer = expire(callSeconds);
+  const hurry = (): void => {
+    clearTimeout(timer);
+    timer = expire(Math.min(SECONDS_AFTER_ABORT, callSeconds));
+  };
+  signal?.addEventListener("abort", hurry);
+  try {
+    return await Promise.race([call, silence]);
+  } finally {
+    clearTimeout(timer);
+    signal?.removeEventListener("abort", hurry);
+  }
+}

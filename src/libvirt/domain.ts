@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import type { Pointer } from "../../ffi/libvirt.ts";
+import { borrowedString, cString, OutCell, pointerAt } from "../../ffi/memory.ts";
+import type { Connection } from "./connection.ts";
+import { orNull, VIR_ERR } from "./error.ts";
+
+/** virDomainCreateFlags: check the XML against libvirt's schema. */
+export const VIR_DOMAIN_START_VALIDATE = 16;
+/** virDomainCreateFlags: fill the firmware's variables from their template (libvirt 8.1.0). */
+export const VIR_DOMAIN_START_RESET_NVRAM = 32;
+/** virDomainModificationImpact: change what runs. */
+const VIR_DOMAIN_AFFECT_LIVE = 1;
+/** virDomainMetadataType: an element of our own. */
+const VIR_DOMAIN_METADATA_ELEMENT = 2;
+
+/** Where an address is known from: virDomainInterfaceAddressesSource. */
+export const ADDRESS_SOURCE = {
+  /** The leases of the network's DHCP server. */
+  LEASE: 0,
+  /** The guest agent. */
+  AGENT: 1,
+  /** The host's ARP table. */
+  ARP: 2,
+} as const;
+
+/** A network interface of a guest. */
+export interface Interface {
+  /** Lower case, with colons; empty if unknown. */
+  readonly mac: string;
+  /** IPv4 and IPv6, as the source lists them. */
+  readonly addresses: readonly string[];
+}
+
+/** A handle of a domain. Whoever gets it disposes of it, which leaves the domain as it is. */
+export class Domain implements Disposable {
+  readonly name: string;
+  readonly #connection: Connection;
+  readonly #pointer: Pointer<"virDomain">;
+
+  constructor(connection: Connection, pointer: Pointer<"virDomain">, name: string) {
+    this.#connection = connection;
+    this.#pointer = pointer;
+    this.name = name;
+  }
+
+  /** Whether it runs. A transient domain that does not is gone: that is false too. */
+  async isActive(): Promise<boolean> {
+    const active = this.#connection.call("virDomainIsActive", this.#pointer);
+    return (await orNull(VIR_ERR.NO_DOMAIN, active)) === 1;
+  }
+
+  /** Ends it as a power cut does. Nothing happens to one that has ended already. */
+  async destroy(): Promise<void> {
+    const destroyed = this.#connection.call("virDomainDestroy", this.#pointer);
+    await orNull(VIR_ERR.NO_DOMAIN, orNull(VIR_ERR.OPERATION_INVALID, destroyed));
+  }
+
+  /** The element of this namespace in its `<metadata>`, as XML, or null if there is none. */
+  metadata(namespace: string): Promise<string | null> {
+    return orNull(
+      VIR_ERR.NO_DOMAIN_METADATA,
+      this.#connection.callForString(
+        "virDomainGetMetadata",
+        this.#pointer,
+        VIR_DOMAIN_METADATA_ELEMENT,
+        cString(namespace),
+        0,
+      ),
+    );
+  }
+
+  /** Replaces the element of this namespace in the `<metadata>` of the running domain. */
+  async setMetadata(namespace: string, prefix: string, element: string): Promise<void> {
+    await this.#connection.call(
+      "virDomainSetMetadata",
+      this.#pointer,
+      VIR_DOMAIN_METADATA_ELEMENT,
+      cString(element),
+      cString(prefix),
+      cString(namespace),
+      VIR_DOMAIN_AFFECT_LIVE,
+    );
+  }
+
+  /** Its network interfaces as this source knows them; none where it knows nothing yet. */
+  async interfaceAddresses(
+    source: typeof ADDRESS_SOURCE[keyof typeof ADDRESS_SOURCE],
+  ): Promise<Interface[]> {
+    const list = new OutCell();
+    const count = await this.#connection.call(
+      "virDomainInterfaceAddresses",
+      this.#pointer,
+      list.buffer,
+      source,
+      0,
+    );
+    const array = list.pointer;
+    if (array === null) return [];
+    const interfaces: Interface[] = [];
+    for (let i = 0; i < count; i++) {
+      const pointer = pointerAt(array, i * 8);
+      if (pointer === null) continue;
+      interfaces.push(readInterface(pointer));
+      this.#connection.local.virDomainInterfaceFree(pointer);
+    }
+    this.#connection.local.free(array);
+    return interfaces;
+  }
+
+  [Symbol.dispose](): void {
+    this.#connection.release("virDomainFree", this.#pointer);
+  }
+}
+
+/**
+ * Reads a `virDomainInterface` (libvirt-domain.h): name at 0, hwaddr at 8, naddrs at 16, addrs at
+ * 24, an array of `virDomainIPAddress` of 24 bytes: type at 0, addr at 8, prefix at 16.
+ */
+function readInterface(pointer: Deno.PointerObject): Interface {
+  const view = new Deno.UnsafePointerView(pointer);
+  const mac = borrowedString(view.getPointer(8)) ?? "";
+  const count = view.getUint32(16);
+  const array = view.getPointer(24);
+  const addresses: string[] = [];
+  for (let i = 0; array !== null && i < count; i++) {
+    const address = borrowedString(pointerAt(array, i * 24 + 8));
+    if (address !== null) addresses.push(address);
+  }
+  return { mac: mac.toLowerCase(), addresses };
+}

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+/** The error numbers that we tell apart, from virErrorNumber in libvirt's virterror.h. */
+export const VIR_ERR = {
+  INTERNAL_ERROR: 1,
+  NO_SUPPORT: 3,
+  SYSTEM_ERROR: 38,
+  NO_DOMAIN: 42,
+  NO_NETWORK: 43,
+  AUTH_FAILED: 45,
+  NO_STORAGE_POOL: 49,
+  NO_STORAGE_VOL: 50,
+  OPERATION_INVALID: 55,
+  OPERATION_TIMEOUT: 68,
+  AUTH_CANCELLED: 79,
+  NO_DOMAIN_METADATA: 80,
+  AGENT_UNRESPONSIVE: 86,
+  ACCESS_DENIED: 88,
+  STORAGE_VOL_EXIST: 90,
+  AUTH_UNAVAILABLE: 94,
+} as const;
+
+/** What a {@linkcode LibvirtError} says besides its words. */
+export interface LibvirtErrorOptions {
+  /** The number of virErrorNumber. */
+  readonly code: number;
+  /** Something to run or to edit, where the cause is known. */
+  readonly advice?: string;
+}
+
+/** A call of libvirt that failed: which function, libvirt's own words and number. */
+export class LibvirtError extends Error {
+  override readonly name = "LibvirtError";
+  readonly code: number;
+  readonly advice: string | undefined;
+
+  constructor(functionName: string, words: string, { code, advice }: LibvirtErrorOptions) {
+    super(`libvirt: ${words} (${functionName}, error ${code})`);
+    this.code = code;
+    this.advice = advice;
+  }
+}
+
+/** Whether this is libvirt's error of one of these numbers. */
+export function isLibvirtError(error: unknown, ...codes: number[]): error is LibvirtError {
+  return error instanceof LibvirtError && codes.includes(error.code);
+}
+
+/** What the lookup gives, or null if it fails with this number. Other failures pass through. */
+export async function orNull<T>(code: number, lookup: Promise<T>): Promise<T | null> {
+  try {
+    return await lookup;
+  } catch (error) {
+    if (isLibvirtError(error, code)) return null;
+    throw error;
+  }
+}

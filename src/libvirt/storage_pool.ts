@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import type { Pointer } from "../../ffi/libvirt.ts";
+import { borrowedString, cString, OutCell, pointerAt } from "../../ffi/memory.ts";
+import type { Connection } from "./connection.ts";
+import { orNull, VIR_ERR } from "./error.ts";
+import { Volume } from "./volume.ts";
+
+/** A handle of a storage pool. Whoever gets it disposes of it. */
+export class StoragePool implements Disposable {
+  readonly name: string;
+  readonly #connection: Connection;
+  readonly #pointer: Pointer<"virStoragePool">;
+
+  constructor(connection: Connection, pointer: Pointer<"virStoragePool">, name: string) {
+    this.#connection = connection;
+    this.#pointer = pointer;
+    this.name = name;
+  }
+
+  /** Whether it is started. */
+  async isActive(): Promise<boolean> {
+    return (await this.#connection.call("virStoragePoolIsActive", this.#pointer)) === 1;
+  }
+
+  /** Makes its target directory, starts it, and has libvirt start it with the host. */
+  async buildAndStart(): Promise<void> {
+    await this.#connection.call("virStoragePoolBuild", this.#pointer, 0);
+    await this.#connection.call("virStoragePoolCreate", this.#pointer, 0);
+    await this.#connection.call("virStoragePoolSetAutostart", this.#pointer, 1);
+  }
+
+  /** Has libvirt look for volumes that others put there. It fails while a volume is being made. */
+  async refresh(): Promise<void> {
+    await this.#connection.call("virStoragePoolRefresh", this.#pointer, 0);
+  }
+
+  /** Its XML, with the path of its target. */
+  xml(): Promise<string> {
+    return this.#connection.callForString("virStoragePoolGetXMLDesc", this.#pointer, 0);
+  }
+
+  /** The volume of this name. Throws LibvirtError if there is none. */
+  async lookupVolume(name: string): Promise<Volume> {
+    const pointer = await this.#connection.call(
+      "virStorageVolLookupByName",
+      this.#pointer,
+      cString(name),
+    );
+    return new Volume(this.#connection, pointer, name);
+  }
+
+  /** The volume of this name, or null if there is none. */
+  findVolume(name: string): Promise<Volume | null> {
+    return orNull(VIR_ERR.NO_STORAGE_VOL, this.lookupVolume(name));
+  }
+
+  /** Makes the volume that the XML describes. The caller disposes of the handle. */
+  async createVolume(name: string, volumeXml: string): Promise<Volume> {
+    const pointer = await this.#connection.call(
+      "virStorageVolCreateXML",
+      this.#pointer,
+      cString(volumeXml),
+      0,
+    );
+    return new Volume(this.#connection, pointer, name);
+  }
+
+  /** The names of its volumes, as libvirt knows them without a refresh. */
+  async volumeNames(): Promise<string[]> {
+    const list = new OutCell();
+    const count = await this.#connection.call(
+      "virStoragePoolListAllVolumes",
+      this.#pointer,
+      list.buffer,
+      0,
+    );
+    const array = list.pointer;
+    if (array === null) return [];
+    const names: string[] = [];
+    for (let i = 0; i < count; i++) {
+      const pointer = pointerAt(array, i * 8) as Pointer<"virStorageVol"> | null;
+      if (pointer === null) continue;
+      names.push(borrowedString(this.#connection.local.virStorageVolGetName(pointer)) ?? "");
+      this.#connection.release("virStorageVolFree", pointer);
+    }
+    this.#connection.local.free(array);
+    return names;
+  }
+
+  [Symbol.dispose](): void {
+    this.#connection.release("virStoragePoolFree", this.#pointer);
+  }
+}

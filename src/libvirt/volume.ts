@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import type { Pointer } from "../../ffi/libvirt.ts";
+import type { Connection } from "./connection.ts";
+import { orNull, VIR_ERR } from "./error.ts";
+
+const CHUNK_BYTES = 256 * 1024; // libvirt's streams carry at most this much in a message
+
+/** A handle of a storage volume. Whoever gets it disposes of it, which leaves the volume as it is. */
+export class Volume implements Disposable {
+  readonly name: string;
+  readonly #connection: Connection;
+  readonly #pointer: Pointer<"virStorageVol">;
+
+  constructor(connection: Connection, pointer: Pointer<"virStorageVol">, name: string) {
+    this.#connection = connection;
+    this.#pointer = pointer;
+    this.name = name;
+  }
+
+  /** Where it is on the hypervisor's host. */
+  path(): Promise<string> {
+    return this.#connection.callForString("virStorageVolGetPath", this.#pointer);
+  }
+
+  /** Its XML: format, capacity, backing store. */
+  xml(): Promise<string> {
+    return this.#connection.callForString("virStorageVolGetXMLDesc", this.#pointer, 0);
+  }
+
+  /** Its size as its readers see it, in bytes, looked up afresh. */
+  async capacityBytes(): Promise<number> {
+    // virStorageVolInfo (libvirt-storage.h): type at 0, capacity at 8, allocation at 16.
+    const info = new BigUint64Array(3);
+    await this.#connection.call("virStorageVolGetInfo", this.#pointer, info);
+    return Number(info[1]);
+  }
+
+  /** Deletes it. Nothing happens if it is gone already. */
+  async delete(): Promise<void> {
+    await orNull(
+      VIR_ERR.NO_STORAGE_VOL,
+      this.#connection.call("virStorageVolDelete", this.#pointer, 0),
+    );
+  }
+
+  /** Writes these bytes at its beginning. */
+  upload(bytes: Uint8Array<ArrayBuffer>): Promise<void> {
+    const connection = this.#connection;
+    const length = BigInt(bytes.length);
+    return connection.withStream(async (stream) => {
+      await connection.call("virStorageVolUpload", this.#pointer, stream, 0n, length, 0);
+      for (let sent = 0; sent < bytes.length;) {
+        const chunk = bytes.subarray(sent, sent + CHUNK_BYTES);
+        sent += await connection.call("virStreamSend", stream, chunk, BigInt(chunk.length));
+      }
+    });
+  }
+
+  /** Reads from this offset to its end. */
+  download(offset: number): Promise<Uint8Array<ArrayBuffer>> {
+    const connection = this.#connection;
+    const allTheRest = 0n;
+    return connection.withStream(async (stream) => {
+      const start = BigInt(offset);
+      await connection.call("virStorageVolDownload", this.#pointer, stream, start, allTheRest, 0);
+      const chunks: Uint8Array<ArrayBuffer>[] = [];
+      for (;;) {
+        const chunk = new Uint8Array(CHUNK_BYTES);
+        const length = await connection.call("virStreamRecv", stream, chunk, BigInt(CHUNK_BYTES));
+        if (length === 0) break;
+        chunks.push(chunk.subarray(0, length));
+      }
+      return new Uint8Array(await new Blob(chunks).arrayBuffer());
+    });
+  }
+
+  [Symbol.dispose](): void {
+    this.#connection.release("virStorageVolFree", this.#pointer);
+  }
+}

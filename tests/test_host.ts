@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { Connection, type ConnectionOptions } from "../src/libvirt/connection.ts";
+
+/** The URI of {@linkcode openTestHost}. */
+export const TEST_HOST_URI = `test://${new URL("data/host.xml", import.meta.url).pathname}`;
+
+/**
+ * A hypervisor of its own in libvirt's test driver: the network `default`, whose addresses are of
+ * 127.99.0.0/24; the pools `base_imgs`, with two templates, and `libvirt-gci`; and a domain
+ * `somebody` that is not ours.
+ */
+export function openTestHost(options: ConnectionOptions = {}): Promise<Connection> {
+  return Connection.open(TEST_HOST_URI, options);
+}
