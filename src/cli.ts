@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { object, or } from "@optique/core/constructs";
+import { runParserSync } from "@optique/core/facade";
+import { message, optionName } from "@optique/core/message";
+import { optional, withDefault } from "@optique/core/modifiers";
+import { argument, command, constant, flag, option } from "@optique/core/primitives";
+import { string } from "@optique/core/valueparser";
+import { UsageError } from "./errors.ts";
+
+/** The program's name in messages, whatever the file is called. */
+export const PROGRAM = "libvirt-gci";
+
+const machineOption = optional(
+  option("-m", "--machine", string({ metavar: "NAME" }), {
+    description: message`The name of the machine.`,
+  }),
+);
+
+const configCommand = command("config", object({ command: constant("config") }), {
+  description: message`Print for GitLab Runner's config_exec what the later stages need, as JSON.`,
+});
+
+const prepareCommand = command(
+  "prepare",
+  object({
+    command: constant("prepare"),
+    distro: optional(
+      option("-d", "--distro", string({ metavar: "NAME" }), {
+        description: message`The template, instead of the one that the job asks for.`,
+      }),
+    ),
+    machine: machineOption,
+    keyFile: optional(
+      option("--ssh-key-file", string({ metavar: "PATH" }), {
+        description: message`The private key to log in with, instead of the one in the settings.`,
+      }),
+    ),
+  }),
+  {
+    description: message`Start a machine for the job and wait until it can be logged in to.`,
+    footer: message`By hand, without ${
+      optionName("--machine")
+    }, the machine gets a name, which is printed.`,
+  },
+);
+
+const runCommand = command(
+  "run",
+  object({
+    command: constant("run"),
+    machine: machineOption,
+    script: withDefault(
+      flag("--script", { description: message`Says that a script follows: it always does.` }),
+      false,
+    ),
+    path: optional(
+      argument(string({ metavar: "PATH" }), {
+        description: message`The script, a file on this host.`,
+      }),
+    ),
+    stage: optional(
+      argument(string({ metavar: "STAGE" }), {
+        description: message`GitLab's name for what the script does.`,
+      }),
+    ),
+  }),
+  {
+    description: message`Run a script in the machine, or a command that follows ${"--"}.`,
+    footer: message`By hand: libvirt-gci run --machine NAME -- COMMAND [ARG...]`,
+  },
+);
+
+const cleanupCommand = command(
+  "cleanup",
+  object({ command: constant("cleanup"), machine: machineOption }),
+  { description: message`Remove the machine and all that belongs to it.` },
+);
+
+const parser = object({
+  debug: withDefault(
+    flag("--debug", { description: message`Tell each call of libvirt, and where errors arose.` }),
+    false,
+  ),
+  config: optional(
+    option("--config", string({ metavar: "FILE" }), {
+      description: message`The settings, instead of /etc/libvirt-gci/config.yaml.`,
+    }),
+  ),
+  action: or(configCommand, prepareCommand, runCommand, cleanupCommand),
+});
+
+/** What the command line asks for. */
+export type Arguments = ReturnType<typeof parseWithHelp> & {
+  /** The command and its arguments behind `--`, if there is one. */
+  readonly guestCommand: readonly string[] | null;
+};
+
+/** What the parser prints and how it ends the program. It ends it for `--help` and mistakes. */
+export interface CliOutput {
+  readonly stdout: (text: string) => void;
+  readonly stderr: (text: string) => void;
+  readonly exit: (status: number) => never;
+}
+
+/**
+ * Reads the command line. What stands behind `--` belongs to the guest, whatever it looks like. For
+ * `--help`, `--version`, `completions` and mistakes, prints and ends the program: mistakes with 2.
+ */
+export function parseArguments(
+  args: readonly string[],
+  { version, output }: { readonly version: string; readonly output: CliOutput },
+): Arguments {
+  const dashes = args.indexOf("--");
+  const own = dashes < 0 ? args : args.slice(0, dashes);
+  const guestCommand = dashes < 0 ? null : args.slice(dashes + 1);
+  const parsed = { ...parseWithHelp(own, version, output), guestCommand };
+  checkTogether(parsed);
+  return parsed;
+}
+
+function parseWithHelp(args: readonly string[], version: string, output: CliOutput) {
+  return runParserSync(parser, PROGRAM, args, {
+    brief: message`Run GitLab CI jobs in throw-away virtual machines of libvirt.`,
+    help: { command: true, option: true, onShow: () => output.exit(0) },
+    version: { option: true, value: version, onShow: () => output.exit(0) },
+    completion: {
+      command: { names: ["completions"] },
+      onShow: (status: number) => output.exit(status),
+    },
+    onError: () => output.exit(2),
+    stdout: output.stdout,
+    stderr: output.stderr,
+    termWidth: "auto",
+  });
+}
+
+function checkTogether({ action, guestCommand }: Arguments): void {
+  if (action.command !== "run") {
+    if (guestCommand === null) return;
+    throw new UsageError({
+      what: `The command "${action.command}" takes nothing behind --`,
+      advice: `See ${PROGRAM} ${action.command} --help`,
+    });
+  }
+  if ((action.path === undefined) === (guestCommand !== null && guestCommand.length > 0)) return;
+  throw new UsageError({
+    what: action.path === undefined
+      ? "The command run needs a script, or a command behind --"
+      : `The command run takes a script or a command, not both: "${action.path}" and --`,
+    advice: `${PROGRAM} run --script PATH, or ${PROGRAM} run --machine NAME -- COMMAND [ARG...]`,
+  });
+}

@@ -1,0 +1,400 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import * as v from "valibot";
+import { isAlias, isMap, isNode, isScalar, isSeq, LineCounter, parseDocument, visit } from "yaml";
+import type { Document } from "yaml";
+import { SystemFailure } from "./errors.ts";
+
+/** What can be set for all machines, and for those of one template. */
+export interface MachineSettings {
+  /** The hypervisor; `auto` is kvm where KVM really runs guests, and qemu elsewhere. */
+  readonly domainType: string;
+  /** The libvirt network that the machine's card is in. */
+  readonly network: string;
+  readonly vcpus: number;
+  readonly memoryMib: number;
+  /** The size of the machine's disk; null is the template's own. */
+  readonly diskGib: number | null;
+  /** A machine type of QEMU; null is q35 on x86-64, and elsewhere libvirt's choice. */
+  readonly machineType: string | null;
+  readonly firmware: "bios" | "efi";
+  /** A CPU mode of libvirt; null is host-passthrough with KVM, and maximum without. */
+  readonly cpuMode: string | null;
+  /** Whether the key, the user and the host name reach the guest through cloud-init. */
+  readonly cloudInit: boolean;
+  readonly user: string;
+  readonly port: number;
+  /** The file of the private key; null is the first of the caller's own. */
+  readonly key: string | null;
+  readonly shell: "bash" | "sh";
+  /** Directories in the guest; null is below the home of the user. */
+  readonly buildsDir: string | null;
+  readonly cacheDir: string | null;
+  readonly addressSeconds: number;
+  readonly sshSeconds: number;
+}
+
+/** What can be set for one template. */
+export interface TemplateSettings {
+  /** The volume in the template pool; null is the template's name, with or without `.qcow2`. */
+  readonly volume: string | null;
+  /** Other names by which a job may ask for it, in DISTRO or `image:`. */
+  readonly aliases: readonly string[];
+  readonly machine: MachineSettings;
+}
+
+/** The settings, complete. */
+export interface Config {
+  readonly uri: string;
+  /** How long libvirt may take for one call. */
+  readonly callSeconds: number;
+  readonly templatePool: string;
+  readonly overlayPool: string;
+  /** The template of a job that asks for none; null refuses such a job. */
+  readonly defaultTemplate: string | null;
+  readonly machine: MachineSettings;
+  readonly templates: ReadonlyMap<string, TemplateSettings>;
+}
+
+/** The overlay pool that prepare makes by itself, where its name is left as it is. */
+export const DEFAULT_OVERLAY_POOL = "libvirt-gci";
+
+const DEFAULT_MACHINE: MachineSettings = {
+  domainType: "auto",
+  network: "default",
+  vcpus: 2,
+  memoryMib: 2048,
+  diskGib: null,
+  machineType: null,
+  firmware: "bios",
+  cpuMode: null,
+  cloudInit: true,
+  user: "gitlab-runner",
+  port: 22,
+  key: null,
+  shell: "bash",
+  buildsDir: null,
+  cacheDir: null,
+  addressSeconds: 180,
+  sshSeconds: 120,
+};
+
+const wholeNumber = (min: number, max: number) =>
+  v.custom<number>(
+    (value) => Number.isInteger(value) && Number(value) >= min && Number(value) <= max,
+    `a whole number from ${min} to ${max}`,
+  );
+
+const oneOf = <const T extends readonly string[]>(values: T) =>
+  v.picklist(values, `one of ${values.join(", ")}`);
+
+const text = (pattern: RegExp, allowed: string) =>
+  v.pipe(v.string(allowed), v.regex(pattern, allowed));
+
+const name = text(/^[^\s/\p{C}][^/\p{C}]*$/u, "a name without slashes or control characters");
+const directory = text(/^\/[^\p{C}]*$/u, "an absolute path");
+const seconds = wholeNumber(1, 86_400);
+
+const machineEntries = {
+  domain_type: v.optional(oneOf(["auto", "kvm", "qemu"])),
+  network: v.optional(name),
+  vcpus: v.optional(wholeNumber(1, 1024)),
+  memory_mib: v.optional(wholeNumber(64, 16_777_216)),
+  disk_gib: v.optional(wholeNumber(1, 65_536)),
+  machine_type: v.optional(text(/^[\w.+-]+$/, "a machine type of QEMU, such as q35")),
+  firmware: v.optional(oneOf(["bios", "efi"])),
+  cpu_mode: v.optional(oneOf(["host-passthrough", "host-model", "maximum"])),
+  cloud_init: v.optional(v.boolean("true or false")),
+  user: v.optional(
+    text(/^[a-z_][a-z0-9_-]{0,31}$/, "a user name: lower case letters, digits, _ and -"),
+  ),
+  port: v.optional(wholeNumber(1, 65_535)),
+  key: v.optional(text(/^(\/|~\/)[^\p{C}]+$/u, "a path that begins with / or ~/")),
+  shell: v.optional(oneOf(["bash", "sh"])),
+  builds_dir: v.optional(directory),
+  cache_dir: v.optional(directory),
+  address_seconds: v.optional(seconds),
+  ssh_seconds: v.optional(seconds),
+};
+
+const templateEntries = {
+  volume: v.optional(name),
+  aliases: v.optional(v.array(text(/^[^\p{C}]+$/u, "a name"), "a list of names")),
+  ...machineEntries,
+};
+
+const configEntries = {
+  uri: v.optional(text(/^[a-z][\w.+-]*:\S+$/i, "a libvirt URI, such as qemu:///system")),
+  call_seconds: v.optional(seconds),
+  template_pool: v.optional(name),
+  overlay_pool: v.optional(name),
+  default_template: v.optional(name),
+  ...machineEntries,
+  templates: v.optional(
+    v.pipe(
+      v.unknown(),
+      v.check(isKeys, "the names of templates, each with settings below it"),
+      v.record(name, v.nullable(closed(templateEntries))),
+    ),
+  ),
+};
+
+const schema = closed(configEntries);
+
+type RawMachine = v.InferOutput<ReturnType<typeof closed<typeof machineEntries>>>;
+
+/** An object that has these keys and no others. */
+function closed<const Entries extends v.ObjectEntries>(entries: Entries) {
+  return v.pipe(
+    v.unknown(),
+    v.check(isKeys, "keys with values"),
+    v.objectWithRest(entries, v.never(Object.keys(entries).join(", "))),
+  );
+}
+
+/** Valibot itself takes a list for an object with the keys 0, 1, … */
+function isKeys(value: unknown): value is Readonly<Record<string, unknown>> {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+/** The settings of a machine without any file. */
+export const DEFAULT_CONFIG: Config = toConfig({});
+
+/** Where the settings are read from. */
+export interface ConfigPlaces {
+  /** `--config`: this file and no other. */
+  readonly file?: string | undefined;
+  readonly home: string | undefined;
+  readonly xdgConfigHome: string | undefined;
+}
+
+/**
+ * Reads the first file that exists of `--config`, `/etc/libvirt-gci/config.yaml` and
+ * `$XDG_CONFIG_HOME/libvirt-gci/config.yaml`; without any, the defaults hold. Throws SystemFailure
+ * with all mistakes of the file at once.
+ */
+export async function loadConfig({ file, home, xdgConfigHome }: ConfigPlaces): Promise<Config> {
+  const user = xdgConfigHome || (home && `${home}/.config`);
+  const places = file !== undefined
+    ? [file]
+    : ["/etc/libvirt-gci/config.yaml", ...(user ? [`${user}/libvirt-gci/config.yaml`] : [])];
+  for (const place of places) {
+    try {
+      return parseConfig(await Deno.readTextFile(place), place);
+    } catch (cause) {
+      if (cause instanceof SystemFailure) throw cause;
+      if (file === undefined && isNoFile(cause)) continue;
+      throw new SystemFailure({
+        what: `Cannot read the settings in "${place}"`,
+        cause,
+        advice: "Check that the file exists and that this user may read it",
+      });
+    }
+  }
+  return DEFAULT_CONFIG;
+}
+
+/** The home of a user that has none is often /dev/null. */
+function isNoFile(error: unknown): boolean {
+  return error instanceof Deno.errors.NotFound || error instanceof Deno.errors.NotADirectory;
+}
+
+/** Reads settings from YAML. `file` is for messages. Throws SystemFailure with all mistakes. */
+export function parseConfig(yamlText: string, file: string): Config {
+  const lineCounter = new LineCounter();
+  const document = parseDocument(yamlText, {
+    lineCounter,
+    prettyErrors: false,
+    logLevel: "error",
+    uniqueKeys: false, // mistakesOfYaml() knows their names and places better
+  });
+  const mistakes = mistakesOfYaml(document);
+  let config = DEFAULT_CONFIG;
+  if (mistakes.every(({ hidesOthers }) => !hidesOthers)) {
+    const settings: unknown = document.toJS() ?? {};
+    const result = v.safeParse(schema, settings);
+    if (result.success) config = toConfig(result.output);
+    mistakes.push(...mistakesOfValues(result.issues ?? [], document));
+    mistakes.push(...mistakesOfAliases(settings, document));
+  }
+  if (mistakes.length === 0) return config;
+  const lines = mistakes.sort((a, b) => a.offset - b.offset).map(({ offset, words }) => {
+    const { line, col } = lineCounter.linePos(offset);
+    return `${file}:${line}:${col}: ${words}`;
+  });
+  throw new SystemFailure({
+    what: [`The settings have ${lines.length === 1 ? "a mistake" : "mistakes"}:`, ...lines].join(
+      "\n",
+    ),
+    advice: `Edit "${file}"; config.example.yaml has every setting with its default`,
+  });
+}
+
+interface Mistake {
+  readonly offset: number;
+  readonly words: string;
+  /** Whether the settings cannot be looked at until it is gone. */
+  readonly hidesOthers?: boolean;
+}
+
+/** A key of these is one that valibot leaves out without a word. */
+const NO_KEYS: readonly string[] = ["__proto__", "constructor", "prototype"];
+
+function mistakesOfYaml(document: Document): Mistake[] {
+  const mistakes: Mistake[] = [];
+  for (const { name, pos, message } of [...document.errors, ...document.warnings]) {
+    mistakes.push({ offset: pos[0], words: message, hidesOthers: name === "YAMLParseError" });
+  }
+  visit(document, {
+    Alias: (_, alias) => {
+      if (alias.resolve(document) !== undefined) return;
+      const words = `Nothing before has the anchor "&${alias.source}"`;
+      mistakes.push({ offset: startOf(alias) ?? 0, words, hidesOthers: true });
+    },
+    Map: (_, { items }) => mistakes.push(...mistakesOfKeys(items.map(({ key }) => key))),
+  });
+  return mistakes;
+}
+
+function mistakesOfKeys(keys: readonly unknown[]): Mistake[] {
+  const names = keys.map(nameOf);
+  return keys.flatMap((key, i) => {
+    const name = nameOf(key);
+    const words = NO_KEYS.includes(name)
+      ? `"${name}" cannot be a key`
+      : names.indexOf(name) < i
+      ? `"${name}" stands here again`
+      : null;
+    return words === null ? [] : [{ offset: startOf(key) ?? 0, words }];
+  });
+}
+
+/** The name that a key of YAML gets in JavaScript: there, 34 is a number. */
+function nameOf(key: unknown): string {
+  return String(isScalar(key) ? key.value : key);
+}
+
+function mistakesOfValues(issues: readonly v.BaseIssue<unknown>[], document: Document): Mistake[] {
+  return issues.map((issue) => {
+    const path = (issue.path ?? []).map(({ key }) => key);
+    const atKey = issue.type === "never" || issue.path?.at(-1)?.origin === "key";
+    return { offset: offsetOf(document, path, atKey), words: say(path, issue) };
+  });
+}
+
+/** Whoever asks for a name must get one template. */
+function mistakesOfAliases(settings: unknown, document: Document): Mistake[] {
+  const templates = isKeys(settings) && settings["templates"];
+  if (!isKeys(templates)) return [];
+  const owners = new Map<unknown, string>(Object.keys(templates).map((name) => [name, name]));
+  const mistakes: Mistake[] = [];
+  for (const [template, ofTemplate] of Object.entries(templates)) {
+    const aliases = isKeys(ofTemplate) && ofTemplate["aliases"];
+    if (!Array.isArray(aliases)) continue;
+    for (const [i, alias] of aliases.entries()) {
+      const owner = owners.get(alias);
+      owners.set(alias, owner ?? template);
+      if (owner === undefined) continue;
+      const path = ["templates", template, "aliases", i];
+      const words = `"${path.join(".")}" must be a new name: "${alias}" is the template "${owner}"`;
+      mistakes.push({ offset: offsetOf(document, path, false), words });
+    }
+  }
+  return mistakes;
+}
+
+/** Where in the file the value of this path stands, or its key. */
+function offsetOf(document: Document, path: readonly unknown[], atKey: boolean): number {
+  let key: unknown = null;
+  let value: unknown = document.contents;
+  for (const step of path) {
+    const parent = isAlias(value) ? value.resolve(document) : value;
+    // Of two keys that are the same, the last counts.
+    const pair = isMap(parent) ? parent.items.findLast((item) => nameOf(item.key) === step) : null;
+    key = pair?.key;
+    value = isSeq(parent) ? parent.items[Number(step)] : pair?.value;
+  }
+  return (atKey ? startOf(key) : startOf(value)) ?? startOf(value) ?? startOf(key) ?? 0;
+}
+
+function startOf(node: unknown): number | undefined {
+  return isNode(node) ? node.range?.[0] : undefined;
+}
+
+function say(path: readonly unknown[], { type, message, input }: v.BaseIssue<unknown>): string {
+  const where = path.length === 0 ? "the file" : path.join(".");
+  if (type === "never") {
+    const near = nearest(String(path.at(-1)), message.split(", "));
+    return `"${where}" is unknown; ` +
+      (near ? `did you mean "${near}"?` : `known here: ${message}`);
+  }
+  const given = input === null
+    ? "nothing"
+    : typeof input === "object"
+    ? (isKeys(input) ? "keys with values" : "a list")
+    : (typeof input === "string" ? JSON.stringify(input) : String(input));
+  return `"${where}" must be ${message}, not ${given}`;
+}
+
+/** The word that this one was meant to be: a letter or two differ, or its end is missing. */
+function nearest(word: string, known: readonly string[]): string | undefined {
+  const [best] = known.map((other) => ({ other, changes: distance(word.toLowerCase(), other) }))
+    .sort((a, b) => a.changes - b.changes);
+  if (best && best.changes <= Math.min(2, word.length / 3)) return best.other;
+  return known.find((other) => other.startsWith(`${word}_`));
+}
+
+/** How many letters to add, remove or change to make one word of the other (Levenshtein's). */
+function distance(a: string, b: string): number {
+  let row = Array.from({ length: b.length + 1 }, (_, i) => i);
+  for (let i = 0; i < a.length; i++) {
+    const next = [i + 1];
+    for (let j = 0; j < b.length; j++) {
+      const changed = (row[j] ?? 0) + Number(a[i] !== b[j]);
+      next.push(Math.min(changed, (row[j + 1] ?? 0) + 1, (next[j] ?? 0) + 1));
+    }
+    row = next;
+  }
+  return row[b.length] ?? 0;
+}
+
+function toConfig(raw: v.InferOutput<typeof schema>): Config {
+  const machine = toMachine(raw, DEFAULT_MACHINE);
+  const templates = Object.entries(raw.templates ?? {}).map(([template, settings]) => {
+    return [template, {
+      volume: settings?.volume ?? null,
+      aliases: settings?.aliases ?? [],
+      machine: toMachine(settings ?? {}, machine),
+    }] as const;
+  });
+  return {
+    uri: raw.uri ?? "qemu:///system",
+    callSeconds: raw.call_seconds ?? 60,
+    templatePool: raw.template_pool ?? "base_imgs",
+    overlayPool: raw.overlay_pool ?? DEFAULT_OVERLAY_POOL,
+    defaultTemplate: raw.default_template ?? null,
+    machine,
+    templates: new Map(templates),
+  };
+}
+
+function toMachine(raw: RawMachine, otherwise: MachineSettings): MachineSettings {
+  return {
+    domainType: raw.domain_type ?? otherwise.domainType,
+    network: raw.network ?? otherwise.network,
+    vcpus: raw.vcpus ?? otherwise.vcpus,
+    memoryMib: raw.memory_mib ?? otherwise.memoryMib,
+    diskGib: raw.disk_gib ?? otherwise.diskGib,
+    machineType: raw.machine_type ?? otherwise.machineType,
+    firmware: raw.firmware ?? otherwise.firmware,
+    cpuMode: raw.cpu_mode ?? otherwise.cpuMode,
+    cloudInit: raw.cloud_init ?? otherwise.cloudInit,
+    user: raw.user ?? otherwise.user,
+    port: raw.port ?? otherwise.port,
+    key: raw.key ?? otherwise.key,
+    shell: raw.shell ?? otherwise.shell,
+    buildsDir: raw.builds_dir ?? otherwise.buildsDir,
+    cacheDir: raw.cache_dir ?? otherwise.cacheDir,
+    addressSeconds: raw.address_seconds ?? otherwise.addressSeconds,
+    sshSeconds: raw.ssh_seconds ?? otherwise.sshSeconds,
+  };
+}

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+/** What failed, why, and what to do about it. */
+export interface Failure {
+  /** What failed and on what, the thing in double quotes, without a full stop. */
+  readonly what: string;
+  /** The error behind it. */
+  readonly cause?: unknown;
+  /** Something to run or to edit. */
+  readonly advice?: string;
+  /** More for the job's log, already fit to print: the end of a serial console, say. */
+  readonly details?: string;
+}
+
+abstract class StageFailure extends Error {
+  readonly advice: string | undefined;
+  readonly details: string | undefined;
+
+  constructor({ what, cause, advice, details }: Failure) {
+    super(what, { cause });
+    this.advice = advice;
+    this.details = details;
+  }
+}
+
+/** The job's fault: GitLab Runner does not try again. */
+export class BuildFailure extends StageFailure {
+  override readonly name = "BuildFailure";
+}
+
+/** The host's fault: GitLab Runner may try again. */
+export class SystemFailure extends StageFailure {
+  override readonly name = "SystemFailure";
+}
+
+/** The job's script ended with a status other than 0, after its own words about it. */
+export class ScriptFailure extends BuildFailure {
+  readonly scriptStatus: number;
+
+  constructor(scriptStatus: number) {
+    super({ what: `The script ended with the status ${scriptStatus}` });
+    this.scriptStatus = scriptStatus;
+  }
+}
+
+/** The operator called the program wrongly: exit status 2, as command line programs have it. */
+export class UsageError extends StageFailure {
+  override readonly name = "UsageError";
+}
+
+/** The error and each cause behind it, a line each, then the advice, then the details. */
+export function explain(error: unknown): string {
+  const lines: string[] = [];
+  const advice: string[] = [];
+  const details: string[] = [];
+  for (let cause = error; cause !== undefined; cause = cause instanceof Error && cause.cause) {
+    if (!(cause instanceof Error)) {
+      if (cause !== false) lines.push(String(cause));
+      break;
+    }
+    lines.push(lines.length === 0 ? cause.message : `because: ${cause.message}`);
+    if ("advice" in cause && typeof cause.advice === "string") advice.push(cause.advice);
+    if (cause instanceof StageFailure && cause.details) details.push(cause.details);
+  }
+  const first = advice[0];
+  if (first !== undefined) lines.push(`What to do: ${first}`);
+  return [...lines, ...details].join("\n");
+}

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { BuildFailure, ScriptFailure, UsageError } from "./errors.ts";
+import type { Env } from "./job.ts";
+
+/**
+ * The exit status that tells GitLab Runner whose fault this is. By hand its variables are unset.
+ * See https://docs.gitlab.com/runner/executors/custom/#error-handling.
+ */
+export function exitStatus(error: unknown, env: Env): number {
+  if (error instanceof UsageError) return 2;
+  return error instanceof BuildFailure
+    ? statusFrom(env["BUILD_FAILURE_EXIT_CODE"], 1)
+    : statusFrom(env["SYSTEM_FAILURE_EXIT_CODE"], 2);
+}
+
+/** A failure must never look like success, whatever the variable holds. */
+function statusFrom(value: string | undefined, otherwise: number): number {
+  const status = Number(value);
+  return Number.isInteger(status) && status > 0 && status < 256 ? status : otherwise;
+}
+
+/**
+ * Tells GitLab Runner (17.9 and newer) the script's own status, or that there is none: the file
+ * stays from stage to stage, and one that holds anything but a number is a system failure.
+ */
+export async function reportScriptStatus(error: unknown, env: Env): Promise<void> {
+  const file = env["BUILD_EXIT_CODE_FILE"];
+  if (file === undefined) return;
+  if (error instanceof ScriptFailure) {
+    await Deno.writeTextFile(file, `${error.scriptStatus}\n`);
+  } else {
+    await Deno.remove(file).catch((error) => {
+      if (!(error instanceof Deno.errors.NotFound)) throw error;
+    });
+  }
+}

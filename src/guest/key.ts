@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { SystemFailure } from "../errors.ts";
+
+/** A private key to log in with, and its public part. */
+export interface SshKey {
+  /** The file it came from. */
+  readonly file: string;
+  /** The file's content: never print it. */
+  readonly privateKey: string;
+  /** As a line of authorized_keys. */
+  readonly publicKey: string;
+}
+
+/**
+ * Reads the private key in this file or, if that is null, the first that exists of the user's own
+ * `~/.ssh/id_ed25519` and `~/.ssh/id_rsa`. Throws SystemFailure.
+ */
+export async function readKey(file: string | null, home: string | undefined): Promise<SshKey> {
+  const directory = `${home ?? ""}/.ssh`;
+  const files = file !== null
+    ? [file.replace(/^~(?=\/)/, home ?? "")]
+    : [`${directory}/id_ed25519`, `${directory}/id_rsa`];
+  for (const candidate of files) {
+    try {
+      const privateKey = await Deno.readTextFile(candidate);
+      return { file: candidate, privateKey, publicKey: await publicKeyOf(candidate, privateKey) };
+    } catch (cause) {
+      if (cause instanceof SystemFailure) throw cause;
+      if (cause instanceof Deno.errors.NotFound && file === null) continue;
+      throw new SystemFailure({
+        what: `Cannot read the SSH key "${candidate}"`,
+        cause,
+        advice: `Set "key" in the settings, or use --ssh-key-file, and let this user read the file`,
+      });
+    }
+  }
+  throw new SystemFailure({
+    what: `There is no SSH key to log in with: neither ${files.map((f) => `"${f}"`).join(" nor ")}`,
+    advice: `Make one: ssh-keygen -t ed25519 -N "" -f ${files[0]}; or set "key" in the settings`,
+  });
+}
+
+async function publicKeyOf(file: string, privateKey: string): Promise<string> {
+  // @ts-types="@types/ssh2"
+  const { utils } = (await import("ssh2")).default;
+  const parsed = utils.parseKey(privateKey);
+  const key = Array.isArray(parsed) ? parsed[0] : parsed;
+  if (key === undefined || key instanceof Error) {
+    // The parser's words may quote the file, so they stay inside.
+    const encrypted = /encrypted|passphrase/i.test(key?.message ?? "");
+    throw new SystemFailure({
+      what: encrypted
+        ? `The SSH key "${file}" has a passphrase, which nobody is there to type`
+        : `The file "${file}" is no SSH private key that can be used here`,
+      advice: 'Make a key for the runner: ssh-keygen -t ed25519 -N "" -f FILE',
+    });
+  }
+  return `${key.type} ${key.getPublicSSH().toString("base64")} libvirt-gci`;
+}

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import type { Sink } from "./ssh.ts";
+
+/**
+ * Passes a script's output on until the mark that ends it.
+ *
+ * Processes that a script leaves behind keep its output open, so the end of the stream says nothing;
+ * and its exit status overtakes what it wrote last. The mark, printed after the script, is neither.
+ */
+export class OutputEnd {
+  readonly #mark: Uint8Array;
+  readonly #sink: Sink;
+  #held: Uint8Array = new Uint8Array();
+  #seen = false;
+
+  constructor(token: string, sink: Sink) {
+    this.#mark = new TextEncoder().encode(`\x1e${token}\x1e`);
+    this.#sink = sink;
+  }
+
+  /** The shell command that prints the mark, without any quote. */
+  static printf(token: string): string {
+    return `printf \\\\036${token}\\\\036`;
+  }
+
+  /** Whether the mark has come. */
+  get seen(): boolean {
+    return this.#seen;
+  }
+
+  /** Takes a part of the output; gives true once the mark has come. */
+  readonly push = async (bytes: Uint8Array): Promise<boolean> => {
+    const all = this.#held.length === 0 ? bytes : concat(this.#held, bytes);
+    const at = this.#findMark(all);
+    const whole = at + this.#mark.length <= all.length;
+    this.#seen = whole;
+    this.#held = whole ? new Uint8Array() : all.slice(at);
+    if (at > 0) await this.#sink(all.subarray(0, at));
+    return whole;
+  };
+
+  /** Where the mark, or what may become one at the end of the bytes, begins; else their length. */
+  #findMark(bytes: Uint8Array): number {
+    const first = this.#mark[0] ?? 0;
+    for (let at = bytes.indexOf(first); at >= 0; at = bytes.indexOf(first, at + 1)) {
+      const part = bytes.subarray(at, at + this.#mark.length);
+      if (part.every((byte, i) => byte === this.#mark[i])) return at;
+    }
+    return bytes.length;
+  }
+}
+
+function concat(a: Uint8Array, b: Uint8Array): Uint8Array {
+  const both = new Uint8Array(a.length + b.length);
+  both.set(a);
+  both.set(b, a.length);
+  return both;
+}

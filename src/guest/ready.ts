@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { type Goal, type Limits, NotYet, waitFor } from "../wait.ts";
+import { type Login, LoginRefused, SshConnection } from "./ssh.ts";
+
+const ATTEMPT_MS = 15_000;
+
+/**
+ * Waits until the guest lets us in and runs a command, and gives its host key. `refuseEnded` throws
+ * if the machine is gone. Throws at once if the guest refuses the key, since no waiting mends that.
+ */
+export function waitForSsh(
+  login: Login,
+  refuseEnded: () => Promise<void>,
+  limits: Limits,
+): Promise<string> {
+  return waitFor({
+    ...goalOf(login),
+    probe: async () => {
+      await refuseEnded();
+      const ssh = await tryLogin(login, limits.signal);
+      if (ssh instanceof NotYet) return ssh;
+      using _ = ssh;
+      const ignore = (): Promise<void> => Promise.resolve();
+      const nothing = { input: new Uint8Array(), stdout: ignore, stderr: ignore };
+      const { status } = await ssh.run("exit 0", nothing).catch(() => ({ status: null }));
+      if (status === 0) return ssh.hostKey;
+      return new NotYet(`a command that does nothing ended with the status ${status ?? "unknown"}`);
+    },
+  }, limits);
+}
+
+/**
+ * Logs in to a guest that has let us in before. Its SSH server may be away for a moment: cloud-init
+ * restarts it when it changes its settings. Whoever gets the connection disposes of it.
+ */
+export function openSsh(login: Login, limits: Limits): Promise<SshConnection> {
+  return waitFor({ ...goalOf(login), probe: () => tryLogin(login, limits.signal) }, limits);
+}
+
+function goalOf({ address, port }: Login): Pick<Goal<never>, "goal" | "advice"> {
+  return {
+    goal: `accept an SSH connection at ${address} port ${port}`,
+    advice: "Does the template start an SSH server, on the port of the settings, and does its " +
+      "firewall let the host in?",
+  };
+}
+
+async function tryLogin(login: Login, signal: AbortSignal): Promise<SshConnection | NotYet> {
+  try {
+    return await SshConnection.open(login, { timeoutMs: ATTEMPT_MS, signal });
+  } catch (error) {
+    signal.throwIfAborted();
+    if (error instanceof LoginRefused || !(error instanceof Error)) throw error;
+    return new NotYet(error.message);
+  }
+}

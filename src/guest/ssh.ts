@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// @ts-types="@types/ssh2"
+import type { Client, ClientChannel, ConnectConfig } from "ssh2";
+import type { Readable } from "node:stream";
+import { SystemFailure } from "../errors.ts";
+
+/** How to log in to a guest. */
+export interface Login {
+  readonly address: string;
+  readonly port: number;
+  readonly user: string;
+  /** The private key itself: never print it. */
+  readonly privateKey: string;
+  /** The SHA-256 of the guest's host key in base64; null accepts any, at the first contact. */
+  readonly hostKey: string | null;
+}
+
+/** The guest answers but does not let us in, which no waiting mends. */
+export class LoginRefused extends SystemFailure {
+  override readonly name = "SystemFailure";
+}
+
+/** What takes the output of a command, whole or in part; the next part waits until it is done. */
+export type Sink = (bytes: Uint8Array) => Promise<void>;
+
+/** How a command ended: with a status, by a signal, or with neither: the guest was lost. */
+export interface CommandEnd {
+  readonly status: number | null;
+  readonly signal: string | null;
+}
+
+const KEEPALIVE_MS = 15_000;
+const KEEPALIVES_UNANSWERED = 8; // two minutes: a busy guest is slow to answer, not gone
+
+/** A connection to a guest's SSH server. */
+export class SshConnection implements Disposable {
+  /** The SHA-256 of the host key that the server proved to have, in base64. */
+  readonly hostKey: string;
+  readonly #client: Client;
+  #lost: Error | null = null;
+
+  private constructor(client: Client, hostKey: string) {
+    this.#client = client;
+    this.hostKey = hostKey;
+    client.on("error", (error) => this.#lost = error); // or it would end the process
+  }
+
+  /**
+   * Logs in. Throws {@linkcode LoginRefused} if the guest refuses the key or shows another host key
+   * than the one known, and other errors if it cannot be reached (yet).
+   */
+  static async open(
+    login: Login,
+    { timeoutMs, signal }: { readonly timeoutMs: number; readonly signal: AbortSignal },
+  ): Promise<SshConnection> {
+    // @ts-types="@types/ssh2"
+    const { Client } = (await import("ssh2")).default;
+    signal.throwIfAborted();
+    const client = new Client();
+    const { promise, resolve, reject } = Promise.withResolvers<void>();
+    const abort = (): void => reject(signal.reason);
+    let hostKey = "";
+    let wrongHostKey = false;
+    client.on("connect", () => client.setNoDelay(true)); // Nagle's algorithm costs 40 ms a step
+    client.on("ready", () => resolve());
+    client.on("error", (error) => {
+      reject(wrongHostKey ? wrongHostKeyError(login) : refusalOr(error, login));
+    });
+    client.on("close", () => reject(new Error("the guest closed the connection")));
+    signal.addEventListener("abort", abort);
+    const config: ConnectConfig = {
+      host: login.address,
+      port: login.port,
+      username: login.user,
+      privateKey: login.privateKey,
+      authHandler: ["publickey"], // no round trip to ask what else there is
+      readyTimeout: timeoutMs,
+      keepaliveInterval: KEEPALIVE_MS,
+      keepaliveCountMax: KEEPALIVES_UNANSWERED,
+      hostHash: "sha256",
+      hostVerifier: (hash: string) => {
+        hostKey = btoa(String.fromCharCode(...Uint8Array.fromHex(hash)));
+        wrongHostKey = login.hostKey !== null && login.hostKey !== hostKey;
+        return !wrongHostKey;
+      },
+    };
+    try {
+      client.connect(config);
+      await promise;
+      return new SshConnection(client, hostKey);
+    } catch (error) {
+      client.destroy();
+      throw error;
+    } finally {
+      signal.removeEventListener("abort", abort);
+    }
+  }
+
+  /** What ended the connection, if it was lost. */
+  get lost(): Error | null {
+    return this.#lost;
+  }
+
+  /**
+   * Runs a command through the user's login shell, feeds it `input`, and gives its output to the
+   * filters. Comes back when the command has ended and each filter has had all, or all it wants.
+   */
+  async run(command: string, { input, stdout, stderr }: CommandStreams): Promise<CommandEnd> {
+    const { channel, end } = await this.#exec(command);
+    channel.end(input);
+    await Promise.all([drain(channel, stdout), drain(channel.stderr, stderr)]);
+    return await end;
+  }
+
+  #exec(command: string): Promise<RunningCommand> {
+    const { promise, resolve, reject } = Promise.withResolvers<RunningCommand>();
+    const closed = (): void => reject(this.#lost ?? new Error("the connection is closed"));
+    this.#client.once("close", closed);
+    this.#client.exec(command, (error, channel) => {
+      this.#client.off("close", closed);
+      if (error) reject(error);
+      // Now or never: a fast command's end is in the same packet as the answer to ours.
+      else resolve({ channel, end: endOf(channel) });
+    });
+    return promise;
+  }
+
+  /** Closes the connection; the guest's processes that it started may run on. */
+  [Symbol.dispose](): void {
+    this.#client.destroy();
+  }
+}
+
+interface RunningCommand {
+  readonly channel: ClientChannel;
+  readonly end: Promise<CommandEnd>;
+}
+
+function endOf(channel: ClientChannel): Promise<CommandEnd> {
+  const { promise, resolve } = Promise.withResolvers<CommandEnd>();
+  channel.on("exit", (status: number | null, signal?: string) => {
+    resolve({ status, signal: signal ?? null });
+  });
+  channel.on("close", () => resolve({ status: null, signal: null }));
+  return promise;
+}
+
+/** The streams of a command. */
+export interface CommandStreams {
+  readonly input: Uint8Array;
+  readonly stdout: Filter;
+  readonly stderr: Filter;
+}
+
+/** A sink that may say `true`: it has all that it wants, though the stream may go on. */
+export type Filter = (bytes: Uint8Array) => Promise<boolean | void>;
+
+async function drain(stream: Readable, filter: Filter): Promise<void> {
+  // Destroyed, the stream would close the channel before the exit status has come.
+  for await (const bytes of stream.iterator({ destroyOnReturn: false })) {
+    if (await filter(bytes) === true) return;
+  }
+}
+
+function refusalOr(error: Error & { level?: string }, login: Login): Error {
+  if (error.level !== "client-authentication") return error;
+  return new LoginRefused({
+    what: `The guest at ${login.address} refuses the key for the user "${login.user}"`,
+    advice: "The template must have cloud-init and leave cloud_init on in the settings, or have " +
+      `the public key in ~${login.user}/.ssh/authorized_keys; "user" and "key" are settings`,
+  });
+}
+
+function wrongHostKeyError(login: Login): Error {
+  return new LoginRefused({
+    what: `The SSH server at ${login.address} is not the machine's: it shows another host key ` +
+      "than when the machine was prepared",
+    advice: "Somebody else has that address now, or the job replaced its machine's host key",
+  });
+}

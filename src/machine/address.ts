@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { SystemFailure } from "../errors.ts";
+import { ADDRESS_SOURCE, type Domain } from "../libvirt/domain.ts";
+import { LibvirtError } from "../libvirt/error.ts";
+import { type Limits, NotYet, waitFor } from "../wait.ts";
+
+const OTHER_SOURCES_MS = 2000;
+
+/**
+ * The address at which the host reaches the machine's card: from the network's leases, else from the
+ * guest agent, else from the host's ARP table. All go by the card's MAC address: a host name is what
+ * the guest claims. Throws SystemFailure if the machine ends or the time is over.
+ */
+export function waitForAddress(
+  domain: Domain,
+  { mac, network }: { readonly mac: string; readonly network: string },
+  limits: Limits,
+): Promise<string> {
+  // The agent and the ARP table serve networks without leases; asking them is slow, and libvirt
+  // logs an error each time that no agent runs.
+  let nextOtherSources = performance.now() + OTHER_SOURCES_MS;
+  return waitFor({
+    goal: `get an address in the network "${network}"`,
+    advice: `Look at the network: virsh net-info ${network}, virsh net-dhcp-leases ${network}; ` +
+      `does the template start its network with DHCP?`,
+    probe: async () => {
+      const leased = await findAddress(domain, mac, ADDRESS_SOURCE.LEASE);
+      if (leased !== null) return leased;
+      if (performance.now() < nextOtherSources) return new NotYet("no DHCP lease for its card");
+      nextOtherSources = performance.now() + OTHER_SOURCES_MS;
+      return await findAddress(domain, mac, ADDRESS_SOURCE.AGENT) ??
+        await findAddress(domain, mac, ADDRESS_SOURCE.ARP) ??
+        new NotYet("no DHCP lease for its card, no guest agent and no ARP entry that knows it");
+    },
+  }, limits);
+}
+
+/** Throws SystemFailure if the machine is gone: what is asked of it will not come. */
+export async function refuseEnded(domain: Domain, cause?: unknown): Promise<void> {
+  if (await domain.isActive()) return;
+  throw new SystemFailure({
+    what: `The machine "${domain.name}" ended: it powered off, crashed, or somebody destroyed it`,
+    cause,
+    advice: `See why: /var/log/libvirt/qemu/${domain.name}.log on the host`,
+  });
+}
+
+async function findAddress(
+  domain: Domain,
+  mac: string,
+  source: typeof ADDRESS_SOURCE[keyof typeof ADDRESS_SOURCE],
+): Promise<string | null> {
+  try {
+    const interfaces = await domain.interfaceAddresses(source);
+    const addresses = interfaces.filter((card) => card.mac === mac).flatMap((card) =>
+      card.addresses
+    );
+    return preferred(addresses);
+  } catch (error) {
+    if (!(error instanceof LibvirtError)) throw error;
+    await refuseEnded(domain, error);
+    return null; // a network without leases, or a guest without an agent
+  }
+}
+
+/** IPv4 before IPv6, and no address that is only good on one link (RFC 4291, fe80::/10). */
+function preferred(addresses: readonly string[]): string | null {
+  const usable = addresses.filter((address) => !/^fe[89ab]/i.test(address));
+  return usable.find((address) => address.includes(".")) ?? usable[0] ?? null;
+}

@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+/**
+ * The last lines of a serial console, each behind a bar, with nothing left in them that a terminal or
+ * GitLab's job log would obey: the guest decides what it prints.
+ */
+export function consoleEnd(text: string, lines: number): string {
+  const printed = text
+    // deno-lint-ignore no-control-regex
+    .replace(/\x1b(\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])/g, "") // ECMA-48 control sequences: colours, cursor
+    .split(/[\r\n]+/)
+    .map((line) => line.replace(/\t/g, " ").replace(/\p{C}/gu, "\ufffd").trimEnd())
+    .filter((line) => line !== "")
+    .slice(-lines);
+  if (printed.length === 0) return "Its serial console is empty.";
+  return ["The end of its serial console:", ...printed.map((line) => `  | ${line}`)].join("\n");
+}

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import type { Connection } from "../libvirt/connection.ts";
+import { kvmRunsGuests } from "./kvm_probe.ts";
+
+/**
+ * The domain type for this setting. `auto` is kvm where KVM really runs guests; /dev/kvm alone does
+ * not say so. Where nobody can try it, on another host or without permission, `auto` is what libvirt
+ * says it can start.
+ */
+export async function chooseDomainType(
+  connection: Connection,
+  setting: string,
+  log: (line: string) => void,
+): Promise<string> {
+  if (setting !== "auto") return setting;
+  const kvm = connection.isLocal ? await kvmRunsGuests() : UNTRIED;
+  if (kvm.works === null) {
+    const offered = /<domain type=["']kvm["']/.test(await connection.capabilities());
+    if (!offered) log("Emulating the machine, which is slow: libvirt offers no KVM");
+    return offered ? "kvm" : "qemu";
+  }
+  if (kvm.works) return "kvm";
+  log(`Emulating the machine, which is slow: ${kvm.reason}`);
+  return "qemu";
+}
+
+const UNTRIED = { works: null } as const;

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { parseXml } from "@rgrove/parse-xml";
+import type { Domain } from "../libvirt/domain.ts";
+import { type Xml, xml } from "../xml.ts";
+
+/** The XML namespace of our element in a domain's `<metadata>`, which marks the domain as ours. */
+export const NAMESPACE = "urn:libvirt-gci:machine:1";
+const PREFIX = "gci";
+
+/** What the machine's domain says of it: all that a later stage needs to know. */
+export interface MachineRecord {
+  /** GitLab's id of the job and the path of its project; empty by hand. */
+  readonly job: string;
+  readonly project: string;
+  readonly template: string;
+  /** ISO 8601. */
+  readonly created: string;
+  /** When GitLab ends the job at the latest, ISO 8601; empty if unknown. */
+  readonly deadline: string;
+  readonly mac: string;
+  /** How to log in. */
+  readonly user: string;
+  readonly port: string;
+  readonly key: string;
+  readonly shell: string;
+  /** Known once the machine is ready: its address, and the SHA-256 of its SSH host key. */
+  readonly address: string;
+  readonly hostKey: string;
+}
+
+/** The record as the element that stands in `<metadata>`. */
+export function recordXml(record: MachineRecord): Xml {
+  return xml`
+    <gci:machine xmlns:gci="${NAMESPACE}" ${attributesXml(record)} />
+  `;
+}
+
+function attributesXml(record: MachineRecord): Xml {
+  return xml`
+    job="${record.job}"
+    project="${record.project}"
+    template="${record.template}"
+    created="${record.created}"
+    deadline="${record.deadline}"
+    mac="${record.mac}"
+    user="${record.user}"
+    port="${record.port}"
+    key="${record.key}"
+    shell="${record.shell}"
+    address="${record.address}"
+    hostKey="${record.hostKey}"
+  `;
+}
+
+/** The record of a running domain, or null if the domain is not ours. */
+export async function readRecord(domain: Domain): Promise<MachineRecord | null> {
+  const element = await domain.metadata(NAMESPACE);
+  if (element === null) return null;
+  const attributes = parseXml(element).root?.attributes ?? {};
+  const read = (name: keyof MachineRecord): string => attributes[name] ?? "";
+  return {
+    job: read("job"),
+    project: read("project"),
+    template: read("template"),
+    created: read("created"),
+    deadline: read("deadline"),
+    mac: read("mac"),
+    user: read("user"),
+    port: read("port"),
+    key: read("key"),
+    shell: read("shell"),
+    address: read("address"),
+    hostKey: read("hostKey"),
+  };
+}
+
+/** Replaces the record of a running domain. */
+export function writeRecord(domain: Domain, record: MachineRecord): Promise<void> {
+  const element = xml`
+    <machine ${attributesXml(record)} />
+  `; // libvirt itself adds the namespace
+  return domain.setMetadata(NAMESPACE, PREFIX, element.toString());
+}

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { parseXml, type XmlElement, XmlElement as Element } from "@rgrove/parse-xml";
+import { BuildFailure, SystemFailure } from "../errors.ts";
+import type { Connection } from "../libvirt/connection.ts";
+import { isLibvirtError, LibvirtError, VIR_ERR } from "../libvirt/error.ts";
+import type { StoragePool } from "../libvirt/storage_pool.ts";
+import { xml } from "../xml.ts";
+
+/** A base image that overlays stand on. */
+export interface Template {
+  /** The volume's name. */
+  readonly volume: string;
+  /** Where it is on the hypervisor's host. */
+  readonly path: string;
+  /** `qcow2` or `raw`, as libvirt found it. */
+  readonly format: string;
+  readonly capacityBytes: number;
+}
+
+/**
+ * The template that the first of these volumes holds. `requested` is the job's word for it, for
+ * messages. Throws BuildFailure if there is none, and SystemFailure if the pool cannot be used.
+ */
+export async function findTemplate(
+  connection: Connection,
+  { pool: poolName, volumes, requested }: {
+    readonly pool: string;
+    readonly volumes: readonly string[];
+    readonly requested: string;
+  },
+): Promise<Template> {
+  using pool = await lookupActivePool(connection, poolName, "template_pool");
+  const template = await findFirst(pool, volumes) ??
+    // Somebody may have copied it there, which libvirt does not see by itself.
+    (await refresh(pool) ? await findFirst(pool, volumes) : null);
+  if (template !== null) return template;
+  throw new BuildFailure({
+    what: `Cannot find the template "${requested}" in the storage pool "${poolName}"`,
+    advice: templatesAdvice(await pool.volumeNames(), poolName),
+  });
+}
+
+/** The pool of this name, started. `key` is its setting. Throws SystemFailure. */
+export async function lookupActivePool(
+  connection: Connection,
+  name: string,
+  key: string,
+): Promise<StoragePool> {
+  const pool = await connection.findPool(name);
+  if (pool === null) {
+    throw new SystemFailure({
+      what: `The host has no storage pool "${name}"`,
+      advice: `Make it: virsh pool-define-as ${name} dir --target /var/lib/libvirt/${name} && ` +
+        `virsh pool-build ${name} && virsh pool-start ${name} && virsh pool-autostart ${name}; ` +
+        `or set ${key} to another. make_base_image.sh makes the pool of templates`,
+    });
+  }
+  if (await pool.isActive()) return pool;
+  pool[Symbol.dispose]();
+  throw new SystemFailure({
+    what: `The storage pool "${name}" is not active`,
+    advice: `Start it: virsh pool-start ${name} && virsh pool-autostart ${name}`,
+  });
+}
+
+/** Makes and starts a pool of files below /var/lib/libvirt, unless there is one of this name. */
+export async function createDirPool(connection: Connection, name: string): Promise<void> {
+  using found = await connection.findPool(name);
+  if (found !== null) return;
+  const poolXml = xml`
+    <pool type="dir">
+      <name>${name}</name>
+      <target>
+        <path>/var/lib/libvirt/${name}</path>
+      </target>
+    </pool>
+  `;
+  try {
+    using pool = await connection.definePool(name, poolXml.toString());
+    await pool.buildAndStart();
+  } catch (error) {
+    // Another job's prepare may have made it meanwhile; if not, it is missed or inactive below.
+    if (!(error instanceof LibvirtError)) throw error;
+  }
+}
+
+async function findFirst(pool: StoragePool, volumes: readonly string[]): Promise<Template | null> {
+  for (const name of volumes) {
+    using volume = await pool.findVolume(name);
+    if (volume === null) continue;
+    const path = await volume.path();
+    return { volume: name, path, ...readVolumeXml(await volume.xml()) };
+  }
+  return null;
+}
+
+/** Whether the refresh took place. libvirt refuses one while another job's volume is being made. */
+async function refresh(pool: StoragePool): Promise<boolean> {
+  try {
+    await pool.refresh();
+    return true;
+  } catch (error) {
+    if (isLibvirtError(error, VIR_ERR.INTERNAL_ERROR, VIR_ERR.OPERATION_INVALID)) return false;
+    throw error;
+  }
+}
+
+/** The format and the capacity that a volume's XML states. */
+export function readVolumeXml(volumeXml: string): Pick<Template, "format" | "capacityBytes"> {
+  const root = parseXml(volumeXml).root;
+  const capacity = childOf(root, "capacity");
+  const format = childOf(childOf(root, "target"), "format")?.attributes["type"];
+  return { format: format ?? "raw", capacityBytes: Number(capacity?.text ?? 0) };
+}
+
+function childOf(element: XmlElement | null | undefined, name: string): XmlElement | undefined {
+  return element?.children.find((child): child is XmlElement =>
+    child instanceof Element && child.name === name
+  );
+}
+
+function templatesAdvice(volumes: readonly string[], pool: string): string {
+  const names = volumes.map((volume) => volume.replace(/\.qcow2$/, "")).sort();
+  if (names.length === 0) {
+    return `Make a template first: make_base_image.sh VM (the pool "${pool}" is empty)`;
+  }
+  const shown = names.slice(0, 30).join(", ");
+  return `Ask for one that this host has: ${shown}${names.length > 30 ? ", …" : ""}`;
+}

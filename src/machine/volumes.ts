@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import type { Connection } from "../libvirt/connection.ts";
+import type { StoragePool } from "../libvirt/storage_pool.ts";
+import type { Volume } from "../libvirt/volume.ts";
+import { sleep } from "../wait.ts";
+import { type Xml, xml } from "../xml.ts";
+import type { Template } from "./template.ts";
+
+/**
+ * The volumes of a machine: its name and one of these endings. libvirt's volumes have no metadata, so
+ * the endings mark what is ours, in a pool that may hold the volumes of others too.
+ */
+export const VOLUME_ENDINGS = {
+  overlay: ".overlay.libvirt-gci",
+  seed: ".seed.libvirt-gci",
+  console: ".console.libvirt-gci",
+  nvram: ".nvram.libvirt-gci",
+} as const;
+
+/** One of the volumes that a machine may have. */
+export type VolumeKind = keyof typeof VOLUME_ENDINGS;
+
+/** The name of a machine's volume. */
+export function volumeName(machine: string, kind: VolumeKind): string {
+  return machine + VOLUME_ENDINGS[kind];
+}
+
+/**
+ * Makes the machine's own disk, which reads from the template what nobody wrote. `capacityBytes`
+ * holds if it is more than the template's. The caller disposes of the handle.
+ */
+export function createOverlay(
+  pool: StoragePool,
+  machine: string,
+  { template, capacityBytes }: { readonly template: Template; readonly capacityBytes: number },
+): Promise<Volume> {
+  const name = volumeName(machine, "overlay");
+  return pool.createVolume(
+    name,
+    overlayXml(name, template, Math.max(capacityBytes, template.capacityBytes)).toString(),
+  );
+}
+
+/** The overlay as libvirt's volume XML (https://libvirt.org/formatstorage.html). */
+export function overlayXml(name: string, template: Template, capacityBytes: number): Xml {
+  return xml`
+    <volume type="file">
+      <name>${name}</name>
+      <capacity unit="bytes">${capacityBytes}</capacity>
+      <target>
+        <format type="qcow2" />
+        <compat>1.1</compat>
+      </target>
+      <backingStore>
+        <path>${template.path}</path>
+        <format type="${template.format}" />
+      </backingStore>
+    </volume>
+  `;
+}
+
+/** Makes a volume of plain bytes. It is empty if there are none. The caller disposes of the handle. */
+export async function createRawVolume(
+  pool: StoragePool,
+  name: string,
+  bytes: Uint8Array<ArrayBuffer>,
+): Promise<Volume> {
+  const volumeXml = xml`
+    <volume type="file">
+      <name>${name}</name>
+      <capacity unit="bytes">${bytes.length}</capacity>
+      <target>
+        <format type="raw" />
+      </target>
+    </volume>
+  `;
+  const volume = await pool.createVolume(name, volumeXml.toString());
+  if (bytes.length > 0) await volume.upload(bytes);
+  return volume;
+}
+
+/** Deletes all volumes of the machine that are there, and gives their names. */
+export async function deleteVolumes(
+  connection: Connection,
+  pool: StoragePool,
+  machine: string,
+): Promise<string[]> {
+  const names = Object.values(VOLUME_ENDINGS).map((ending) => machine + ending);
+  names.push(...await findRotatedLogs(connection, pool, machine));
+  const deleted: string[] = [];
+  for (const name of names) {
+    using volume = await pool.findVolume(name);
+    if (volume === null) continue;
+    await volume.delete();
+    deleted.push(name);
+  }
+  return deleted;
+}
+
+const REFRESH_ATTEMPTS = 50;
+
+/**
+ * The older parts of the serial log: virtlogd begins a new file after 2 MiB and renames the old one
+ * to end in .0 (max_size and max_backups in virtlogd.conf). No pool knows of them before a refresh.
+ */
+async function findRotatedLogs(
+  connection: Connection,
+  pool: StoragePool,
+  machine: string,
+): Promise<string[]> {
+  using console = await pool.findVolume(volumeName(machine, "console"));
+  if (console === null) return [];
+  if (connection.isLocal && !await mayExist(`${await console.path()}.0`)) return [];
+  for (let attempt = 1;; attempt++) {
+    try {
+      await pool.refresh();
+      break;
+    } catch (error) {
+      // libvirt refuses while a volume of another job is being made.
+      if (attempt === REFRESH_ATTEMPTS) throw error;
+      await sleep(100, new AbortController().signal);
+    }
+  }
+  const start = `${volumeName(machine, "console")}.`;
+  return (await pool.volumeNames()).filter((name) => name.startsWith(start));
+}
+
+/** Whether there may be such a file: false only where we can look and there is none. */
+async function mayExist(path: string): Promise<boolean> {
+  try {
+    await Deno.lstat(path);
+    return true;
+  } catch (error) {
+    return !(error instanceof Deno.errors.NotFound);
+  }
+}
+
+const CONSOLE_BYTES = 64 * 1024;
+
+/** The end of what the machine wrote on its serial console, or "" if that cannot be read. */
+export async function readConsole(
+  connection: Connection,
+  poolName: string,
+  machine: string,
+): Promise<string> {
+  try {
+    using pool = await connection.lookupPool(poolName);
+    using volume = await pool.lookupVolume(volumeName(machine, "console"));
+    const offset = Math.max(0, await volume.capacityBytes() - CONSOLE_BYTES);
+    return new TextDecoder().decode(await volume.download(offset));
+  } catch {
+    return ""; // The console explains a failure; that it cannot be read is not another.
+  }
+}

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import type { Config, MachineSettings } from "../config.ts";
+import { BuildFailure } from "../errors.ts";
+import { type Job, MACHINE_VARIABLE } from "../job.ts";
+import { chooseTemplate } from "../template_choice.ts";
+
+/**
+ * GitLab Runner's answer from a config_exec, one JSON object
+ * (https://docs.gitlab.com/runner/executors/custom/#config). It asks nothing of libvirt. A template
+ * that nobody can get is for `prepare` to refuse, whose message the job's log shows.
+ */
+export function configJson(job: Job, config: Config, version: string): string {
+  const { user, shell, buildsDir, cacheDir } = settingsOf(job, config);
+  const home = user === "root" ? "/root" : `/home/${user}`;
+  return JSON.stringify({
+    driver: { name: "libvirt-gci", version: `v${version}` },
+    builds_dir: buildsDir ?? `${home}/builds`,
+    cache_dir: cacheDir ?? `${home}/cache`,
+    builds_dir_is_shared: false,
+    shell,
+    ...(job.machine === null ? {} : { job_env: { [MACHINE_VARIABLE]: job.machine } }),
+  });
+}
+
+function settingsOf(job: Job, config: Config): MachineSettings {
+  try {
+    return chooseTemplate(config, job.template).settings;
+  } catch (error) {
+    if (error instanceof BuildFailure) return config.machine;
+    throw error;
+  }
+}

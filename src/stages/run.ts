@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { ScriptFailure, SystemFailure } from "../errors.ts";
+import { readKey } from "../guest/key.ts";
+import { openSsh } from "../guest/ready.ts";
+import { runScript } from "../guest/script.ts";
+import type { Connection } from "../libvirt/connection.ts";
+import { type MachineRecord, readRecord } from "../machine/record.ts";
+import { sleep } from "../wait.ts";
+import type { Stage } from "./stage.ts";
+
+const CONNECT_SECONDS = 60;
+const WATCH_MS = 2000;
+
+/**
+ * Runs a script in the machine. Throws ScriptFailure if it ends with a status other than 0, and
+ * SystemFailure if the machine is not there, or is lost before the script ends.
+ */
+export async function run(machine: string, script: Uint8Array, stage: Stage): Promise<void> {
+  const record = await readReadyRecord(machine, stage.connection);
+  const key = await readKey(record.key, stage.home);
+  const ended = new AbortController();
+  const watching = watch(machine, stage, ended);
+  const lost = rejectAtAbort(ended.signal);
+  try {
+    const signal = AbortSignal.any([stage.signal, ended.signal]);
+    using ssh = await openSsh({
+      address: record.address,
+      port: Number(record.port),
+      user: record.user,
+      privateKey: key.privateKey,
+      hostKey: record.hostKey,
+    }, { timeoutSeconds: CONNECT_SECONDS, signal, log: () => {} }); // the log is the script's
+    const shell = record.shell === "sh" ? "sh" : "bash";
+    const { stdout, stderr } = stage;
+    const ran = runScript(ssh, { text: script, shell, stdout, stderr }, stage.signal);
+    const status = await Promise.race([ran, lost]);
+    if (status !== 0) throw new ScriptFailure(status);
+  } finally {
+    ended.abort();
+    await watching;
+  }
+}
+
+function rejectAtAbort(signal: AbortSignal): Promise<never> {
+  const { promise, reject } = Promise.withResolvers<never>();
+  signal.addEventListener("abort", () => reject(signal.reason));
+  promise.catch(() => {}); // nobody may be waiting any more
+  return promise;
+}
+
+/** The record of a machine that prepare has made ready. */
+async function readReadyRecord(machine: string, connection: Connection): Promise<MachineRecord> {
+  using domain = await connection.findDomain(machine);
+  const record = domain && await readRecord(domain);
+  if (record !== null && record.address !== "") return record;
+  throw new SystemFailure({
+    what: domain === null
+      ? `The machine "${machine}" is gone`
+      : record === null
+      ? `The domain "${machine}" was not made by libvirt-gci`
+      : `The machine "${machine}" is not ready`,
+    advice:
+      "Run the job again; libvirt-gci prepare makes a machine, and a machine that powers off " +
+      "or crashes is gone",
+  });
+}
+
+/**
+ * Aborts `ended` when the machine is no longer there: SSH alone would notice after minutes. A daemon
+ * that restarts is no reason to end the job.
+ */
+async function watch(
+  machine: string,
+  { connection, connect }: Stage,
+  ended: AbortController,
+): Promise<void> {
+  let own: Connection | null = null;
+  while (!ended.signal.aborted) {
+    await sleep(WATCH_MS, ended.signal);
+    if (ended.signal.aborted) break;
+    try {
+      using domain = await (own ?? connection).findDomain(machine);
+      if (domain !== null) continue;
+      ended.abort(
+        new SystemFailure({
+          what: `The machine "${machine}" ended while the script ran: it powered off, crashed, ` +
+            "or somebody destroyed it",
+          advice: `See why: /var/log/libvirt/qemu/${machine}.log on the host`,
+        }),
+      );
+    } catch {
+      own = await connect().catch(() => own);
+    }
+  }
+  if (own !== null) await own[Symbol.asyncDispose]();
+}

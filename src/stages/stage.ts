@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import type { Config } from "../config.ts";
+import type { Sink } from "../guest/ssh.ts";
+import type { Connection } from "../libvirt/connection.ts";
+
+/** What each stage gets besides its job. */
+export interface Stage {
+  readonly config: Config;
+  readonly connection: Connection;
+  /** Opens another connection, for when the first no longer answers. */
+  readonly connect: () => Promise<Connection>;
+  /** Aborts when the stage is to end; its reason is the error to end with. */
+  readonly signal: AbortSignal;
+  /** The caller's home directory. */
+  readonly home: string | undefined;
+  /** Progress, a line each. */
+  readonly log: (line: string) => void;
+  /** Problems that do not end the stage, a line each. */
+  readonly warn: (line: string) => void;
+  /** Where the output of the script goes. */
+  readonly stdout: Sink;
+  readonly stderr: Sink;
+}

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import type { Config, MachineSettings } from "./config.ts";
+import { BuildFailure } from "./errors.ts";
+import { checkTemplateName } from "./job.ts";
+
+/** The template that a job gets, before anybody looked whether it exists. */
+export interface TemplateChoice {
+  readonly name: string;
+  /** The volumes of the template pool that may hold it, the first that exists counts. */
+  readonly volumes: readonly string[];
+  readonly settings: MachineSettings;
+}
+
+/**
+ * The template for a job that asks for this one, by its name or by an alias of the settings, or for
+ * none (null). Throws BuildFailure if the word is no name, or if there is no default.
+ */
+export function chooseTemplate(config: Config, requested: string | null): TemplateChoice {
+  const name = requested ?? config.defaultTemplate;
+  if (name === null) {
+    throw new BuildFailure({
+      what: "The job asks for no template, and this host has no default",
+      advice: "Set the variable DISTRO, or image:, to the name of a template; " +
+        "or have the host's settings name a default_template",
+    });
+  }
+  for (const [template, { volume, aliases, machine }] of config.templates) {
+    if (template !== name && !aliases.includes(name)) continue;
+    return {
+      name: template,
+      volumes: volume === null ? volumesOf(template) : [volume],
+      settings: machine,
+    };
+  }
+  checkTemplateName(name);
+  return { name, volumes: volumesOf(name), settings: config.machine };
+}
+
+function volumesOf(template: string): string[] {
+  return [`${template}.qcow2`, template];
+}

@@ -1,0 +1,330 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import assert from "node:assert/strict";
+import { BuildFailure, ScriptFailure, SystemFailure } from "../src/errors.ts";
+import type { Connection } from "../src/libvirt/connection.ts";
+import { readRecord } from "../src/machine/record.ts";
+import { cleanup } from "../src/stages/cleanup.ts";
+import { prepare } from "../src/stages/prepare.ts";
+import { run } from "../src/stages/run.ts";
+import { TestGuest, type TestGuestOptions } from "./test_guest.ts";
+import { openTestHost } from "./test_host.ts";
+import { JOB, script, type TestStage, testStage, type TestStageOptions } from "./test_stage.ts";
+
+interface Bed {
+  readonly connection: Connection;
+  readonly guest: TestGuest;
+  readonly stage: TestStage;
+}
+
+/** Gives the test a host, a guest and a stage, and sees that no handle and no machine is left. */
+async function withBed(
+  test: (bed: Bed) => Promise<void>,
+  options: TestStageOptions & { readonly guest?: TestGuestOptions } = {},
+): Promise<void> {
+  const connection = await openTestHost();
+  const before = await inventory(connection);
+  {
+    await using guest = await TestGuest.start(options.guest);
+    using stage = testStage(connection, guest, options);
+    await test({ connection, guest, stage });
+    await cleanup(JOB.machine, stage);
+  }
+  assert.deepEqual(await inventory(connection), before);
+  assert.equal(await connection.close(), 0, "a handle is left");
+}
+
+async function inventory(connection: Connection): Promise<string[]> {
+  using pool = await connection.lookupPool("libvirt-gci");
+  using templates = await connection.lookupPool("base_imgs");
+  using domain = await connection.findDomain(JOB.machine);
+  using somebody = await connection.findDomain("somebody");
+  return [
+    ...(await pool.volumeNames()).sort(),
+    ...(await templates.volumeNames()).sort(),
+    domain === null ? "no machine" : "a machine",
+    somebody === null ? "nobody" : "somebody",
+  ];
+}
+
+async function isRunning(connection: Connection, machine: string): Promise<boolean> {
+  using domain = await connection.findDomain(machine);
+  return domain !== null && await domain.isActive();
+}
+
+Deno.test("a job runs its scripts in a machine of its own", () =>
+  withBed(async ({ connection, stage, guest }) => {
+    await prepare(JOB, {}, stage);
+    await run(JOB.machine, script("echo out; echo err >&2"), stage);
+    assert.deepEqual(stage.output, { stdout: "out\n", stderr: "err\n" });
+    assert(guest.inputs.includes("echo out; echo err >&2"));
+    assert(await isRunning(connection, JOB.machine));
+    await cleanup(JOB.machine, stage);
+    assert(!await isRunning(connection, JOB.machine));
+  }));
+
+Deno.test("prepare says what each step took", () =>
+  withBed(async ({ stage }) => {
+    await prepare(JOB, {}, stage);
+    assert.match(
+      stage.lines.join("\n"),
+      /is ready at 127\.99\.0\.\d+: overlay [\d.]+ m?s, start [\d.]+ m?s, address .* ssh /,
+    );
+  }));
+
+Deno.test("prepare writes into the domain whose it is and how to log in", () =>
+  withBed(async ({ connection, stage, guest }) => {
+    await prepare(JOB, {}, stage);
+    using domain = await connection.lookupDomain(JOB.machine);
+    const record = await readRecord(domain);
+    assert(record);
+    const { job, project, template, user, port, address, hostKey } = record;
+    assert.deepEqual([job, project, template], ["4242", "grp/proj", "debian-12"]);
+    assert.deepEqual([user, port], ["gitlab-runner", String(guest.port)]);
+    assert.match(address, /^127\.99\.0\./);
+    assert.match(hostKey, /^[\w+/]{43}=$/);
+    assert.equal(Date.parse(record.deadline) - Date.parse(record.created), 3600_000);
+  }));
+
+Deno.test("the script's status is the job's failure, also 255", () =>
+  withBed(async ({ stage }) => {
+    await prepare(JOB, {}, stage);
+    for (const scriptStatus of [1, 7, 255]) {
+      const ran = run(JOB.machine, script(`exit ${scriptStatus}`), stage);
+      await assert.rejects(ran, { scriptStatus });
+    }
+  }));
+
+Deno.test("a script is never an argument, and its file is gone after it", () =>
+  withBed(async ({ stage, guest }) => {
+    await prepare(JOB, {}, stage);
+    await run(JOB.machine, script('stat -c "%a %n" "$0" # secret'), stage);
+    const [mode, file] = stage.output.stdout.trim().split(" ");
+    assert.equal(mode, "600");
+    await assert.rejects(Deno.stat(file ?? ""), Deno.errors.NotFound);
+    assert(!guest.commands.join().includes("secret"));
+  }));
+
+Deno.test("a script of a megabyte runs", () =>
+  withBed(async ({ stage }) => {
+    await prepare(JOB, {}, stage);
+    const long = `: '${"x".repeat(1024 * 1024)}'\necho end`;
+    await run(JOB.machine, script(long), stage);
+    assert.equal(stage.output.stdout, "end\n");
+  }));
+
+Deno.test("a script's standard input is empty", () =>
+  withBed(async ({ stage }) => {
+    await prepare(JOB, {}, stage);
+    await run(JOB.machine, script("cat; echo the rest"), stage);
+    assert.equal(stage.output.stdout, "the rest\n");
+  }));
+
+Deno.test("processes that a script leaves behind do not hold the stage", () =>
+  withBed(async ({ stage }) => {
+    await prepare(JOB, {}, stage);
+    const start = performance.now();
+    await run(JOB.machine, script("(sleep 20; echo late) & echo first"), stage);
+    assert.equal(stage.output.stdout, "first\n");
+    assert(performance.now() - start < 10_000);
+  }));
+
+Deno.test("all that a script wrote before it ended arrives", () =>
+  withBed(async ({ stage }) => {
+    await prepare(JOB, {}, stage);
+    await run(JOB.machine, script("sleep 5 & head -c 3000000 /dev/zero | tr '\\0' x"), stage);
+    assert.equal(stage.output.stdout.length, 3_000_000);
+  }));
+
+Deno.test("a cancelled script ends with all its processes, and the machine lives on", () =>
+  withBed(async ({ connection, stage }) => {
+    await prepare(JOB, {}, stage);
+    const mark = `99.${crypto.getRandomValues(new Uint16Array(1))[0]}`;
+    const text =
+      `setsid sleep ${mark} & sleep ${mark} & trap '' TERM; sleep ${mark}; sleep ${mark}`;
+    const ran = run(JOB.machine, script(text), stage);
+    ran.catch(() => {});
+    await untilProcesses(mark, 3);
+    stage.abort(new SystemFailure({ what: "Cancelled by SIGTERM" }));
+    await assert.rejects(ran, /Cancelled by SIGTERM/);
+    await untilProcesses(mark, 0);
+    assert(await isRunning(connection, JOB.machine));
+  }));
+
+async function untilProcesses(mark: string, count: number): Promise<void> {
+  for (let i = 0; i < 100; i++) {
+    const { stdout } = await new Deno.Command("pgrep", { args: ["-cxf", `sleep ${mark}`] })
+      .output();
+    if (Number(new TextDecoder().decode(stdout)) === count) return;
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
+  assert.fail(`there are not ${count} processes`);
+}
+
+Deno.test("a lost connection is the host's failure, never success", () =>
+  withBed(async ({ stage }) => {
+    await prepare(JOB, {}, stage);
+    await assert.rejects(run(JOB.machine, script("true"), stage), (error) => {
+      assert(error instanceof SystemFailure);
+      assert.match(error.message, /connection to the guest broke/);
+      return true;
+    });
+  }, { guest: { loseCommands: true } }));
+
+Deno.test("a script that kills its own session is no success", () =>
+  withBed(async ({ stage }) => {
+    await prepare(JOB, {}, stage);
+    await assert.rejects(run(JOB.machine, script("kill -KILL $PPID"), stage), SystemFailure);
+  }));
+
+Deno.test("a machine that is destroyed while a script runs is the host's failure", () =>
+  withBed(async ({ connection, stage }) => {
+    await prepare(JOB, {}, stage);
+    const ran = run(JOB.machine, script("sleep 30"), stage);
+    ran.catch(() => {});
+    using domain = await connection.lookupDomain(JOB.machine);
+    await domain.destroy();
+    await assert.rejects(ran, /ended while the script ran/);
+  }));
+
+Deno.test("run says that a machine is gone", () =>
+  withBed(async ({ stage }) => {
+    await assert.rejects(run(JOB.machine, script("true"), stage), /machine ".*" is gone/);
+  }));
+
+Deno.test("run refuses a guest that shows another host key", () =>
+  withBed(async ({ connection, stage }) => {
+    await prepare(JOB, {}, stage);
+    await using other = await TestGuest.start();
+    using domain = await connection.lookupDomain(JOB.machine);
+    const record = await readRecord(domain);
+    assert(record);
+    const { writeRecord } = await import("../src/machine/record.ts");
+    await writeRecord(domain, { ...record, port: String(other.port) });
+    await assert.rejects(run(JOB.machine, script("true"), stage), /another host key/);
+  }));
+
+Deno.test("prepare blames the job for a template that does not exist", () =>
+  withBed(async ({ stage }) => {
+    const prepared = prepare({ ...JOB, template: "no-such" }, {}, stage);
+    await assert.rejects(prepared, (error) => {
+      assert(error instanceof BuildFailure && !(error instanceof ScriptFailure));
+      assert.match(error.message, /Cannot find the template "no-such"/);
+      assert.match(error.advice ?? "", /debian-12, old-name/);
+      return true;
+    });
+  }));
+
+Deno.test("a template's name may be the volume's, with or without .qcow2", () =>
+  withBed(async ({ stage }) => {
+    await prepare({ ...JOB, template: "old-name" }, {}, stage);
+  }));
+
+const HOST_FAULTS: Record<string, [TestStageOptions, RegExp]> = {
+  "no template pool": [{ config: { templatePool: "gone" } }, /no storage pool "gone"/],
+  "no overlay pool": [{ config: { overlayPool: "gone" } }, /no storage pool "gone"/],
+  "no network": [{ machine: { network: "gone" } }, /no network "gone"/],
+  "no key": [{ machine: { key: "/nonexistent/key" } }, /SSH key "\/nonexistent\/key"/],
+  "a domain that libvirt refuses": [{ machine: { cpuMode: "nonsense" } }, /virDomainCreateXML/],
+};
+
+for (const [fault, [options, message]] of Object.entries(HOST_FAULTS)) {
+  Deno.test(`prepare blames the host for ${fault}, and leaves nothing`, () =>
+    withBed(async ({ stage }) => {
+      const error = await prepare(JOB, {}, stage).then(() => null, (error) => error);
+      assert(error instanceof Error && !(error instanceof BuildFailure));
+      assert.match(error.message, message);
+    }, options));
+}
+
+Deno.test("prepare fails at once if the guest refuses the key, and leaves nothing", () =>
+  withBed(async ({ connection, stage }) => {
+    const before = await inventory(connection);
+    const start = performance.now();
+    await assert.rejects(prepare(JOB, {}, stage), (error) => {
+      assert(error instanceof SystemFailure);
+      assert.match(String(error.cause), /refuses the key for the user "gitlab-runner"/);
+      return true;
+    });
+    assert(performance.now() - start < 20_000);
+    assert.deepEqual(await inventory(connection), before);
+  }, { guest: { refuseKey: true }, machine: { sshSeconds: 60 } }));
+
+Deno.test("prepare leaves nothing if SSH never answers, and says why", () =>
+  withBed(async ({ connection, stage }) => {
+    const before = await inventory(connection);
+    await assert.rejects(prepare(JOB, {}, stage), (error) => {
+      assert(error instanceof SystemFailure);
+      assert.match(String(error.cause), /within 1 s: .*ECONNREFUSED/);
+      return true;
+    });
+    assert.deepEqual(await inventory(connection), before);
+  }, { machine: { port: 1, sshSeconds: 1 } }));
+
+Deno.test("prepare leaves nothing when it is cancelled", () =>
+  withBed(async ({ connection, stage }) => {
+    const before = await inventory(connection);
+    const prepared = prepare(JOB, {}, stage);
+    setTimeout(() => stage.abort(new SystemFailure({ what: "Cancelled by SIGTERM" })), 500);
+    await assert.rejects(prepared, /Cancelled by SIGTERM/);
+    assert.deepEqual(await inventory(connection), before);
+  }, { machine: { port: 1, sshSeconds: 60 } }));
+
+Deno.test("prepare refuses a name that is taken, and leaves the one who has it alone", () =>
+  withBed(async ({ connection, stage }) => {
+    const prepared = prepare({ ...JOB, machine: "somebody" }, {}, stage);
+    await assert.rejects(prepared, /There is a domain "somebody" already/);
+    assert(await isRunning(connection, "somebody"));
+    await prepare(JOB, {}, stage);
+    await assert.rejects(prepare(JOB, {}, stage), /already/);
+    assert(await isRunning(connection, JOB.machine));
+  }));
+
+Deno.test("prepare makes up a name for a machine that nobody names", () =>
+  withBed(async ({ stage }) => {
+    const { name } = await prepare({ ...JOB, machine: null }, {}, stage);
+    assert.match(name, /^gci-debian-12-[0-9a-f]{8}$/);
+    await cleanup(name, stage);
+  }));
+
+Deno.test("cleanup succeeds without a machine, and twice", () =>
+  withBed(async ({ stage }) => {
+    await cleanup(JOB.machine, stage);
+    assert.match(stage.lines.at(-1) ?? "", /There is no machine/);
+    await prepare(JOB, {}, stage);
+    await cleanup(JOB.machine, stage);
+    assert.match(stage.lines.at(-1) ?? "", /Removed the machine/);
+    await cleanup(JOB.machine, stage);
+  }));
+
+Deno.test("cleanup removes the disk of a machine whose domain is gone", () =>
+  withBed(async ({ connection, stage }) => {
+    await prepare(JOB, {}, stage);
+    using domain = await connection.lookupDomain(JOB.machine);
+    await domain.destroy();
+    await cleanup(JOB.machine, stage);
+    assert.match(stage.lines.at(-1) ?? "", /Removed the machine/);
+  }));
+
+Deno.test("cleanup ends a machine in which a script runs", () =>
+  withBed(async ({ stage }) => {
+    await prepare(JOB, {}, stage);
+    const ran = run(JOB.machine, script("sleep 30"), stage);
+    ran.catch(() => {});
+    await cleanup(JOB.machine, stage);
+    await assert.rejects(ran, SystemFailure);
+  }));
+
+Deno.test("cleanup refuses a domain that is not ours", () =>
+  withBed(async ({ connection, stage }) => {
+    await assert.rejects(cleanup("somebody", stage), /was not made by libvirt-gci/);
+    assert(await isRunning(connection, "somebody"));
+  }));
+
+Deno.test("cleanup touches no volume that is not ours, whatever the machine's name", () =>
+  withBed(async ({ connection, stage }) => {
+    const before = await inventory(connection);
+    for (const machine of ["somebody.qcow2", "debian-12", "debian-12.qcow2", "old-name"]) {
+      await cleanup(machine, stage);
+    }
+    assert.deepEqual(await inventory(connection), before);
+  }));

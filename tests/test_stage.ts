@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { type Config, DEFAULT_CONFIG, type MachineSettings } from "../src/config.ts";
+import type { Job } from "../src/job.ts";
+import type { Connection } from "../src/libvirt/connection.ts";
+import type { Stage } from "../src/stages/stage.ts";
+import type { TestGuest } from "./test_guest.ts";
+
+/** A job as GitLab Runner gives it. */
+export const JOB: Job & { readonly machine: string } = {
+  machine: "gitlab-proj-debian-12-4242-0123456789",
+  id: "4242",
+  project: "grp/proj",
+  template: "debian-12",
+  timeoutSeconds: 3600,
+  byHand: false,
+};
+
+/** A stage on libvirt's test driver, and what it printed. */
+export interface TestStage extends Stage, Disposable {
+  readonly lines: string[];
+  readonly warnings: string[];
+  /** What the scripts wrote. */
+  readonly output: { stdout: string; stderr: string };
+  readonly abort: (reason: Error) => void;
+}
+
+/** What a {@linkcode testStage} differs in from the defaults. */
+export interface TestStageOptions {
+  readonly machine?: Partial<MachineSettings>;
+  readonly config?: Partial<Config>;
+}
+
+/** A stage whose machines have the test guest's SSH server. */
+export function testStage(
+  connection: Connection,
+  guest: TestGuest,
+  { machine, config }: TestStageOptions = {},
+): TestStage {
+  const key = Deno.makeTempFileSync({ prefix: "libvirt-gci-test-" });
+  Deno.writeTextFileSync(key, guest.privateKey);
+  const controller = new AbortController();
+  const lines: string[] = [];
+  const warnings: string[] = [];
+  const output = { stdout: "", stderr: "" };
+  const decoders = { stdout: new TextDecoder(), stderr: new TextDecoder() };
+  const take = (stream: "stdout" | "stderr") => (bytes: Uint8Array): Promise<void> => {
+    output[stream] += decoders[stream].decode(bytes, { stream: true });
+    return Promise.resolve();
+  };
+  return {
+    config: {
+      ...DEFAULT_CONFIG,
+      ...config,
+      machine: {
+        ...DEFAULT_CONFIG.machine,
+        ...{ domainType: "test", machineType: null, cloudInit: false, key, port: guest.port },
+        ...{ addressSeconds: 2, sshSeconds: 2, ...machine },
+      },
+    },
+    connection,
+    connect: () => Promise.resolve(connection),
+    signal: controller.signal,
+    home: "/nonexistent",
+    log: (line) => lines.push(line),
+    warn: (line) => warnings.push(line),
+    stdout: take("stdout"),
+    stderr: take("stderr"),
+    lines,
+    warnings,
+    output,
+    abort: (reason) => controller.abort(reason),
+    [Symbol.dispose]: () => Deno.removeSync(key),
+  };
+}
+
+/** A script as its bytes. */
+export function script(text: string): Uint8Array {
+  return new TextEncoder().encode(text);
+}
