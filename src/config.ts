@@ -250,13 +250,15 @@ function mistakesOfYaml(document: Document): Mistake[] {
       const words = `Nothing before has the anchor "&${alias.source}"`;
       mistakes.push({ offset: startOf(alias) ?? 0, words, hidesOthers: true });
     },
-    Map: (_, { items }) => mistakes.push(...mistakesOfKeys(items.map(({ key }) => key))),
+    Map: (_, { items }) => {
+      mistakes.push(...mistakesOfKeys(items.map(({ key }) => key)));
+    },
   });
   return mistakes;
 }
 
 function mistakesOfKeys(keys: readonly unknown[]): Mistake[] {
-  const names = keys.map(nameOf);
+  const names = keys.map((key) => nameOf(key));
   return keys.flatMap((key, i) => {
     const name = nameOf(key);
     const words = NO_KEYS.includes(name)

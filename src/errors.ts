@@ -53,15 +53,15 @@ export function explain(error: unknown): string {
   const lines: string[] = [];
   const advice: string[] = [];
   const details: string[] = [];
-  for (let cause = error; cause !== undefined; cause = cause instanceof Error && cause.cause) {
-    if (!(cause instanceof Error)) {
-      if (cause !== false) lines.push(String(cause));
-      break;
-    }
-    lines.push(lines.length === 0 ? cause.message : `because: ${cause.message}`);
+  let cause = error;
+  do {
+    const words = cause instanceof Error ? cause.message || cause.name : String(cause);
+    lines.push(lines.length === 0 ? words : `because: ${words}`);
+    if (!(cause instanceof Error)) break;
     if ("advice" in cause && typeof cause.advice === "string") advice.push(cause.advice);
     if (cause instanceof StageFailure && cause.details) details.push(cause.details);
-  }
+    cause = cause.cause;
+  } while (cause !== undefined);
   const first = advice[0];
   if (first !== undefined) lines.push(`What to do: ${first}`);
   return [...lines, ...details].join("\n");

@@ -84,7 +84,7 @@ export function requireMachine(job: Job): string {
 /** A name for a machine that a person starts and does not name. */
 export function makeUpMachineName(template: string): string {
   const random = crypto.getRandomValues(new Uint8Array(4));
-  return `gci-${slug(template).slice(0, 40)}-${random.toHex()}`;
+  return slug(`gci-${slug(template).slice(0, 40)}-${random.toHex()}`);
 }
 
 const MOST_CHARACTERS = 63; // of a DNS label: the name is the guest's host name too

@@ -54,7 +54,7 @@ export async function waitFor<T>({ goal, probe, advice }: Goal<T>, limits: Limit
     }
     if (elapsed > nextReport) {
       log(`Still waiting after ${Math.round(elapsed / 1000)} s to ${goal}: ${result.reason}`);
-      nextReport += REPORT_MS;
+      nextReport = elapsed + REPORT_MS;
     }
     await sleep(pause, signal);
     pause = Math.min(pause * 1.5, LONGEST_PAUSE_MS);

@@ -171,7 +171,7 @@ function withImageFile(test: (path: string, directory: string) => void): void {
 }
 
 function isInstalled(program: string): boolean {
-  return new Deno.Command("sh", { args: ["-c", 'command -v "$0"', program], stdout: "null" })
+  return new Deno.Command("/bin/sh", { args: ["-c", 'command -v "$0"', program], stdout: "null" })
     .outputSync().success;
 }
 

@@ -224,7 +224,8 @@ const HOST_FAULTS: Record<string, [TestStageOptions, RegExp]> = {
   "no overlay pool": [{ config: { overlayPool: "gone" } }, /no storage pool "gone"/],
   "no network": [{ machine: { network: "gone" } }, /no network "gone"/],
   "no key": [{ machine: { key: "/nonexistent/key" } }, /SSH key "\/nonexistent\/key"/],
-  "a domain that libvirt refuses": [{ machine: { cpuMode: "nonsense" } }, /virDomainCreateXML/],
+  "a full pool": [{ machine: { diskGib: 1000 } }, /Cannot make the disks of the machine/],
+  "a domain that libvirt refuses": [{ machine: { cpuMode: "nonsense" } }, /Cannot start the/],
 };
 
 for (const [fault, [options, message]] of Object.entries(HOST_FAULTS)) {

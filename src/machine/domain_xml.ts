@@ -99,12 +99,13 @@ function osXml({ machineType, nvramPath }: MachineDomain): Xml {
     : xml`<os firmware="efi">${type}<nvram>${nvramPath}</nvram></os>`;
 }
 
+/** As a virtio disk, not a CD-ROM: the kernels of cloud images may have no driver for SATA. */
 function seedXml(path: string | null): Xml | null {
   return path === null ? null : xml`
-    <disk type="file" device="cdrom">
+    <disk type="file" device="disk">
       <driver name="qemu" type="raw" />
       <source file="${path}" />
-      <target dev="sda" bus="sata" />
+      <target dev="vdb" bus="virtio" />
       <readonly />
     </disk>
   `;

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { SystemFailure } from "../errors.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import {
   type Domain,
@@ -27,8 +28,24 @@ export interface VolumePlan {
   readonly efi: boolean;
 }
 
-/** Makes the volumes of a machine. */
+/** Makes the volumes of a machine. Throws SystemFailure. */
 export async function createVolumes(
+  pool: StoragePool,
+  machine: string,
+  plan: VolumePlan,
+): Promise<VolumePaths> {
+  try {
+    return await tryCreateVolumes(pool, machine, plan);
+  } catch (cause) {
+    throw new SystemFailure({
+      what: `Cannot make the disks of the machine "${machine}" in the storage pool "${pool.name}"`,
+      cause,
+      advice: `See what space it has left: virsh pool-info ${pool.name}`,
+    });
+  }
+}
+
+async function tryCreateVolumes(
   pool: StoragePool,
   machine: string,
   { template, diskGib, seed, efi }: VolumePlan,
@@ -48,13 +65,25 @@ export async function createVolumes(
   };
 }
 
-/** Starts the machine as a transient domain: once it stops, it is gone. */
-export function startMachine(connection: Connection, machine: MachineDomain): Promise<Domain> {
+/** Starts the machine as a transient domain: once it stops, it is gone. Throws SystemFailure. */
+export async function startMachine(
+  connection: Connection,
+  machine: MachineDomain,
+): Promise<Domain> {
   // The volume for the firmware's variables is empty until libvirt fills it from their template.
   const nvramFlag = machine.nvramPath === null ? 0 : VIR_DOMAIN_START_RESET_NVRAM;
-  return connection.createDomain(
-    machine.name,
-    domainXml(machine).toString(),
-    VIR_DOMAIN_START_VALIDATE | nvramFlag,
-  );
+  try {
+    return await connection.createDomain(
+      machine.name,
+      domainXml(machine).toString(),
+      VIR_DOMAIN_START_VALIDATE | nvramFlag,
+    );
+  } catch (cause) {
+    throw new SystemFailure({
+      what: `Cannot start the machine "${machine.name}"`,
+      cause,
+      advice: `See what QEMU says in /var/log/libvirt/qemu/${machine.name}.log on the host, and ` +
+        "what the settings ask for",
+    });
+  }
 }

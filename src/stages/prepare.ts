@@ -129,7 +129,8 @@ function newRecord(
 }
 
 function seedFor(machine: string, { user }: MachineRecord, key: SshKey): Uint8Array<ArrayBuffer> {
-  return cloudInitSeed({ machine, user, publicKeys: [key.publicKey] });
+  const hostName = machine.replace(/[._]/g, "-"); // cloud-init would cut it at the first dot
+  return cloudInitSeed({ machine: hostName, user, publicKeys: [key.publicKey] });
 }
 
 async function requireNetwork(connection: Connection, name: string): Promise<void> {

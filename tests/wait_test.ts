@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import assert from "node:assert/strict";
+import { SystemFailure } from "../src/errors.ts";
+import { type Goal, type Limits, NotYet, sleep, waitFor } from "../src/wait.ts";
+
+function limits(changes: Partial<Limits> = {}): Limits {
+  return {
+    timeoutSeconds: 5,
+    signal: new AbortController().signal,
+    log: (line) => assert.fail(`logged: ${line}`),
+    ...changes,
+  };
+}
+
+function goalOf<T>(probe: Goal<T>["probe"]): Goal<T> {
+  return { goal: "get ready", advice: "Look at the machine", probe };
+}
+
+/** Runs with a clock that only goes by hand: a probe that moves it on makes the wait a short one. */
+async function withClock(use: (pass: (ms: number) => void) => Promise<void>): Promise<void> {
+  const now = performance.now;
+  let time = 0;
+  performance.now = () => time;
+  try {
+    await use((ms) => time += ms);
+  } finally {
+    performance.now = now;
+  }
+}
+
+Deno.test("waitFor() gives what the first probe gives, without a pause", async () => {
+  let probes = 0;
+  const result = await waitFor(
+    goalOf(() => {
+      probes++;
+      return Promise.resolve("192.0.2.1");
+    }),
+    limits(),
+  );
+  assert.equal(result, "192.0.2.1");
+  assert.equal(probes, 1);
+});
+
+Deno.test("waitFor() takes null, false and undefined for results", async () => {
+  for (const value of [null, false, undefined]) {
+    assert.equal(await waitFor(goalOf(() => Promise.resolve(value)), limits()), value);
+  }
+});
+
+Deno.test("waitFor() probes until the condition holds, fast at first", async () => {
+  let probes = 0;
+  const start = performance.now();
+  await waitFor(
+    goalOf(() => Promise.resolve(++probes === 4 ? "ready" : new NotYet("not ready"))),
+    limits(),
+  );
+  const elapsed = performance.now() - start;
+  assert.equal(probes, 4);
+  assert(elapsed >= 40, `${elapsed} ms: pauses of 10, 15 and 22 ms`);
+});
+
+Deno.test("waitFor() does not probe more than about ten times a second in the long run", async () => {
+  const times: number[] = [];
+  await waitFor(
+    goalOf(() => {
+      times.push(performance.now());
+      return Promise.resolve(times.length === 9 ? "ready" : new NotYet("not ready"));
+    }),
+    limits(),
+  );
+  const lastPause = (times.at(-1) ?? 0) - (times.at(-2) ?? 0);
+  assert(lastPause > 90, `${lastPause} ms`);
+});
+
+Deno.test("waitFor() fails with the last reason when the time is over", async () => {
+  let probes = 0;
+  const wait = waitFor(
+    goalOf(() => Promise.resolve(new NotYet(`reason ${++probes}`))),
+    limits({ timeoutSeconds: 0.03 }),
+  );
+  const error = await wait.then(() => null, (error) => error);
+  assert(error instanceof SystemFailure);
+  assert.equal(
+    error.message,
+    `The machine did not get ready within 0.03 s: reason ${probes}`,
+  );
+  assert.equal(error.advice, "Look at the machine");
+});
+
+Deno.test("waitFor() still takes what a probe gives after the time is over", async () => {
+  await withClock(async (pass) => {
+    let probes = 0;
+    const probe = (): Promise<string | NotYet> => {
+      if (++probes === 1) return Promise.resolve(new NotYet("not ready"));
+      pass(6000);
+      return Promise.resolve("ready");
+    };
+    assert.equal(await waitFor(goalOf(probe), limits()), "ready");
+  });
+});
+
+Deno.test("waitFor() throws at once what a probe throws", async () => {
+  let probes = 0;
+  const gone = new SystemFailure({ what: "The machine is gone" });
+  const probe = (): Promise<never> => {
+    probes++;
+    return Promise.reject(gone);
+  };
+  await assert.rejects(waitFor(goalOf(probe), limits()), gone);
+  assert.equal(probes, 1);
+});
+
+Deno.test("waitFor() does not probe for a signal that has aborted, and throws its reason", async () => {
+  const reason = new SystemFailure({ what: "Cancelled by SIGTERM" });
+  const probe = (): Promise<never> => assert.fail("probed");
+  await assert.rejects(
+    waitFor(goalOf(probe), limits({ signal: AbortSignal.abort(reason) })),
+    reason,
+  );
+});
+
+Deno.test("waitFor() ends its pause when the signal aborts, and throws its reason", async () => {
+  const controller = new AbortController();
+  const reason = new SystemFailure({ what: "Cancelled by SIGTERM" });
+  let probes = 0;
+  const probe = (): Promise<NotYet> => {
+    if (++probes === 8) setTimeout(() => controller.abort(reason), 5); // in a pause of 100 ms
+    return Promise.resolve(new NotYet("not ready"));
+  };
+  await assert.rejects(waitFor(goalOf(probe), limits({ signal: controller.signal })), reason);
+  assert.equal(probes, 8);
+});
+
+Deno.test("waitFor() throws the signal's reason rather than that the time is over", async () => {
+  const controller = new AbortController();
+  const reason = new SystemFailure({ what: "Cancelled by SIGTERM" });
+  const wait = waitFor(
+    goalOf(() => {
+      controller.abort(reason);
+      return Promise.resolve(new NotYet("not ready"));
+    }),
+    limits({ signal: controller.signal }),
+  );
+  await assert.rejects(wait, reason);
+});
+
+Deno.test("waitFor() tells every ten seconds what it still waits for", async () => {
+  await withClock(async (pass) => {
+    const lines: string[] = [];
+    let seconds = 0;
+    const probe = (): Promise<string | NotYet> => {
+      seconds += 4;
+      pass(4000);
+      return Promise.resolve(seconds === 36 ? "ready" : new NotYet(`only ${seconds} s old`));
+    };
+    await waitFor(
+      goalOf(probe),
+      limits({ timeoutSeconds: 100, log: (line) => lines.push(line) }),
+    );
+    assert.deepEqual(lines, [
+      "Still waiting after 12 s to get ready: only 12 s old",
+      "Still waiting after 24 s to get ready: only 24 s old",
+    ]);
+  });
+});
+
+Deno.test("waitFor() tells once, not several times in a row, after a probe that took long", async () => {
+  await withClock(async (pass) => {
+    const lines: string[] = [];
+    let probes = 0;
+    const probe = (): Promise<string | NotYet> => {
+      pass(++probes === 1 ? 45_000 : 0);
+      return Promise.resolve(probes === 5 ? "ready" : new NotYet("libvirt is slow"));
+    };
+    await waitFor(
+      goalOf(probe),
+      limits({ timeoutSeconds: 100, log: (line) => lines.push(line) }),
+    );
+    assert.deepEqual(lines, ["Still waiting after 45 s to get ready: libvirt is slow"]);
+  });
+});
+
+Deno.test("sleep() takes its time", async () => {
+  const start = performance.now();
+  await sleep(30, new AbortController().signal);
+  assert(performance.now() - start >= 29);
+});
+
+Deno.test("sleep() ends at once, without an error, when the signal aborts or has aborted", async () => {
+  const controller = new AbortController();
+  setTimeout(() => controller.abort(new Error("not of sleep()'s")), 1);
+  await sleep(60_000, controller.signal);
+  await sleep(60_000, controller.signal);
+});
