@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import assert from "node:assert/strict";
+import { stringify } from "yaml";
+import { type Job, SMALL_JOB } from "../harness/payload.ts";
+import { type JobResult, runJob, runnerFor, type RunOptions } from "../harness/runner.ts";
+
+/** What `tests/testbed/testbed.sh up` makes. */
+export const TESTBED = {
+  network: "gci-testbed",
+  templatePool: "gci-testbed-templates",
+  overlayPool: "gci-testbed-overlays",
+  key: "/var/lib/libvirt-gci-testbed/id_ed25519",
+} as const;
+
+const MAIN = new URL("../../main.ts", import.meta.url).pathname;
+
+/** The program under test: the compiled one that LIBVIRT_GCI names, or main.ts. */
+export const PROGRAM: readonly string[] = Deno.env.has("LIBVIRT_GCI")
+  ? [Deno.env.get("LIBVIRT_GCI") ?? ""]
+  : [Deno.execPath(), "run", "--allow-all", MAIN];
+
+/** Settings, as the file has them. */
+export type Settings = Readonly<Record<string, unknown>>;
+
+const SETTINGS: Settings = {
+  network: TESTBED.network,
+  template_pool: TESTBED.templatePool,
+  overlay_pool: TESTBED.overlayPool,
+  key: TESTBED.key,
+  memory_mib: 512,
+  templates: { lite: { cloud_init: false }, cloud: { aliases: ["example.org/cloud:1"] } },
+};
+
+/** A file with the test bed's settings and these, removed when it is disposed of. */
+export function settingsFile(settings: Settings = {}): Disposable & { readonly path: string } {
+  const path = Deno.makeTempFileSync({ prefix: "libvirt-gci-e2e-", suffix: ".yaml" });
+  Deno.writeTextFileSync(path, stringify({ ...SETTINGS, ...settings }));
+  return { path, [Symbol.dispose]: () => Deno.removeSync(path) };
+}
+
+/** A job for the template `lite`. */
+export function job(differences: Partial<Job>): Job {
+  return { ...SMALL_JOB, variables: [{ key: "DISTRO", value: "lite" }], ...differences };
+}
+
+/** Has the runner run this job with the program under test. */
+export async function runOnBed(
+  job: Job,
+  { settings = {}, ...options }: RunOptions & { readonly settings?: Settings } = {},
+): Promise<JobResult> {
+  using file = settingsFile(settings);
+  const runner = runnerFor(PROGRAM, ["--config", file.path], { retryDelaySeconds: 0 });
+  return await runJob(runner, job, options);
+}
+
+/** How a call of the program by hand ended. */
+export interface Called {
+  readonly status: number;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+/** Calls the program by hand. */
+export async function call(
+  args: readonly string[],
+  { settings = {}, env = {} }: {
+    readonly settings?: Settings;
+    readonly env?: Record<string, string>;
+  } = {},
+): Promise<Called> {
+  using file = settingsFile(settings);
+  return await command([...PROGRAM, "--config", file.path, ...args], env);
+}
+
+/** Runs a program of this host. */
+export async function command(
+  [program, ...args]: readonly string[],
+  env: Record<string, string> = {},
+): Promise<Called> {
+  const output = await new Deno.Command(program ?? "", { args, env, stdin: "null" }).output();
+  const decoder = new TextDecoder();
+  return {
+    status: output.code,
+    stdout: decoder.decode(output.stdout),
+    stderr: decoder.decode(output.stderr),
+  };
+}
+
+/** As {@linkcode command} for virsh. Throws if it fails. */
+export async function virsh(...args: string[]): Promise<string> {
+  const { status, stdout, stderr } = await command(["virsh", "-c", "qemu:///system", ...args]);
+  assert.equal(status, 0, `virsh ${args.join(" ")}: ${stderr}`);
+  return stdout.trim();
+}
+
+/** The machine of a job that runs: config said its name. */
+export function machineOf(result: JobResult): string {
+  const machine = result.config.jobEnv?.["LIBVIRT_GCI_MACHINE"];
+  assert(machine, "config named no machine");
+  return machine;
+}
+
+/** A test that must leave all domains, volumes and processes as they were. */
+export function e2eTest(name: string, test: () => Promise<void>): void {
+  Deno.test(name, async () => {
+    const before = await inventory();
+    await test();
+    assert.deepEqual(await inventory(), before, "something is left, or missing");
+  });
+}
+
+async function inventory(): Promise<Record<string, string>> {
+  return {
+    domains: await virsh("list", "--all", "--name"),
+    templates: await volumes(TESTBED.templatePool),
+    overlays: await volumes(TESTBED.overlayPool),
+    qemu: (await command(["pgrep", "-cx", "qemu-system-x86"])).stdout,
+    program: (await command(["pgrep", "-cf", "libvirt-gci-e2e-"])).stdout,
+  };
+}
+
+async function volumes(pool: string): Promise<string> {
+  await virsh("pool-refresh", pool);
+  return await virsh("vol-list", pool);
+}

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import assert from "node:assert/strict";
+import { call, command, e2eTest, TESTBED, virsh } from "./bed.ts";
+
+e2eTest(
+  "by hand, a machine is prepared, used and cleaned up by the commands that it prints",
+  async () => {
+    const prepared = await call(["prepare", "--distro", "lite"]);
+    assert.equal(prepared.status, 0, prepared.stderr);
+    const machine = /Clean up: libvirt-gci cleanup --machine (\S+)/.exec(prepared.stdout)?.[1] ??
+      "";
+    try {
+      assert.match(machine, /^gci-lite-[0-9a-f]{8}$/);
+      const login = /Log in: +(ssh .*)/.exec(prepared.stdout)?.[1]?.split(" ") ?? [];
+      const options = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"];
+      const ssh = await command([...login.slice(0, 1), ...options, ...login.slice(1), "id", "-un"]);
+      assert.equal(ssh.stdout, "gitlab-runner\n", ssh.stderr);
+
+      const ran = await call([
+        "run",
+        "--machine",
+        machine,
+        "--",
+        "printf",
+        "<%s>",
+        "a b",
+        "'c'",
+        "",
+      ]);
+      assert.deepEqual([ran.status, ran.stdout], [0, "<a b><'c'><>"], ran.stderr);
+      const failed = await call(["run", "-m", machine, "--", "sh", "-c", "exit 7"]);
+      assert.equal(failed.status, 1);
+      assert.match(failed.stderr, /ended with the status 7/);
+    } finally {
+      const cleaned = await call(["cleanup", "--machine", machine]);
+      assert.deepEqual([cleaned.status, cleaned.stderr], [0, ""]);
+    }
+  },
+);
+
+e2eTest("by hand, GitLab's variables name the machine for all three commands", async () => {
+  const env = {
+    CUSTOM_ENV_CI_PROJECT_NAME: "libvirt",
+    CUSTOM_ENV_CI_JOB_ID: "12345",
+    CUSTOM_ENV_DISTRO: "lite",
+  };
+  const prepared = await call(["prepare"], { env });
+  try {
+    assert.equal(prepared.status, 0, prepared.stderr);
+    assert.match(prepared.stdout, /"gitlab-libvirt-lite-12345"/);
+    const script = Deno.makeTempFileSync({ prefix: "libvirt-gci-e2e-" });
+    Deno.writeTextFileSync(script, "hostname; exit 3");
+    const ran = await call(["run", "--script", script], { env });
+    Deno.removeSync(script);
+    assert.equal(ran.status, 1, ran.stderr);
+    const again = await call(["prepare"], { env });
+    assert.equal(again.status, 2);
+    assert.match(again.stderr, /There is a domain "gitlab-libvirt-lite-12345" already/);
+  } finally {
+    assert.equal((await call(["cleanup"], { env })).status, 0);
+    assert.equal((await call(["cleanup"], { env })).status, 0);
+  }
+});
+
+e2eTest("cleanup refuses a domain that is not ours, whatever --machine says", async () => {
+  const xml = Deno.makeTempFileSync({ prefix: "libvirt-gci-e2e-" });
+  Deno.writeTextFileSync(
+    xml,
+    `<domain type="qemu"><name>gci-e2e-theirs</name><memory unit="MiB">64</memory>
+      <os><type>hvm</type></os></domain>`,
+  );
+  await virsh("define", xml);
+  Deno.removeSync(xml);
+  try {
+    const cleaned = await call(["cleanup", "--machine", "gci-e2e-theirs"]);
+    assert.equal(cleaned.status, 2);
+    assert.match(cleaned.stderr, /was not made by libvirt-gci/);
+    assert.match(await virsh("list", "--all", "--name"), /gci-e2e-theirs/);
+    for (const machine of ["lite", "lite.qcow2"]) {
+      assert.equal((await call(["cleanup", "--machine", machine])).status, 0);
+    }
+    assert.match(await virsh("vol-list", TESTBED.templatePool), /lite\.qcow2/);
+  } finally {
+    await virsh("undefine", "gci-e2e-theirs");
+  }
+});
+
+e2eTest("without libvirt's daemon, the message says how to start it", async () => {
+  const uri = "qemu+unix:///system?socket=/nonexistent/libvirt-sock";
+  const called = await call(["cleanup", "--machine", "x"], { settings: { uri } });
+  assert.equal(called.status, 2);
+  assert.match(called.stderr, /Cannot connect to "qemu\+unix/);
+  assert.match(called.stderr, /What to do: Start libvirt/);
+});

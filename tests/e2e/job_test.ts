@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import assert from "node:assert/strict";
+import { e2eTest, job, machineOf, runOnBed, TESTBED, virsh } from "./bed.ts";
+
+const RAN = ["prepare_script", "get_sources", "build_script", "after_script"];
+
+e2eTest("a job passes, and its stages share the disk of one machine", async () => {
+  const result = await runOnBed(job({
+    variables: [
+      { key: "DISTRO", value: "lite" },
+      { key: "GREETING", value: 'it\'s\n"two" lines' },
+      { key: "SECRET_FILE", value: "in a file", file: true },
+    ],
+    script: ['echo "$GREETING" > kept', 'cat "$SECRET_FILE"', "hostname", "exec 3>&1; id -un"],
+    afterScript: ["cat kept"],
+  }));
+  assert.equal(result.verdict, "success", result.logText);
+  assert.match(result.logText, /it's\n"two" lines/);
+  assert.match(result.logText, /in a file/);
+  assert.match(result.logText, /\ngitlab-runner\n/);
+  assert.match(result.logText, /is ready at .*: overlay .*, start .*, address .*, ssh /);
+  const names = result.stages.map(({ name }) => name);
+  assert.deepEqual(RAN.filter((name) => !names.includes(name)), []);
+  assert.match(machineOf(result), /^gitlab-proj-lite-4242-[0-9a-f]{10}$/);
+});
+
+e2eTest("a failing script is the job's fault, with its status, and after_script runs", async () => {
+  const result = await runOnBed(job({
+    script: ["echo before", "(exit 42)", "echo not this"],
+    afterScript: ["echo afterwards"],
+  }));
+  assert.equal(result.verdict, "script_failure", result.logText);
+  assert.equal(result.exitCode, 42);
+  assert.match(result.logText, /\nafterwards\n/);
+  assert.doesNotMatch(result.logText, /\nnot this\n/);
+});
+
+e2eTest("a script's exit 255 is the job's fault, not a lost connection", async () => {
+  const result = await runOnBed(job({ script: ["exit 255"] }));
+  assert.equal(result.verdict, "script_failure", result.logText);
+  assert.equal(result.exitCode, 255);
+});
+
+e2eTest("a fault of the host is tried three times, and said", async () => {
+  const result = await runOnBed(job({}), { settings: { network: "no-such-network" } });
+  assert.equal(result.verdict, "runner_system_failure", result.logText);
+  const prepares = result.stages.filter(({ name }) => name === "prepare");
+  assert.deepEqual(prepares.map(({ exitStatus }) => exitStatus), [2, 2, 2]);
+  assert.match(result.logText, /The host has no network "no-such-network"/);
+  assert.match(result.logText, /What to do: See what it has: virsh net-list --all/);
+});
+
+e2eTest("an unknown template is the job's fault, tried once, with the ones there are", async () => {
+  const result = await runOnBed(job({ variables: [{ key: "DISTRO", value: "no-such" }] }));
+  assert.equal(result.verdict, "script_failure", result.logText);
+  assert.equal(result.stages.filter(({ name }) => name === "prepare").length, 1);
+  assert.match(result.logText, /Cannot find the template "no-such"/);
+  assert.match(result.logText, /cloud, lite/);
+});
+
+for (const distro of ["../lite", "", "li'te", "lite;reboot", "li\nte", "lite\u0007"]) {
+  e2eTest(`DISTRO ${JSON.stringify(distro)} is refused as the job's fault`, async () => {
+    const result = await runOnBed(job({ variables: [{ key: "DISTRO", value: distro }] }));
+    assert.equal(result.verdict, "script_failure", result.logText);
+    assert.match(result.logText, /asks for (a|the) template/);
+  });
+}
+
+e2eTest("a cancelled script ends, and after_script runs in the same machine", async () => {
+  const result = await runOnBed(
+    job({
+      script: [
+        "echo here > mark",
+        "setsid sleep 5000 &",
+        "echo running; while :; do sleep 1; done",
+      ],
+      afterScript: ["cat mark; echo sleepers: $(pgrep -cx -f 'sleep 5000' || true)"],
+    }),
+    {
+      events: [{
+        stage: "build_script",
+        whenOutput: "\nrunning",
+        afterMs: 500,
+        action: "soft_cancel",
+      }],
+    },
+  );
+  assert.equal(result.verdict, "canceled", result.logText);
+  assert.match(result.logText, /\nhere\n/);
+  assert.match(result.logText, /\nsleepers: 0\n/);
+  const cancelled = result.stages.find(({ name }) => name === "build_script");
+  assert.equal(cancelled?.exitStatus, 2);
+});
+
+e2eTest("a job that is cancelled while its machine boots leaves nothing", async () => {
+  const result = await runOnBed(job({}), {
+    events: [{ stage: "prepare", whenOutput: "Started", afterMs: 1000, action: "hard_cancel" }],
+  });
+  assert.equal(result.verdict, "canceled", result.logText);
+  const prepare = result.stages.find(({ name }) => name === "prepare");
+  assert.equal(prepare?.exitStatus, 2);
+  assert((prepare?.seconds ?? 99) < 20);
+});
+
+e2eTest("a guest that is destroyed in the middle of a script is the host's fault", async () => {
+  const result = await runOnBed(
+    job({ script: ["echo running; while :; do sleep 1; done"] }),
+    {
+      events: [{
+        stage: "build_script",
+        whenOutput: "\nrunning",
+        action: async () => {
+          const machines = (await virsh("list", "--name")).split("\n");
+          const ours = machines.find((machine) => machine.startsWith("gitlab-proj-lite-4242-"));
+          await virsh("destroy", ours ?? "");
+        },
+      }],
+    },
+  );
+  assert.equal(result.verdict, "runner_system_failure", result.logText);
+  assert.match(result.logText, /ended while the script ran|connection to the guest broke/);
+});
+
+e2eTest("a script that powers its machine off is the host's fault, not a success", async () => {
+  const result = await runOnBed(job({ script: ["poweroff -f; sleep 60"] }), {
+    settings: { templates: { lite: { cloud_init: false, user: "root" } } },
+  });
+  assert.equal(result.verdict, "runner_system_failure", result.logText);
+});
+
+e2eTest("ten megabytes of any bytes come through as they are", async () => {
+  const result = await runOnBed(job({
+    script: [
+      "head -c 10000000 /dev/urandom > bytes; sha256sum bytes",
+      "echo begin; cat bytes; echo; echo end",
+    ],
+  }));
+  assert.equal(result.verdict, "success");
+  const { stdout } = result.stages.find(({ name }) => name === "build_script") ?? {};
+  assert(stdout);
+  const latin1 = new TextDecoder("latin1").decode(stdout);
+  const sum = /\n([0-9a-f]{64}) {2}bytes\n/.exec(latin1)?.[1];
+  const start = latin1.indexOf("\nbegin\n") + "\nbegin\n".length;
+  const bytes = stdout.slice(start, start + 10_000_000);
+  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes)).toHex();
+  assert.equal(digest, sum);
+  assert.match(latin1.slice(start + 10_000_000), /^\nend\n/);
+});
+
+e2eTest("what a guest prints on its console in megabytes is removed with it", async () => {
+  const result = await runOnBed(
+    job({ script: ["head -c 5000000 /dev/zero | tr '\\0' x >/dev/ttyS0"] }),
+    { settings: { templates: { lite: { cloud_init: false, user: "root" } } } },
+  );
+  assert.equal(result.verdict, "success", result.logText);
+});
+
+e2eTest("four jobs at once have four machines", async () => {
+  const results = await Promise.all(
+    [1, 2, 3, 4].map((id) =>
+      runOnBed(job({ id, script: [`echo job ${id} > mine; sleep 1; cat mine`] }))
+    ),
+  );
+  for (const [i, result] of results.entries()) {
+    assert.equal(result.verdict, "success", result.logText);
+    assert.match(result.logText, new RegExp(`\\njob ${i + 1}\\n`));
+  }
+  assert.equal(new Set(results.map(machineOf)).size, 4);
+});
+
+e2eTest("a job may not take another job's machine by its variables", async () => {
+  const result = await runOnBed(job({
+    variables: [
+      { key: "DISTRO", value: "lite" },
+      { key: "CI_JOB_ID", value: "1" },
+      { key: "CI_PROJECT_NAME", value: "../../other" },
+      { key: "LIBVIRT_GCI_MACHINE", value: "other" },
+    ],
+  }));
+  assert.equal(result.verdict, "success", result.logText);
+  assert.match(machineOf(result), /^gitlab-proj-lite-4242-/);
+});
+
+e2eTest("image: chooses a template by its alias, and cloud-init makes the user", async () => {
+  const result = await runOnBed(job({
+    variables: [],
+    image: "example.org/cloud:1",
+    script: ["id -un", "sudo -n id -u", "hostname", "cloud-init status --long || true"],
+  }));
+  assert.equal(result.verdict, "success", result.logText);
+  assert.match(result.logText, /\ngitlab-runner\n/);
+  assert.match(result.logText, /\n0\n/);
+  assert(result.logText.includes(`\n${machineOf(result)}\n`), result.logText);
+});
+
+e2eTest("a key that the guest does not know fails at once, and is said", async () => {
+  const directory = Deno.makeTempDirSync({ prefix: "libvirt-gci-e2e-key-" });
+  const key = `${directory}/key`;
+  await new Deno.Command("ssh-keygen", { args: ["-q", "-t", "ed25519", "-N", "", "-f", key] })
+    .output();
+  const result = await runOnBed(job({}), { settings: { key } });
+  Deno.removeSync(directory, { recursive: true });
+  assert.equal(result.verdict, "runner_system_failure");
+  assert.match(result.logText, /refuses the key for the user "gitlab-runner"/);
+  const [prepare] = result.stages.filter(({ name }) => name === "prepare");
+  assert((prepare?.seconds ?? 999) < 100);
+});
+
+e2eTest("a machine that does not boot is explained by its console", async () => {
+  await virsh("vol-create-as", TESTBED.templatePool, "empty.qcow2", "64M", "--format", "qcow2");
+  try {
+    const result = await runOnBed(job({ variables: [{ key: "DISTRO", value: "empty" }] }), {
+      settings: { address_seconds: 15 },
+    });
+    assert.equal(result.verdict, "runner_system_failure");
+    assert.match(result.logText, /did not get an address in the network "gci-testbed" within 15 s/);
+    assert.match(result.logText, /no DHCP lease/);
+    assert.match(result.logText, /serial console/);
+  } finally {
+    await virsh("vol-delete", "--pool", TESTBED.templatePool, "empty.qcow2");
+  }
+});
