@@ -9,6 +9,8 @@ export interface TemplateChoice {
   /** The volumes of the template pool that may hold it, the first that exists counts. */
   readonly volumes: readonly string[];
   readonly settings: MachineSettings;
+  /** Whether the host's settings name it: then it is the host's fault if it is not there. */
+  readonly isPromised: boolean;
 }
 
 /**
@@ -30,10 +32,16 @@ export function chooseTemplate(config: Config, requested: string | null): Templa
       name: template,
       volumes: volume === null ? volumesOf(template) : [volume],
       settings: machine,
+      isPromised: true,
     };
   }
   checkTemplateName(name);
-  return { name, volumes: volumesOf(name), settings: config.machine };
+  return {
+    name,
+    volumes: volumesOf(name),
+    settings: config.machine,
+    isPromised: requested === null,
+  };
 }
 
 function volumesOf(template: string): string[] {

@@ -14,7 +14,8 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     ...["src/guest/", "src/libvirt/"], // to make what a Stage holds
   ],
   "src/cli.ts": ["src/errors.ts"],
-  "src/config.ts": ["src/errors.ts"],
+  "src/config.ts": ["src/config_mistakes.ts", "src/errors.ts"],
+  "src/config_mistakes.ts": [],
   "src/exit_status.ts": ["src/errors.ts", "src/job.ts"],
   "src/job.ts": ["src/errors.ts"],
   "src/template_choice.ts": ["src/config.ts", "src/errors.ts", "src/job.ts"],

@@ -219,6 +219,16 @@ Deno.test("a template's name may be the volume's, with or without .qcow2", () =>
     await prepare({ ...JOB, template: "old-name" }, {}, stage);
   }));
 
+Deno.test("prepare blames the host for a template that only its settings name", () =>
+  withBed(async ({ stage }) => {
+    const prepared = prepare({ ...JOB, template: null }, {}, stage);
+    await assert.rejects(prepared, (error) => {
+      assert(error instanceof SystemFailure);
+      assert.match(error.message, /Cannot find the template "no-such"/);
+      return true;
+    });
+  }, { config: { defaultTemplate: "no-such" } }));
+
 const HOST_FAULTS: Record<string, [TestStageOptions, RegExp]> = {
   "no template pool": [{ config: { templatePool: "gone" } }, /no storage pool "gone"/],
   "no overlay pool": [{ config: { overlayPool: "gone" } }, /no storage pool "gone"/],

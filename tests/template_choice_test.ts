@@ -23,6 +23,7 @@ Deno.test("a template of the settings is chosen by its name", () => {
     name: "fedora-34",
     volumes: ["fedora-34.qcow2", "fedora-34"],
     settings: { ...CONFIG.machine, memoryMib: 8192 },
+    isPromised: true,
   });
 });
 
@@ -48,6 +49,7 @@ Deno.test("a template that the settings do not name has the settings of all", ()
     name: "alpine-3.19",
     volumes: ["alpine-3.19.qcow2", "alpine-3.19"],
     settings: CONFIG.machine,
+    isPromised: false,
   });
 });
 

@@ -18,15 +18,16 @@ export interface Template {
 }
 
 /**
- * The template that the first of these volumes holds. `requested` is the job's word for it, for
- * messages. Throws BuildFailure if there is none, and SystemFailure if the pool cannot be used.
+ * The template that the first of these volumes holds. If there is none, throws BuildFailure, or
+ * SystemFailure if the settings promise one; the same if the pool cannot be used.
  */
 export async function findTemplate(
   connection: Connection,
-  { pool: poolName, volumes, requested }: {
+  { pool: poolName, name, volumes, isPromised }: {
     readonly pool: string;
+    readonly name: string;
     readonly volumes: readonly string[];
-    readonly requested: string;
+    readonly isPromised: boolean;
   },
 ): Promise<Template> {
   using pool = await lookupActivePool(connection, poolName, "template_pool");
@@ -34,8 +35,9 @@ export async function findTemplate(
     // Somebody may have copied it there, which libvirt does not see by itself.
     (await refresh(pool) ? await findFirst(pool, volumes) : null);
   if (template !== null) return template;
-  throw new BuildFailure({
-    what: `Cannot find the template "${requested}" in the storage pool "${poolName}"`,
+  const Failure = isPromised ? SystemFailure : BuildFailure;
+  throw new Failure({
+    what: `Cannot find the template "${name}" in the storage pool "${poolName}"`,
     advice: templatesAdvice(await pool.volumeNames(), poolName),
   });
 }

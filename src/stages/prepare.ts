@@ -51,11 +51,7 @@ export async function prepare(
   const key = await readKey(keyFile ?? settings.key, stage.home);
   const name = job.machine ?? makeUpMachineName(choice.name);
 
-  const template = await findTemplate(connection, {
-    pool: config.templatePool,
-    volumes: choice.volumes,
-    requested: choice.name,
-  });
+  const template = await findTemplate(connection, { ...choice, pool: config.templatePool });
   const record = newRecord(job, { template: choice.name, key, settings });
   await requireNetwork(connection, settings.network);
   const domainType = await chooseDomainType(connection, settings.domainType, log);

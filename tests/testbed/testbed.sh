@@ -90,6 +90,8 @@ is_installed() {
 }
 
 up() {
+  type virsh mmdebstrap syslinux &>/dev/null ||
+    fail "Packages are missing. Try: $0 install"
   # QEMU's own user searches these, so they are open to all but not writable.
   mkdir --parents "$STATE"/{templates,overlays} "$CACHE"
   take_turns
@@ -126,7 +128,10 @@ libvirt_answers() {
 
 start_libvirt() {
   open_kvm
-  libvirt_answers && return
+  if libvirt_answers; then
+    [[ -z $(pid_of libvirtd) ]] || start_daemon virtlogd # or it may have died alone
+    return
+  fi
   if [[ -d /run/systemd/system ]]; then
     systemctl start libvirtd.service
   else
