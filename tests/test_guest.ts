@@ -100,7 +100,7 @@ export class TestGuest implements AsyncDisposable {
   }
 }
 
-/** A private key. One in some hundreds of ssh2's is malformed: it pads them wrongly. */
+/** A private key. One in some hundreds of those that ssh2 makes is malformed. */
 function generateKey(): string {
   for (;;) {
     const key = ssh2.utils.generateKeyPairSync("ed25519").private;

@@ -70,7 +70,7 @@ install() {
     libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients
     qemu-system-x86 qemu-utils dnsmasq-base iptables
     mmdebstrap syslinux syslinux-common mtools dosfstools fdisk e2fsprogs xz-utils
-    openssh-client
+    openssh-client tini libvirt-dev procps git
   ) missing=()
   for package in "${packages[@]}"; do
     is_installed "$package" || missing+=("$package")
@@ -113,10 +113,11 @@ take_turns() {
   flock "$lock"
 }
 
-# step TITLE COMMAND…: prints how long it took, in seconds.
+# step TITLE COMMAND…: prints what is done, before it is done on a terminal, and how long it took.
 step() {
   local title=$1 start=${EPOCHREALTIME/./}
   shift
+  [[ ! -t 1 ]] || printf '%-32s ...\r' "$title"
   "$@"
   local ms=$(((${EPOCHREALTIME/./} - start) / 1000))
   printf '%-32s %4d.%d s\n' "$title" $((ms / 1000)) $((ms % 1000 / 100))
@@ -180,10 +181,11 @@ start_daemon() {
       descriptor=${descriptor##*/}
       ((descriptor <= 2)) || exec {descriptor}>&-
     done
-    # A D-Bus that half works would delay each start of a domain by 45 s.
+    # A D-Bus that half works would delay each start of a domain by 45 s. QEMU's processes fall to
+    # tini: the first process of a container may reap them late or never, and libvirt waits for it.
     DBUS_SYSTEM_BUS_ADDRESS=unix:path=/nonexistent setsid \
-      "$1" --daemon --pid-file "$STATE/$1.pid" </dev/null >"$STATE/$1.log" 2>&1
-  ) || fail "Cannot start $1. Look at $STATE/$1.log"
+      tini -s -- "$1" --pid-file "$STATE/$1.pid" </dev/null >"$STATE/$1.log" 2>&1 &
+  )
 }
 
 # The process that start_daemon started, if it still runs.
