@@ -69,7 +69,9 @@ async function runCommand(args: Arguments, caller: Caller): Promise<void> {
     distro: action.command === "prepare" ? action.distro : undefined,
   });
   const script = action.command === "run" ? await readScript(action.path, guestCommand) : null;
-  const connect = (): Promise<Connection> => connectTo(config, { signal, debug: args.debug });
+  // Nothing hurries cleanup: what it leaves behind, nobody removes.
+  const hurry = action.command === "cleanup" ? null : signal;
+  const connect = (): Promise<Connection> => connectTo(config, { hurry, debug: args.debug });
   await using connection = await connect();
   const stage: Stage = {
     ...{ config, connection, connect, signal, home, stdout, stderr },
@@ -92,10 +94,10 @@ function printManual({ name, record }: PreparedMachine): void {
 
 function connectTo(
   { uri, callSeconds }: Config,
-  { signal, debug }: { readonly signal: AbortSignal; readonly debug: boolean },
+  { hurry, debug }: { readonly hurry: AbortSignal | null; readonly debug: boolean },
 ): Promise<Connection> {
   const tell = (name: string, ms: number): void => printError(`debug: ${name} ${ms.toFixed(1)} ms`);
-  return Connection.open(uri, { callSeconds, signal, ...(debug ? { onCall: tell } : {}) });
+  return Connection.open(uri, { callSeconds, signal: hurry, onCall: debug ? tell : null });
 }
 
 async function readScript(

@@ -23,9 +23,9 @@ export interface ConnectionOptions {
   /** A call that takes longer fails, and the connection with it. */
   readonly callSeconds?: number;
   /** Once it aborts, a call in flight gets five more seconds. */
-  readonly signal?: AbortSignal;
+  readonly signal?: AbortSignal | null;
   /** Told of each call that ends: for `--debug`. */
-  readonly onCall?: (functionName: string, milliseconds: number) => void;
+  readonly onCall?: ((functionName: string, milliseconds: number) => void) | null;
 }
 
 const SECONDS_AFTER_ABORT = 5;

@@ -9,7 +9,7 @@ export function consoleEnd(text: string, lines: number): string {
     // deno-lint-ignore no-control-regex
     .replace(/\x1b(\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])/g, "") // ECMA-48 control sequences: colours, cursor
     .split(/[\r\n]+/)
-    .map((line) => line.replace(/\t/g, " ").replace(/\p{C}/gu, "\ufffd").trimEnd())
+    .map((line) => line.replace(/\t/g, " ").replace(/\p{C}/gu, "\ufffd").trimEnd().slice(0, 500))
     .filter((line) => line !== "")
     .slice(-lines);
   if (printed.length === 0) return "Its serial console is empty.";

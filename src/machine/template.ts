@@ -2,8 +2,9 @@
 import { parseXml, type XmlElement, XmlElement as Element } from "@rgrove/parse-xml";
 import { BuildFailure, SystemFailure } from "../errors.ts";
 import type { Connection } from "../libvirt/connection.ts";
-import { isLibvirtError, LibvirtError, VIR_ERR } from "../libvirt/error.ts";
+import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
+import { sleep } from "../wait.ts";
 import { xml } from "../xml.ts";
 
 /** A base image that overlays stand on. */
@@ -65,7 +66,10 @@ export async function lookupActivePool(
   });
 }
 
-/** Makes and starts a pool of files below /var/lib/libvirt, unless there is one of this name. */
+/**
+ * Makes and starts a pool of files below /var/lib/libvirt, unless there is one of this name. Safe
+ * with many at once. Throws SystemFailure.
+ */
 export async function createDirPool(connection: Connection, name: string): Promise<void> {
   using found = await connection.findPool(name);
   if (found !== null) return;
@@ -80,10 +84,23 @@ export async function createDirPool(connection: Connection, name: string): Promi
   try {
     using pool = await connection.definePool(name, poolXml.toString());
     await pool.buildAndStart();
-  } catch (error) {
-    // Another job's prepare may have made it meanwhile; if not, it is missed or inactive below.
-    if (!(error instanceof LibvirtError)) throw error;
+  } catch (cause) {
+    if (await becomesActive(connection, name)) return; // another job's prepare was first
+    throw new SystemFailure({
+      what: `Cannot make the storage pool "${name}" in /var/lib/libvirt/${name}`,
+      cause,
+      advice: "Let this user manage libvirt, or set overlay_pool to a pool that there is",
+    });
   }
+}
+
+async function becomesActive(connection: Connection, name: string): Promise<boolean> {
+  for (let attempt = 0; attempt < 20; attempt++) {
+    using pool = await connection.findPool(name);
+    if (pool !== null && await pool.isActive()) return true;
+    await sleep(100, new AbortController().signal);
+  }
+  return false;
 }
 
 async function findFirst(pool: StoragePool, volumes: readonly string[]): Promise<Template | null> {

@@ -89,8 +89,9 @@ async function watch(
         }),
       );
     } catch {
-      own = await connect().catch(() => own);
+      await own?.[Symbol.asyncDispose]().catch(() => {}); // it is of no use any more
+      own = await connect().catch(() => null);
     }
   }
-  if (own !== null) await own[Symbol.asyncDispose]();
+  await own?.[Symbol.asyncDispose]();
 }

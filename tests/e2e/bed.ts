@@ -114,7 +114,7 @@ async function inventory(): Promise<Record<string, string>> {
     domains: await virsh("list", "--all", "--name"),
     templates: await volumes(TESTBED.templatePool),
     overlays: await volumes(TESTBED.overlayPool),
-    qemu: (await command(["pgrep", "-cx", "qemu-system-x86"])).stdout,
+    qemu: (await command(["pgrep", "-cf", "qemu.*libvirt-gci-testbed/overlays"])).stdout,
     program: (await command(["pgrep", "-cf", "libvirt-gci-e2e-"])).stdout,
   };
 }
