@@ -139,7 +139,8 @@ function childOf(element: XmlElement | null | undefined, name: string): XmlEleme
 }
 
 function templatesAdvice(volumes: readonly string[], pool: string): string {
-  const names = volumes.map((volume) => volume.replace(/\.qcow2$/, "")).sort();
+  const names = volumes.filter((volume) => !volume.startsWith(".")) // one that is being made
+    .map((volume) => volume.replace(/\.qcow2$/, "")).sort();
   if (names.length === 0) {
     return `Make a template first: make_base_image.sh VM (the pool "${pool}" is empty)`;
   }

@@ -1,0 +1,272 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+# Usage: make_base_image.sh [OPTION]... VM...
+#
+# Makes a template of each VM: DISTRO=VM then starts jobs on it. A VM that runs is
+# shut down first, and stays off. Its disk is only read: the template is a copy,
+# which no job sees before it is complete.
+#
+#   -c, --connect URI      the hypervisor, on this host (default: qemu:///system)
+#   -p, --pool NAME        the pool of templates (default: base_imgs, which is made
+#                          in /var/lib/libvirt/base_imgs if there is none)
+#       --force            replace a template that exists, unless something uses it
+#       --timeout SECONDS  how long a VM may take to shut down (default: 180)
+#       --log FILE         append the details to FILE (default: a new file in /tmp)
+#
+# Exit status: 0 if each VM got its template, 1 if one did not, 2 for wrong arguments.
+
+set -euo pipefail
+export LC_ALL=C # The words of virsh and qemu-img are read below.
+
+readonly DEFAULT_POOL=base_imgs DEFAULT_POOL_PATH=/var/lib/libvirt/base_imgs
+
+# Debian makes SSH host keys when sshd is installed and never again: without this
+# unit, no job could log in to a template of it or of its descendants.
+readonly UNITS=/etc/systemd/system HOST_KEYS=make-ssh-host-keys.service
+readonly HOST_KEYS_UNIT='[Unit]
+ConditionPathExistsGlob=!/etc/ssh/ssh_host_*_key
+After=sshd-keygen.target cloud-init.service
+Before=ssh.service sshd.service
+[Service]
+Type=oneshot
+ExecStart=/usr/bin/ssh-keygen -t ed25519 -N "" -f /etc/ssh/ssh_host_ed25519_key
+'
+
+uri=qemu:///system
+pool=$DEFAULT_POOL
+force=false
+timeout_seconds=180
+log=
+
+# Ends the work on a VM, which is a job of its own, or else the script.
+fail() { # what, [advice]...
+  printf '%s\n' "$@" | tee -a "$log" >&2
+  exit 1
+}
+
+usage() { sed -n '/^# Usage/,/^$/s/^# \?//p' "$0"; }
+refuse_arguments() { printf '%s\n' "$1" "Try: make_base_image.sh --help" >&2 && exit 2; }
+progress() { printf '%s\n' "$1" | tee -a "$log"; }
+last_words() { tail -n 1 "$log"; }
+last_complaint() { grep -E '^(qemu-img|virt-[a-z]+|libguestfs|supermin|timeout): ' "$log" | tail -n 1; }
+virsh() { command virsh --quiet --connect "$uri" "$@" 2>>"$log"; }
+xpath() { xmllint --xpath "string($1)" - 2>>"$log"; }
+
+# In the background, because a shell answers no signal before a command ends.
+run() { # command...
+  printf '+ %s\n' "${*@Q}" >>"$log"
+  "$@" >>"$log" 2>&1 </dev/null &
+  wait $!
+}
+
+run_step() { # what, command...
+  progress "$vm: $1"
+  run "${@:2}" || fail "$vm: could not $1" "$(last_complaint)"
+}
+
+parse_arguments() {
+  local options
+  options=$(getopt -n make_base_image.sh -o hc:p: \
+    -l help,connect:,pool:,force,timeout:,log: -- "$@") || refuse_arguments "Unknown arguments"
+  eval set -- "$options"
+  while [[ $1 != -- ]]; do
+    case $1 in
+      -h | --help) usage && exit ;;
+      -c | --connect) uri=$2 && shift ;;
+      -p | --pool) pool=$2 && shift ;;
+      --force) force=true ;;
+      --timeout) timeout_seconds=$2 && shift ;;
+      --log) log=$2 && shift ;;
+    esac
+    shift
+  done
+  vms=("${@:2}")
+  ((${#vms[@]} > 0)) || refuse_arguments "Which VM?"
+  [[ $timeout_seconds =~ ^[1-9][0-9]{0,5}$ ]] || refuse_arguments "--timeout takes a number of seconds"
+  [[ $uri =~ ^[a-z+]+:/// ]] || refuse_arguments "\"$uri\" is not a hypervisor on this host"
+  log=${log:-$(mktemp -t --suffix=.log make_base_image.XXXXXX)}
+  { : >>"$log"; } 2>/dev/null || refuse_arguments "Cannot write to \"$log\""
+  progress "Details: $log"
+}
+
+require_program() { # program, Debian's package, Fedora's package
+  type -P "$1" >/dev/null || fail "$1 is missing" "Install it: apt install $2, or dnf install $3"
+}
+
+check_host() {
+  require_program virsh libvirt-clients libvirt-client
+  require_program qemu-img qemu-utils qemu-img
+  require_program virt-sysprep guestfs-tools guestfs-tools
+  require_program xmllint libxml2-utils libxml2
+  # libguestfs boots one, and does not say so where there is none.
+  compgen -G '/boot/vmlinu*' >>"$log" || compgen -G '/lib/modules/*/vmlinuz' >>"$log" ||
+    [[ -n ${SUPERMIN_KERNEL:-}${LIBGUESTFS_PATH:-} ]] || fail "libguestfs needs a kernel in /boot" \
+    "Install it: apt install linux-image-amd64, or dnf install kernel-core"
+  [[ $uri != qemu:///system || $EUID == 0 ]] || fail "Only root can read the disks of $uri" "Try sudo"
+  virsh uri >>"$log" || fail "Cannot connect to $uri" "$(last_words)"
+}
+
+require_pool() {
+  if [[ $pool == "$DEFAULT_POOL" ]] && ! virsh pool-info "$pool" >>"$log"; then
+    progress "Making the pool $pool in $DEFAULT_POOL_PATH"
+    { virsh pool-define-as "$pool" dir --target "$DEFAULT_POOL_PATH" && virsh pool-autostart "$pool"; } \
+      >>"$log" || fail "Cannot make the pool $pool" "$(last_words)"
+  fi
+  pool_path=$(virsh pool-dumpxml "$pool" | xpath /pool/target/path) ||
+    fail "There is no pool \"$pool\"" "List the pools: virsh -c $uri pool-list --all"
+  [[ $(virsh pool-info "$pool") =~ State:\ +running ]] || virsh pool-start --build "$pool" >>"$log" ||
+    fail "Cannot start the pool $pool" "$(last_words)"
+  [[ -d $pool_path && -w $pool_path ]] || fail "Cannot write to the pool $pool, in \"$pool_path\""
+}
+
+require_vm() {
+  local info
+  [[ $vm =~ ^[[:alnum:]][[:alnum:]._+-]*$ ]] ||
+    fail "\"$vm\": not a name for DISTRO, which takes letters, digits and ._+-" "Try: virsh -c $uri domrename"
+  info=$(virsh dominfo "$vm") || fail "$vm: no such VM" "$(last_words)" "Try: virsh -c $uri list --all"
+  # virsh takes an id and a UUID, too.
+  [[ $info =~ Name:\ +"$vm"$'\n' ]] || fail "$vm: not the name of a VM" "Try: virsh -c $uri domname $vm"
+  [[ ! $info =~ "Managed save:"\ +yes ]] ||
+    fail "$vm: its memory is saved, and its disk not at rest" "Start it: virsh -c $uri start $vm"
+}
+
+refuse_taken_name() {
+  local users
+  [[ -e $template || -L $template ]] || return 0
+  $force || fail "$vm: there is a template already: $template" "Replace it with --force"
+  users=$(list_images | while IFS=$'\t' read -r user image; do
+    qemu-img info --force-share --backing-chain "$image" 2>>"$log" | sed -n 's/^image: //p' |
+      while read -r file; do [[ ! $file -ef $template ]] || printf '  %s\n' "$user"; done || true
+  done) || fail "$vm: cannot tell what uses $template" "$(last_words)"
+  [[ -z $users ]] || fail "$vm: its template is in use: $template" "$users" \
+    "Wait until these are gone, or remove them: they would see another disk beneath them"
+}
+
+# What uses an image, or is one, and is not the template; a tab; the image's path.
+list_images() {
+  local name
+  virsh list --all --name | while read -r name; do
+    virsh domblklist --details "$name" | sed -nE "s|^( *\S+){3} +(/.*)|domain $name\t\2|p"
+  done
+  virsh pool-list --name | while read -r name; do
+    virsh vol-list "$name" | sed -nE 's|^[^/]*(/.*\S) *$|volume \1\t\1|p'
+  done | grep -Fv "volume $template"$'\t' || true
+}
+
+find_boot_disk() {
+  local xml volume boot disks="/domain/devices/disk[@device='disk']"
+  boot="(${disks}[boot and not(boot/@order > $disks/boot/@order)] | ${disks}[not($disks/boot)])[1]"
+  xml=$(virsh dumpxml "$vm") || fail "$vm: cannot be read" "$(last_words)"
+  disk_format=$(xpath "$boot/driver/@type" <<<"$xml")
+  disk_format=${disk_format:-raw} # As libvirt has it. Never probe: a guest can write any header.
+  disk=$(xpath "$boot/source/@file | $boot/source/@dev" <<<"$xml")
+  volume=$(xpath "$boot/source/@volume" <<<"$xml")
+  [[ -z $volume ]] || disk=$(virsh vol-path --pool "$(xpath "$boot/source/@pool" <<<"$xml")" "$volume") ||
+    fail "$vm: has lost its disk, the volume $volume" "$(last_words)"
+  [[ -n $disk ]] || fail "$vm: has no disk that is a file, a block device or a volume"
+  (($(xpath "count($disks)" <<<"$xml") == 1)) || progress "$vm: only $disk of its disks is used"
+  (($(xpath "count(/domain/os[@firmware='efi' or loader/@type='pflash'])" <<<"$xml") == 0)) ||
+    progress "$vm: boots by UEFI, so its template needs the setting \"firmware: efi\""
+}
+
+refuse_full_pool() {
+  local needed free
+  needed=$(qemu-img measure --force-share -f "$disk_format" -O qcow2 "$disk" 2>>"$log" |
+    awk '/^required size/ { print int($3 / 1048576) + 64 }') || # 64 MiB for what sysprep adds
+    fail "$vm: cannot read its disk $disk" "$(last_words)"
+  free=$(($(df --output=avail --block-size=1M "$pool_path" | tail -n 1)))
+  ((free >= needed)) || fail "$vm: its template may need $needed MiB, and $pool_path has $free MiB left"
+}
+
+shut_down() {
+  local active try=0 end=$((SECONDS + timeout_seconds))
+  while
+    active=$(virsh list --name) || fail "$vm: lost the connection to $uri" "$(last_words)"
+    grep -Fxq -- "$vm" <<<"$active"
+  do
+    ((try > 0)) || progress "$vm: shut down, which may take $timeout_seconds s"
+    ((SECONDS < end)) || fail "$vm: still $(virsh domstate "$vm") $timeout_seconds s after virsh shutdown" \
+      "Shut it down from inside, or allow more time with --timeout"
+    # Again and again, because a guest that is still booting misses the request.
+    ((try++ % 15 != 0)) || virsh shutdown "$vm" >>"$log" || true
+    sleep 1 & wait $!
+  done
+  ((try == 0)) || progress "$vm: is off, and stays off"
+}
+
+# /dev/kvm may exist and yet run no guest, as on a host that is a VM itself.
+# libguestfs does without KVM of its own accord only if there is no /dev/kvm.
+choose_accelerator() {
+  export LIBGUESTFS_BACKEND=${LIBGUESTFS_BACKEND:-direct}
+  [[ -e /dev/kvm && -z ${LIBGUESTFS_BACKEND_SETTINGS:-} ]] || return 0
+  run timeout --foreground 60 virt-filesystems --format=raw -a /dev/null && return
+  progress "$vm: libguestfs does not start with KVM: trying without, which is slower"
+  export LIBGUESTFS_BACKEND_SETTINGS=force_tcg
+}
+
+make_template() {
+  trap 'exit 143' TERM
+  template=$pool_path/$vm.qcow2
+  require_vm
+  refuse_taken_name
+  find_boot_disk
+  refuse_full_pool
+  shut_down
+  install -m 0600 /dev/null "$copy"
+  run_step "copy $disk" qemu-img convert -f "$disk_format" -O qcow2 "$disk" "$copy"
+  choose_accelerator
+  # QEMU, and so libguestfs, halts for ever when the host's disk is full.
+  local limit=(timeout --foreground --verbose 1h)
+  # virt-sysprep empties the machine-id and then, customizing, makes a new one. The
+  # machines of a template would share it, and their DHCP lease: empty it again.
+  run_step "remove what only one machine may have" "${limit[@]}" virt-sysprep --format qcow2 \
+    -a "$copy" --no-network --operations defaults,-ssh-userdir --write /etc/machine-id: \
+    --mkdir "$UNITS/multi-user.target.wants" --write "$UNITS/$HOST_KEYS:$HOST_KEYS_UNIT" \
+    --link "../$HOST_KEYS:$UNITS/multi-user.target.wants/$HOST_KEYS"
+  run_step "free unused space" "${limit[@]}" virt-sparsify --in-place --format qcow2 "$copy"
+  sync "$copy"
+  trap '' TERM
+  if $force; then
+    refuse_taken_name # Again: a job may have started since.
+    mv -fT -- "$copy" "$template"
+  else
+    ln -T -- "$copy" "$template" || fail "$vm: there is a template already: $template"
+  fi
+}
+
+finish() {
+  local result=FAILED
+  ! wait "$job" || result=OK
+  job=
+  rm -f -- "$copy"
+  # libvirt refuses to look while it makes another volume in the pool.
+  virsh pool-refresh "$pool" >>"$log" || { sleep 5 && virsh pool-refresh "$pool" >>"$log"; } ||
+    { result=FAILED && progress "$vm: libvirt has not seen it: virsh -c $uri pool-refresh $pool"; }
+  [[ $result == OK ]] || failed=1
+  progress "[$result] $vm"
+}
+
+stop() {
+  trap '' HUP INT TERM
+  [[ -n $job ]] || return 0
+  printf '%s: interrupted\n' "$vm" >>"$log"
+  kill -- "-$job" 2>/dev/null || true
+  finish
+}
+
+parse_arguments "$@"
+check_host
+require_pool
+readonly copy=$pool_path/.make_base_image.$$ # No DISTRO starts with a dot.
+job='' failed=0
+trap stop EXIT
+trap 'exit 130' INT && trap 'exit 143' HUP TERM
+for vm in "${vms[@]}"; do
+  set -m # The job becomes a process group, which one signal ends as a whole.
+  make_template &
+  job=$!
+  set +m
+  finish
+done
+((failed == 0))

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import assert from "node:assert/strict";
+import { command, e2eTest, job, runOnBed, TESTBED, virsh } from "./bed.ts";
+
+const VM = "gci-e2e-vm";
+const MAKE_BASE_IMAGE = new URL("../../make_base_image/make_base_image.sh", import.meta.url);
+
+async function makeBaseImage(...args: string[]): Promise<Awaited<ReturnType<typeof command>>> {
+  const log = await Deno.makeTempFile({ prefix: "libvirt-gci-e2e-" });
+  const options = ["--pool", TESTBED.templatePool, "--log", log];
+  try {
+    return await command([MAKE_BASE_IMAGE.pathname, ...options, ...args]);
+  } finally {
+    await Deno.remove(log);
+  }
+}
+
+/** An installed machine that runs, as lcitool or virt-install leave it, on a disk of its own. */
+async function startVm(): Promise<void> {
+  await virsh(
+    ...["vol-create-as", TESTBED.overlayPool, VM, "4G", "--format", "qcow2"],
+    ...["--backing-vol", "/var/lib/libvirt-gci-testbed/templates/lite.qcow2"],
+    ...["--backing-vol-format", "qcow2"],
+  );
+  const xml = await Deno.makeTempFile({ prefix: "libvirt-gci-e2e-" });
+  await Deno.writeTextFile(
+    xml,
+    `<domain type="qemu"><name>${VM}</name><memory unit="MiB">512</memory>
+      <os><type machine="q35">hvm</type></os><features><acpi/></features><cpu mode="maximum"/>
+      <devices>
+        <disk type="volume" device="disk"><driver name="qemu" type="qcow2"/>
+          <source pool="${TESTBED.overlayPool}" volume="${VM}"/><target dev="vda" bus="virtio"/>
+        </disk>
+        <interface type="network"><source network="${TESTBED.network}"/><model type="virtio"/>
+        </interface>
+        <serial type="pty"/>
+      </devices></domain>`,
+  );
+  await virsh("define", xml);
+  await Deno.remove(xml);
+  await virsh("start", VM);
+}
+
+e2eTest("make_base_image makes a template of a machine, and a job runs on it", async () => {
+  await startVm();
+  try {
+    const made = await makeBaseImage(VM);
+    assert.equal(made.status, 0, made.stdout + made.stderr);
+    assert.match(made.stdout, /^\[OK\] gci-e2e-vm/m);
+    const { stdout } = await command([
+      ...["qemu-img", "info", `/var/lib/libvirt-gci-testbed/templates/${VM}.qcow2`],
+    ]);
+    assert.doesNotMatch(stdout, /backing file/);
+
+    const result = await runOnBed(job({ variables: [{ key: "DISTRO", value: VM }] }), {
+      settings: { cloud_init: false },
+    });
+    assert.equal(result.verdict, "success", result.logText);
+
+    const again = await makeBaseImage(VM);
+    assert.equal(again.status, 1);
+    assert.match(again.stdout, /^\[FAILED\] gci-e2e-vm/m);
+  } finally {
+    await command(["virsh", "-c", "qemu:///system", "destroy", VM]);
+    await virsh("undefine", VM);
+    await virsh("vol-delete", "--pool", TESTBED.overlayPool, VM);
+    await command([
+      ...["virsh", "-c", "qemu:///system", "vol-delete", "--pool", TESTBED.templatePool],
+      `${VM}.qcow2`,
+    ]);
+  }
+});
+
+e2eTest("make_base_image says which machine failed, and fails", async () => {
+  const made = await makeBaseImage("no-such-vm");
+  assert.equal(made.status, 1);
+  assert.match(made.stdout, /^\[FAILED\] no-such-vm/m);
+  assert.equal((await makeBaseImage()).status, 2);
+});
