@@ -16,6 +16,10 @@ globalThis.addEventListener("unhandledrejection", async (event) => {
   event.preventDefault();
   Deno.exit(await endWith(event.reason, env));
 });
+globalThis.addEventListener("error", async (event) => {
+  event.preventDefault();
+  Deno.exit(await endWith(event.error, env));
+});
 
 const status = await runProgram({
   ...{ args: Deno.args, env, version, exit: Deno.exit, signal: await cancelOnSignals() },

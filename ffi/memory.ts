@@ -22,17 +22,12 @@ export function pointerAt(pointer: Deno.PointerObject, offset: number): Deno.Poi
   return new Deno.UnsafePointerView(pointer).getPointer(offset);
 }
 
-/** A place for a C function to put a pointer or a 64-bit number: an out parameter. */
+/** A place for a C function to put a pointer: an out parameter. */
 export class OutCell {
   readonly buffer: BigUint64Array<ArrayBuffer> = new BigUint64Array(1);
 
   /** The pointer that the C function left here. */
   get pointer(): Deno.PointerValue {
     return Deno.UnsafePointer.create(this.buffer[0] ?? 0n);
-  }
-
-  /** The number that the C function left here. */
-  get number(): number {
-    return Number(this.buffer[0]);
   }
 }

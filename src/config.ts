@@ -1,7 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import * as v from "valibot";
 import { LineCounter, parseDocument } from "yaml";
-import { isKeys, mistakesOfAliases, mistakesOfValues, mistakesOfYaml } from "./config_mistakes.ts";
+import {
+  isKeys,
+  mistakeOfPools,
+  mistakesOfAliases,
+  mistakesOfValues,
+  mistakesOfYaml,
+} from "./config_mistakes.ts";
 import { SystemFailure } from "./errors.ts";
 
 /** What can be set for all machines, and for those of one template. */
@@ -212,6 +218,7 @@ export function parseConfig(yamlText: string, file: string): Config {
     if (result.success) config = toConfig(result.output);
     mistakes.push(...mistakesOfValues(result.issues ?? [], document));
     mistakes.push(...mistakesOfAliases(settings, document));
+    if (config.templatePool === config.overlayPool) mistakes.push(mistakeOfPools(document));
   }
   if (mistakes.length === 0) return config;
   const lines = mistakes.sort((a, b) => a.offset - b.offset).map(({ offset, words }) => {

@@ -85,6 +85,12 @@ export function mistakesOfAliases(settings: unknown, document: Document): Mistak
   return mistakes;
 }
 
+/** A job that could ask for another job's disk as its template would read it. */
+export function mistakeOfPools(document: Document): Mistake {
+  const words = `"overlay_pool" must be another pool than "template_pool"`;
+  return { offset: offsetOf(document, ["overlay_pool"], false), words };
+}
+
 /** Where in the file the value of this path stands, or its key. */
 function offsetOf(document: Document, path: readonly unknown[], atKey: boolean): number {
   let key: unknown = null;

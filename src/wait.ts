@@ -72,3 +72,19 @@ export async function sleep(milliseconds: number, signal: AbortSignal): Promise<
   clearTimeout(timer);
   signal.removeEventListener("abort", wake);
 }
+
+/** What the promise gives, or null when the time is over or the signal aborts before. */
+export async function within<T>(
+  promise: Promise<T>,
+  milliseconds: number,
+  signal?: AbortSignal,
+): Promise<T | null> {
+  const over = new AbortController();
+  const either = signal ? AbortSignal.any([over.signal, signal]) : over.signal;
+  promise.catch(() => {}); // nobody may be waiting any more
+  try {
+    return await Promise.race([promise, sleep(milliseconds, either).then(() => null)]);
+  } finally {
+    over.abort();
+  }
+}

@@ -72,6 +72,13 @@ const EVERY_MACHINE_VALUE = {
   sshSeconds: 6,
 };
 
+Deno.test("one pool for templates and for the machines' disks is a mistake", () => {
+  assert.throws(
+    () => parseConfig("template_pool: one\noverlay_pool: one\n", "c.yaml"),
+    /c\.yaml:2:15: "overlay_pool" must be another pool than "template_pool"/,
+  );
+});
+
 Deno.test("the defaults are those that the manual names", () => {
   const { machine, ...others } = DEFAULT_CONFIG;
   assert.deepEqual(others, {

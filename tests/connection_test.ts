@@ -124,12 +124,19 @@ function silentDaemon(): Disposable & { readonly uri: string } {
   };
 }
 
-Deno.test("a daemon that does not answer costs the deadline, not the process", async () => {
-  using daemon = silentDaemon();
-  const start = performance.now();
-  await assert.rejects(Connection.open(daemon.uri, { callSeconds: 0.3 }), {
-    code: VIR_ERR.OPERATION_TIMEOUT,
-    message: /no answer from the daemon within 0.3 s/,
-  });
-  assert(performance.now() - start < 3000);
-});
+// The call that was given up is still in flight when the test ends.
+const GIVEN_UP = { sanitizeOps: false, sanitizeResources: false };
+
+Deno.test(
+  "a daemon that does not answer costs the deadline, not the process",
+  GIVEN_UP,
+  async () => {
+    using daemon = silentDaemon();
+    const start = performance.now();
+    await assert.rejects(Connection.open(daemon.uri, { callSeconds: 0.3 }), {
+      code: VIR_ERR.OPERATION_TIMEOUT,
+      message: /no answer from the daemon within 0.3 s/,
+    });
+    assert(performance.now() - start < 3000);
+  },
+);

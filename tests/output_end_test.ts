@@ -5,7 +5,7 @@ import assert from "node:assert/strict";
 import { OutputEnd } from "../src/guest/output_end.ts";
 
 const TOKEN = "0123456789abcdef0123456789abcdef";
-const MARK = Buffer.from(`\x1e${TOKEN}\x1e`);
+const MARK = Buffer.from(`@libvirt-gci-${TOKEN}`);
 
 /** An OutputEnd whose sink keeps all that came through. */
 function start(): { readonly end: OutputEnd; readonly output: () => Buffer } {
@@ -33,7 +33,7 @@ const piece = fc.oneof(
   fc.uint8Array({ maxLength: 40 }).map((bytes) => Buffer.from(bytes)),
   fc.nat(MARK.length - 1).map((length) => MARK.subarray(0, length)),
   fc.nat(MARK.length - 1).map((from) => MARK.subarray(from + 1)),
-  fc.constantFrom("\x1e", "\x1e\x1e", `\x1e${TOKEN}`, `\x1e${TOKEN}\x1f`, `${TOKEN}\x1e`)
+  fc.constantFrom("@", "@@", "@libvirt-gci-", `@libvirt-gci-${TOKEN.slice(0, -1)}`, TOKEN)
     .map((text) => Buffer.from(text)),
 );
 const data = fc.array(piece, { maxLength: 8 }).map((pieces) => Buffer.concat(pieces))
@@ -78,10 +78,10 @@ Deno.test("nothing is held back but what may become the mark", async () => {
 
 Deno.test("output that comes a byte at a time comes through a byte at a time", async () => {
   const { end, output } = start();
-  const text = Buffer.from("ümläut\n\x1e\x1ex");
+  const text = Buffer.from("ümläut\n@@x");
   for (const [i, byte] of text.entries()) {
     await end.push(Uint8Array.of(byte));
-    if (byte !== 0x1e) assert.equal(output().length, i + 1);
+    if (byte !== 0x40) assert.equal(output().length, i + 1);
   }
   assert.deepEqual(output(), text);
 });
@@ -99,7 +99,7 @@ Deno.test("an empty chunk, and a mark without anything before it, reach no sink"
 
 Deno.test("the mark of another script is output", async () => {
   const { end, output } = start();
-  const other = Buffer.from(`\x1e${"f".repeat(32)}\x1e`);
+  const other = Buffer.from(`@libvirt-gci-${"f".repeat(32)}`);
   assert.equal(await end.push(other), false);
   assert.equal(await end.push(MARK), true);
   assert.deepEqual(output(), other);
@@ -126,7 +126,7 @@ Deno.test("a real sh prints the mark, unquoted and in single quotes", async () =
     const printf = OutputEnd.printf(token);
     for (const script of [printf, `sh -c '${printf}'`]) {
       const { stdout } = await new Deno.Command("sh", { args: ["-c", script] }).output();
-      assert.equal(new TextDecoder().decode(stdout), `\x1e${token}\x1e`);
+      assert.equal(new TextDecoder().decode(stdout), `@libvirt-gci-${token}`);
     }
   }
 });

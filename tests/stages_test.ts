@@ -135,20 +135,44 @@ Deno.test("all that a script wrote before it ended arrives", () =>
     assert.equal(stage.output.stdout.length, 3_000_000);
   }));
 
+/** Cancels a script some milliseconds after its first sleep, and sees that no sleep is left. */
+async function cancel(text: (sleep: string) => string, sleeps: number, { connection, stage }: Bed) {
+  await prepare(JOB, {}, stage);
+  const mark = `99.${crypto.getRandomValues(new Uint32Array(1))[0]}`;
+  const ran = run(JOB.machine, script(text(`sleep ${mark}`)), stage);
+  ran.catch(() => {});
+  if (sleeps > 0) await untilProcesses(mark, sleeps);
+  stage.abort(new SystemFailure({ what: "Cancelled by SIGTERM" }));
+  await assert.rejects(ran, /Cancelled by SIGTERM/);
+  await untilProcesses(mark, 0);
+  assert(await isRunning(connection, JOB.machine));
+}
+
 Deno.test("a cancelled script ends with all its processes, and the machine lives on", () =>
-  withBed(async ({ connection, stage }) => {
-    await prepare(JOB, {}, stage);
-    const mark = `99.${crypto.getRandomValues(new Uint16Array(1))[0]}`;
-    const text =
-      `setsid sleep ${mark} & sleep ${mark} & trap '' TERM; sleep ${mark}; sleep ${mark}`;
-    const ran = run(JOB.machine, script(text), stage);
-    ran.catch(() => {});
-    await untilProcesses(mark, 3);
-    stage.abort(new SystemFailure({ what: "Cancelled by SIGTERM" }));
-    await assert.rejects(ran, /Cancelled by SIGTERM/);
-    await untilProcesses(mark, 0);
-    assert(await isRunning(connection, JOB.machine));
-  }));
+  withBed((bed) =>
+    cancel((sleep) => `setsid ${sleep} & ${sleep} & trap '' TERM; ${sleep}; ${sleep}`, 3, bed)
+  ));
+
+Deno.test("a cancelled script's processes end that hide from their environment and from TERM", () =>
+  withBed((bed) =>
+    cancel((sleep) => `env -i bash -c "trap '' TERM; ${sleep}; ${sleep}"; ${sleep}`, 1, bed)
+  ));
+
+for (const milliseconds of [0, 5, 20, 40]) {
+  Deno.test(`a script that is cancelled ${milliseconds} ms after it started does not go on`, () =>
+    withBed(async ({ stage, ...bed }) => {
+      await prepare(JOB, {}, stage);
+      const mark = `99.${crypto.getRandomValues(new Uint32Array(1))[0]}`;
+      const before = bed.guest.commands.length;
+      const ran = run(JOB.machine, script(`sleep ${mark}`), stage);
+      ran.catch(() => {});
+      while (bed.guest.commands.length === before) await new Promise((r) => setTimeout(r, 1));
+      await new Promise((resolve) => setTimeout(resolve, milliseconds));
+      stage.abort(new SystemFailure({ what: "Cancelled by SIGTERM" }));
+      await assert.rejects(ran, /Cancelled by SIGTERM/);
+      await untilProcesses(mark, 0);
+    }));
+}
 
 async function untilProcesses(mark: string, count: number): Promise<void> {
   for (let i = 0; i < 100; i++) {
@@ -168,7 +192,22 @@ Deno.test("a lost connection is the host's failure, never success", () =>
       assert.match(error.message, /connection to the guest broke/);
       return true;
     });
-  }, { guest: { loseCommands: true } }));
+  }, { guest: { loseScripts: true } }));
+
+Deno.test("a connection that is lost before the status comes is no success", () =>
+  withBed(async ({ stage }) => {
+    await prepare(JOB, {}, stage);
+    const start = performance.now();
+    await assert.rejects(run(JOB.machine, script("true"), stage), /connection to the guest broke/);
+    assert(performance.now() - start < 10_000);
+  }, { guest: { loseStatus: true } }));
+
+Deno.test("prepare gives up on a guest that lets in and never answers a command", () =>
+  withBed(async ({ stage }) => {
+    const prepared = prepare(JOB, {}, stage);
+    setTimeout(() => stage.abort(new SystemFailure({ what: "Cancelled by SIGTERM" })), 1000);
+    await assert.rejects(prepared, /Cancelled by SIGTERM/);
+  }, { guest: { ignoreCommands: true }, machine: { sshSeconds: 60 } }));
 
 Deno.test("a script that kills its own session is no success", () =>
   withBed(async ({ stage }) => {
@@ -288,6 +327,29 @@ Deno.test("prepare refuses a name that is taken, and leaves the one who has it a
     await prepare(JOB, {}, stage);
     await assert.rejects(prepare(JOB, {}, stage), /already/);
     assert(await isRunning(connection, JOB.machine));
+  }));
+
+Deno.test("of two prepares for one name at once, the one that fails leaves the other alone", () =>
+  withBed(async ({ connection, stage }) => {
+    const both = await Promise.allSettled([prepare(JOB, {}, stage), prepare(JOB, {}, stage)]);
+    assert.deepEqual(both.map(({ status }) => status).sort(), ["fulfilled", "rejected"]);
+    await run(JOB.machine, script("true"), stage);
+    using pool = await connection.lookupPool("libvirt-gci");
+    using overlay = await pool.findVolume(`${JOB.machine}.overlay.libvirt-gci`);
+    assert(overlay);
+  }));
+
+Deno.test("a job cannot have another job's disk for its template", () =>
+  withBed(async ({ stage }) => {
+    await prepare(JOB, {}, stage);
+    const template = `${JOB.machine}.overlay.libvirt-gci`;
+    const config = { ...stage.config, templatePool: "libvirt-gci" };
+    const spying = prepare({ ...JOB, machine: "spy", template }, {}, { ...stage, config });
+    await assert.rejects(spying, (error) => {
+      assert(error instanceof BuildFailure);
+      assert.doesNotMatch(error.advice ?? "", /libvirt-gci/);
+      return true;
+    });
   }));
 
 Deno.test("prepare makes up a name for a machine that nobody names", () =>

@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { type ChildProcess, spawn } from "node:child_process";
 import type { AddressInfo } from "node:net";
 // @ts-types="@types/ssh2"
 import ssh2 from "ssh2";
@@ -9,8 +8,12 @@ import type { Connection, ServerChannel, Session } from "ssh2";
 export interface TestGuestOptions {
   /** Refuse every key. */
   readonly refuseKey?: boolean;
-  /** Close the connection when a command comes, without an exit status. */
-  readonly loseCommands?: boolean;
+  /** Close the connection when a script comes, without an exit status. */
+  readonly loseScripts?: boolean;
+  /** Close it when a script has ended, before its exit status is told. */
+  readonly loseStatus?: boolean;
+  /** Let in, and never answer a command. */
+  readonly ignoreCommands?: boolean;
 }
 
 /**
@@ -27,7 +30,8 @@ export class TestGuest implements AsyncDisposable {
   readonly port: number;
   readonly #server: ssh2.Server;
   readonly #connections = new Set<Connection>();
-  readonly #children = new Set<ChildProcess>();
+  readonly #children = new Set<Deno.ChildProcess>();
+  readonly #running = new Set<Promise<void>>();
   readonly #options: TestGuestOptions;
 
   private constructor(server: ssh2.Server, privateKey: string, options: TestGuestOptions) {
@@ -46,17 +50,27 @@ export class TestGuest implements AsyncDisposable {
     return new TestGuest(server, generateKey(), options);
   }
 
-  /** Ends all connections at once, as a guest does that loses its power. */
+  /** Ends all connections and processes at once, as a guest does that loses its power. */
   cutPower(): void {
     for (const connection of this.#connections) connection.end();
-    for (const child of this.#children) child.kill("SIGKILL");
+    for (const { pid } of this.#children) {
+      try {
+        Deno.kill(-pid, "SIGKILL"); // its process group
+      } catch (error) {
+        if (!(error instanceof Deno.errors.NotFound)) throw error; // all have ended
+      }
+    }
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.cutPower();
+    await Promise.all(this.#running);
     const { promise, resolve } = Promise.withResolvers<void>();
     this.#server.close(() => resolve());
     await promise;
+    for (const [file] of this.commands.join().matchAll(/\/tmp\/\.libvirt-gci-[0-9a-f]+/g)) {
+      await Deno.remove(file).catch(() => {}); // of a script whose session was killed
+    }
   }
 
   #serve(connection: Connection): void {
@@ -72,31 +86,59 @@ export class TestGuest implements AsyncDisposable {
   }
 
   #serveSession(session: Session, connection: Connection): void {
+    const { ignoreCommands, loseScripts } = this.#options;
     session.on("exec", (accept, _reject, { command }) => {
+      if (ignoreCommands) return;
       const channel = accept();
       this.commands.push(command);
-      if (this.#options.loseCommands && command !== "exit 0") connection.end();
-      else this.#exec(channel, command);
+      if (loseScripts && command !== "exit 0") return connection.end();
+      const running = this.#exec(channel, command, connection);
+      this.#running.add(running);
     });
   }
 
-  #exec(channel: ServerChannel, command: string): void {
-    const child = spawn("/bin/sh", ["-c", command], { detached: true });
+  async #exec(channel: ServerChannel, command: string, connection: Connection): Promise<void> {
+    const child = new Deno.Command("/bin/sh", {
+      ...{ args: ["-c", command], detached: true },
+      ...{ stdin: "piped", stdout: "piped", stderr: "piped" },
+    }).spawn();
     this.#children.add(child);
+    channel.on("error", () => {});
+    const output = [pump(child.stdout, channel), pump(child.stderr, channel.stderr)];
+    this.#feed(channel, child.stdin);
+    const { code, signal } = await child.status;
+    if (this.#options.loseStatus && command !== "exit 0") connection.end();
+    else if (signal !== null) channel.exit(signal.replace("SIG", ""));
+    else channel.exit(code);
+    await Promise.all(output); // which processes that it left behind may hold open
+    this.#children.delete(child);
+    channel.end();
+  }
+
+  async #feed(channel: ServerChannel, stdin: WritableStream<Uint8Array>): Promise<void> {
     const decoder = new TextDecoder();
     let input = "";
-    channel.on("data", (bytes: Uint8Array) => input += decoder.decode(bytes, { stream: true }));
-    channel.pipe(child.stdin);
-    child.stdin.on("error", () => {});
-    child.stdout.pipe(channel, { end: false });
-    child.stderr.pipe(channel.stderr, { end: false });
-    child.on("exit", (status, signal) => {
-      this.#children.delete(child);
-      this.inputs.push(input);
-      if (status === null) channel.exit(signal ?? "KILL");
-      else channel.exit(status);
-    });
-    child.on("close", () => channel.end());
+    const writer = stdin.getWriter();
+    try {
+      for await (const bytes of channel.iterator({ destroyOnReturn: false })) {
+        input += decoder.decode(bytes, { stream: true });
+        await writer.write(new Uint8Array(bytes));
+      }
+    } catch {
+      // The command ended before it had read all.
+    }
+    this.inputs.push(input);
+    await writer.close().catch(() => {});
+  }
+}
+
+/** Passes the bytes on, no faster than the client takes them. */
+async function pump(from: ReadableStream<Uint8Array>, to: NodeJS.WritableStream): Promise<void> {
+  for await (const bytes of from) {
+    await Promise.race([
+      new Promise<void>((resolve) => to.write(bytes, () => resolve())),
+      new Promise<void>((resolve) => to.once("close", resolve)),
+    ]);
   }
 }
 

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { loadLibvirt } from "../ffi/libvirt.ts";
 import { Connection, type ConnectionOptions } from "../src/libvirt/connection.ts";
+
+loadLibvirt(); // here, so that no test is blamed for the library that it loads first
 
 /** The URI of {@linkcode openTestHost}. */
 export const TEST_HOST_URI = `test://${new URL("data/host.xml", import.meta.url).pathname}`;

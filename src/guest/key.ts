@@ -23,7 +23,9 @@ export async function readKey(file: string | null, home: string | undefined): Pr
   for (const candidate of files) {
     try {
       const privateKey = await Deno.readTextFile(candidate);
-      return { file: candidate, privateKey, publicKey: await publicKeyOf(candidate, privateKey) };
+      const publicKey = await publicKeyOf(candidate, privateKey);
+      // A later stage may run in another directory.
+      return { file: await Deno.realPath(candidate), privateKey, publicKey };
     } catch (cause) {
       if (cause instanceof SystemFailure) throw cause;
       if (cause instanceof Deno.errors.NotFound && file === null) continue;

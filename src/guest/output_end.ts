@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { Sink } from "./ssh.ts";
 
+/** Begins with a character that is rare in output. */
+const START = "@libvirt-gci-";
+
 /**
  * Passes a script's output on until the mark that ends it.
  *
@@ -14,13 +17,16 @@ export class OutputEnd {
   #seen = false;
 
   constructor(token: string, sink: Sink) {
-    this.#mark = new TextEncoder().encode(`\x1e${token}\x1e`);
+    this.#mark = new TextEncoder().encode(START + token);
     this.#sink = sink;
   }
 
-  /** The shell command that prints the mark, without any quote. */
+  /**
+   * The shell command that prints the mark, without anything that a shell would change. The mark's
+   * parts stand apart in it, so that a list of processes in the output does not end it.
+   */
   static printf(token: string): string {
-    return `printf \\\\036${token}\\\\036`;
+    return `printf %s%s ${START} ${token}`;
   }
 
   /** Whether the mark has come. */

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { type Goal, type Limits, NotYet, waitFor } from "../wait.ts";
+import { type Goal, type Limits, NotYet, waitFor, within } from "../wait.ts";
 import { type Login, LoginRefused, SshConnection } from "./ssh.ts";
 
 const ATTEMPT_MS = 15_000;
@@ -22,7 +22,8 @@ export function waitForSsh(
       using _ = ssh;
       const ignore = (): Promise<void> => Promise.resolve();
       const nothing = { input: new Uint8Array(), stdout: ignore, stderr: ignore };
-      const { status } = await ssh.run("exit 0", nothing).catch(() => ({ status: null }));
+      const ran = ssh.run("exit 0", nothing).catch(() => null);
+      const status = (await within(ran, ATTEMPT_MS, limits.signal))?.status ?? null;
       if (status === 0) return ssh.hostKey;
       return new NotYet(`a command that does nothing ended with the status ${status ?? "unknown"}`);
     },

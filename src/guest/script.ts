@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { SystemFailure } from "../errors.ts";
-import { sleep } from "../wait.ts";
+import { within } from "../wait.ts";
 import { OutputEnd } from "./output_end.ts";
 import type { CommandEnd, Sink, SshConnection } from "./ssh.ts";
 
@@ -29,7 +29,8 @@ export async function runScript(
   const token = crypto.getRandomValues(new Uint8Array(16)).toHex();
   const out = new OutputEnd(token, stdout);
   const err = new OutputEnd(token, stderr);
-  const run = ssh.run(wrapper(shell, token), { input: text, stdout: out.push, stderr: err.push });
+  const command = wrapper(shell, token, text.length);
+  const run = ssh.run(command, { input: text, stdout: out.push, stderr: err.push });
   const { promise: aborted, resolve: abort } = Promise.withResolvers<null>();
   const onAbort = (): void => abort(null);
   signal.addEventListener("abort", onAbort);
@@ -51,64 +52,78 @@ export async function runScript(
  * The command line that receives the script and runs it, fit for any login shell. The token is no
  * secret: it names the file, marks the script's processes, and ends its output.
  */
-function wrapper(shell: string, token: string): string {
-  const file = `/tmp/.libvirt-gci-${token}`;
+function wrapper(shell: string, token: string, sizeBytes: number): string {
+  const file = fileOf(token);
   const end = OutputEnd.printf(token);
   return `exec sh -c '` + [
     `(umask 077; set -C; exec cat >${file})`,
+    `&& [ $(wc -c <${file}) -eq ${sizeBytes} ]`, // or the connection broke in the middle
     `&& { ${TOKEN_VARIABLE}=${token} ${shell} ${file} </dev/null; status=$?; ${end}; ${end} >&2; }`,
-    `|| status=$?; rm -f ${file}; exit "$status"`,
+    `|| status=$?; rm -f ${file}; exit $status`,
   ].join(" ") + `'`;
+}
+
+function fileOf(token: string): string {
+  return `/tmp/.libvirt-gci-${token}`;
 }
 
 /** In the environment of all that a script starts: how its processes are found again. */
 const TOKEN_VARIABLE = "LIBVIRT_GCI_SCRIPT";
 
-const END_MS = 15_000;
+const END_MS = 30_000;
 
 /** Ends the processes of the script; a guest that does not answer is left to cleanup. */
 async function endProcesses(ssh: SshConnection, token: string): Promise<void> {
   const ignore = (): Promise<void> => Promise.resolve();
-  const ended = ssh.run(`exec sh -s ${TOKEN_VARIABLE}=${token}`, {
-    input: new TextEncoder().encode(END_PROCESSES),
-    stdout: ignore,
-    stderr: ignore,
-  });
-  await Promise.race([ended.catch(() => {}), sleep(END_MS, new AbortController().signal)]);
+  const script = `token=${token} file=${fileOf(token)}\n${END_PROCESSES}`;
+  const input = new TextEncoder().encode(script); // no argument, by which it would find itself
+  const ended = ssh.run("exec sh", { input, stdout: ignore, stderr: ignore });
+  await within(ended.catch(() => {}), END_MS);
 }
 
 /**
- * Ends the processes whose environment has the word $1, and their descendants, which may have
- * another environment (sudo clears it). First TERM, again every half second for those that come late,
- * then KILL. Linux's /proc is the only list of processes that every guest has.
+ * Ends the processes that have the token in their environment or command line, and the descendants of
+ * all that it ever found: sudo and env clear the environment, and a parent may be gone before its
+ * child. TERM comes again every half second, for those that come late, then KILL. Two looks in a row
+ * must find nothing, since the script may be starting just now. Linux's /proc is the only list of
+ * processes that every guest has.
  */
 const END_PROCESSES = `
-descendants() {
-  found=" $(grep -l "$1" /proc/[0-9]*/environ 2>/dev/null | cut -d/ -f3 | tr '\\n' ' ')"
+found=" "
+look() {
+  found="$found$(grep -l "$token" /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2>/dev/null |
+    cut -d/ -f3 | tr '\\n' ' ')"
   more=yes
   while [ -n "$more" ]; do
     more=
     for stat in /proc/[0-9]*/stat; do
-      read -r line 2>/dev/null <"$stat" || continue
+      { read -r line <"$stat"; } 2>/dev/null || continue
       pid=\${stat#/proc/} pid=\${pid%/stat}
-      set -- "$1" \${line##*)}
-      case $2$found in
-        Z* | *" $pid "*) ;;
-        *" $3 "*) found="$found$pid " more=yes ;;
+      set -- \${line##*)}
+      case $found in
+        *" $pid "*) ;;
+        *" $2 "*) found="$found$pid " more=yes ;;
       esac
     done
   done
 }
+idle=
 for signal in TERM TERM TERM TERM TERM KILL KILL KILL KILL KILL; do
-  descendants "$1"
-  living=
+  look
+  living=" "
   for pid in $found; do
+    { read -r line </proc/$pid/stat; } 2>/dev/null || continue
+    set -- \${line##*)}
+    [ "$1" != Z ] || continue
     kill -$signal "$pid" 2>/dev/null || sudo -n kill -$signal "$pid" 2>/dev/null || continue
-    living=yes
+    case $living in *" $pid "*) ;; *) living="$living$pid " ;; esac
   done
-  [ -n "$living" ] || exit 0
+  found=$living
+  [ "$living" = " " ] && idle=$idle. || idle=
+  [ "$idle" != .. ] || break
   sleep 0.5
 done
+rm -f "$file"
 `;
 
 function noStatus({ status, signal }: CommandEnd, lost: Error | null): SystemFailure {

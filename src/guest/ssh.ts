@@ -120,7 +120,7 @@ export class SshConnection implements Disposable {
       this.#client.off("close", closed);
       if (error) reject(error);
       // Now or never: a fast command's end is in the same packet as the answer to ours.
-      else resolve({ channel, end: endOf(channel) });
+      else resolve({ channel, end: endOf(channel, this.#client) });
     });
     return promise;
   }
@@ -136,13 +136,15 @@ interface RunningCommand {
   readonly end: Promise<CommandEnd>;
 }
 
-function endOf(channel: ClientChannel): Promise<CommandEnd> {
+function endOf(channel: ClientChannel, client: Client): Promise<CommandEnd> {
   const { promise, resolve } = Promise.withResolvers<CommandEnd>();
   channel.on("exit", (status: number | null, signal?: string) => {
     resolve({ status, signal: signal ?? null });
   });
-  channel.on("close", () => resolve({ status: null, signal: null }));
-  return promise;
+  const lost = (): void => resolve({ status: null, signal: null });
+  channel.on("close", lost);
+  client.once("close", lost);
+  return promise.finally(() => client.off("close", lost));
 }
 
 /** The streams of a command. */
@@ -158,8 +160,9 @@ export type Filter = (bytes: Uint8Array) => Promise<boolean | void>;
 async function drain(stream: Readable, filter: Filter): Promise<void> {
   // Destroyed, the stream would close the channel before the exit status has come.
   for await (const bytes of stream.iterator({ destroyOnReturn: false })) {
-    if (await filter(bytes) === true) return;
+    if (await filter(bytes) === true) break;
   }
+  stream.resume(); // what comes now is nobody's, but unread it would hold the channel open
 }
 
 function refusalOr(error: Error & { level?: string }, login: Login): Error {

@@ -29,6 +29,7 @@ export interface ConnectionOptions {
 }
 
 const SECONDS_AFTER_ABORT = 5;
+const CLOSE_MS = 3000;
 const SIZE_OF_VIR_ERROR = 80; // on 64-bit machines; code at 0, message at 8
 
 /**
@@ -244,9 +245,13 @@ export class Connection implements AsyncDisposable {
     return this.call("virConnectClose", this.#pointer);
   }
 
-  /** Closes the connection, unless a call is stuck in it. */
+  /** Closes the connection if that is soon done. It never throws: what was done with it counts. */
   async [Symbol.asyncDispose](): Promise<void> {
-    if (!this.#stuck) await this.close();
+    if (this.#stuck) return;
+    const { promise: late, resolve } = Promise.withResolvers<void>();
+    const timer = setTimeout(resolve, CLOSE_MS);
+    await Promise.race([this.close().catch(() => {}), late]);
+    clearTimeout(timer);
   }
 
   #lastError(functionName: string): LibvirtError {

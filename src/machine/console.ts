@@ -4,7 +4,8 @@
  * The last lines of a serial console, each behind a bar, with nothing left in them that a terminal or
  * GitLab's job log would obey: the guest decides what it prints.
  */
-export function consoleEnd(text: string, lines: number): string {
+export function consoleEnd(text: string | null, lines: number): string {
+  if (text === null) return "Its serial console cannot be read.";
   const printed = text
     // deno-lint-ignore no-control-regex
     .replace(/\x1b(\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])/g, "") // ECMA-48 control sequences: colours, cursor

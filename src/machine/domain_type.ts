@@ -13,15 +13,11 @@ export async function chooseDomainType(
   log: (line: string) => void,
 ): Promise<string> {
   if (setting !== "auto") return setting;
-  const kvm = connection.isLocal ? await kvmRunsGuests() : UNTRIED;
-  if (kvm.works === null) {
-    const offered = /<domain type=["']kvm["']/.test(await connection.capabilities());
-    if (!offered) log("Emulating the machine, which is slow: libvirt offers no KVM");
-    return offered ? "kvm" : "qemu";
+  const kvm = connection.isLocal ? await kvmRunsGuests() : null;
+  if (kvm?.works !== false && /<domain type=["']kvm/.test(await connection.capabilities())) {
+    return "kvm";
   }
-  if (kvm.works) return "kvm";
-  log(`Emulating the machine, which is slow: ${kvm.reason}`);
+  const reason = kvm?.works === false ? kvm.reason : "libvirt offers no KVM";
+  log(`Emulating the machine, which is slow: ${reason}`);
   return "qemu";
 }
-
-const UNTRIED = { works: null } as const;

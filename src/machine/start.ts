@@ -9,33 +9,57 @@ import {
 import type { StoragePool } from "../libvirt/storage_pool.ts";
 import { domainXml, type MachineDomain } from "./domain_xml.ts";
 import type { Template } from "./template.ts";
-import { createOverlay, createRawVolume, volumeName } from "./volumes.ts";
+import { createOverlay, createRawVolume, type VolumeKind, volumeName } from "./volumes.ts";
 
-/** Where the volumes of a machine are on the hypervisor's host. */
-export type VolumePaths = Pick<
-  MachineDomain,
-  "overlayPath" | "consolePath" | "seedPath" | "nvramPath"
->;
+/** Where the volumes of a machine are on the hypervisor's host, besides its disk. */
+export type VolumePaths = Pick<MachineDomain, "consolePath" | "seedPath" | "nvramPath">;
 
-/** What the volumes of a machine are made from. */
-export interface VolumePlan {
-  readonly template: Template;
-  /** The size of the disk, if it is to be more than the template's. */
-  readonly diskGib: number | null;
-  /** The cloud-init image, if the machine gets one. */
-  readonly seed: Uint8Array<ArrayBuffer> | null;
-  /** Whether UEFI firmware boots the machine. */
-  readonly efi: boolean;
-}
-
-/** Makes the volumes of a machine. Throws SystemFailure. */
-export async function createVolumes(
+/**
+ * Makes the machine's own disk, on top of the template, and gives its path. `diskGib` holds if it is
+ * more than the template's. It claims the machine's name: of two at once, one fails. Throws
+ * SystemFailure.
+ */
+export function createDisk(
   pool: StoragePool,
   machine: string,
-  plan: VolumePlan,
+  { template, diskGib }: { readonly template: Template; readonly diskGib: number | null },
+): Promise<string> {
+  return orExplain(pool, machine, async () => {
+    const capacityBytes = (diskGib ?? 0) * 1024 ** 3;
+    using overlay = await createOverlay(pool, machine, { template, capacityBytes });
+    return await overlay.path();
+  });
+}
+
+/** Makes the other volumes of a machine. Throws SystemFailure. */
+export function createVolumes(
+  pool: StoragePool,
+  machine: string,
+  { seed, efi }: {
+    /** The cloud-init image, if the machine gets one. */
+    readonly seed: Uint8Array<ArrayBuffer> | null;
+    /** Whether UEFI firmware boots the machine. */
+    readonly efi: boolean;
+  },
 ): Promise<VolumePaths> {
+  const create = async (kind: VolumeKind, bytes = new Uint8Array()): Promise<string> => {
+    using volume = await createRawVolume(pool, volumeName(machine, kind), bytes);
+    return await volume.path();
+  };
+  return orExplain(pool, machine, async () => ({
+    consolePath: await create("console"),
+    seedPath: seed && await create("seed", seed),
+    nvramPath: efi ? await create("nvram") : null,
+  }));
+}
+
+async function orExplain<T>(
+  pool: StoragePool,
+  machine: string,
+  create: () => Promise<T>,
+): Promise<T> {
   try {
-    return await tryCreateVolumes(pool, machine, plan);
+    return await create();
   } catch (cause) {
     throw new SystemFailure({
       what: `Cannot make the disks of the machine "${machine}" in the storage pool "${pool.name}"`,
@@ -43,26 +67,6 @@ export async function createVolumes(
       advice: `See what space it has left: virsh pool-info ${pool.name}`,
     });
   }
-}
-
-async function tryCreateVolumes(
-  pool: StoragePool,
-  machine: string,
-  { template, diskGib, seed, efi }: VolumePlan,
-): Promise<VolumePaths> {
-  const capacityBytes = (diskGib ?? 0) * 1024 ** 3;
-  using overlay = await createOverlay(pool, machine, { template, capacityBytes });
-  const createPath = async (name: string, bytes: Uint8Array<ArrayBuffer>): Promise<string> => {
-    using volume = await createRawVolume(pool, name, bytes);
-    return await volume.path();
-  };
-  const empty = new Uint8Array();
-  return {
-    overlayPath: await overlay.path(),
-    consolePath: await createPath(volumeName(machine, "console"), empty),
-    seedPath: seed && await createPath(volumeName(machine, "seed"), seed),
-    nvramPath: efi ? await createPath(volumeName(machine, "nvram"), empty) : null,
-  };
 }
 
 /** Starts the machine as a transient domain: once it stops, it is gone. Throws SystemFailure. */

@@ -6,6 +6,7 @@ import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
 import { sleep } from "../wait.ts";
 import { xml } from "../xml.ts";
+import { isMachineVolume } from "./volumes.ts";
 
 /** A base image that overlays stand on. */
 export interface Template {
@@ -32,11 +33,13 @@ export async function findTemplate(
   },
 ): Promise<Template> {
   using pool = await lookupActivePool(connection, poolName, "template_pool");
-  const template = await findFirst(pool, volumes) ??
-    // Somebody may have copied it there, which libvirt does not see by itself.
-    (await refresh(pool) ? await findFirst(pool, volumes) : null);
+  const template = await findFirst(pool, volumes);
   if (template !== null) return template;
-  const Failure = isPromised ? SystemFailure : BuildFailure;
+  // Somebody may have copied it there, which libvirt does not see by itself.
+  const refreshed = await refresh(pool);
+  const copied = await findFirst(pool, volumes);
+  if (copied !== null) return copied;
+  const Failure = isPromised || !refreshed ? SystemFailure : BuildFailure;
   throw new Failure({
     what: `Cannot find the template "${name}" in the storage pool "${poolName}"`,
     advice: templatesAdvice(await pool.volumeNames(), poolName),
@@ -104,7 +107,7 @@ async function becomesActive(connection: Connection, name: string): Promise<bool
 }
 
 async function findFirst(pool: StoragePool, volumes: readonly string[]): Promise<Template | null> {
-  for (const name of volumes) {
+  for (const name of volumes.filter((name) => !isMachineVolume(name))) {
     using volume = await pool.findVolume(name);
     if (volume === null) continue;
     const path = await volume.path();
@@ -139,7 +142,8 @@ function childOf(element: XmlElement | null | undefined, name: string): XmlEleme
 }
 
 function templatesAdvice(volumes: readonly string[], pool: string): string {
-  const names = volumes.filter((volume) => !volume.startsWith(".")) // one that is being made
+  const names = volumes
+    .filter((volume) => !isMachineVolume(volume) && !volume.startsWith(".")) // one in the making
     .map((volume) => volume.replace(/\.qcow2$/, "")).sort();
   if (names.length === 0) {
     return `Make a template first: make_base_image.sh VM (the pool "${pool}" is empty)`;

@@ -79,21 +79,42 @@ export async function createRawVolume(
   return volume;
 }
 
-/** Deletes all volumes of the machine that are there, and gives their names. */
+/** Whether a volume of this name belongs to some machine, and so is no template. */
+export function isMachineVolume(name: string): boolean {
+  return name.endsWith(".libvirt-gci");
+}
+
+/**
+ * Deletes all volumes of the machine that are there, and gives their names. It goes on where it
+ * cannot delete one, and throws that error in the end.
+ */
 export async function deleteVolumes(
   connection: Connection,
   pool: StoragePool,
   machine: string,
 ): Promise<string[]> {
-  const names = Object.values(VOLUME_ENDINGS).map((ending) => machine + ending);
-  names.push(...await findRotatedLogs(connection, pool, machine));
   const deleted: string[] = [];
-  for (const name of names) {
-    using volume = await pool.findVolume(name);
-    if (volume === null) continue;
-    await volume.delete();
-    deleted.push(name);
+  const errors: unknown[] = [];
+  const tryDelete = async (name: string): Promise<void> => {
+    try {
+      using volume = await pool.findVolume(name);
+      if (volume === null) return;
+      await volume.delete();
+      deleted.push(name);
+    } catch (error) {
+      errors.push(error);
+    }
+  };
+  for (const kind of ["overlay", "seed", "nvram"] as const) {
+    await tryDelete(volumeName(machine, kind));
   }
+  // The console comes last: it is how its older parts are found.
+  const rotated = await findRotatedLogs(connection, pool, machine).catch((error) => {
+    errors.push(error);
+    return [];
+  });
+  for (const name of [...rotated, volumeName(machine, "console")]) await tryDelete(name);
+  if (errors.length > 0) throw errors[0];
   return deleted;
 }
 
@@ -122,7 +143,9 @@ async function findRotatedLogs(
     }
   }
   const start = `${volumeName(machine, "console")}.`;
-  return (await pool.volumeNames()).filter((name) => name.startsWith(start));
+  return (await pool.volumeNames()).filter((name) =>
+    name.startsWith(start) && /^\d+$/.test(name.slice(start.length))
+  );
 }
 
 /** Whether there may be such a file: false only where we can look and there is none. */
@@ -137,18 +160,18 @@ async function mayExist(path: string): Promise<boolean> {
 
 const CONSOLE_BYTES = 64 * 1024;
 
-/** The end of what the machine wrote on its serial console, or "" if that cannot be read. */
+/** The end of what the machine wrote on its serial console, or null if that cannot be read. */
 export async function readConsole(
   connection: Connection,
   poolName: string,
   machine: string,
-): Promise<string> {
+): Promise<string | null> {
   try {
     using pool = await connection.lookupPool(poolName);
     using volume = await pool.lookupVolume(volumeName(machine, "console"));
     const offset = Math.max(0, await volume.capacityBytes() - CONSOLE_BYTES);
     return new TextDecoder().decode(await volume.download(offset));
   } catch {
-    return ""; // The console explains a failure; that it cannot be read is not another.
+    return null; // The console explains a failure; that it cannot be read is not another.
   }
 }

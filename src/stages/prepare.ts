@@ -13,7 +13,7 @@ import { randomMac } from "../machine/domain_xml.ts";
 import { chooseDomainType } from "../machine/domain_type.ts";
 import { type MachineRecord, writeRecord } from "../machine/record.ts";
 import { cloudInitSeed } from "../machine/seed.ts";
-import { createVolumes, startMachine } from "../machine/start.ts";
+import { createDisk, createVolumes, startMachine } from "../machine/start.ts";
 import { createDirPool, findTemplate, lookupActivePool } from "../machine/template.ts";
 import { readConsole, volumeName } from "../machine/volumes.ts";
 import { chooseTemplate } from "../template_choice.ts";
@@ -58,14 +58,13 @@ export async function prepare(
   using pool = await lookupOverlayPool(connection, config.overlayPool);
   await refuseTakenName(name, connection, pool);
 
-  await using undo = new AsyncDisposableStack();
-  undo.defer(() => undoPrepare(name, stage));
-  const timer = new StepTimer();
-
   signal.throwIfAborted();
+
+  const timer = new StepTimer();
+  const overlayPath = await createDisk(pool, name, { template, diskGib: settings.diskGib });
+  await using undo = new AsyncDisposableStack(); // only now is the name ours
+  undo.defer(() => undoPrepare(name, stage));
   const volumes = await createVolumes(pool, name, {
-    template,
-    diskGib: settings.diskGib,
     seed: settings.cloudInit ? seedFor(name, record, key) : null,
     efi: settings.firmware === "efi",
   });
@@ -74,7 +73,7 @@ export async function prepare(
   signal.throwIfAborted();
   const { vcpus, memoryMib, network } = settings;
   using domain = await startMachine(connection, {
-    ...{ name, record, domainType, vcpus, memoryMib, network, ...volumes },
+    ...{ name, record, domainType, vcpus, memoryMib, network, overlayPath, ...volumes },
     machineType: settings.machineType ?? (Deno.build.arch === "x86_64" ? "q35" : null),
     cpuMode: settings.cpuMode ?? (domainType === "kvm" ? "host-passthrough" : "maximum"),
   });
@@ -148,7 +147,7 @@ async function lookupOverlayPool(connection: Connection, name: string): Promise<
   return await lookupActivePool(connection, name, "overlay_pool");
 }
 
-/** Comes before undo is deferred, or a failed prepare would remove somebody else's machine. */
+/** Says early and clearly what {@linkcode createDisk} would refuse. */
 async function refuseTakenName(
   machine: string,
   connection: Connection,
@@ -168,13 +167,13 @@ async function refuseTakenName(
 
 /** Removes what a failed prepare made. The failure is what the caller hears of, not this. */
 async function undoPrepare(machine: string, stage: Stage): Promise<void> {
-  const { connection, connect, warn } = stage;
   try {
-    if (!connection.stuck) return await cleanup(machine, stage);
-    await using fresh = await connect();
-    await cleanup(machine, { ...stage, connection: fresh });
+    await cleanup(machine, stage).catch(async () => {
+      await using fresh = await stage.connect(); // the daemon may have been started anew
+      await cleanup(machine, { ...stage, connection: fresh });
+    });
   } catch (error) {
-    warn(`Could not remove the machine "${machine}" again: ${explain(error)}`);
+    stage.warn(`Could not remove the machine "${machine}" again: ${explain(error)}`);
   }
 }
 

@@ -5,11 +5,12 @@ import { openSsh } from "../guest/ready.ts";
 import { runScript } from "../guest/script.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import { type MachineRecord, readRecord } from "../machine/record.ts";
-import { sleep } from "../wait.ts";
+import { sleep, within } from "../wait.ts";
 import type { Stage } from "./stage.ts";
 
 const CONNECT_SECONDS = 60;
 const WATCH_MS = 2000;
+const WATCH_END_MS = 1000;
 
 /**
  * Runs a script in the machine. Throws ScriptFailure if it ends with a status other than 0, and
@@ -37,7 +38,7 @@ export async function run(machine: string, script: Uint8Array, stage: Stage): Pr
     if (status !== 0) throw new ScriptFailure(status);
   } finally {
     ended.abort();
-    await watching;
+    await within(watching, WATCH_END_MS);
   }
 }
 
