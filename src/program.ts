@@ -56,32 +56,55 @@ export async function endWith(error: unknown, env: Env): Promise<number> {
 
 async function runCommand(args: Arguments, caller: Caller): Promise<void> {
   const { action, guestCommand } = args;
-  const { env, version, signal, stdout, stderr } = caller;
-  const home = env["HOME"];
-  const places = { file: args.config, home, xdgConfigHome: env["XDG_CONFIG_HOME"] };
+  const { env, version } = caller;
+  const places = { file: args.config, home: env["HOME"], xdgConfigHome: env["XDG_CONFIG_HOME"] };
   const config = await loadConfig(places);
-  if (action.command === "config") {
-    const job = await jobFromEnv({ ...env, [MACHINE_VARIABLE]: undefined });
-    return print(configJson(job, config, version));
+  switch (action.command) {
+    case "config": {
+      const job = await jobFromEnv({ ...env, [MACHINE_VARIABLE]: undefined });
+      return print(configJson(job, config, version));
+    }
+    case "prepare": {
+      const job = await jobFromEnv(env, action);
+      return await withStage({ config, args, caller }, async (stage) => {
+        const prepared = await prepare(job, action, stage);
+        if (job.byHand) printManual(prepared);
+      });
+    }
+    case "run": {
+      const machine = requireMachine(await jobFromEnv(env, action));
+      const script = await readScript(action.path, guestCommand);
+      return await withStage({ config, args, caller }, (stage) => run(machine, script, stage));
+    }
+    case "cleanup": {
+      const machine = requireMachine(await jobFromEnv(env, action));
+      return await withStage({ config, args, caller }, (stage) => cleanup(machine, stage));
+    }
   }
-  const job = await jobFromEnv(env, {
-    machine: action.machine,
-    distro: action.command === "prepare" ? action.distro : undefined,
-  });
-  const script = action.command === "run" ? await readScript(action.path, guestCommand) : null;
-  // Nothing hurries cleanup: what it leaves behind, nobody removes.
-  const hurry = action.command === "cleanup" ? null : signal;
-  const connect = (): Promise<Connection> => connectTo(config, { hurry, debug: args.debug });
+}
+
+/** Connects to libvirt for a stage, and closes the connection after it. */
+async function withStage(
+  { config, args, caller }: {
+    readonly config: Config;
+    readonly args: Arguments;
+    readonly caller: Caller;
+  },
+  body: (stage: Stage) => Promise<void>,
+): Promise<void> {
+  const { action, debug } = args;
+  const { env, signal, stdout, stderr } = caller;
+  const connect = (): Promise<Connection> =>
+    Connection.open(config.uri, {
+      callSeconds: config.callSeconds,
+      signal: action.command === "cleanup" ? null : signal, // nobody removes what it leaves behind
+      onCall: debug ? (name, ms) => printError(`debug: ${name} ${ms.toFixed(1)} ms`) : null,
+    });
   await using connection = await connect();
-  const stage: Stage = {
-    ...{ config, connection, connect, signal, home, stdout, stderr },
+  await body({
+    ...{ config, connection, connect, signal, home: env["HOME"], stdout, stderr },
     ...{ log: print, warn: printError },
-  };
-  if (script !== null) return await run(requireMachine(job), script, stage);
-  if (action.command === "cleanup") return await cleanup(requireMachine(job), stage);
-  if (action.command !== "prepare") return;
-  const prepared = await prepare(job, { keyFile: action.keyFile }, stage);
-  if (job.byHand) printManual(prepared);
+  });
 }
 
 /** How a person goes on from here. */
@@ -90,14 +113,6 @@ function printManual({ name, record }: PreparedMachine): void {
   print(`Log in:   ssh -i ${record.key} ${port}${record.user}@${record.address}`);
   print(`Or:       ${PROGRAM} run --machine ${name} -- COMMAND`);
   print(`Clean up: ${PROGRAM} cleanup --machine ${name}`);
-}
-
-function connectTo(
-  { uri, callSeconds }: Config,
-  { hurry, debug }: { readonly hurry: AbortSignal | null; readonly debug: boolean },
-): Promise<Connection> {
-  const tell = (name: string, ms: number): void => printError(`debug: ${name} ${ms.toFixed(1)} ms`);
-  return Connection.open(uri, { callSeconds, signal: hurry, onCall: debug ? tell : null });
 }
 
 async function readScript(

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import assert from "node:assert/strict";
+import { parseXml, XmlElement } from "@rgrove/parse-xml";
+import fc from "fast-check";
+import { domainXml, type MachineDomain, randomMac } from "../src/machine/domain_xml.ts";
+
+const MACHINE: MachineDomain = {
+  name: "gitlab-proj-debian-12-4242-0123456789",
+  record: {
+    ...{ job: "4242", project: "grp/proj", template: "debian-12" },
+    ...{ created: "2024-05-06T07:08:09.000Z", deadline: "2024-05-06T08:08:09.000Z" },
+    ...{
+      mac: "52:54:00:01:02:03",
+      user: "gitlab-runner",
+      port: "22",
+      key: "/root/.ssh/id_ed25519",
+    },
+    ...{ shell: "bash", address: "", hostKey: "" },
+  },
+  ...{ domainType: "kvm", vcpus: 2, memoryMib: 2048, machineType: "q35" },
+  ...{ cpuMode: "host-passthrough", network: "default" },
+  overlayPath: "/var/lib/libvirt/libvirt-gci/m.overlay.libvirt-gci",
+  consolePath: "/var/lib/libvirt/libvirt-gci/m.console.libvirt-gci",
+  seedPath: "/var/lib/libvirt/libvirt-gci/m.seed.libvirt-gci",
+  nvramPath: null,
+};
+
+const CASES: Readonly<Record<string, Partial<MachineDomain>>> = {
+  kvm: {},
+  efi: { nvramPath: "/var/lib/libvirt/libvirt-gci/m.nvram.libvirt-gci" },
+  emulated: { domainType: "qemu", cpuMode: "maximum", machineType: null, seedPath: null },
+};
+
+for (const [name, differences] of Object.entries(CASES)) {
+  Deno.test(`the machine "${name}" is the domain XML in tests/data/domain_${name}.xml`, async () => {
+    const file = new URL(`data/domain_${name}.xml`, import.meta.url);
+    // deno fmt may indent the template otherwise: only the elements count.
+    const lines = domainXml({ ...MACHINE, ...differences }).toString().split("\n");
+    const actual = lines.map((line) => line.trim()).filter((line) => line !== "").join("\n") + "\n";
+    if (Deno.env.has("UPDATE")) await Deno.writeTextFile(file, actual);
+    assert.equal(actual, await Deno.readTextFile(file));
+  });
+}
+
+Deno.test("whatever a job's project and template are called, the XML is well-formed and says so", () => {
+  fc.assert(
+    fc.property(
+      fc.string({ unit: "binary" }),
+      fc.string({ unit: "binary" }),
+      (project, template) => {
+        const record = { ...MACHINE.record, project, template };
+        const root = parseXml(domainXml({ ...MACHINE, record }).toString()).root;
+        const metadata = child(root, "metadata");
+        const ours = metadata && child(metadata, "gci:machine");
+        assert.equal(root?.children.filter((node) => node instanceof XmlElement).length, 13);
+        assert.equal(ours?.attributes["job"], "4242");
+      },
+    ),
+    { numRuns: 5000 },
+  );
+});
+
+function child(element: XmlElement | null, name: string): XmlElement | null {
+  const found = element?.children.find((node) => node instanceof XmlElement && node.name === name);
+  return found instanceof XmlElement ? found : null;
+}
+
+Deno.test("a machine's card has an address of QEMU's range", () => {
+  assert.match(randomMac(), /^52:54:00(:[0-9a-f]{2}){3}$/);
+});
