@@ -4,6 +4,8 @@ import { parseXml, XmlElement } from "@rgrove/parse-xml";
 import fc from "fast-check";
 import { domainXml, type MachineDomain, randomMac } from "../src/machine/domain_xml.ts";
 
+const SPDX = "<!-- SPDX-License-Identifier: GPL-2.0-or-later -->";
+
 const MACHINE: MachineDomain = {
   name: "gitlab-proj-debian-12-4242-0123456789",
   record: {
@@ -35,8 +37,9 @@ for (const [name, differences] of Object.entries(CASES)) {
   Deno.test(`the machine "${name}" is the domain XML in tests/data/domain_${name}.xml`, async () => {
     const file = new URL(`data/domain_${name}.xml`, import.meta.url);
     // deno fmt may indent the template otherwise: only the elements count.
-    const lines = domainXml({ ...MACHINE, ...differences }).toString().split("\n");
-    const actual = lines.map((line) => line.trim()).filter((line) => line !== "").join("\n") + "\n";
+    const lines = domainXml({ ...MACHINE, ...differences }).toString().split("\n")
+      .map((line) => line.trim()).filter((line) => line !== "");
+    const actual = [SPDX, ...lines, ""].join("\n");
     if (Deno.env.has("UPDATE")) await Deno.writeTextFile(file, actual);
     assert.equal(actual, await Deno.readTextFile(file));
   });
