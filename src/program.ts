@@ -22,20 +22,28 @@ export interface Caller extends Pick<Stage, "signal" | "stdout" | "stderr"> {
 
 /** Does what the command line asks for, and says with which status to exit. It never throws. */
 export async function runProgram(caller: Caller): Promise<number> {
-  const { env, version, exit } = caller;
+  const { env, version, signal, exit } = caller;
   let debug = false;
+  let ends = false;
   try {
     const output = { stdout: print, stderr: printError, exit };
     const args = parseArguments(caller.args, { version, output });
     debug = args.debug;
+    ends = endsWhenCancelled(args);
     // The file stays from stage to stage, and may hold the status of an earlier script.
     if (args.action.command === "run") await reportScriptStatus(null, env);
     await runCommand(args, caller);
     return 0;
   } catch (error) {
     if (debug && error instanceof Error) printError(`debug: ${error.stack}`);
-    return await endWith(error, env);
+    // What fails after a cancel fails for it, and a script's status means nothing any more.
+    return await endWith(ends && signal.aborted ? signal.reason : error, env);
   }
+}
+
+/** Cleanup does not: what it leaves behind, nobody removes. */
+function endsWhenCancelled({ action }: Arguments): boolean {
+  return action.command !== "cleanup";
 }
 
 /** Says what went wrong, and gives the status that tells whose fault it is. */
@@ -92,13 +100,12 @@ async function withStage(
   },
   body: (stage: Stage) => Promise<void>,
 ): Promise<void> {
-  const { action, debug } = args;
   const { env, signal, stdout, stderr } = caller;
   const connect = (): Promise<Connection> =>
     Connection.open(config.uri, {
       callSeconds: config.callSeconds,
-      signal: action.command === "cleanup" ? null : signal, // nobody removes what it leaves behind
-      onCall: debug ? (name, ms) => printError(`debug: ${name} ${ms.toFixed(1)} ms`) : null,
+      signal: endsWhenCancelled(args) ? signal : null,
+      onCall: args.debug ? (name, ms) => printError(`debug: ${name} ${ms.toFixed(1)} ms`) : null,
     });
   await using connection = await connect();
   await body({

@@ -72,8 +72,11 @@ export class Connection implements AsyncDisposable {
     await turn;
     try {
       const errorBuffer = Connection.#catchOpenErrors(libvirt);
+      const { callSeconds = 60, signal } = options;
+      // A connection that is to undo something after a cancel: a dead daemon is no reason to stay.
+      const limit = signal?.aborted ? Math.min(SECONDS_AFTER_ABORT, callSeconds) : callSeconds;
       const open = libvirt.virConnectOpen(cString(uri));
-      const pointer = await inTime("virConnectOpen", open, options);
+      const pointer = await inTime("virConnectOpen", open, { ...options, callSeconds: limit });
       if (pointer === null) {
         throw openError(uri, takeError("virConnectOpen", libvirt, errorBuffer));
       }
