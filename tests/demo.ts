@@ -19,23 +19,28 @@ function show(bytes: Uint8Array): void {
   for (const line of text.split("\n")) console.log(`    ${line}`);
 }
 
-using file = settingsFile();
-const runner = runnerFor(PROGRAM, ["--config", file.path], {
-  onOutput: (stage, _stream, bytes) => {
-    if (stage !== "config") show(bytes);
-  },
-  onStage: ({ name, seconds, exitStatus }) => {
-    const what = STAGES[name] ?? "one of the job's scripts, in the machine";
-    console.log(`  ${name}: ${seconds.toFixed(1)} s, exit status ${exitStatus} (${what})\n`);
-  },
-});
-console.log(`\nA GitLab job runs in a virtual machine: ${PROGRAM.join(" ")}\n`);
-const result = await runJob(runner, {
-  ...SMALL_JOB,
-  variables: [{ key: "DISTRO", value: "lite" }],
-  script: ["uname -sr", 'echo "Hello from $(hostname)" | tee greeting'],
-  afterScript: ["cat greeting"],
-});
-const seconds = ((performance.now() - start) / 1000).toFixed(1);
-console.log(`The job ended after ${seconds} s with: ${result.verdict} ${result.reason}`);
-Deno.exit(result.verdict === "success" ? 0 : 1);
+/** Runs the job and gives the exit status. */
+async function demo(): Promise<number> {
+  using file = settingsFile();
+  const runner = runnerFor(PROGRAM, ["--config", file.path], {
+    onOutput: (stage, _stream, bytes) => {
+      if (stage !== "config") show(bytes);
+    },
+    onStage: ({ name, seconds, exitStatus }) => {
+      const what = STAGES[name] ?? "one of the job's scripts, in the machine";
+      console.log(`  ${name}: ${seconds.toFixed(1)} s, exit status ${exitStatus} (${what})\n`);
+    },
+  });
+  console.log(`\nA GitLab job runs in a virtual machine: ${PROGRAM.join(" ")}\n`);
+  const result = await runJob(runner, {
+    ...SMALL_JOB,
+    variables: [{ key: "DISTRO", value: "lite" }],
+    script: ["uname -sr", 'echo "Hello from $(hostname)" | tee greeting'],
+    afterScript: ["cat greeting"],
+  });
+  const seconds = ((performance.now() - start) / 1000).toFixed(1);
+  console.log(`The job ended after ${seconds} s with: ${result.verdict} ${result.reason}`);
+  return result.verdict === "success" ? 0 : 1;
+}
+
+Deno.exit(await demo());

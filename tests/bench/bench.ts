@@ -11,7 +11,7 @@ import { measureCrowd } from "./crowd.ts";
 import { compare, median, report } from "./measure.ts";
 import { measurePrepare } from "./prepare.ts";
 
-using settings = settingsFile();
+const settings = settingsFile();
 const OURS = [...PROGRAM, "--config", settings.path];
 const MACHINE = "gci-bench";
 const OUTPUT_BYTES = 200_000_000;
@@ -120,8 +120,12 @@ async function measureRun(): Promise<void> {
   }
 }
 
-await measureCrowd();
-await measureStart();
-await measureRun();
-await measurePrepare(OURS, 7);
+try {
+  await measureCrowd();
+  await measureStart();
+  await measureRun();
+  await measurePrepare(OURS, 7);
+} finally {
+  settings[Symbol.dispose]();
+}
 Deno.exit(0);
