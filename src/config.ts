@@ -61,6 +61,9 @@ export interface Config {
   readonly templates: ReadonlyMap<string, TemplateSettings>;
 }
 
+/** The name of a template that the settings need not name: what a job may write in DISTRO. */
+export const TEMPLATE_NAME = /^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$/;
+
 /** The overlay pool that prepare makes by itself, where its name is left as it is. */
 export const DEFAULT_OVERLAY_POOL = "libvirt-gci";
 
@@ -134,7 +137,7 @@ const configEntries = {
   template_pool: v.optional(name),
   overlay_pool: v.optional(name),
   default_template: v.optional(
-    text(/^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$/, "the name of a template"),
+    text(TEMPLATE_NAME, "the name of a template"),
   ),
   ...machineEntries,
   templates: v.optional(

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { BuildFailure, SystemFailure, UsageError } from "./errors.ts";
+import { SystemFailure, UsageError } from "./errors.ts";
 
 /** The environment: what GitLab Runner, or an operator, says about the job. */
 export type Env = Readonly<Record<string, string | undefined>>;
@@ -168,19 +168,4 @@ function serverOf(repoUrl: unknown): string {
 
 function dirname(file: string): string {
   return file.slice(0, file.lastIndexOf("/"));
-}
-
-/** What a job may write to ask for a template that the settings do not name. */
-const TEMPLATE_NAME = /^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$/;
-
-/** Throws BuildFailure if a job's word for a template is no name, so that it is never looked up. */
-export function checkTemplateName(template: string): void {
-  if (TEMPLATE_NAME.test(template)) return;
-  throw new BuildFailure({
-    what: template === ""
-      ? "The job asks for a template with an empty name"
-      : `The job asks for the template ${JSON.stringify(template)}, which is no template's name`,
-    advice: "Set the variable DISTRO, or image:, to the name of a template: letters, digits, " +
-      "'.', '_', '+' and '-'",
-  });
 }

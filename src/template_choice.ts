@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { Config, MachineSettings } from "./config.ts";
+import { type Config, type MachineSettings, TEMPLATE_NAME } from "./config.ts";
 import { BuildFailure } from "./errors.ts";
-import { checkTemplateName } from "./job.ts";
 
 /** The template that a job gets, before anybody looked whether it exists. */
 export interface TemplateChoice {
@@ -46,4 +45,16 @@ export function chooseTemplate(config: Config, requested: string | null): Templa
 
 function volumesOf(template: string): string[] {
   return [`${template}.qcow2`, template];
+}
+
+/** Throws BuildFailure if a job's word for a template is no name, so that it is never looked up. */
+export function checkTemplateName(template: string): void {
+  if (TEMPLATE_NAME.test(template)) return;
+  throw new BuildFailure({
+    what: template === ""
+      ? "The job asks for a template with an empty name"
+      : `The job asks for the template ${JSON.stringify(template)}, which is no template's name`,
+    advice: "Set the variable DISTRO, or image:, to the name of a template: letters, digits, " +
+      "'.', '_', '+' and '-'",
+  });
 }

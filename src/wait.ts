@@ -62,15 +62,15 @@ export async function waitFor<T>({ goal, probe, advice }: Goal<T>, limits: Limit
 }
 
 /** Sleeps, or less if the signal aborts. */
-export async function sleep(milliseconds: number, signal: AbortSignal): Promise<void> {
-  if (signal.aborted) return;
+export async function sleep(milliseconds: number, signal?: AbortSignal): Promise<void> {
+  if (signal?.aborted) return;
   const { promise, resolve } = Promise.withResolvers<void>();
   const timer = setTimeout(resolve, milliseconds);
   const wake = (): void => resolve();
-  signal.addEventListener("abort", wake);
+  signal?.addEventListener("abort", wake);
   await promise;
   clearTimeout(timer);
-  signal.removeEventListener("abort", wake);
+  signal?.removeEventListener("abort", wake);
 }
 
 /** What the promise gives, or null when the time is over or the signal aborts before. */

@@ -2,7 +2,6 @@
 import fc from "fast-check";
 import assert from "node:assert/strict";
 import {
-  checkTemplateName,
   type Env,
   type Job,
   jobFromEnv,
@@ -10,6 +9,7 @@ import {
   makeUpMachineName,
   requireMachine,
 } from "../src/job.ts";
+import { checkTemplateName } from "../src/template_choice.ts";
 
 const BY_HAND: Env = {
   CUSTOM_ENV_CI_PROJECT_NAME: "libvirt",

@@ -50,6 +50,7 @@ export class Connection implements AsyncDisposable {
   readonly #pointer: Pointer<"virConnect">;
   readonly #options: ConnectionOptions;
   #turn: Promise<void> = Promise.resolve();
+  /** Whether a call never came back, so that every further one would wait behind it. */
   #stuck = false;
 
   private constructor(
@@ -103,11 +104,6 @@ export class Connection implements AsyncDisposable {
   /** Whether the hypervisor is on this host: its URI names no other. */
   get isLocal(): boolean {
     return /^[^/]+:\/\/\//.test(this.uri);
-  }
-
-  /** Whether a call never came back, so that every further one would wait behind it. */
-  get stuck(): boolean {
-    return this.#stuck;
   }
 
   /**

@@ -101,7 +101,7 @@ async function becomesActive(connection: Connection, name: string): Promise<bool
   for (let attempt = 0; attempt < 20; attempt++) {
     using pool = await connection.findPool(name);
     if (pool !== null && await pool.isActive()) return true;
-    await sleep(100, new AbortController().signal);
+    await sleep(100);
   }
   return false;
 }
@@ -128,7 +128,7 @@ async function refresh(pool: StoragePool): Promise<boolean> {
 }
 
 /** The format and the capacity that a volume's XML states. */
-export function readVolumeXml(volumeXml: string): Pick<Template, "format" | "capacityBytes"> {
+function readVolumeXml(volumeXml: string): Pick<Template, "format" | "capacityBytes"> {
   const root = parseXml(volumeXml).root;
   const capacity = childOf(root, "capacity");
   const format = childOf(childOf(root, "target"), "format")?.attributes["type"];

@@ -10,7 +10,7 @@ import type { Template } from "./template.ts";
  * The volumes of a machine: its name and one of these endings. libvirt's volumes have no metadata, so
  * the endings mark what is ours, in a pool that may hold the volumes of others too.
  */
-export const VOLUME_ENDINGS = {
+const VOLUME_ENDINGS = {
   overlay: ".overlay.libvirt-gci",
   seed: ".seed.libvirt-gci",
   console: ".console.libvirt-gci",
@@ -42,7 +42,7 @@ export function createOverlay(
 }
 
 /** The overlay as libvirt's volume XML (https://libvirt.org/formatstorage.html). */
-export function overlayXml(name: string, template: Template, capacityBytes: number): Xml {
+function overlayXml(name: string, template: Template, capacityBytes: number): Xml {
   return xml`
     <volume type="file">
       <name>${name}</name>
@@ -139,7 +139,7 @@ async function findRotatedLogs(
     } catch (error) {
       // libvirt refuses while a volume of another job is being made.
       if (attempt === REFRESH_ATTEMPTS) throw error;
-      await sleep(100, new AbortController().signal);
+      await sleep(100);
     }
   }
   const start = `${volumeName(machine, "console")}.`;

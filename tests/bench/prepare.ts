@@ -6,7 +6,6 @@ import { sleep } from "../../src/wait.ts";
 import { median, report } from "./measure.ts";
 
 const MACHINE = "gci-bench-prepare";
-const NEVER = new AbortController().signal;
 
 /**
  * What prepare adds to the time that the same machine needs from virDomainCreateXML to its SSH
@@ -66,7 +65,7 @@ async function timeOfCreate(stderr: ReadableStream<Uint8Array<ArrayBuffer>>): Pr
 async function timeOfBanner(): Promise<number> {
   await using connection = await Connection.open("qemu:///system");
   for (;;) {
-    await sleep(10, NEVER);
+    await sleep(10);
     using domain = await connection.findDomain(MACHINE);
     const cards = await domain?.interfaceAddresses(ADDRESS_SOURCE.LEASE).catch(() => []) ?? [];
     const address = cards.flatMap(({ addresses }) => addresses)[0];
