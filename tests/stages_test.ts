@@ -3,9 +3,11 @@ import assert from "node:assert/strict";
 import { BuildFailure, ScriptFailure, SystemFailure } from "../src/errors.ts";
 import type { Connection } from "../src/libvirt/connection.ts";
 import { readRecord } from "../src/machine/record.ts";
+import { createDirPool } from "../src/machine/template.ts";
 import { cleanup } from "../src/stages/cleanup.ts";
 import { prepare } from "../src/stages/prepare.ts";
 import { run } from "../src/stages/run.ts";
+import { sleep } from "../src/wait.ts";
 import { TestGuest, type TestGuestOptions } from "./test_guest.ts";
 import { openTestHost } from "./test_host.ts";
 import { JOB, script, type TestStage, testStage, type TestStageOptions } from "./test_stage.ts";
@@ -350,6 +352,28 @@ Deno.test("a job cannot have another job's disk for its template", () =>
       assert.doesNotMatch(error.advice ?? "", /libvirt-gci/);
       return true;
     });
+  }));
+
+Deno.test("a pool that another prepare has defined and not yet started is waited for", () =>
+  withBed(async ({ connection }) => {
+    using pool = await connection.definePool(
+      "new",
+      '<pool type="dir"><name>new</name><target><path>/nonexistent/new</path></target></pool>',
+    );
+    const started = sleep(300).then(() => pool.buildAndStart());
+    await createDirPool(connection, "new");
+    assert(await pool.isActive());
+    await started;
+  }));
+
+Deno.test("a pool that somebody stopped stays so, and the message says how to start it", () =>
+  withBed(async ({ connection, guest }) => {
+    using _ = await connection.definePool(
+      "stopped",
+      '<pool type="dir"><name>stopped</name><target><path>/nonexistent/s</path></target></pool>',
+    );
+    using stage = testStage(connection, guest, { config: { overlayPool: "stopped" } });
+    await assert.rejects(prepare(JOB, {}, stage), { message: /pool "stopped" is not active/ });
   }));
 
 Deno.test("prepare makes up a name for a machine that nobody names", () =>

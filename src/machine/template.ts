@@ -75,7 +75,10 @@ export async function lookupActivePool(
  */
 export async function createDirPool(connection: Connection, name: string): Promise<void> {
   using found = await connection.findPool(name);
-  if (found !== null) return;
+  if (found !== null) {
+    await becomesActive(connection, name); // another job's prepare may be about to start it
+    return;
+  }
   const poolXml = xml`
     <pool type="dir">
       <name>${name}</name>
