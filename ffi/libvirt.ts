@@ -14,6 +14,7 @@ type Handle<Brand extends string> = Deno.NativeTypedPointer<Deno.PointerObject<B
 const virConnectPtr = "pointer" as Handle<"virConnect">;
 const virDomainPtr = "pointer" as Handle<"virDomain">;
 const virNetworkPtr = "pointer" as Handle<"virNetwork">;
+const virNWFilterPtr = "pointer" as Handle<"virNWFilter">;
 const virStoragePoolPtr = "pointer" as Handle<"virStoragePool">;
 const virStorageVolPtr = "pointer" as Handle<"virStorageVol">;
 const virStreamPtr = "pointer" as Handle<"virStream">;
@@ -78,6 +79,14 @@ export const symbols = {
     result: "pointer", // char *, ours to free, NULL on error
     nonblocking: true,
   },
+  virDomainGetXMLDesc: {
+    parameters: [
+      virDomainPtr, // virDomainPtr domain
+      "u32", // unsigned int flags
+    ],
+    result: "pointer", // char *, ours to free, NULL on error
+    nonblocking: true,
+  },
   virDomainInterfaceAddresses: {
     parameters: [
       virDomainPtr, // virDomainPtr dom
@@ -130,6 +139,14 @@ export const symbols = {
     ],
     result: "i32", // 0, -1 on error
   },
+  virNetworkGetXMLDesc: {
+    parameters: [
+      virNetworkPtr, // virNetworkPtr network
+      "u32", // unsigned int flags
+    ],
+    result: "pointer", // char *, ours to free, NULL on error
+    nonblocking: true,
+  },
   virNetworkIsActive: {
     parameters: [
       virNetworkPtr, // virNetworkPtr net
@@ -143,6 +160,38 @@ export const symbols = {
       "buffer", // const char *name
     ],
     result: virNetworkPtr, // NULL on error
+    nonblocking: true,
+  },
+
+  // libvirt-nwfilter
+
+  virNWFilterDefineXML: {
+    parameters: [
+      virConnectPtr, // virConnectPtr conn
+      "buffer", // const char *xmlDesc
+    ],
+    result: virNWFilterPtr, // NULL on error
+    nonblocking: true,
+  },
+  virNWFilterFree: {
+    parameters: [
+      virNWFilterPtr, // virNWFilterPtr nwfilter
+    ],
+    result: "i32", // 0, -1 on error
+  },
+  virNWFilterLookupByName: {
+    parameters: [
+      virConnectPtr, // virConnectPtr conn
+      "buffer", // const char *name
+    ],
+    result: virNWFilterPtr, // NULL on error
+    nonblocking: true,
+  },
+  virNWFilterUndefine: {
+    parameters: [
+      virNWFilterPtr, // virNWFilterPtr nwfilter
+    ],
+    result: "i32", // 0, -1 on error
     nonblocking: true,
   },
 

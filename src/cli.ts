@@ -16,19 +16,26 @@ const machineOption = optional(
   }),
 );
 
-const configCommand = command("config", object({ command: constant("config") }), {
-  description: message`Print for GitLab Runner's config_exec what the later stages need, as JSON.`,
-});
+const distroOption = optional(
+  option("-d", "--distro", string({ metavar: "NAME" }), {
+    description: message`The template, instead of the one that the job asks for.`,
+  }),
+);
+
+const configCommand = command(
+  "config",
+  object({ command: constant("config"), distro: distroOption }),
+  {
+    description:
+      message`Print for GitLab Runner's config_exec what the later stages need, as JSON.`,
+  },
+);
 
 const prepareCommand = command(
   "prepare",
   object({
     command: constant("prepare"),
-    distro: optional(
-      option("-d", "--distro", string({ metavar: "NAME" }), {
-        description: message`The template, instead of the one that the job asks for.`,
-      }),
-    ),
+    distro: distroOption,
     machine: machineOption,
     keyFile: optional(
       option("--ssh-key-file", string({ metavar: "PATH" }), {
@@ -76,6 +83,38 @@ const cleanupCommand = command(
   { description: message`Remove the machine and all that belongs to it.` },
 );
 
+const explainCommand = command(
+  "explain",
+  object({
+    command: constant("explain"),
+    distro: distroOption,
+    project: optional(
+      option("--project", string({ metavar: "PATH" }), {
+        description: message`The full path of the job's project, which GitLab would say.`,
+      }),
+    ),
+    protected: withDefault(
+      flag("--protected", {
+        description: message`Take the job for one of a protected branch or tag.`,
+      }),
+      false,
+    ),
+    variables: optional(
+      option("--variables", string({ metavar: "FILE" }), {
+        description: message`The job's variables, a line KEY=VALUE for each.`,
+      }),
+    ),
+    json: withDefault(flag("--json", { description: message`Print JSON.` }), false),
+  }),
+  {
+    description: message`Say what a job would get, and why, without asking libvirt.`,
+    footer:
+      message`By hand, the job's variables have the prefix CUSTOM_ENV_, as in the stages; in ${
+        optionName("--variables")
+      } they need none.`,
+  },
+);
+
 const parser = object({
   debug: withDefault(
     flag("--debug", { description: message`Tell each call of libvirt, and where errors arose.` }),
@@ -86,7 +125,7 @@ const parser = object({
       description: message`The settings, instead of /etc/libvirt-gci/config.yaml.`,
     }),
   ),
-  action: or(configCommand, prepareCommand, runCommand, cleanupCommand),
+  action: or(configCommand, prepareCommand, runCommand, cleanupCommand, explainCommand),
 });
 
 /** What the command line asks for. */

@@ -35,6 +35,12 @@ export function mistakesOfYaml(document: Document): Mistake[] {
 }
 
 function mistakesOfKeys(keys: readonly unknown[]): Mistake[] {
+  // To name a key that is a list or has keys itself can take more memory than there is.
+  const strange = keys.find((key) => isNode(key) && !isScalar(key));
+  if (strange !== undefined) {
+    const words = "A key must be a name here";
+    return [{ offset: startOf(strange) ?? 0, words, hidesOthers: true }];
+  }
   const names = keys.map((key) => nameOf(key));
   return keys.flatMap((key, i) => {
     const name = nameOf(key);
@@ -92,7 +98,7 @@ export function mistakeOfPools(document: Document): Mistake {
 }
 
 /** Where in the file the value of this path stands, or its key. */
-function offsetOf(document: Document, path: readonly unknown[], atKey: boolean): number {
+export function offsetOf(document: Document, path: readonly unknown[], atKey: boolean): number {
   let key: unknown = null;
   let value: unknown = document.contents;
   for (const step of path) {

@@ -48,6 +48,13 @@ export class UsageError extends StageFailure {
   override readonly name = "UsageError";
 }
 
+/** What an error says. The further lines of one that is not ours may be anybody's words. */
+function wordsOf(error: unknown): string {
+  if (error instanceof StageFailure) return error.message;
+  const words = error instanceof Error ? error.message || error.name : String(error);
+  return words.trimEnd().replace(/\s*\n/g, "\n  ");
+}
+
 /** The error and each cause behind it, a line each, then the advice, then the details. */
 export function explain(error: unknown): string {
   const lines: string[] = [];
@@ -55,7 +62,7 @@ export function explain(error: unknown): string {
   const details: string[] = [];
   let cause = error;
   do {
-    const words = cause instanceof Error ? cause.message || cause.name : String(cause);
+    const words = wordsOf(cause);
     lines.push(lines.length === 0 ? words : `because: ${words}`);
     if (!(cause instanceof Error)) break;
     if ("advice" in cause && typeof cause.advice === "string") advice.push(cause.advice);

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { dirname } from "node:path";
 import { SystemFailure, UsageError } from "./errors.ts";
 
 /** The environment: what GitLab Runner, or an operator, says about the job. */
@@ -8,22 +9,40 @@ export type Env = Readonly<Record<string, string | undefined>>;
 export interface Job {
   /** The name of its machine; null if nobody gave one and it is for prepare to make one up. */
   readonly machine: string | null;
-  /** GitLab's id of the job; null by hand. */
+  /** GitLab's id of the job; null if unknown. */
   readonly id: string | null;
-  /** The project, as people know it; null by hand. */
+  /** The full path of its project, such as `group/project`; null if unknown. */
   readonly project: string | null;
+  /** Whether it runs for a protected branch or tag; null if unknown. */
+  readonly isProtected: boolean | null;
   /** The template it asks for, by DISTRO or `image:`, unchecked; null if it does not say. */
   readonly template: string | null;
+  /** Whether the template is the operator's word, by `--distro`, and not the job's. */
+  readonly isTemplateFromOperator: boolean;
+  readonly requests: SizeRequests;
   /** How long GitLab lets it run; null if unknown. */
   readonly timeoutSeconds: number | null;
+  /** The directory that GitLab Runner made for this attempt and nobody else reads; null by hand. */
+  readonly attemptDir: string | null;
   /** Whether a person runs the stage, not GitLab Runner. */
   readonly byHand: boolean;
+}
+
+/** What a job asks for by LIBVIRT_GCI_VCPUS and the like, unchecked; null where it does not ask. */
+export interface SizeRequests {
+  readonly vcpus: string | null;
+  readonly memoryMib: string | null;
+  readonly diskGib: string | null;
+  readonly nested: string | null;
 }
 
 /** What the command line says about the job. */
 export interface JobOptions {
   readonly machine?: string | undefined;
   readonly distro?: string | undefined;
+  /** By hand, what GitLab would say; GitLab's own word counts more. */
+  readonly project?: string | undefined;
+  readonly isProtected?: boolean | undefined;
 }
 
 /**
@@ -32,42 +51,70 @@ export interface JobOptions {
  */
 export const MACHINE_VARIABLE = "LIBVIRT_GCI_MACHINE";
 
-/** What we read of GitLab's answer to the runner, which a job cannot forge. */
-interface JobResponse {
-  readonly id: string;
-  readonly projectName: string;
-  readonly projectPath: string;
-  readonly timeoutSeconds: number | null;
-  /** Names the attempt: the directory that the runner made for it, and GitLab's own ids. */
-  readonly attempt: string;
-}
+/** What GitLab Runner always sets, each version some of them, and people by hand do not. */
+const RUNNER_VARIABLES = [
+  "JOB_RESPONSE_FILE",
+  "BUILD_FAILURE_EXIT_CODE",
+  "SYSTEM_FAILURE_EXIT_CODE",
+  "BUILD_EXIT_CODE_FILE",
+];
+
+/** Which job it is: what a job must not be able to say of itself. */
+type Identity = Pick<
+  Job,
+  "machine" | "id" | "project" | "isProtected" | "timeoutSeconds" | "attemptDir"
+>;
+
+const UNKNOWN: Identity = {
+  machine: null,
+  id: null,
+  project: null,
+  isProtected: null,
+  timeoutSeconds: null,
+  attemptDir: null,
+};
 
 /**
  * The job of this environment and these options.
  *
- * A job sets its own CI variables, so its id and project come from JOB_RESPONSE_FILE; the variables
- * serve people who try a stage by hand. Throws UsageError if `--machine` is no name, and
- * SystemFailure if the runner's file cannot be read.
+ * A job sets its own CI variables, so under GitLab Runner they say what it asks for and never which
+ * job it is: that comes from JOB_RESPONSE_FILE. By hand, they say both. Throws UsageError if
+ * `--machine` is no name, and SystemFailure if the runner's file cannot be read or is not there.
  */
 export async function jobFromEnv(env: Env, options: JobOptions = {}): Promise<Job> {
-  const response = await readJobResponse(env);
-  const { CUSTOM_ENV_DISTRO: distro, CUSTOM_ENV_CI_JOB_IMAGE: image } = env;
-  const requested = distro ?? (image || undefined);
-  const id = response?.id ?? env["CUSTOM_ENV_CI_JOB_ID"];
-  const project = response?.projectName ?? env["CUSTOM_ENV_CI_PROJECT_NAME"];
+  const byHand = RUNNER_VARIABLES.every((name) => !env[name]);
   const named = options.machine ?? (env[MACHINE_VARIABLE] || undefined);
   if (named !== undefined) checkMachineName(named);
-  const machine = named ??
-    (id && project !== undefined
-      ? await machineName([project, requested ?? "", id], response?.attempt)
-      : null);
+  const identity = byHand
+    ? await identityByHand(env, options)
+    : await identityUnderRunner(env, named !== undefined);
+  const { CUSTOM_ENV_DISTRO: distro, CUSTOM_ENV_CI_JOB_IMAGE: image } = env;
   return {
-    machine,
+    ...identity,
+    machine: named ?? identity.machine,
+    template: options.distro ?? distro ?? (image || null),
+    isTemplateFromOperator: options.distro !== undefined,
+    requests: {
+      vcpus: env["CUSTOM_ENV_LIBVIRT_GCI_VCPUS"] ?? null,
+      memoryMib: env["CUSTOM_ENV_LIBVIRT_GCI_MEMORY_MIB"] ?? null,
+      diskGib: env["CUSTOM_ENV_LIBVIRT_GCI_DISK_GIB"] ?? null,
+      nested: env["CUSTOM_ENV_LIBVIRT_GCI_NESTED"] ?? null,
+    },
+    byHand,
+  };
+}
+
+async function identityByHand(env: Env, options: JobOptions): Promise<Identity> {
+  const { CUSTOM_ENV_CI_JOB_ID: id, CUSTOM_ENV_CI_PROJECT_NAME: projectName } = env;
+  const { CUSTOM_ENV_CI_COMMIT_REF_PROTECTED: isProtected } = env;
+  const distro = env["CUSTOM_ENV_DISTRO"] ?? env["CUSTOM_ENV_CI_JOB_IMAGE"] ?? "";
+  return {
+    ...UNKNOWN,
+    machine: id && projectName !== undefined ? await machineName([projectName, distro, id]) : null,
     id: id ?? null,
-    project: response?.projectPath ?? project ?? null,
-    template: options.distro ?? requested ?? null,
-    timeoutSeconds: response?.timeoutSeconds ?? null,
-    byHand: response === null,
+    project: options.project ?? env["CUSTOM_ENV_CI_PROJECT_PATH"] ?? projectName ?? null,
+    isProtected: options.isProtected ??
+      (isProtected === undefined ? null : isProtected === "true"),
   };
 }
 
@@ -91,9 +138,10 @@ const MOST_CHARACTERS = 63; // of a DNS label: the name is the guest's host name
 const HASH_CHARACTERS = 10;
 
 /**
- * `gitlab-<project>-<distro>-<job id>`, safe for libvirt and DNS. A hash follows where the parts had
- * to be changed to be safe, and always under GitLab Runner, so that two attempts of a job, or two
- * GitLab servers, never share a name.
+ * `gitlab-<project>-<distro>-<job id>`, safe for libvirt and DNS; without a distro, or with an
+ * attempt, or where the parts had to be changed to be safe, a hash of all of them follows. Under
+ * GitLab Runner there is an attempt and no distro, which is the job's word, so that two attempts of
+ * a job, or two GitLab servers, never share a name.
  */
 export async function machineName(
   [project, distro, id]: readonly [project: string, distro: string, id: string],
@@ -103,7 +151,7 @@ export async function machineName(
   const safe = plain === slug(plain) && plain.length <= MOST_CHARACTERS && distro !== "";
   if (safe && attempt === undefined) return plain;
 
-  const hash = await sha256([project, distro, id, attempt ?? ""].join("\0"));
+  const hash = await sha256(JSON.stringify([project, distro, id, attempt]));
   const end = `-${slug(id).slice(0, 16)}-${hash.slice(0, HASH_CHARACTERS)}`;
   const middle = slug(distro).slice(0, 18);
   const room = MOST_CHARACTERS - end.length - middle.length - 1;
@@ -129,14 +177,23 @@ function checkMachineName(machine: string): void {
   });
 }
 
-async function readJobResponse(env: Env): Promise<JobResponse | null> {
+/** What GitLab says, and never a variable: a job could name another job's machine by one. */
+async function identityUnderRunner(env: Env, isNamed: boolean): Promise<Identity> {
   const file = env["JOB_RESPONSE_FILE"];
-  if (!file) return null;
+  if (!file) {
+    if (isNamed) return UNKNOWN;
+    throw new SystemFailure({
+      what: "GitLab Runner does not say which job this is: it sets no JOB_RESPONSE_FILE",
+      advice: "Use GitLab Runner 14.1 or newer",
+    });
+  }
   try {
-    return parseJobResponse(await Deno.readTextFile(file), file);
+    return await parseJobResponse(await Deno.readTextFile(file), file);
   } catch (cause) {
     // With the name from job_env, a late cleanup finds its machine after the runner is gone.
-    if (cause instanceof Deno.errors.NotFound && env[MACHINE_VARIABLE]) return null;
+    if (cause instanceof Deno.errors.NotFound && env[MACHINE_VARIABLE]) {
+      return { ...UNKNOWN, attemptDir: dirname(file) };
+    }
     throw new SystemFailure({
       what: `Cannot read GitLab's description of the job in "${file}" (JOB_RESPONSE_FILE)`,
       // The parser's words would quote the file, which holds tokens.
@@ -146,26 +203,24 @@ async function readJobResponse(env: Env): Promise<JobResponse | null> {
   }
 }
 
-function parseJobResponse(json: string, file: string): JobResponse {
+async function parseJobResponse(json: string, file: string): Promise<Identity> {
   const { id, job_info: info, runner_info: runner, git_info: git } = JSON.parse(json) ?? {};
   if (!Number.isSafeInteger(id) || id <= 0 || typeof info?.project_name !== "string") {
     throw new TypeError("it has no id or no job_info.project_name");
   }
   const timeout = runner?.timeout;
+  const attempt = JSON.stringify([dirname(file), info.project_id, serverOf(git?.repo_url)]);
   return {
+    machine: await machineName([info.project_name, "", String(id)], attempt),
     id: String(id),
-    projectName: info.project_name,
-    projectPath: String(info.project_full_path ?? info.project_name),
+    project: String(info.project_full_path ?? info.project_name),
+    isProtected: git?.protected === true, // a GitLab that does not say grants nothing
     timeoutSeconds: Number.isSafeInteger(timeout) && timeout > 0 ? timeout : null,
-    attempt: [dirname(file), info.project_id, serverOf(git?.repo_url)].join("\0"),
+    attemptDir: dirname(file),
   };
 }
 
 /** The host of GitLab's clone URL; the rest of the URL holds a token. */
 function serverOf(repoUrl: unknown): string {
   return typeof repoUrl === "string" && URL.canParse(repoUrl) ? new URL(repoUrl).host : "";
-}
-
-function dirname(file: string): string {
-  return file.slice(0, file.lastIndexOf("/"));
 }

@@ -6,9 +6,12 @@ import { exitStatus, reportScriptStatus } from "./exit_status.ts";
 import { commandLine } from "./guest/command_line.ts";
 import { type Env, jobFromEnv, MACHINE_VARIABLE, requireMachine } from "./job.ts";
 import { Connection } from "./libvirt/connection.ts";
+import { toVisible } from "./quoted.ts";
+import { ScriptOutput } from "./script_output.ts";
 import { cleanup } from "./stages/cleanup.ts";
 import { configJson } from "./stages/config.ts";
-import { prepare, type PreparedMachine } from "./stages/prepare.ts";
+import { explainJob, jobToExplain } from "./stages/explain.ts";
+import { howToGoOn, prepare } from "./stages/prepare.ts";
 import { run } from "./stages/run.ts";
 import type { Stage } from "./stages/stage.ts";
 
@@ -25,19 +28,20 @@ export async function runProgram(caller: Caller): Promise<number> {
   const { env, version, signal, exit } = caller;
   let debug = false;
   let ends = false;
+  const script = new ScriptOutput(caller);
   try {
-    const output = { stdout: print, stderr: printError, exit };
+    const output = { stdout: console.log, stderr: console.error, exit };
     const args = parseArguments(caller.args, { version, output });
     debug = args.debug;
     ends = endsWhenCancelled(args);
     // The file stays from stage to stage, and may hold the status of an earlier script.
     if (args.action.command === "run") await reportScriptStatus(null, env);
-    await runCommand(args, caller);
+    await runCommand(args, { ...caller, stdout: script.stdout, stderr: script.stderr });
     return 0;
   } catch (error) {
     if (debug && error instanceof Error) printError(`debug: ${error.stack}`);
     // What fails after a cancel fails for it, and a script's status means nothing any more.
-    return await endWith(ends && signal.aborted ? signal.reason : error, env);
+    return await endWith(ends && signal.aborted ? signal.reason : error, env, script);
   }
 }
 
@@ -46,8 +50,12 @@ function endsWhenCancelled({ action }: Arguments): boolean {
   return action.command !== "cleanup";
 }
 
-/** Says what went wrong, and gives the status that tells whose fault it is. */
-export async function endWith(error: unknown, env: Env): Promise<number> {
+/** Says what went wrong, after the script's output, and gives the status that tells whose fault it is. */
+export async function endWith(
+  error: unknown,
+  env: Env,
+  script?: ScriptOutput,
+): Promise<number> {
   try {
     await reportScriptStatus(error, env);
   } catch (cause) {
@@ -57,6 +65,7 @@ export async function endWith(error: unknown, env: Env): Promise<number> {
   }
   // Under GitLab Runner, the job's log belongs to the script; GitLab itself states its status.
   if (!(error instanceof ScriptFailure) || env["BUILD_EXIT_CODE_FILE"] === undefined) {
+    await script?.end(env);
     printError(`${PROGRAM}: ${explain(error)}`);
   }
   return exitStatus(error, env);
@@ -69,14 +78,15 @@ async function runCommand(args: Arguments, caller: Caller): Promise<void> {
   const config = await loadConfig(places);
   switch (action.command) {
     case "config": {
-      const job = await jobFromEnv({ ...env, [MACHINE_VARIABLE]: undefined });
+      const { distro } = action;
+      const job = await jobFromEnv({ ...env, [MACHINE_VARIABLE]: undefined }, { distro });
       return print(configJson(job, config, version));
     }
     case "prepare": {
       const job = await jobFromEnv(env, action);
       return await withStage({ config, args, caller }, async (stage) => {
         const prepared = await prepare(job, action, stage);
-        if (job.byHand) printManual(prepared);
+        if (job.byHand) howToGoOn(prepared).forEach(print);
       });
     }
     case "run": {
@@ -87,6 +97,12 @@ async function runCommand(args: Arguments, caller: Caller): Promise<void> {
     case "cleanup": {
       const machine = requireMachine(await jobFromEnv(env, action));
       return await withStage({ config, args, caller }, (stage) => cleanup(machine, stage));
+    }
+    case "explain": {
+      const { text, refusal } = explainJob(await jobToExplain(action, env), config, action);
+      print(text);
+      if (refusal !== null) throw refusal;
+      return;
     }
   }
 }
@@ -110,16 +126,20 @@ async function withStage(
   await using connection = await connect();
   await body({
     ...{ config, connection, connect, signal, home: env["HOME"], stdout, stderr },
-    ...{ log: print, warn: printError },
+    keyDirectory: await keyDirectory(env),
+    log: (line) => print(inOneLine(line)),
+    warn: (line) => printError(inOneLine(line)),
   });
 }
 
-/** How a person goes on from here. */
-function printManual({ name, record }: PreparedMachine): void {
-  const port = record.port === "22" ? "" : `-p ${record.port} `;
-  print(`Log in:   ssh -i ${record.key} ${port}${record.user}@${record.address}`);
-  print(`Or:       ${PROGRAM} run --machine ${name} -- COMMAND`);
-  print(`Clean up: ${PROGRAM} cleanup --machine ${name}`);
+/** The attempt's directory under GitLab Runner, which removes it; else the user's own. */
+async function keyDirectory(env: Env): Promise<string> {
+  const response = env["JOB_RESPONSE_FILE"];
+  if (response) return response.slice(0, response.lastIndexOf("/"));
+  const { uid } = await Deno.stat("/proc/self"); // whose owner is the effective user
+  if (uid === 0) return "/run/libvirt-gci";
+  const runtime = env["XDG_RUNTIME_DIR"];
+  return runtime ? `${runtime}/libvirt-gci` : `${env["HOME"] ?? ""}/.cache/libvirt-gci`;
 }
 
 async function readScript(
@@ -138,10 +158,15 @@ async function readScript(
   }
 }
 
-function print(line: string): void {
-  console.log(line);
+/** A line of ours never looks like two: what follows a line feed may be the guest's words. */
+function inOneLine(text: string): string {
+  return text.replaceAll("\n", "\n  ");
 }
 
-function printError(line: string): void {
-  console.error(line);
+function print(text: string): void {
+  console.log(toVisible(text));
+}
+
+function printError(text: string): void {
+  console.error(toVisible(text));
 }

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import fc from "fast-check";
 import assert from "node:assert/strict";
 import { DEFAULT_CONFIG, loadConfig, parseConfig } from "../src/config.ts";
 import { SystemFailure } from "../src/errors.ts";
@@ -35,13 +36,24 @@ function uncommented(example: string): string {
 const EVERY_MACHINE_SETTING = {
   domain_type: "qemu",
   network: "isolated",
+  isolate: false,
+  host_ports: ["tcp/80", "udp/65535"],
   vcpus: 3,
   memory_mib: 512,
   disk_gib: 9,
+  nested: true,
+  max_vcpus: 4,
+  max_memory_mib: 1024,
+  max_disk_gib: 10,
+  allow_nested: true,
+  cpu_shares: 512,
+  disk_mib_per_second: 100,
+  disk_iops: 1000,
+  network_mib_per_second: 50,
   machine_type: "pc",
   firmware: "efi",
   cpu_mode: "host-model",
-  cloud_init: false,
+  login: "systemd",
   user: "builder",
   port: 2222,
   key: "~/.ssh/key",
@@ -55,13 +67,24 @@ const EVERY_MACHINE_SETTING = {
 const EVERY_MACHINE_VALUE = {
   domainType: "qemu",
   network: "isolated",
+  isolate: false,
+  hostPorts: ["tcp/80", "udp/65535"],
   vcpus: 3,
   memoryMib: 512,
   diskGib: 9,
+  nested: true,
+  maxVcpus: 4,
+  maxMemoryMib: 1024,
+  maxDiskGib: 10,
+  allowNested: true,
+  cpuShares: 512,
+  diskMibPerSecond: 100,
+  diskIops: 1000,
+  networkMibPerSecond: 50,
   machineType: "pc",
   firmware: "efi",
   cpuMode: "host-model",
-  cloudInit: false,
+  login: "systemd",
   user: "builder",
   port: 2222,
   key: "~/.ssh/key",
@@ -87,7 +110,9 @@ Deno.test("the defaults are those that the manual names", () => {
     templatePool: "base_imgs",
     overlayPool: "libvirt-gci",
     defaultTemplate: null,
+    allowedTemplates: ["*"],
     templates: new Map(),
+    rules: [],
   });
   assert.equal(machine.domainType, "auto");
   assert.equal(machine.user, "gitlab-runner");
@@ -100,6 +125,7 @@ for (
     ["a file with an empty document", "---\n# nothing\n"],
     ["a file that says null", "~\n"],
     ["templates without any", "templates: {}\n"],
+    ["rules without any", "rules: []\n"],
   ] as const
 ) {
   Deno.test(`${what} leaves all settings at their defaults`, () => {
@@ -115,6 +141,7 @@ Deno.test("every setting of the host can be set", () => {
     template_pool: templates
     overlay_pool: overlays
     default_template: fedora-34
+    allowed_templates: [ci-*, debian-12]
     `,
     "config.yaml",
   );
@@ -125,6 +152,7 @@ Deno.test("every setting of the host can be set", () => {
     templatePool: "templates",
     overlayPool: "overlays",
     defaultTemplate: "fedora-34",
+    allowedTemplates: ["ci-*", "debian-12"],
   });
 });
 
@@ -144,18 +172,19 @@ Deno.test("a template inherits from the top level what it does not set itself", 
   const { machine, templates } = parseConfig(
     `
     templates:
-      fedora: { vcpus: 8, cloud_init: true }
+      fedora: { vcpus: 8, isolate: true }
     vcpus: 4
     memory_mib: 1024
-    cloud_init: false
+    isolate: false
     `,
     "config.yaml",
   );
   assert.deepEqual(
     machine,
-    { ...DEFAULT_CONFIG.machine, vcpus: 4, memoryMib: 1024, cloudInit: false },
+    { ...DEFAULT_CONFIG.machine, vcpus: 4, memoryMib: 1024, isolate: false },
   );
-  assert.deepEqual(templates.get("fedora")?.machine, { ...machine, vcpus: 8, cloudInit: true });
+  assert.deepEqual(templates.get("fedora")?.machine, { ...machine, vcpus: 8, isolate: true });
+  assert.deepEqual(templates.get("fedora")?.ownKeys, new Set(["vcpus", "isolate"]));
 });
 
 Deno.test("a template may have a volume and aliases, and none by default", () => {
@@ -175,7 +204,12 @@ Deno.test("a template may have a volume and aliases, and none by default", () =>
 
 Deno.test("a template whose entry is empty has the settings of the top level", () => {
   const { templates, machine } = parseConfig("vcpus: 4\ntemplates:\n  fedora:\n", "config.yaml");
-  assert.deepEqual(templates.get("fedora"), { volume: null, aliases: [], machine });
+  assert.deepEqual(templates.get("fedora"), {
+    volume: null,
+    aliases: [],
+    machine,
+    ownKeys: new Set(),
+  });
 });
 
 Deno.test("a template may be named by a number", () => {
@@ -228,7 +262,10 @@ Deno.test("every unknown key is a mistake, at the top level and under a template
 });
 
 Deno.test("an unknown key that resembles none comes with those that are known there", () => {
-  assert.match(mistakesIn("size: 3")[0] ?? "", /known here: uri, call_seconds, .*, templates$/);
+  assert.match(
+    mistakesIn("size: 3")[0] ?? "",
+    /known here: uri, call_seconds, .*, templates, rules$/,
+  );
   assert.match(
     mistakesIn("templates: {fedora: {size: 3}}")[0] ?? "",
     /known here: volume, aliases, domain_type, .*, ssh_seconds$/,
@@ -344,15 +381,27 @@ const WRONG: Readonly<Record<string, readonly unknown[]>> = {
   template_pool: ["", "a/b", " a", "a\nb", 7],
   overlay_pool: ["", "a/b", ["a"]],
   default_template: ["", "a\u0000b", 12],
+  allowed_templates: ["*", [""], ["a\nb"], [12], null],
   domain_type: ["lxc", "KVM", true],
   network: ["", "a/b", {}],
+  isolate: ["yes", 1, null],
+  host_ports: ["tcp/80", ["80"], ["tcp/0"], ["icmp/1"], [80]],
   vcpus: [0, 1025, "2", [2], { a: 2 }],
   memory_mib: [63, 16_777_217, "2G"],
   disk_gib: [0, 65_537, null],
+  nested: ["yes", 0],
+  max_vcpus: [0, 1025, "2"],
+  max_memory_mib: [63, 16_777_217],
+  max_disk_gib: [0, 65_537],
+  allow_nested: ["true", 1],
+  cpu_shares: [1, 10_001],
+  disk_mib_per_second: [0, 1.5],
+  disk_iops: [0, "many"],
+  network_mib_per_second: [0, null],
   machine_type: ["", "q 35", "q35\n", 35],
   firmware: ["uefi", "", null],
   cpu_mode: ["custom", "host"],
-  cloud_init: ["yes", 1, "true", null],
+  login: ["cloud_init", true, null],
   user: ["", "Root", "a b", "-a", "a;b", "a".repeat(33), 0],
   port: [0, 65_536, "22"],
   key: ["", "id_ed25519", "./key", "~", "~/", "/", "/a\nb"],
@@ -362,6 +411,7 @@ const WRONG: Readonly<Record<string, readonly unknown[]>> = {
   address_seconds: [0, "1m"],
   ssh_seconds: [0, 1e9],
   templates: [[], "fedora", 3, null],
+  rules: [{}, "all", 3, null],
 };
 
 Deno.test("each setting refuses a wrong type and what is out of its range, by its name", () => {
@@ -369,7 +419,7 @@ Deno.test("each setting refuses a wrong type and what is out of its range, by it
     for (const value of values) {
       const mistakes = mistakesIn(JSON.stringify({ [key]: value }));
       assert.equal(mistakes.length, 1, `${key}: ${JSON.stringify(value)}: ${mistakes}`);
-      assert(mistakes[0]?.includes(`"${key}" must be `), mistakes[0]);
+      assert.match(mistakes[0] ?? "", new RegExp(`"${key}(\\.0)?" must be `));
     }
   }
 });
@@ -436,8 +486,183 @@ Deno.test("what the example leaves out has null for its default", async () => {
   const nulls = Object.values({ ...DEFAULT_CONFIG, ...DEFAULT_CONFIG.machine }).filter((value) =>
     value === null
   );
-  const commented = example.match(/^#\w+:/gm)?.filter((line) => line !== "#templates:");
+  const commented = example.match(/^#\w+:/gm)?.filter((line) => !/templates|rules/.test(line));
   assert.equal(commented?.length, nulls.length);
+});
+
+Deno.test("a rule can set everything, and nothing is null in it", () => {
+  const { rules } = parseConfig(
+    `
+    rules:
+      - { projects: [grp/*, a/b], protected: true, templates: [ci-*], max_vcpus: 4,
+          max_memory_mib: 4096, max_disk_gib: 50, allow_nested: true }
+      - { max_vcpus: 2 }
+    `,
+    "config.yaml",
+  );
+  assert.deepEqual(rules, [
+    {
+      name: "rule 1 (rules[0])",
+      projects: ["grp/*", "a/b"],
+      isProtected: true,
+      templates: ["ci-*"],
+      maxVcpus: 4,
+      maxMemoryMib: 4096,
+      maxDiskGib: 50,
+      allowNested: true,
+    },
+    {
+      name: "rule 2 (rules[1])",
+      projects: null,
+      isProtected: null,
+      templates: null,
+      maxVcpus: 2,
+      maxMemoryMib: null,
+      maxDiskGib: null,
+      allowNested: null,
+    },
+  ]);
+});
+
+Deno.test("a rule refuses what is wrong in it, and keys of templates", () => {
+  const rule = "projects: [], protected: 1, templates: a, max_vcpus: 0, vcpus: 3";
+  assert.deepEqual(
+    mistakesIn(`rules: [{${rule}}, 3]`).map((mistake) => mistake.replace(/^.*?: /, "")),
+    [
+      '"rules.0.projects" must be a list with a project or a pattern in it, not a list',
+      '"rules.0.protected" must be true or false, not 1',
+      '"rules.0.templates" must be a list of names and patterns, such as [debian-*], not "a"',
+      '"rules.0.max_vcpus" must be a whole number from 1 to 1024, not 0',
+      '"rules.0.vcpus" is unknown; known here: projects, protected, templates, max_vcpus, ' +
+      "max_memory_mib, max_disk_gib, allow_nested",
+      '"rules.1" must be keys with values, not 3',
+    ],
+  );
+});
+
+Deno.test("a rule that changes nothing is a mistake", () => {
+  assert.deepEqual(mistakesIn("rules:\n  - projects: [a]\n    protected: true\n"), [
+    'config.yaml:2:5: "rules.0" has no effect: it needs templates, a max_… or allow_nested',
+  ]);
+});
+
+Deno.test("a rule that none of the jobs can reach is a mistake", () => {
+  const rules = "[{projects: [a], max_vcpus: 3}, {max_vcpus: 3}, {protected: true, max_vcpus: 3}]";
+  assert.deepEqual(mistakesIn(`rules: ${rules}`), [
+    'config.yaml:1:56: "rules.2" is never reached: "rules.1" has neither projects nor protected',
+  ]);
+});
+
+for (
+  const [what, yaml, mistake] of [
+    [
+      "is less than",
+      "vcpus: 4\nmax_vcpus: 3",
+      '2:12: "max_vcpus" must be at least "vcpus", 4, not 3',
+    ],
+    [
+      "is less than the default of",
+      "max_memory_mib: 1024",
+      '1:17: "max_memory_mib" must be at least "memory_mib", 2048, not 1024',
+    ],
+    [
+      "of a template is less than its inherited",
+      "disk_gib: 9\ntemplates: {a: {max_disk_gib: 8}}",
+      '2:31: "templates.a.max_disk_gib" must be at least "disk_gib", 9, not 8',
+    ],
+    [
+      "of all templates is less than one template's own",
+      "max_vcpus: 4\ntemplates: {a: {vcpus: 8, max_vcpus: 9}, b: {}}",
+      '2:24: "templates.a.vcpus" must be at most "max_vcpus", 4, not 8',
+    ],
+  ] as const
+) {
+  Deno.test(`a largest size that ${what} size is a mistake`, () => {
+    assert.deepEqual(mistakesIn(yaml), [`config.yaml:${mistake}`]);
+  });
+}
+
+for (
+  const [what, yaml] of [
+    ["without a size of its own", "max_disk_gib: 1"],
+    ["as large as the size", "vcpus: 4\nmax_vcpus: 4"],
+    ["of a template that has less", "vcpus: 4\ntemplates: {a: {vcpus: 1, max_vcpus: 2}}"],
+    [
+      "that a rule raises for a large template",
+      "max_vcpus: 4\ntemplates: {a: {vcpus: 8}}\nrules: [{projects: [b], max_vcpus: 8}]",
+    ],
+  ] as const
+) {
+  Deno.test(`a largest size ${what} is no mistake`, () => assert.deepEqual(mistakesIn(yaml), []));
+}
+
+Deno.test("a key that is a list, or has keys itself, is a mistake and is never printed", () => {
+  assert.deepEqual(mistakesIn("? [a]\n: b"), ["config.yaml:1:3: A key must be a name here"]);
+  assert.equal(mistakesIn("{".repeat(300) + "}".repeat(300)).length, 299);
+});
+
+Deno.test("anchors that multiply are refused, and not resolved", () => {
+  const lines = ["a: &a0 [x, x]"];
+  for (let i = 1; i < 9; i++) lines.push(`a${i}: &a${i} [${`*a${i - 1}, `.repeat(9)}]`);
+  assert.throws(() => parseConfig(lines.join("\n"), "config.yaml"), {
+    name: "SystemFailure",
+    message: 'Cannot make sense of the settings in "config.yaml"',
+  });
+});
+
+/** Whatever the text is, the settings are read or refused in the program's own words. */
+function assertReadOrRefused(yaml: string): void {
+  try {
+    parseConfig(yaml, "config.yaml");
+  } catch (error) {
+    assert(error instanceof SystemFailure, Deno.inspect(error));
+  }
+}
+
+const yamlPiece = fc.oneof(
+  fc.constantFrom(...Object.keys(EVERY_MACHINE_SETTING), "templates", "rules", "projects", "uri"),
+  fc.constantFrom(": ", ":\n  ", "\n", "- ", "[", "]", "{", "}", ", ", "'", '"', "|\n ", "? ", "#"),
+  fc.constantFrom(
+    "&a ",
+    "*a",
+    "!!map",
+    "<<: ",
+    "~",
+    "1",
+    "true",
+    ".inf",
+    "0x10",
+    "---\n",
+    "%YAML 9",
+  ),
+  fc.string({ unit: "binary", maxLength: 5 }),
+);
+
+Deno.test("no text at all makes the settings fail in any other way", () => {
+  const text = fc.array(yamlPiece, { maxLength: 20 }).map((pieces) => pieces.join(""));
+  fc.assert(fc.property(text, assertReadOrRefused), { numRuns: 3000 });
+});
+
+Deno.test("no value at all makes the settings fail in any other way", () => {
+  const key = fc.oneof(
+    fc.constantFrom(...Object.keys(WRONG), "projects", "protected", "__proto__", "volume"),
+    fc.string(),
+  );
+  const { value } = fc.letrec((tie) => ({
+    value: fc.oneof(
+      { maxDepth: 4 },
+      fc.jsonValue({ maxDepth: 1 }),
+      fc.array(tie("value"), { maxLength: 3 }),
+      fc.dictionary(key, tie("value"), { maxKeys: 4 }),
+    ),
+  }));
+  fc.assert(
+    fc.property(
+      fc.dictionary(key, value),
+      (settings) => assertReadOrRefused(JSON.stringify(settings)),
+    ),
+    { numRuns: 2000 },
+  );
 });
 
 /** Runs with a directory that is gone afterwards. */
@@ -450,12 +675,17 @@ async function withDirectory(use: (directory: string) => Promise<void>): Promise
   }
 }
 
+/** Writes a file that only we may write, whatever the umask is. */
+function writeSettings(file: string, yaml: string): Promise<void> {
+  return Deno.writeTextFile(file, yaml, { mode: 0o600 });
+}
+
 Deno.test("loadConfig() reads the file of --config and no other", async () => {
   await withDirectory(async (directory) => {
     const file = `${directory}/mine.yaml`;
-    await Deno.writeTextFile(file, "vcpus: 5\n");
+    await writeSettings(file, "vcpus: 5\n");
     await Deno.mkdir(`${directory}/libvirt-gci`);
-    await Deno.writeTextFile(`${directory}/libvirt-gci/config.yaml`, "nonsense");
+    await writeSettings(`${directory}/libvirt-gci/config.yaml`, "nonsense");
     const config = await loadConfig({ file, home: directory, xdgConfigHome: directory });
     assert.equal(config.machine.vcpus, 5);
   });
@@ -475,12 +705,111 @@ Deno.test("loadConfig() refuses a file of --config that does not exist", async (
 Deno.test("loadConfig() reports the mistakes with the path of the file", async () => {
   await withDirectory(async (home) => {
     const file = `${home}/bad.yaml`;
-    await Deno.writeTextFile(file, "\nvcpus: 0\n");
+    await writeSettings(file, "\nvcpus: 0\n");
     await assert.rejects(loadConfig({ file, home, xdgConfigHome: undefined }), {
       name: "SystemFailure",
       message: /\/bad\.yaml:2:8: "vcpus" must be/,
     });
   });
+});
+
+/** A settings file with these modes and owners, in a directory of its own. */
+async function withModes(
+  { file = 0o644, directory = 0o755, fileOwner = null, directoryOwner = null }: {
+    readonly file?: number;
+    readonly directory?: number;
+    readonly fileOwner?: number | null;
+    readonly directoryOwner?: number | null;
+  },
+  use: (file: string) => Promise<void>,
+): Promise<void> {
+  await withDirectory(async (outer) => {
+    const inner = `${outer}/etc`;
+    const path = `${inner}/config.yaml`;
+    await Deno.mkdir(inner);
+    await writeSettings(path, "vcpus: 5\n");
+    if (fileOwner !== null) await Deno.chown(path, fileOwner, fileOwner);
+    if (directoryOwner !== null) await Deno.chown(inner, directoryOwner, directoryOwner);
+    await Deno.chmod(path, file);
+    await Deno.chmod(inner, directory);
+    await use(path);
+  });
+}
+
+const NOBODY = 65_534;
+
+function load(file: string): ReturnType<typeof loadConfig> {
+  return loadConfig({ file, home: undefined, xdgConfigHome: undefined });
+}
+
+for (
+  const [what, modes] of [
+    ["a file that only its owner may write", { file: 0o600, directory: 0o700 }],
+    ["a file that all may read", { file: 0o644, directory: 0o755 }],
+    ["a file in a directory with the sticky bit", { directory: 0o1777 }],
+  ] as const
+) {
+  Deno.test(`loadConfig() reads ${what}`, () =>
+    withModes(modes, async (file) => assert.equal((await load(file)).machine.vcpus, 5)));
+}
+
+for (
+  const [what, modes, mode] of [
+    ["a file that its group may write", { file: 0o664 }, "664"],
+    ["a file that all may write", { file: 0o602 }, "602"],
+    ["a writable file, sticky bit or not", { file: 0o666, directory: 0o1777 }, "666"],
+    ["a file in a directory that its group may write", { directory: 0o775 }, "775"],
+    ["a file in a directory that all may write", { directory: 0o777 }, "777"],
+  ] as const
+) {
+  Deno.test(`loadConfig() refuses ${what}, and says how to mend it`, () =>
+    withModes(modes, async (file) => {
+      const path = "file" in modes ? file : file.replace(/\/[^/]*$/, "");
+      await assert.rejects(load(file), {
+        name: "SystemFailure",
+        message: `Somebody else may write the settings: "${path}" has the mode ${mode}`,
+        advice: `chmod go-w "${path}"`,
+      });
+    }));
+}
+
+const isRoot = (await Deno.stat("/proc/self")).uid === 0;
+
+for (
+  const [what, owners] of [
+    ["a file of another user", { fileOwner: NOBODY }],
+    ["a file in a directory of another user", { directoryOwner: NOBODY }],
+  ] as const
+) {
+  Deno.test({
+    name: `loadConfig() refuses ${what}, and says how to mend it`,
+    ignore: !isRoot,
+    fn: () =>
+      withModes(owners, async (file) => {
+        const path = "fileOwner" in owners ? file : file.replace(/\/[^/]*$/, "");
+        await assert.rejects(load(file), {
+          name: "SystemFailure",
+          message: `Somebody else may write the settings: "${path}" belongs to the user 65534`,
+          advice: `chown root "${path}"`,
+        });
+      }),
+  });
+}
+
+Deno.test("loadConfig() looks at the file behind a link, and at both directories", async () => {
+  await withModes({ directory: 0o777 }, (file) =>
+    withDirectory(async (directory) => {
+      const link = `${directory}/link.yaml`;
+      await Deno.symlink(file, link);
+      await assert.rejects(load(link), /etc" has the mode 777/);
+      await Deno.chmod(file.replace(/\/[^/]*$/, ""), 0o755);
+      assert.equal((await load(link)).machine.vcpus, 5);
+      await Deno.chmod(directory, 0o777);
+      await assert.rejects(load(link), /" has the mode 777/);
+      await Deno.chmod(directory, 0o700);
+      await Deno.chmod(file, 0o646);
+      await assert.rejects(load(link), /link\.yaml" has the mode 646/);
+    }));
 });
 
 // A file of this host would come first.
@@ -498,8 +827,8 @@ for (
     ignore,
     fn: () =>
       withDirectory(async (home) => {
-        await Deno.mkdir(`${home}/${below}/libvirt-gci`, { recursive: true });
-        await Deno.writeTextFile(`${home}/${below}/libvirt-gci/config.yaml`, "vcpus: 6\n");
+        await Deno.mkdir(`${home}/${below}/libvirt-gci`, { recursive: true, mode: 0o700 });
+        await writeSettings(`${home}/${below}/libvirt-gci/config.yaml`, "vcpus: 6\n");
         assert.equal((await loadConfig({ home, ...variables(home) })).machine.vcpus, 6);
       }),
   });
@@ -524,6 +853,22 @@ Deno.test({
       await assert.rejects(loadConfig({ home, xdgConfigHome: undefined }), {
         name: "SystemFailure",
         message: /^Cannot read the settings in ".*config\.yaml"$/,
+      });
+    }),
+});
+
+Deno.test({
+  name: "loadConfig() refuses an unsafe file of a user, and does not pass it over",
+  ignore,
+  fn: () =>
+    withDirectory(async (home) => {
+      const file = `${home}/.config/libvirt-gci/config.yaml`;
+      await Deno.mkdir(`${home}/.config/libvirt-gci`, { recursive: true, mode: 0o700 });
+      await writeSettings(file, "vcpus: 6\n");
+      await Deno.chmod(file, 0o666);
+      await assert.rejects(loadConfig({ home, xdgConfigHome: undefined }), {
+        name: "SystemFailure",
+        advice: `chmod go-w "${file}"`,
       });
     }),
 });

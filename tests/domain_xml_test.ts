@@ -2,12 +2,14 @@
 import assert from "node:assert/strict";
 import { parseXml, XmlElement } from "@rgrove/parse-xml";
 import fc from "fast-check";
+import { DEFAULT_CONFIG } from "../src/config.ts";
+import type { MachineSettings } from "../src/machine_settings.ts";
 import { domainXml, type MachineDomain, randomMac } from "../src/machine/domain_xml.ts";
 
 const SPDX = "<!-- SPDX-License-Identifier: GPL-2.0-or-later -->";
 
 const MACHINE: MachineDomain = {
-  name: "gitlab-proj-debian-12-4242-0123456789",
+  name: "gitlab-proj-4242-0123456789",
   record: {
     ...{ job: "4242", project: "grp/proj", template: "debian-12" },
     ...{ created: "2024-05-06T07:08:09.000Z", deadline: "2024-05-06T08:08:09.000Z" },
@@ -19,18 +21,34 @@ const MACHINE: MachineDomain = {
     },
     ...{ shell: "bash", address: "", hostKey: "" },
   },
-  ...{ domainType: "kvm", vcpus: 2, memoryMib: 2048, machineType: "q35" },
-  ...{ cpuMode: "host-passthrough", network: "default" },
+  domainType: "kvm",
+  settings: DEFAULT_CONFIG.machine,
+  filter: "libvirt-gci-gitlab-proj-4242-0123456789",
   overlayPath: "/var/lib/libvirt/libvirt-gci/m.overlay.libvirt-gci",
   consolePath: "/var/lib/libvirt/libvirt-gci/m.console.libvirt-gci",
   seedPath: "/var/lib/libvirt/libvirt-gci/m.seed.libvirt-gci",
+  credentialPath: null,
   nvramPath: null,
 };
 
+function settings(differences: Partial<MachineSettings>): Pick<MachineDomain, "settings"> {
+  return { settings: { ...DEFAULT_CONFIG.machine, ...differences } };
+}
+
 const CASES: Readonly<Record<string, Partial<MachineDomain>>> = {
   kvm: {},
+  nested: settings({ nested: true }),
   efi: { nvramPath: "/var/lib/libvirt/libvirt-gci/m.nvram.libvirt-gci" },
-  emulated: { domainType: "qemu", cpuMode: "maximum", machineType: null, seedPath: null },
+  emulated: { domainType: "qemu", seedPath: null, filter: null, ...settings({ isolate: false }) },
+  systemd: {
+    seedPath: null,
+    credentialPath: "/var/lib/libvirt/libvirt-gci/m.credential.libvirt-gci",
+  },
+  hermetic: { filter: null, ...settings({ network: "none" }) },
+  bounded: settings({
+    ...{ vcpus: 8, memoryMib: 16384, cpuShares: 512 },
+    ...{ diskMibPerSecond: 100, diskIops: 500, networkMibPerSecond: 10 },
+  }),
 };
 
 for (const [name, differences] of Object.entries(CASES)) {

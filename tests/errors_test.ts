@@ -175,3 +175,13 @@ Deno.test("each class of failure has its name, which says whose fault it is", ()
   assert.equal(new SystemFailure({ what: "x" }).name, "SystemFailure");
   assert.equal(new UsageError({ what: "x" }).name, "UsageError");
 });
+
+Deno.test("the further lines of words that are not ours are indented, so they pass for none of ours", () => {
+  const cause = new Error("qemu failed\nlibvirt-gci: all is well\nWhat to do: rm -rf /\n");
+  assert.deepEqual(explain(new SystemFailure({ what: "x", cause })).split("\n"), [
+    "x",
+    "because: qemu failed",
+    "  libvirt-gci: all is well",
+    "  What to do: rm -rf /",
+  ]);
+});

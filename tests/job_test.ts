@@ -9,13 +9,14 @@ import {
   makeUpMachineName,
   requireMachine,
 } from "../src/job.ts";
-import { checkTemplateName } from "../src/template_choice.ts";
 
 const BY_HAND: Env = {
   CUSTOM_ENV_CI_PROJECT_NAME: "libvirt",
   CUSTOM_ENV_CI_JOB_ID: "12345",
   CUSTOM_ENV_DISTRO: "fedora-34",
 };
+
+const NO_REQUESTS = { vcpus: null, memoryMib: null, diskGib: null, nested: null };
 
 const TOKEN = "glcbt-64_SecretToken";
 
@@ -63,8 +64,12 @@ Deno.test("by hand, a machine is named for its project, its template and its job
       machine: "gitlab-libvirt-fedora-34-12345",
       id: "12345",
       project: "libvirt",
+      isProtected: null,
       template: "fedora-34",
+      isTemplateFromOperator: false,
+      requests: NO_REQUESTS,
       timeoutSeconds: null,
+      attemptDir: null,
       byHand: true,
     } satisfies Job,
   );
@@ -77,8 +82,12 @@ Deno.test("by hand without any variable, nothing is known and no machine is name
       machine: null,
       id: null,
       project: null,
+      isProtected: null,
       template: null,
+      isTemplateFromOperator: false,
+      requests: NO_REQUESTS,
       timeoutSeconds: null,
+      attemptDir: null,
       byHand: true,
     } satisfies Job,
   );
@@ -123,6 +132,7 @@ Deno.test("an empty DISTRO stays what the job asks for, so that it is refused", 
 Deno.test("--distro wins over the job's template and leaves the machine's name", async () => {
   const job = await jobFromEnv(BY_HAND, { distro: "debian-12" });
   assert.equal(job.template, "debian-12");
+  assert.equal(job.isTemplateFromOperator, true);
   assert.equal(job.machine, "gitlab-libvirt-fedora-34-12345");
 });
 
@@ -156,17 +166,99 @@ Deno.test("requireMachine() gives the name, and says how to give one", async () 
   });
 });
 
-Deno.test("under GitLab Runner, the id, the project and the timeout are GitLab's", async () => {
+Deno.test("under GitLab Runner, who the job is comes from GitLab, and its wishes from it", async () => {
   await underGitLab(async (env) => {
-    const { machine, ...job } = await jobFromEnv(env);
-    assert.match(machine ?? "", /^gitlab-proj-debian-12-4242-[0-9a-f]{10}$/);
+    const { machine, ...job } = await jobFromEnv({
+      ...env,
+      CUSTOM_ENV_LIBVIRT_GCI_VCPUS: "4",
+      CUSTOM_ENV_LIBVIRT_GCI_MEMORY_MIB: "4096",
+      CUSTOM_ENV_LIBVIRT_GCI_DISK_GIB: "",
+      CUSTOM_ENV_LIBVIRT_GCI_NESTED: "yes",
+    });
+    assert.match(machine ?? "", /^gitlab-proj-4242-[0-9a-f]{10}$/);
     assert.deepEqual(job, {
       id: "4242",
       project: "grp/proj",
+      isProtected: false,
       template: "debian-12",
+      isTemplateFromOperator: false,
+      requests: { vcpus: "4", memoryMib: "4096", diskGib: "", nested: "yes" },
       timeoutSeconds: 3600,
+      attemptDir: env.JOB_RESPONSE_FILE.replace("/response.json", ""),
       byHand: false,
     });
+  });
+});
+
+for (
+  const [git_info, isProtected] of [
+    [{ protected: true }, true],
+    [{ protected: false }, false],
+    [{ protected: "true" }, false],
+    [{}, false],
+    [null, false],
+  ] as const
+) {
+  Deno.test(`a job with the git_info ${JSON.stringify(git_info)} is ${isProtected ? "" : "not "}protected`, async () => {
+    await underGitLab(async (env) => {
+      const forged = { ...env, CUSTOM_ENV_CI_COMMIT_REF_PROTECTED: String(!isProtected) };
+      assert.equal((await jobFromEnv(forged)).isProtected, isProtected);
+      assert.equal((await jobFromEnv(env, { isProtected: !isProtected })).isProtected, isProtected);
+    }, { ...RESPONSE, git_info });
+  });
+}
+
+for (
+  const [what, env, options, project, isProtected] of [
+    ["nothing", {}, {}, null, null],
+    ["a name", { CUSTOM_ENV_CI_PROJECT_NAME: "b" }, {}, "b", null],
+    [
+      "variables",
+      { CUSTOM_ENV_CI_PROJECT_PATH: "a/b", CUSTOM_ENV_CI_COMMIT_REF_PROTECTED: "true" },
+      {},
+      "a/b",
+      true,
+    ],
+    ["false", { CUSTOM_ENV_CI_COMMIT_REF_PROTECTED: "false" }, {}, null, false],
+    [
+      "options",
+      { CUSTOM_ENV_CI_PROJECT_PATH: "a/b", CUSTOM_ENV_CI_COMMIT_REF_PROTECTED: "false" },
+      { project: "c/d", isProtected: true },
+      "c/d",
+      true,
+    ],
+  ] as const
+) {
+  Deno.test(`by hand, the project and its protection are known from ${what}`, async () => {
+    const job = await jobFromEnv(env, options);
+    assert.deepEqual([job.project, job.isProtected], [project, isProtected]);
+  });
+}
+
+for (
+  const name of ["BUILD_FAILURE_EXIT_CODE", "SYSTEM_FAILURE_EXIT_CODE", "BUILD_EXIT_CODE_FILE"]
+) {
+  Deno.test(`a runner that sets ${name} and no JOB_RESPONSE_FILE is too old`, async () => {
+    await assert.rejects(jobFromEnv({ ...BY_HAND, [name]: "1" }), {
+      name: "SystemFailure",
+      message: /does not say which job this is/,
+      advice: /GitLab Runner 14\.1 or newer/,
+    });
+  });
+
+  Deno.test(`a runner that sets ${name} and a name by job_env tells nothing else`, async () => {
+    const env = { ...BY_HAND, [name]: "1", CUSTOM_ENV_CI_PROJECT_PATH: "a/b" };
+    const job = await jobFromEnv({ ...env, LIBVIRT_GCI_MACHINE: "m" });
+    assert.deepEqual([job.machine, job.id, job.project, job.byHand], ["m", null, null, false]);
+    assert.equal((await jobFromEnv(env, { machine: "operators" })).machine, "operators");
+  });
+}
+
+Deno.test("neither the template nor --distro is in the name under GitLab Runner", async () => {
+  await underGitLab(async (env) => {
+    const { machine } = await jobFromEnv(env);
+    assert.equal((await jobFromEnv({ ...env, CUSTOM_ENV_DISTRO: "other" })).machine, machine);
+    assert.equal((await jobFromEnv(env, { distro: "other" })).machine, machine);
   });
 });
 
@@ -177,6 +269,7 @@ Deno.test("a job that forges its variables changes neither its id nor its projec
     CUSTOM_ENV_CI_PROJECT_PATH: "other/other",
     CUSTOM_ENV_JOB_RESPONSE_FILE: "/etc/passwd",
     CUSTOM_ENV_LIBVIRT_GCI_MACHINE: "somebody-elses",
+    CUSTOM_ENV_BUILD_FAILURE_EXIT_CODE: "0",
   };
   await underGitLab(async (env) => {
     assert.deepEqual(await jobFromEnv({ ...env, ...forged }), await jobFromEnv(env));
@@ -236,7 +329,15 @@ Deno.test("the name from job_env wins over the one that follows from the job", a
 });
 
 Deno.test("an empty name from job_env counts as none", async () => {
-  assert.match(await machineUnderGitLab(RESPONSE, { LIBVIRT_GCI_MACHINE: "" }), /^gitlab-proj-/);
+  assert.match(
+    await machineUnderGitLab(RESPONSE, { LIBVIRT_GCI_MACHINE: "" }),
+    /^gitlab-proj-4242-/,
+  );
+});
+
+Deno.test("by hand, a job's own variable for the machine's name has no effect", async () => {
+  const env = { ...BY_HAND, CUSTOM_ENV_LIBVIRT_GCI_MACHINE: "somebody-elses" };
+  assert.equal((await jobFromEnv(env)).machine, "gitlab-libvirt-fedora-34-12345");
 });
 
 Deno.test("a name from job_env that is no name is refused", async () => {
@@ -341,23 +442,56 @@ function assertSafe(name: string): void {
 Deno.test("by hand, every machine's name is a DNS label, whatever the parts are", async () => {
   await fc.assert(
     fc.asyncProperty(word, word, id, async (...parts) => assertSafe(await machineName(parts))),
-    { numRuns: 5000 },
+    { numRuns: 3000 },
   );
 });
 
 Deno.test("under GitLab Runner, every name is a DNS label, and no two jobs share one", async () => {
   const jobs = new Map<string, string>();
   await fc.assert(
-    fc.asyncProperty(word, word, id, word, async (project, distro, id, attempt) => {
-      const name = await machineName([project, distro, id], attempt);
+    fc.asyncProperty(word, id, word, async (project, id, attempt) => {
+      const name = await machineName([project, "", id], attempt);
       assertSafe(name);
-      const job = JSON.stringify([project, distro, id, attempt]);
+      const job = JSON.stringify([project, id, attempt]);
       assert.equal(jobs.get(name) ?? job, job);
       jobs.set(name, job);
     }),
-    { numRuns: 7500 },
+    { numRuns: 5000 },
   );
-  assert(jobs.size > 5000, `only ${jobs.size} jobs were different`);
+  assert(jobs.size > 3000, `only ${jobs.size} jobs were different`);
+});
+
+const variable = fc.constantFrom(
+  ...["CI_JOB_ID", "CI_PROJECT_NAME", "CI_PROJECT_PATH", "CI_JOB_IMAGE", "DISTRO", "CI_JOB_TOKEN"],
+  ...["LIBVIRT_GCI_MACHINE", "JOB_RESPONSE_FILE", "BUILD_EXIT_CODE_FILE", "__proto__", "TMPDIR"],
+  ...["CI_COMMIT_REF_PROTECTED", "CI_SERVER_HOST", "LIBVIRT_GCI_VCPUS", "CI_CONCURRENT_ID"],
+);
+
+Deno.test("under GitLab Runner, no variable of the job changes which job it is", async () => {
+  await underGitLab(async (env) => {
+    const { template: _, requests: __, ...expected } = await jobFromEnv(env);
+    await fc.assert(
+      fc.asyncProperty(fc.array(fc.tuple(variable, word), { maxLength: 8 }), async (variables) => {
+        const own = Object.fromEntries(
+          variables.map(([key, value]) => [`CUSTOM_ENV_${key}`, value]),
+        );
+        const { template: _, requests: __, ...job } = await jobFromEnv({ ...env, ...own });
+        assert.deepEqual(job, expected);
+      }),
+      { numRuns: 1000 },
+    );
+  });
+});
+
+Deno.test("by hand, any variables name a machine safely, or none", async () => {
+  await fc.assert(
+    fc.asyncProperty(fc.array(fc.tuple(variable, word), { maxLength: 8 }), async (variables) => {
+      const env = Object.fromEntries(variables.map(([key, value]) => [`CUSTOM_ENV_${key}`, value]));
+      const { machine } = await jobFromEnv(env);
+      if (machine !== null) assertSafe(machine);
+    }),
+    { numRuns: 1000 },
+  );
 });
 
 Deno.test("a machine without a name gets one that is a DNS label, and never the same", () => {
@@ -371,30 +505,4 @@ Deno.test("a machine without a name gets one that is a DNS label, and never the 
     { numRuns: 100 },
   );
   assert.equal(names.size, 100);
-});
-
-Deno.test("checkTemplateName() takes letters, digits, '.', '_', '+' and '-'", () => {
-  for (const name of ["fedora-34", "Win_10", "a", "debian12.qcow2", "c++", "a".repeat(128)]) {
-    checkTemplateName(name);
-  }
-});
-
-for (
-  const name of [
-    ...["../x", "a/b", "-a", ".hidden", "a b", "a'b", 'a"b', "a\nb", "a\n", "a;b", "$(x)", "ä"],
-    "a".repeat(129),
-  ]
-) {
-  Deno.test(`checkTemplateName() refuses ${JSON.stringify(name)} and blames the job`, () => {
-    assert.throws(() => checkTemplateName(name), {
-      name: "BuildFailure",
-      message: `The job asks for the template ${JSON.stringify(name)}, ` +
-        "which is no template's name",
-      advice: /Set the variable DISTRO/,
-    });
-  });
-}
-
-Deno.test("checkTemplateName() says so if the name is empty", () => {
-  assert.throws(() => checkTemplateName(""), { name: "BuildFailure", message: /empty name/ });
 });

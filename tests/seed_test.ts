@@ -7,7 +7,8 @@ import { parse } from "yaml";
 import { cloudInitSeed } from "../src/machine/seed.ts";
 
 const KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGtleQ job@host";
-const SEED = { machine: "gci-42", user: "gitlab-runner", publicKeys: [KEY] };
+const HOST_KEY = { privateKey: "-----BEGIN\nkey\n-----END\n", publicKey: "ssh-ed25519 AAAA host" };
+const SEED = { machine: "gci-42", user: "gitlab-runner", publicKeys: [KEY], hostKey: HOST_KEY };
 
 Deno.test("a seed names the machine after itself, as an instance of its own", () => {
   assert.deepEqual(read(cloudInitSeed(SEED)).metaData, {
@@ -46,6 +47,16 @@ Deno.test("a seed leaves the packages and the network to the template", () => {
   assert.equal(read(image).userData.package_update, false);
   assert.equal(read(image).userData.package_upgrade, false);
   assert.equal(readFile(image, "network-config"), null);
+});
+
+Deno.test("a seed gives the guest its host key, and the template's own are deleted", () => {
+  const { userData } = read(cloudInitSeed(SEED));
+
+  assert.deepEqual(userData.ssh_keys, {
+    ed25519_private: HOST_KEY.privateKey,
+    ed25519_public: HOST_KEY.publicKey,
+  });
+  assert.equal(userData.ssh_deletekeys, true);
 });
 
 Deno.test("the user-data of a seed begins with the line that cloud-init asks for", () => {
@@ -114,11 +125,15 @@ function assertKept(value: string): void {
     name: value,
     ssh_authorized_keys: [value, KEY],
   };
-  const image = cloudInitSeed({ machine: value, user: value, publicKeys: [value, KEY] });
+  const image = cloudInitSeed({
+    ...{ machine: value, user: value, publicKeys: [value, KEY] },
+    hostKey: { privateKey: value, publicKey: value },
+  });
   // The yaml library reads YAML 1.2 if not told otherwise, cloud-init reads 1.1.
   for (const version of ["1.1", "1.2"] as const) {
     const { metaData, userData } = read(image, version);
     assert.deepEqual(userData.users, [expected]);
+    assert.deepEqual(userData.ssh_keys, { ed25519_private: value, ed25519_public: value });
     assert.equal(
       Object.keys(userData).length,
       Object.keys(read(cloudInitSeed(SEED)).userData).length,

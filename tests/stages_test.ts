@@ -241,7 +241,10 @@ Deno.test("run refuses a guest that shows another host key", () =>
     assert(record);
     const { writeRecord } = await import("../src/machine/record.ts");
     await writeRecord(domain, { ...record, port: String(other.port) });
-    await assert.rejects(run(JOB.machine, script("true"), stage), /another host key/);
+    await assert.rejects(
+      run(JOB.machine, script("true"), stage),
+      /does not show the machine's host key/,
+    );
   }));
 
 Deno.test("prepare blames the job for a template that does not exist", () =>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { DEFAULT_CONFIG, parseConfig } from "../src/config.ts";
-import { chooseTemplate } from "../src/template_choice.ts";
+import { type Config, DEFAULT_CONFIG, parseConfig } from "../src/config.ts";
+import { chooseTemplate, fits, isTemplateAllowed } from "../src/template_choice.ts";
 
 const CONFIG = parseConfig(
   `
@@ -95,4 +95,160 @@ for (
 
 Deno.test("a template may be named like what JavaScript's objects have of themselves", () => {
   assert.equal(chooseTemplate(CONFIG, "constructor").settings, CONFIG.machine);
+});
+
+for (
+  const [requested, template] of [
+    ["fedora-34.qcow2", "fedora-34"],
+    ["fedora-34.qcow2.qcow2", "fedora-34"],
+    ["fedora.qcow2", "fedora-34"],
+    ["debian-12-server.img", "debian-12"],
+    ["debian-12-server.img.qcow2", "debian-12"],
+    ["debian-12.qcow2", "debian-12"],
+  ] as const
+) {
+  Deno.test(`who asks for "${requested}" gets the template with its settings`, () => {
+    assert.deepEqual(chooseTemplate(CONFIG, requested), chooseTemplate(CONFIG, template));
+  });
+}
+
+Deno.test("a volume of the settings is asked for with or without its ending", () => {
+  const config = parseConfig("templates: {giant: {volume: giant-v3.qcow2}}", "config.yaml");
+  for (const requested of ["giant", "giant-v3", "giant-v3.qcow2", "giant.qcow2"]) {
+    assert.equal(chooseTemplate(config, requested).name, "giant");
+  }
+});
+
+Deno.test("a template that the settings do not name has one name, with .qcow2 or without", () => {
+  for (const requested of ["alpine", "alpine.qcow2", "alpine.qcow2.qcow2"]) {
+    assert.deepEqual(chooseTemplate(CONFIG, requested), chooseTemplate(CONFIG, "alpine"));
+  }
+});
+
+for (
+  const [pattern, fitting, others] of [
+    ["a", ["a"], ["", "aa", "ab", "A"]],
+    ["", [""], ["a"]],
+    ["*", ["", "a", "a/b\n.*"], []],
+    ["**", ["", "a"], []],
+    ["a*", ["a", "ab", "a/b"], ["", "ba"]],
+    ["*a", ["a", "ba"], ["ab"]],
+    ["a*a", ["aa", "aba"], ["a", "ab"]],
+    ["a*b*c", ["abc", "a-b-c", "abbcc"], ["ac", "acb", "bc"]],
+    ["a**b", ["ab", "axb"], ["a"]],
+    ["*ab*ab*", ["abab", "xabxabx"], ["ab", "aab"]],
+    ["a.c", ["a.c"], ["abc"]],
+    ["[a-z]+(x|y)?$^\\d", ["[a-z]+(x|y)?$^\\d"], ["a", "ax"]],
+  ] as const
+) {
+  Deno.test(`the pattern "${pattern}" fits what it should and nothing else`, () => {
+    for (const text of fitting) assert(fits(pattern, text), text);
+    for (const text of others) assert(!fits(pattern, text), text);
+  });
+}
+
+Deno.test("no pattern takes long over a long text", () => {
+  const started = performance.now();
+  assert(!fits("*a".repeat(500) + "*b", "a".repeat(1_000_000)));
+  assert(performance.now() - started < 500);
+});
+
+/** The settings with these templates allowed, and a rule for all jobs. */
+function configWith(allowed: string, rule = "max_vcpus: 9"): Config {
+  return parseConfig(
+    `
+    default_template: alpine
+    allowed_templates: [${allowed}]
+    templates: { fedora-34: { aliases: [fedora] }, debian-12: {} }
+    rules: [{ ${rule} }]
+    `,
+    "config.yaml",
+  );
+}
+
+/** Which of these templates a job may have under the rule of the settings. */
+function allowedOf(config: Config, names: readonly string[]): string[] {
+  const rule = config.rules[0] ?? null;
+  return names.filter((name) => {
+    const isAllowed = isTemplateAllowed(config, name, { rule });
+    let chosen = true;
+    try {
+      chooseTemplate(config, name, { rule });
+    } catch {
+      chosen = false;
+    }
+    assert.equal(chosen, isAllowed, name);
+    return isAllowed;
+  });
+}
+
+const NAMES = ["fedora", "debian-12", "alpine", "ci-1", "ci-1.qcow2", "other", "a/b", ""];
+
+for (
+  const [what, allowed, rule, names] of [
+    ["all", '"*"', undefined, ["fedora", "debian-12", "alpine", "ci-1", "ci-1.qcow2", "other"]],
+    ["those of a pattern", "ci-*", undefined, [
+      ...["fedora", "debian-12", "alpine", "ci-1", "ci-1.qcow2"],
+    ]],
+    ["only named ones and the default", "", undefined, ["fedora", "debian-12", "alpine"]],
+    ["those of a rule", '"*"', "templates: [fedora-*, ci-1]", ["fedora", "ci-1", "ci-1.qcow2"]],
+    ["no more by a rule than without it", "ci-*", 'templates: ["*e*", other]', [
+      ...["fedora", "debian-12", "alpine"],
+    ]],
+    ["none, by a rule without templates", '"*"', "templates: []", []],
+    ["none by an alias that a rule names", '"*"', "templates: [fedora]", []],
+  ] as const
+) {
+  Deno.test(`a job may ask for ${what}`, () => {
+    assert.deepEqual(allowedOf(configWith(allowed, rule), NAMES), names);
+  });
+}
+
+Deno.test("the operator may have every template, rules or not, if it has a name", () => {
+  const config = configWith("", "templates: []");
+  const asker = { isOperator: true, rule: config.rules[0] ?? null };
+  assert.equal(chooseTemplate(config, "other", asker).name, "other");
+  assert(isTemplateAllowed(config, "other", asker));
+  assert.throws(() => chooseTemplate(config, "../x", asker), /is no template's name/);
+});
+
+Deno.test("a refusal says what was asked, who refuses it, and what there is", () => {
+  assert.throws(() => chooseTemplate(configWith("ci-*"), "other"), {
+    name: "BuildFailure",
+    message: 'The job asks for the template "other", which is not allowed by this host\'s settings',
+    advice: "Ask for one that this job may have: fedora-34, debian-12, alpine, ci-*",
+  });
+});
+
+Deno.test("a refusal by a rule names the rule, and only what it allows", () => {
+  const config = configWith('ci-*, "*"', "templates: [f*]");
+  assert.throws(() => chooseTemplate(config, null, { rule: config.rules[0] ?? null }), {
+    name: "BuildFailure",
+    message: 'The job asks for no template, and the default, "alpine", is not allowed by ' +
+      "rule 1 (rules[0]) of this host's settings",
+    advice: "Ask for one that this job may have: fedora-34, f* that is ci-* too, f*",
+  });
+});
+
+Deno.test("a job that may have nothing is told so", () => {
+  const config = configWith("", "templates: []");
+  assert.throws(() => chooseTemplate(config, "fedora", { rule: config.rules[0] ?? null }), {
+    advice: /another runner/,
+  });
+});
+
+Deno.test("a refusal lists 30 templates at most", () => {
+  const patterns = Array.from({ length: 40 }, (_, i) => `ci-${i}`);
+  const config = parseConfig(JSON.stringify({ allowed_templates: patterns }), "config.yaml");
+  assert.throws(() => chooseTemplate(config, "other"), { advice: /: ci-0, .*ci-29, …$/ });
+});
+
+Deno.test("a job's word is cut in a message, and shows no control characters", () => {
+  assert.throws(
+    () => chooseTemplate(CONFIG, `\x1b[31m\u202e\u0085${"a".repeat(100)}`),
+    (error: Error) => {
+      assert.match(error.message, /"\\u001b\[31m\\u202e\\u0085a{53}…"/);
+      return true;
+    },
+  );
 });

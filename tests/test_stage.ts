@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { type Config, DEFAULT_CONFIG, type MachineSettings } from "../src/config.ts";
+import { type Config, DEFAULT_CONFIG } from "../src/config.ts";
 import type { Job } from "../src/job.ts";
 import type { Connection } from "../src/libvirt/connection.ts";
+import type { MachineSettings } from "../src/machine_settings.ts";
 import type { Stage } from "../src/stages/stage.ts";
 import type { TestGuest } from "./test_guest.ts";
 
@@ -10,8 +11,12 @@ export const JOB: Job & { readonly machine: string } = {
   machine: "gitlab-proj-debian-12-4242-0123456789",
   id: "4242",
   project: "grp/proj",
+  isProtected: false,
   template: "debian-12",
+  isTemplateFromOperator: false,
+  requests: { vcpus: null, memoryMib: null, diskGib: null, nested: null },
   timeoutSeconds: 3600,
+  attemptDir: null,
   byHand: false,
 };
 
@@ -38,6 +43,7 @@ export function testStage(
 ): TestStage {
   const key = Deno.makeTempFileSync({ prefix: "libvirt-gci-test-" });
   Deno.writeTextFileSync(key, guest.privateKey);
+  const keyDirectory = Deno.makeTempDirSync({ prefix: "libvirt-gci-test-" });
   const controller = new AbortController();
   const lines: string[] = [];
   const warnings: string[] = [];
@@ -53,7 +59,14 @@ export function testStage(
       ...config,
       machine: {
         ...DEFAULT_CONFIG.machine,
-        ...{ domainType: "test", machineType: null, cloudInit: false, key, port: guest.port },
+        ...{
+          domainType: "test",
+          machineType: null,
+          login: "template",
+          isolate: false,
+          key,
+          port: guest.port,
+        },
         ...{ addressSeconds: 2, sshSeconds: 2, ...machine },
       },
     },
@@ -61,6 +74,7 @@ export function testStage(
     connect: () => Promise.resolve(connection),
     signal: controller.signal,
     home: "/nonexistent",
+    keyDirectory,
     log: (line) => lines.push(line),
     warn: (line) => warnings.push(line),
     stdout: take("stdout"),
@@ -69,7 +83,10 @@ export function testStage(
     warnings,
     output,
     abort: (reason) => controller.abort(reason),
-    [Symbol.dispose]: () => Deno.removeSync(key),
+    [Symbol.dispose]: () => {
+      Deno.removeSync(key);
+      Deno.removeSync(keyDirectory); // which fails if a machine's key is left in it
+    },
   };
 }
 

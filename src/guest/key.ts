@@ -11,6 +11,34 @@ export interface SshKey {
   readonly publicKey: string;
 }
 
+/** A key of our own making. */
+export interface KeyPair {
+  /** In OpenSSH's format: never print it. */
+  readonly privateKey: string;
+  /** As a line of authorized_keys. */
+  readonly publicKey: string;
+  /** The SHA-256 of the public part in base64, by which a connection knows a host key. */
+  readonly fingerprint: string;
+}
+
+/** Makes a fresh ed25519 key. */
+export async function makeKeyPair(): Promise<KeyPair> {
+  // @ts-types="@types/ssh2"
+  const { utils } = (await import("ssh2")).default;
+  for (;;) {
+    const { private: privateKey } = utils.generateKeyPairSync("ed25519");
+    const key = utils.parseKey(privateKey);
+    if (key instanceof Error) continue; // one in some hundreds that ssh2 makes is malformed
+    const blob = new Uint8Array(key.getPublicSSH());
+    const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", blob));
+    return {
+      privateKey,
+      publicKey: `${key.type} ${blob.toBase64()} libvirt-gci`,
+      fingerprint: digest.toBase64(),
+    };
+  }
+}
+
 /**
  * Reads the private key in this file or, if that is null, the first that exists of the user's own
  * `~/.ssh/id_ed25519` and `~/.ssh/id_rsa`. Throws SystemFailure.

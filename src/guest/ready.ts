@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { SystemFailure } from "../errors.ts";
+import { openChannel } from "./agent_channel.ts";
 import { type Goal, type Limits, NotYet, waitFor, within } from "../wait.ts";
-import { type Login, LoginRefused, SshConnection } from "./ssh.ts";
+import { type Login, SshConnection, WrongHostKey } from "./ssh.ts";
 
 const ATTEMPT_MS = 15_000;
 
@@ -17,7 +19,7 @@ export function waitForSsh(
     ...goalOf(login),
     probe: async () => {
       await refuseEnded();
-      const ssh = await tryLogin(login, limits.signal);
+      const ssh = await tryLogin(login, limits.signal).catch(orNotYetItsHostKey);
       if (ssh instanceof NotYet) return ssh;
       using _ = ssh;
       const ignore = (): Promise<void> => Promise.resolve();
@@ -38,7 +40,14 @@ export function openSsh(login: Login, limits: Limits): Promise<SshConnection> {
   return waitFor({ ...goalOf(login), probe: () => tryLogin(login, limits.signal) }, limits);
 }
 
-function goalOf({ address, port }: Login): Pick<Goal<never>, "goal" | "advice"> {
+function goalOf({ address, port, channel }: Login): Pick<Goal<never>, "goal" | "advice"> {
+  if (channel !== null) {
+    return {
+      goal: "accept an SSH connection through its channel",
+      advice: "A template for machines without a network needs a running qemu-guest-agent that " +
+        "allows guest-exec, and sshd",
+    };
+  }
   return {
     goal: `accept an SSH connection at ${address} port ${port}`,
     advice: "Does the template start an SSH server, on the port of the settings, and does its " +
@@ -46,12 +55,21 @@ function goalOf({ address, port }: Login): Pick<Goal<never>, "goal" | "advice"> 
   };
 }
 
+/** A guest may show the template's host key until it has taken the one that we give it. */
+function orNotYetItsHostKey(error: unknown): NotYet {
+  if (error instanceof WrongHostKey) return new NotYet(error.message);
+  throw error;
+}
+
 async function tryLogin(login: Login, signal: AbortSignal): Promise<SshConnection | NotYet> {
   try {
-    return await SshConnection.open(login, { timeoutMs: ATTEMPT_MS, signal });
+    const options = { timeoutMs: ATTEMPT_MS, signal };
+    if (login.channel === null) return await SshConnection.open(login, options);
+    const sock = await openChannel(login.channel, options);
+    return sock instanceof NotYet ? sock : await SshConnection.open(login, { ...options, sock });
   } catch (error) {
     signal.throwIfAborted();
-    if (error instanceof LoginRefused || !(error instanceof Error)) throw error;
+    if (error instanceof SystemFailure || !(error instanceof Error)) throw error;
     return new NotYet(error.message);
   }
 }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // @ts-types="@types/ssh2"
 import type { Client, ClientChannel, ConnectConfig } from "ssh2";
-import type { Readable } from "node:stream";
+import type { Duplex, Readable } from "node:stream";
 import { SystemFailure } from "../errors.ts";
+import type { Channel } from "./agent_channel.ts";
 
 /** How to log in to a guest. */
 export interface Login {
@@ -11,6 +12,8 @@ export interface Login {
   readonly user: string;
   /** The private key itself: never print it. */
   readonly privateKey: string;
+  /** What to talk through instead of the address; null for a machine with a network. */
+  readonly channel: Channel | null;
   /** The SHA-256 of the guest's host key in base64; null accepts any, at the first contact. */
   readonly hostKey: string | null;
 }
@@ -19,6 +22,9 @@ export interface Login {
 export class LoginRefused extends SystemFailure {
   override readonly name = "SystemFailure";
 }
+
+/** The server shows another host key than the machine's own. */
+export class WrongHostKey extends LoginRefused {}
 
 /** What takes the output of a command, whole or in part; the next part waits until it is done. */
 export type Sink = (bytes: Uint8Array) => Promise<void>;
@@ -51,7 +57,12 @@ export class SshConnection implements Disposable {
    */
   static async open(
     login: Login,
-    { timeoutMs, signal }: { readonly timeoutMs: number; readonly signal: AbortSignal },
+    { timeoutMs, signal, sock }: {
+      readonly timeoutMs: number;
+      readonly signal: AbortSignal;
+      /** The opened channel, closed with the connection. */
+      readonly sock?: Duplex;
+    },
   ): Promise<SshConnection> {
     // @ts-types="@types/ssh2"
     const { Client } = (await import("ssh2")).default;
@@ -69,8 +80,7 @@ export class SshConnection implements Disposable {
     client.on("close", () => reject(new Error("the guest closed the connection")));
     signal.addEventListener("abort", abort);
     const config: ConnectConfig = {
-      host: login.address,
-      port: login.port,
+      ...(sock ? { sock } : { host: login.address, port: login.port }),
       username: login.user,
       privateKey: login.privateKey,
       authHandler: ["publickey"], // no round trip to ask what else there is
@@ -90,6 +100,7 @@ export class SshConnection implements Disposable {
       return new SshConnection(client, hostKey);
     } catch (error) {
       client.destroy();
+      sock?.destroy();
       throw error;
     } finally {
       signal.removeEventListener("abort", abort);
@@ -169,15 +180,15 @@ function refusalOr(error: Error & { level?: string }, login: Login): Error {
   if (error.level !== "client-authentication") return error;
   return new LoginRefused({
     what: `The guest at ${login.address} refuses the key for the user "${login.user}"`,
-    advice: "The template must have cloud-init and leave cloud_init on in the settings, or have " +
-      `the public key in ~${login.user}/.ssh/authorized_keys; "user" and "key" are settings`,
+    advice:
+      "The template must take the key from cloud-init or systemd, as `login` in the settings " +
+      `says; with "login: template" it must have its public part in ~${login.user}/.ssh/authorized_keys`,
   });
 }
 
 function wrongHostKeyError(login: Login): Error {
-  return new LoginRefused({
-    what: `The SSH server at ${login.address} is not the machine's: it shows another host key ` +
-      "than when the machine was prepared",
-    advice: "Somebody else has that address now, or the job replaced its machine's host key",
+  return new WrongHostKey({
+    what: `The SSH server at ${login.address} does not show the machine's host key`,
+    advice: "Somebody else has that address, or the job replaced its machine's host key",
   });
 }

@@ -1,22 +1,30 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { type Libvirt, loadLibvirt, type Pointer } from "../../ffi/libvirt.ts";
+import { type LibvirtQemu, loadLibvirtQemu, qemuSymbols } from "../../ffi/libvirt_qemu.ts";
 import { borrowedString, cString, pointerAt } from "../../ffi/memory.ts";
 import { Domain } from "./domain.ts";
 import { LibvirtError, orNull, VIR_ERR } from "./error.ts";
 import { Network } from "./network.ts";
+import { NetworkFilter } from "./network_filter.ts";
 import { StoragePool } from "./storage_pool.ts";
 
 /** The functions that may ask the daemon: each goes through {@linkcode Connection.call}. */
 export type CallName = {
-  [Name in keyof Libvirt]: Libvirt[Name] extends (...args: never[]) => Promise<unknown> ? Name
+  [Name in keyof Functions]: Functions[Name] extends (...args: never[]) => Promise<unknown> ? Name
     : never;
-}[keyof Libvirt];
+}[keyof Functions];
 
-type CallParameters<Name extends CallName> = Parameters<Libvirt[Name]>;
-type CallResult<Name extends CallName> = NonNullable<Awaited<ReturnType<Libvirt[Name]>>>;
+interface Functions extends Libvirt, LibvirtQemu {}
+type CallParameters<Name extends CallName> = Parameters<Functions[Name]>;
+type CallResult<Name extends CallName> = NonNullable<Awaited<ReturnType<Functions[Name]>>>;
 
 /** The functions that give a handle's memory back. */
-type FreeName = "virDomainFree" | "virNetworkFree" | "virStoragePoolFree" | "virStorageVolFree";
+type FreeName =
+  | "virDomainFree"
+  | "virNetworkFree"
+  | "virNWFilterFree"
+  | "virStoragePoolFree"
+  | "virStorageVolFree";
 
 /** How long calls may take, and what ends them early. */
 export interface ConnectionOptions {
@@ -122,7 +130,8 @@ export class Connection implements AsyncDisposable {
     try {
       if (this.#stuck) throw noAnswer(name, "an earlier call is still unanswered");
       this.#libvirt.virConnResetLastError(this.#pointer);
-      const symbol = this.#libvirt[name] as (
+      const library = name in qemuSymbols ? loadLibvirtQemu() : this.#libvirt;
+      const symbol = (library as Functions)[name] as (
         ...args: CallParameters<Name>
       ) => Promise<CallResult<Name> | null>;
       const result = await inTime(name, symbol(...args), this.#options, () => this.#stuck = true);
@@ -141,7 +150,7 @@ export class Connection implements AsyncDisposable {
     name: Name,
     ...args: CallParameters<Name>
   ): Promise<string> {
-    const pointer = (await this.call(name, ...args)) as Deno.PointerObject;
+    const pointer = (await this.call(name, ...args)) as unknown as Deno.PointerObject;
     try {
       return borrowedString(pointer) ?? "";
     } finally {
@@ -215,6 +224,19 @@ export class Connection implements AsyncDisposable {
   /** The network of this name, or null if there is none. */
   findNetwork(name: string): Promise<Network | null> {
     return orNull(VIR_ERR.NO_NETWORK, this.lookupNetwork(name));
+  }
+
+  /** Defines a network filter of this name and XML, which stays until it is undefined. */
+  async defineNetworkFilter(name: string, filterXml: string): Promise<NetworkFilter> {
+    const pointer = await this.call("virNWFilterDefineXML", this.#pointer, cString(filterXml));
+    return new NetworkFilter(this, pointer, name);
+  }
+
+  /** The network filter of this name, or null if there is none, or a driver without any. */
+  async findNetworkFilter(name: string): Promise<NetworkFilter | null> {
+    const lookup = this.call("virNWFilterLookupByName", this.#pointer, cString(name));
+    const pointer = await orNull(VIR_ERR.NO_NWFILTER, orNull(VIR_ERR.NO_SUPPORT, lookup));
+    return pointer && new NetworkFilter(this, pointer, name);
   }
 
   /** The storage pool of this name. Throws {@linkcode LibvirtError} if there is none. */

@@ -82,6 +82,26 @@ export class Domain implements Disposable {
     );
   }
 
+  /**
+   * Gives its QEMU guest agent a command and resolves to the `return` of the answer. It must be awaited
+   * before the handle is disposed of.
+   */
+  async agentCommand(command: object, timeoutSeconds: number): Promise<unknown> {
+    const answer = await this.#connection.callForString(
+      "virDomainQemuAgentCommand",
+      this.#pointer,
+      cString(JSON.stringify(command)),
+      timeoutSeconds,
+      0,
+    );
+    return JSON.parse(answer).return;
+  }
+
+  /** Its XML as it runs. */
+  xml(): Promise<string> {
+    return this.#connection.callForString("virDomainGetXMLDesc", this.#pointer, 0);
+  }
+
   /** Its network interfaces as this source knows them; none where it knows nothing yet. */
   async interfaceAddresses(
     source: typeof ADDRESS_SOURCE[keyof typeof ADDRESS_SOURCE],

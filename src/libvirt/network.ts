@@ -19,6 +19,11 @@ export class Network implements Disposable {
     return (await this.#connection.call("virNetworkIsActive", this.#pointer)) === 1;
   }
 
+  /** Its XML: addresses, bridge, DHCP. */
+  xml(): Promise<string> {
+    return this.#connection.callForString("virNetworkGetXMLDesc", this.#pointer, 0);
+  }
+
   [Symbol.dispose](): void {
     this.#connection.release("virNetworkFree", this.#pointer);
   }

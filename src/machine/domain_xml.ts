@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import type { MachineSettings } from "../machine_settings.ts";
 import { type Xml, xml } from "../xml.ts";
 import { type MachineRecord, recordXml } from "./record.ts";
+
+/** The name of the channel over which a machine without a network card is reached. */
+export const SSH_CHANNEL = "org.libvirt-gci.ssh.0";
 
 /** All that the domain XML of a machine is made of. */
 export interface MachineDomain {
@@ -8,17 +12,16 @@ export interface MachineDomain {
   readonly record: MachineRecord;
   /** `kvm`, `qemu`, or `test` for libvirt's test driver. */
   readonly domainType: string;
-  readonly vcpus: number;
-  readonly memoryMib: number;
-  /** Null is libvirt's own choice. */
-  readonly machineType: string | null;
-  readonly cpuMode: string;
-  readonly network: string;
+  readonly settings: MachineSettings;
+  /** The network filter of its card; null where the machine is not isolated. */
+  readonly filter: string | null;
   /** Paths on the hypervisor's host. */
   readonly overlayPath: string;
   readonly consolePath: string;
-  /** Null without cloud-init. */
+  /** The image for cloud-init; null where the guest gets none. */
   readonly seedPath: string | null;
+  /** The systemd credential with files for the guest; null where it gets none. */
+  readonly credentialPath: string | null;
   /** Where the UEFI firmware keeps its variables; null is a BIOS. */
   readonly nvramPath: string | null;
 }
@@ -30,19 +33,25 @@ export interface MachineDomain {
  * lost with it. Nothing keeps a machine that panics or powers off: with its domain it is gone.
  */
 export function domainXml(machine: MachineDomain): Xml {
-  const { record } = machine;
+  const { record, settings } = machine;
   return xml`
     <domain type="${machine.domainType}">
       <name>${machine.name}</name>
       <title>${title(record)}</title>
       <metadata>${recordXml(record)}</metadata>
-      <memory unit="MiB">${machine.memoryMib}</memory>
-      <vcpu>${machine.vcpus}</vcpu>
+      <memory unit="MiB">${settings.memoryMib}</memory>
+      <vcpu>${settings.vcpus}</vcpu>
+      ${settings.cpuShares && xml`
+        <cputune>
+          <shares>${settings.cpuShares}</shares>
+        </cputune>
+      `}
+      ${credentialXml(machine.credentialPath)}
       ${osXml(machine)}
       <features>
         <acpi/>
       </features>
-      <cpu mode="${machine.cpuMode}"/>
+      ${cpuXml(machine)}
       <clock offset="utc"/>
       <on_poweroff>destroy</on_poweroff>
       <on_reboot>restart</on_reboot>
@@ -52,13 +61,10 @@ export function domainXml(machine: MachineDomain): Xml {
           <driver name="qemu" type="qcow2" cache="unsafe" discard="unmap"/>
           <source file="${machine.overlayPath}"/>
           <target dev="vda" bus="virtio"/>
+          ${iotuneXml(settings)}
         </disk>
         ${seedXml(machine.seedPath)}
-        <interface type="network">
-          <mac address="${record.mac}"/>
-          <source network="${machine.network}"/>
-          <model type="virtio"/>
-        </interface>
+        ${settings.network === "none" ? sshChannelXml() : interfaceXml(machine)}
         <serial type="pty">
           <log file="${machine.consolePath}" append="off"/>
           <target port="0"/>
@@ -90,13 +96,56 @@ function title({ job, project, template }: MachineRecord): string {
   return `libvirt-gci: ${what}`.replace(/\s+/g, " "); // libvirt refuses a line feed in a title
 }
 
-function osXml({ machineType, nvramPath }: MachineDomain): Xml {
-  const type = machineType === null
+function osXml({ settings, nvramPath }: MachineDomain): Xml {
+  const machine = settings.machineType ?? (Deno.build.arch === "x86_64" ? "q35" : null);
+  const type = machine === null
     ? xml`<type>hvm</type>`
-    : xml`<type machine="${machineType}">hvm</type>`;
+    : xml`<type machine="${machine}">hvm</type>`;
   return nvramPath === null
     ? xml`<os>${type}</os>`
     : xml`<os firmware="efi">${type}<nvram>${nvramPath}</nvram></os>`;
+}
+
+/**
+ * Without vmx (Intel) and svm (AMD), the guest runs no virtual machines of its own. Emulated, a guest
+ * without svm crashes (seen with QEMU 7.2), and its own machines are nothing of the host's.
+ */
+function cpuXml({ domainType, settings }: MachineDomain): Xml {
+  const mode = settings.cpuMode ?? (domainType === "kvm" ? "host-passthrough" : "maximum");
+  if (settings.nested || domainType !== "kvm" || Deno.build.arch !== "x86_64") {
+    return xml`
+      <cpu mode="${mode}" />
+    `;
+  }
+  return xml`
+    <cpu mode="${mode}">
+      <feature policy="disable" name="vmx" />
+      <feature policy="disable" name="svm" />
+    </cpu>
+  `;
+}
+
+/**
+ * A file for systemd in the guest (https://systemd.io/CREDENTIALS), 251 or newer. As a string of
+ * SMBIOS, which systemd reads too, it would be an argument of QEMU, for all of the host to see.
+ */
+function credentialXml(path: string | null): Xml | null {
+  return path === null ? null : xml`
+    <sysinfo type="fwcfg">
+      <entry name="opt/io.systemd.credentials/tmpfiles.extra" file="${path}" />
+    </sysinfo>
+  `;
+}
+
+function iotuneXml({ diskMibPerSecond, diskIops }: MachineSettings): Xml | null {
+  if (diskMibPerSecond === null && diskIops === null) return null;
+  const bytes = diskMibPerSecond && diskMibPerSecond * 1024 ** 2;
+  return xml`
+    <iotune>
+      ${bytes && xml`<total_bytes_sec>${bytes}</total_bytes_sec>`}
+      ${diskIops && xml`<total_iops_sec>${diskIops}</total_iops_sec>`}
+    </iotune>
+  `;
 }
 
 /** As a virtio disk, not a CD-ROM: the kernels of cloud images may have no driver for SATA. */
@@ -108,5 +157,45 @@ function seedXml(path: string | null): Xml | null {
       <target dev="vdb" bus="virtio" />
       <readonly />
     </disk>
+  `;
+}
+
+/** An isolated card's port of the bridge passes nothing to other isolated ports (libvirt 6.1). */
+function interfaceXml({ record, settings, filter }: MachineDomain): Xml {
+  const kibPerSecond = settings.networkMibPerSecond && settings.networkMibPerSecond * 1024;
+  return xml`
+    <interface type="network">
+      <mac address="${record.mac}"/>
+      <source network="${settings.network}"/>
+      <model type="virtio"/>
+      ${settings.isolate && xml`
+        <port isolated="yes" />
+      `}
+      ${filter === null ? null : filterrefXml(filter)}
+      ${kibPerSecond &&
+        xml`
+          <bandwidth>
+            <inbound average="${kibPerSecond}" />
+            <outbound average="${kibPerSecond}" />
+          </bandwidth>
+        `}
+    </interface>
+  `;
+}
+
+/** The address is the one that DHCP gave; until then, only DHCP passes. */
+function filterrefXml(filter: string): Xml {
+  return xml`
+    <filterref filter="${filter}">
+      <parameter name="CTRL_IP_LEARNING" value="dhcp" />
+    </filterref>
+  `;
+}
+
+function sshChannelXml(): Xml {
+  return xml`
+    <channel type="unix">
+      <target type="virtio" name="${SSH_CHANNEL}" />
+    </channel>
   `;
 }

@@ -7,6 +7,8 @@ import { iso9660Image } from "./iso9660.ts";
 interface Login {
   readonly user: string;
   readonly publicKeys: readonly string[];
+  /** The machine's SSH host key: the private part, and the line for the .pub file. */
+  readonly hostKey: { readonly privateKey: string; readonly publicKey: string };
 }
 
 /**
@@ -41,15 +43,15 @@ function metaData(machine: string): object {
 }
 
 /** https://docs.cloud-init.io/en/latest/reference/modules.html has each of these keys. */
-function userData({ user, publicKeys }: Login): object {
+function userData({ user, publicKeys, hostKey }: Login): object {
   return {
     ...(user === "root" ? rootLogin(publicKeys) : userLogin(user, publicKeys)),
     // A template may have users with well-known passwords. If its sshd takes
     // them, cloud-init restarts it, some time after the user can log in.
     ssh_pwauth: false,
-    // Host keys are made anew in each machine. RSA ones take long, and every
-    // client has one of these; ecdsa is for guests in FIPS mode.
-    ssh_genkeytypes: ["ed25519", "ecdsa"],
+    // The host key by which we know the machine; the template's own are deleted.
+    ssh_keys: { ed25519_private: hostKey.privateKey, ed25519_public: hostKey.publicKey },
+    ssh_deletekeys: true,
     // The installer of Ubuntu Server writes true into the template.
     preserve_hostname: false,
     // Or sudo looks the host name up in DNS, and complains when it is not there.
@@ -60,7 +62,7 @@ function userData({ user, publicKeys }: Login): object {
   };
 }
 
-function userLogin(user: string, publicKeys: readonly string[]): object {
+function userLogin(user: string, publicKeys: Login["publicKeys"]): object {
   return {
     // Without "default" in it, so the distribution's own user is not made. A
     // user that the template has is kept, but for the password, sudo and keys.
@@ -77,7 +79,7 @@ function userLogin(user: string, publicKeys: readonly string[]): object {
   };
 }
 
-function rootLogin(publicKeys: readonly string[]): object {
+function rootLogin(publicKeys: Login["publicKeys"]): object {
   return {
     // No user but those of the template. cloud-init before 23.2 does it with a
     // warning in its log: https://github.com/canonical/cloud-init/pull/2124

@@ -12,7 +12,20 @@ import type { Template } from "./template.ts";
 import { createOverlay, createRawVolume, type VolumeKind, volumeName } from "./volumes.ts";
 
 /** Where the volumes of a machine are on the hypervisor's host, besides its disk. */
-export type VolumePaths = Pick<MachineDomain, "consolePath" | "seedPath" | "nvramPath">;
+export type VolumePaths = Pick<
+  MachineDomain,
+  "consolePath" | "seedPath" | "credentialPath" | "nvramPath"
+>;
+
+/** What the other volumes of a machine hold. */
+export interface VolumeContents {
+  /** The cloud-init image, if the machine gets one. */
+  readonly seed: Uint8Array<ArrayBuffer> | null;
+  /** The systemd credential, if the machine gets one. */
+  readonly credential: Uint8Array<ArrayBuffer> | null;
+  /** Whether UEFI firmware boots the machine. */
+  readonly efi: boolean;
+}
 
 /**
  * Makes the machine's own disk, on top of the template, and gives its path. `diskGib` holds if it is
@@ -35,12 +48,7 @@ export function createDisk(
 export function createVolumes(
   pool: StoragePool,
   machine: string,
-  { seed, efi }: {
-    /** The cloud-init image, if the machine gets one. */
-    readonly seed: Uint8Array<ArrayBuffer> | null;
-    /** Whether UEFI firmware boots the machine. */
-    readonly efi: boolean;
-  },
+  { seed, credential, efi }: VolumeContents,
 ): Promise<VolumePaths> {
   const create = async (kind: VolumeKind, bytes = new Uint8Array()): Promise<string> => {
     using volume = await createRawVolume(pool, volumeName(machine, kind), bytes);
@@ -49,6 +57,7 @@ export function createVolumes(
   return orExplain(pool, machine, async () => ({
     consolePath: await create("console"),
     seedPath: seed && await create("seed", seed),
+    credentialPath: credential && await create("credential", credential),
     nvramPath: efi ? await create("nvram") : null,
   }));
 }

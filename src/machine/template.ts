@@ -25,11 +25,13 @@ export interface Template {
  */
 export async function findTemplate(
   connection: Connection,
-  { pool: poolName, name, volumes, isPromised }: {
+  { pool: poolName, name, volumes, isPromised, isAllowed }: {
     readonly pool: string;
     readonly name: string;
     readonly volumes: readonly string[];
     readonly isPromised: boolean;
+    /** Whether the job may have the template in this volume, for the advice. */
+    readonly isAllowed: (volume: string) => boolean;
   },
 ): Promise<Template> {
   using pool = await lookupActivePool(connection, poolName, "template_pool");
@@ -42,7 +44,7 @@ export async function findTemplate(
   const Failure = isPromised || !refreshed ? SystemFailure : BuildFailure;
   throw new Failure({
     what: `Cannot find the template "${name}" in the storage pool "${poolName}"`,
-    advice: templatesAdvice(await pool.volumeNames(), poolName),
+    advice: templatesAdvice((await pool.volumeNames()).filter(isAllowed), poolName),
   });
 }
 
@@ -149,7 +151,7 @@ function templatesAdvice(volumes: readonly string[], pool: string): string {
     .filter((volume) => !isMachineVolume(volume) && !volume.startsWith(".")) // one in the making
     .map((volume) => volume.replace(/\.qcow2$/, "")).sort();
   if (names.length === 0) {
-    return `Make a template first: make_base_image.sh VM (the pool "${pool}" is empty)`;
+    return `Make a template first: make_base_image.sh VM (the pool "${pool}" has none for this job)`;
   }
   const shown = names.slice(0, 30).join(", ");
   return `Ask for one that this host has: ${shown}${names.length > 30 ? ", …" : ""}`;

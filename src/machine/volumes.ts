@@ -13,6 +13,7 @@ import type { Template } from "./template.ts";
 const VOLUME_ENDINGS = {
   overlay: ".overlay.libvirt-gci",
   seed: ".seed.libvirt-gci",
+  credential: ".credential.libvirt-gci",
   console: ".console.libvirt-gci",
   nvram: ".nvram.libvirt-gci",
 } as const;
@@ -105,7 +106,7 @@ export async function deleteVolumes(
       errors.push(error);
     }
   };
-  for (const kind of ["overlay", "seed", "nvram"] as const) {
+  for (const kind of ["overlay", "seed", "credential", "nvram"] as const) {
     await tryDelete(volumeName(machine, kind));
   }
   // The console comes last: it is how its older parts are found.

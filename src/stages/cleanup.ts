@@ -2,7 +2,9 @@
 import { SystemFailure } from "../errors.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
-import { readRecord } from "../machine/record.ts";
+import { deleteKeyFile, isKeyFileOf, keyFile } from "../guest/key_file.ts";
+import { deleteFilter } from "../machine/filter.ts";
+import { type MachineRecord, readRecord } from "../machine/record.ts";
 import { lookupActivePool } from "../machine/template.ts";
 import { deleteVolumes } from "../machine/volumes.ts";
 import type { Stage } from "./stage.ts";
@@ -13,28 +15,41 @@ import type { Stage } from "./stage.ts";
  */
 export async function cleanup(
   machine: string,
-  { connection, config, log }: Pick<Stage, "connection" | "config" | "log">,
+  { connection, config, keyDirectory, log }: CleanupStage,
 ): Promise<void> {
-  const destroyed = await destroyMachine(machine, connection);
-  const deleted = await deleteDisks(machine, connection, config.overlayPool);
-  log(
-    destroyed || deleted ? `Removed the machine "${machine}"` : `There is no machine "${machine}"`,
-  );
+  const { destroyed, key } = await destroyMachine(machine, connection);
+  const removals = await Promise.allSettled([
+    deleteKeyFile(keyFile(keyDirectory, machine)),
+    // Of a job whose machine is removed by hand, the domain alone knows the attempt's directory.
+    isKeyFileOf(machine, key) && deleteKeyFile(key),
+    deleteFilter(connection, machine),
+    deleteDisks(machine, connection, config.overlayPool),
+  ]);
+  for (const removal of removals) if (removal.status === "rejected") throw removal.reason;
+  const found = destroyed || removals.some((removal) => "value" in removal && removal.value);
+  log(found ? `Removed the machine "${machine}"` : `There is no machine "${machine}"`);
 }
 
-/** Whether there was a domain to destroy. */
-async function destroyMachine(machine: string, connection: Connection): Promise<boolean> {
+/** What cleanup needs of a stage. */
+export type CleanupStage = Pick<Stage, "connection" | "config" | "keyDirectory" | "log">;
+
+/** Whether there was a domain to destroy, and the file of the key that it let in. */
+async function destroyMachine(
+  machine: string,
+  connection: Connection,
+): Promise<{ readonly destroyed: boolean; readonly key: string }> {
   using domain = await connection.findDomain(machine);
-  if (domain === null) return false;
+  if (domain === null) return { destroyed: false, key: "" };
+  let record: MachineRecord | null;
   try {
-    if (await readRecord(domain) !== null) {
-      await domain.destroy();
-      return true;
-    }
+    record = await readRecord(domain);
+    if (record !== null) await domain.destroy();
   } catch (error) {
-    if (isLibvirtError(error, VIR_ERR.NO_DOMAIN)) return true; // it ended by itself just now
+    // It ended by itself just now.
+    if (isLibvirtError(error, VIR_ERR.NO_DOMAIN)) return { destroyed: true, key: "" };
     throw error;
   }
+  if (record !== null) return { destroyed: true, key: record.key };
   throw new SystemFailure({
     what: `The domain "${machine}" was not made by libvirt-gci, so it stays as it is`,
     advice: `See the domains of this host: virsh list --all --title`,

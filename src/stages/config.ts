@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { Config, MachineSettings } from "../config.ts";
+import type { Config } from "../config.ts";
 import { BuildFailure } from "../errors.ts";
 import { type Job, MACHINE_VARIABLE } from "../job.ts";
-import { chooseTemplate } from "../template_choice.ts";
+import type { MachineSettings } from "../machine_settings.ts";
+import { decide } from "../policy.ts";
 
 /**
  * GitLab Runner's answer from a config_exec, one JSON object
- * (https://docs.gitlab.com/runner/executors/custom/#config). It asks nothing of libvirt. A template
- * that nobody can get is for `prepare` to refuse, whose message the job's log shows.
+ * (https://docs.gitlab.com/runner/executors/custom/#config). It asks nothing of libvirt. What a job
+ * may not have is for `prepare` to refuse, whose message the job's log shows.
  */
 export function configJson(job: Job, config: Config, version: string): string {
   const { user, shell, buildsDir, cacheDir } = settingsOf(job, config);
@@ -24,7 +25,7 @@ export function configJson(job: Job, config: Config, version: string): string {
 
 function settingsOf(job: Job, config: Config): MachineSettings {
   try {
-    return chooseTemplate(config, job.template).settings;
+    return decide(job, config).settings;
   } catch (error) {
     if (error instanceof BuildFailure) return config.machine;
     throw error;

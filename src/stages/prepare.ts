@@ -1,23 +1,30 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { DEFAULT_OVERLAY_POOL, type MachineSettings } from "../config.ts";
+import { DEFAULT_OVERLAY_POOL } from "../config.ts";
 import { explain, SystemFailure } from "../errors.ts";
-import { readKey, type SshKey } from "../guest/key.ts";
 import { waitForSsh } from "../guest/ready.ts";
 import { type Job, makeUpMachineName } from "../job.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import type { Domain } from "../libvirt/domain.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
+import type { MachineSettings } from "../machine_settings.ts";
 import { refuseEnded, waitForAddress } from "../machine/address.ts";
 import { consoleEnd } from "../machine/console.ts";
 import { randomMac } from "../machine/domain_xml.ts";
 import { chooseDomainType } from "../machine/domain_type.ts";
 import { type MachineRecord, writeRecord } from "../machine/record.ts";
-import { cloudInitSeed } from "../machine/seed.ts";
+import { CHANNEL_ADDRESS } from "../machine/ssh_channel.ts";
 import { createDisk, createVolumes, startMachine } from "../machine/start.ts";
-import { createDirPool, findTemplate, lookupActivePool } from "../machine/template.ts";
+import {
+  createDirPool,
+  findTemplate,
+  lookupActivePool,
+  type Template,
+} from "../machine/template.ts";
 import { readConsole, volumeName } from "../machine/volumes.ts";
-import { chooseTemplate } from "../template_choice.ts";
+import { decide } from "../policy.ts";
 import { cleanup } from "./cleanup.ts";
+import { isolate, requireNetwork } from "./isolation.ts";
+import { createLogin, loginContents, loginTo, type MachineLogin } from "./login.ts";
 import type { Stage } from "./stage.ts";
 import { StepTimer } from "./step_timer.ts";
 
@@ -46,14 +53,16 @@ export async function prepare(
   stage: Stage,
 ): Promise<PreparedMachine> {
   const { config, connection, log, signal } = stage;
-  const choice = chooseTemplate(config, job.template);
-  const { settings } = choice;
-  const key = await readKey(keyFile ?? settings.key, stage.home);
+  const { choice, settings, isAllowed } = decide(job, config);
   const name = job.machine ?? makeUpMachineName(choice.name);
 
-  const template = await findTemplate(connection, { ...choice, pool: config.templatePool });
-  const record = newRecord(job, { template: choice.name, key, settings });
-  await requireNetwork(connection, settings.network);
+  const template = await findTemplate(connection, {
+    ...choice,
+    isAllowed,
+    pool: config.templatePool,
+  });
+  const diskGib = diskSize(template, settings);
+  const subnets = await requireNetwork(connection, settings.network);
   const domainType = await chooseDomainType(connection, settings.domainType, log);
   using pool = await lookupOverlayPool(connection, config.overlayPool);
   await refuseTakenName(name, connection, pool);
@@ -61,46 +70,61 @@ export async function prepare(
   signal.throwIfAborted();
 
   const timer = new StepTimer();
-  const overlayPath = await createDisk(pool, name, { template, diskGib: settings.diskGib });
+  const overlayPath = await createDisk(pool, name, { template, diskGib });
   await using undo = new AsyncDisposableStack(); // only now is the name ours
   undo.defer(() => undoPrepare(name, stage));
+  const login = await createLogin(name, { keyFile, settings }, stage);
   const volumes = await createVolumes(pool, name, {
-    seed: settings.cloudInit ? seedFor(name, record, key) : null,
+    ...loginContents(name, login, settings),
     efi: settings.firmware === "efi",
   });
+  const filter = await isolate(name, { settings, subnets }, connection);
   timer.end("overlay");
 
   signal.throwIfAborted();
-  const { vcpus, memoryMib, network } = settings;
+  const record = newRecord(job, { template: choice.name, login, settings });
   using domain = await startMachine(connection, {
-    ...{ name, record, domainType, vcpus, memoryMib, network, overlayPath, ...volumes },
-    machineType: settings.machineType ?? (Deno.build.arch === "x86_64" ? "q35" : null),
-    cpuMode: settings.cpuMode ?? (domainType === "kvm" ? "host-passthrough" : "maximum"),
+    ...{ name, record, domainType, settings, filter, overlayPath, ...volumes },
   });
   timer.end("start");
   log(`Started the machine "${name}" from the template "${choice.name}" (${domainType})`);
 
   const ready = await explainedByConsole(name, stage, async () => {
-    const address = await waitForAddress(domain, { mac: record.mac, network }, {
-      ...{ log, signal, timeoutSeconds: settings.addressSeconds },
-    });
+    const addressed = { ...record, address: await addressOf(domain, { record, settings }, stage) };
     timer.end("address");
-    const hostKey = await waitUntilReady(domain, { address, key, settings }, stage);
+    const target = await loginTo(domain, addressed, login.key);
+    const timeoutSeconds = settings.sshSeconds +
+      (target.channel === null ? 0 : settings.addressSeconds); // nothing has waited for the boot
+    const hostKey = await waitForSsh(target, () => refuseEnded(domain), {
+      ...{ log, signal, timeoutSeconds },
+    });
     timer.end("ssh");
-    return { ...record, address, hostKey };
+    return { ...addressed, hostKey };
   });
   await writeRecord(domain, ready);
 
   undo.move(); // The machine now lives until cleanup.
-  log(`The machine "${name}" is ready at ${ready.address}: ${timer.summary()}`);
+  const where = ready.address === CHANNEL_ADDRESS ? "without a network" : `at ${ready.address}`;
+  log(`The machine "${name}" is ready ${where}: ${timer.summary()}`);
   return { name, record: ready };
+}
+
+/** What a person can do with the machine, a line each. */
+export function howToGoOn({ name, record }: PreparedMachine): string[] {
+  const { key, port, user, address } = record;
+  const login = `ssh -i ${key} ${port === "22" ? "" : `-p ${port} `}${user}@${address}`;
+  return [
+    ...(address === CHANNEL_ADDRESS ? [] : [`Log in:   ${login}`]),
+    `Run:      libvirt-gci run --machine ${name} -- COMMAND`,
+    `Clean up: libvirt-gci cleanup --machine ${name}`,
+  ];
 }
 
 function newRecord(
   job: Job,
-  { template, key, settings }: {
+  { template, login, settings }: {
     readonly template: string;
-    readonly key: SshKey;
+    readonly login: MachineLogin;
     readonly settings: MachineSettings;
   },
 ): MachineRecord {
@@ -116,28 +140,24 @@ function newRecord(
     mac: randomMac(),
     user: settings.user,
     port: String(settings.port),
-    key: key.file,
+    key: login.key.file,
     shell: settings.shell,
     address: "",
-    hostKey: "",
+    hostKey: login.hostKey?.fingerprint ?? "",
   };
 }
 
-function seedFor(machine: string, { user }: MachineRecord, key: SshKey): Uint8Array<ArrayBuffer> {
-  const hostName = machine.replace(/[._]/g, "-"); // cloud-init would cut it at the first dot
-  return cloudInitSeed({ machine: hostName, user, publicKeys: [key.publicKey] });
-}
-
-async function requireNetwork(connection: Connection, name: string): Promise<void> {
-  using network = await connection.findNetwork(name);
-  if (network !== null && await network.isActive()) return;
+/** The size to make the disk, which is the template's own at least. Throws SystemFailure. */
+function diskSize(
+  { volume, capacityBytes }: Template,
+  { diskGib, maxDiskGib }: MachineSettings,
+): number | null {
+  const templateGib = Math.ceil(capacityBytes / 1024 ** 3);
+  if (maxDiskGib === null || templateGib <= maxDiskGib) return diskGib;
   throw new SystemFailure({
-    what: network === null
-      ? `The host has no network "${name}"`
-      : `The network "${name}" is not active`,
-    advice: network === null
-      ? 'See what it has: virsh net-list --all; "network" is a setting'
-      : `Start it: virsh net-start ${name} && virsh net-autostart ${name}`,
+    what:
+      `The template's disk "${volume}" has ${templateGib} GiB, and max_disk_gib is ${maxDiskGib}`,
+    advice: "Have the settings raise max_disk_gib to at least that, or make the template smaller",
   });
 }
 
@@ -177,19 +197,18 @@ async function undoPrepare(machine: string, stage: Stage): Promise<void> {
   }
 }
 
-function waitUntilReady(
+/** Where the machine is reached, once it has its address, if it gets one. */
+async function addressOf(
   domain: Domain,
-  { address, key, settings }: {
-    readonly address: string;
-    readonly key: SshKey;
+  { record: { mac }, settings: { network, addressSeconds } }: {
+    readonly record: MachineRecord;
     readonly settings: MachineSettings;
   },
   { log, signal }: Stage,
 ): Promise<string> {
-  const { user, port, sshSeconds } = settings;
-  const login = { address, port, user, privateKey: key.privateKey, hostKey: null };
-  const limits = { log, signal, timeoutSeconds: sshSeconds };
-  return waitForSsh(login, () => refuseEnded(domain), limits);
+  if (network === "none") return CHANNEL_ADDRESS;
+  const limits = { log, signal, timeoutSeconds: addressSeconds };
+  return await waitForAddress(domain, { mac, network }, limits);
 }
 
 /** Adds the end of the machine's serial console to a failure, before undo removes it. */

@@ -4,8 +4,10 @@ import { readKey } from "../guest/key.ts";
 import { openSsh } from "../guest/ready.ts";
 import { runScript } from "../guest/script.ts";
 import type { Connection } from "../libvirt/connection.ts";
+import type { Domain } from "../libvirt/domain.ts";
 import { type MachineRecord, readRecord } from "../machine/record.ts";
 import { sleep, within } from "../wait.ts";
+import { loginTo } from "./login.ts";
 import type { Stage } from "./stage.ts";
 
 const CONNECT_SECONDS = 60;
@@ -17,20 +19,20 @@ const WATCH_END_MS = 1000;
  * SystemFailure if the machine is not there, or is lost before the script ends.
  */
 export async function run(machine: string, script: Uint8Array, stage: Stage): Promise<void> {
-  const record = await readReadyRecord(machine, stage.connection);
+  using domain = await stage.connection.findDomain(machine);
+  if (domain === null) throw unusable(`The machine "${machine}" is gone`);
+  const record = await readReadyRecord(domain);
   const key = await readKey(record.key, stage.home);
   const ended = new AbortController();
   const watching = watch(machine, stage, ended);
   const lost = rejectAtAbort(ended.signal);
   try {
     const signal = AbortSignal.any([stage.signal, ended.signal]);
-    using ssh = await openSsh({
-      address: record.address,
-      port: Number(record.port),
-      user: record.user,
-      privateKey: key.privateKey,
-      hostKey: record.hostKey,
-    }, { timeoutSeconds: CONNECT_SECONDS, signal, log: () => {} }); // the log is the script's
+    using ssh = await openSsh(await loginTo(domain, record, key), {
+      timeoutSeconds: CONNECT_SECONDS,
+      signal,
+      log: () => {},
+    }); // the log is the script's
     const shell = record.shell === "sh" ? "sh" : "bash";
     const { stdout, stderr } = stage;
     const ran = runScript(ssh, { text: script, shell, stdout, stderr }, stage.signal);
@@ -50,16 +52,16 @@ function rejectAtAbort(signal: AbortSignal): Promise<never> {
 }
 
 /** The record of a machine that prepare has made ready. */
-async function readReadyRecord(machine: string, connection: Connection): Promise<MachineRecord> {
-  using domain = await connection.findDomain(machine);
-  const record = domain && await readRecord(domain);
-  if (record !== null && record.address !== "") return record;
-  throw new SystemFailure({
-    what: domain === null
-      ? `The machine "${machine}" is gone`
-      : record === null
-      ? `The domain "${machine}" was not made by libvirt-gci`
-      : `The machine "${machine}" is not ready`,
+async function readReadyRecord(domain: Domain): Promise<MachineRecord> {
+  const record = await readRecord(domain);
+  if (record === null) throw unusable(`The domain "${domain.name}" was not made by libvirt-gci`);
+  if (record.address === "") throw unusable(`The machine "${domain.name}" is not ready`);
+  return record;
+}
+
+function unusable(what: string): SystemFailure {
+  return new SystemFailure({
+    what,
     advice:
       "Run the job again; libvirt-gci prepare makes a machine, and a machine that powers off " +
       "or crashes is gone",

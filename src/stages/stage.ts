@@ -13,6 +13,8 @@ export interface Stage {
   readonly signal: AbortSignal;
   /** The caller's home directory. */
   readonly home: string | undefined;
+  /** Where private keys of machines are kept: the attempt's directory, or by hand the user's own. */
+  readonly keyDirectory: string;
   /** Progress, a line each. */
   readonly log: (line: string) => void;
   /** Problems that do not end the stage, a line each. */

@@ -10,6 +10,7 @@ export const TESTBED = {
   templatePool: "gci-testbed-templates",
   overlayPool: "gci-testbed-overlays",
   key: "/var/lib/libvirt-gci-testbed/id_ed25519",
+  user: "gci-testbed",
 } as const;
 
 const MAIN = new URL("../../main.ts", import.meta.url).pathname;
@@ -28,7 +29,7 @@ const SETTINGS: Settings = {
   overlay_pool: TESTBED.overlayPool,
   key: TESTBED.key,
   memory_mib: 512,
-  templates: { lite: { cloud_init: false }, cloud: { aliases: ["example.org/cloud:1"] } },
+  templates: { lite: { login: "template" }, cloud: { aliases: ["example.org/cloud:1"] } },
 };
 
 /** A file with the test bed's settings and these, removed when it is disposed of. */
@@ -101,8 +102,12 @@ export function machineOf(result: JobResult): string {
 }
 
 /** A test that must leave all domains, volumes and processes as they were. */
-export function e2eTest(name: string, test: () => Promise<void>): void {
-  Deno.test(name, async () => {
+export function e2eTest(
+  name: string,
+  test: () => Promise<void>,
+  { ignore = false }: { readonly ignore?: boolean } = {},
+): void {
+  Deno.test(name, { ignore }, async () => {
     const before = await inventory();
     await test();
     assert.deepEqual(await inventory(), before, "something is left, or missing");
@@ -114,6 +119,8 @@ async function inventory(): Promise<Record<string, string>> {
     domains: await virsh("list", "--all", "--name"),
     templates: await volumes(TESTBED.templatePool),
     overlays: await volumes(TESTBED.overlayPool),
+    filters: await virsh("nwfilter-list"),
+    keys: (await command(["find", "/run/libvirt-gci", "-type", "f"])).stdout,
     qemu: (await command(["pgrep", "-cf", "qemu.*libvirt-gci-testbed/overlays"])).stdout,
     program: (await command(["pgrep", "-cf", "libvirt-gci-e2e-"])).stdout,
   };

@@ -21,7 +21,7 @@ e2eTest("a job passes, and its stages share the disk of one machine", async () =
   assert.match(result.logText, /is ready at .*: overlay .*, start .*, address .*, ssh /);
   const names = result.stages.map(({ name }) => name);
   assert.deepEqual(RAN.filter((name) => !names.includes(name)), []);
-  assert.match(machineOf(result), /^gitlab-proj-lite-4242-[0-9a-f]{10}$/);
+  assert.match(machineOf(result), /^gitlab-proj-4242-[0-9a-f]{10}$/);
 });
 
 e2eTest("a failing script is the job's fault, with its status, and after_script runs", async () => {
@@ -111,7 +111,7 @@ e2eTest("a guest that is destroyed in the middle of a script is the host's fault
         whenOutput: "\nrunning",
         action: async () => {
           const machines = (await virsh("list", "--name")).split("\n");
-          const ours = machines.find((machine) => machine.startsWith("gitlab-proj-lite-4242-"));
+          const ours = machines.find((machine) => machine.startsWith("gitlab-proj-4242-"));
           await virsh("destroy", ours ?? "");
         },
       }],
@@ -123,7 +123,7 @@ e2eTest("a guest that is destroyed in the middle of a script is the host's fault
 
 e2eTest("a script that powers its machine off is the host's fault, not a success", async () => {
   const result = await runOnBed(job({ script: ["poweroff -f; sleep 60"] }), {
-    settings: { templates: { lite: { cloud_init: false, user: "root" } } },
+    settings: { templates: { lite: { login: "template", user: "root" } } },
   });
   assert.equal(result.verdict, "runner_system_failure", result.logText);
 });
@@ -150,7 +150,7 @@ e2eTest("ten megabytes of any bytes come through as they are", async () => {
 e2eTest("what a guest prints on its console in megabytes is removed with it", async () => {
   const result = await runOnBed(
     job({ script: ["head -c 5000000 /dev/zero | tr '\\0' x >/dev/ttyS0"] }),
-    { settings: { templates: { lite: { cloud_init: false, user: "root" } } } },
+    { settings: { templates: { lite: { login: "template", user: "root" } } } },
   );
   assert.equal(result.verdict, "success", result.logText);
 });
@@ -178,7 +178,7 @@ e2eTest("a job may not take another job's machine by its variables", async () =>
     ],
   }));
   assert.equal(result.verdict, "success", result.logText);
-  assert.match(machineOf(result), /^gitlab-proj-lite-4242-/);
+  assert.match(machineOf(result), /^gitlab-proj-4242-/);
 });
 
 e2eTest("image: chooses a template by its alias, and cloud-init makes the user", async () => {

@@ -53,7 +53,7 @@ e2eTest("make_base_image makes a template of a machine, and a job runs on it", a
     assert.doesNotMatch(stdout, /backing file/);
 
     const result = await runOnBed(job({ variables: [{ key: "DISTRO", value: VM }] }), {
-      settings: { cloud_init: false },
+      settings: { login: "template" },
     });
     assert.equal(result.verdict, "success", result.logText);
 

@@ -26,6 +26,7 @@ readonly MODULES=(
   virtio_pci virtio_blk virtio_net virtio_console virtio_rng
   ext4 vfat nls_ascii nls_cp437 nls_utf8
   button evdev # ACPI's power button
+  qemu_fw_cfg  # systemd's credentials
 )
 readonly AHCI_MODULES=(ahci sr_mod isofs autofs4)
 

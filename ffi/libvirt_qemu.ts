@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import type { Pointer } from "./libvirt.ts";
+
+/**
+ * The functions of libvirt-qemu.so that we call, as libvirt-qemu.h declares them. That library works
+ * on the handles of libvirt.so and leaves its errors in the same connections.
+ */
+const virDomainPtr = "pointer" as Deno.NativeTypedPointer<Pointer<"virDomain">>;
+
+/** All functions exist since libvirt 6.0.0, which is the oldest that we support. */
+export const qemuSymbols = {
+  virDomainQemuAgentCommand: {
+    parameters: [
+      virDomainPtr, // virDomainPtr domain
+      "buffer", // const char *cmd
+      "i32", // int timeout
+      "u32", // unsigned int flags
+    ],
+    result: "pointer", // char *, ours to free, NULL on error
+    nonblocking: true,
+  },
+} as const satisfies Deno.ForeignLibraryInterface;
+
+/** The functions of {@linkcode qemuSymbols}, ready to call. */
+export type LibvirtQemu = Deno.DynamicLibrary<typeof qemuSymbols>["symbols"];
+
+let library: LibvirtQemu | undefined;
+
+/**
+ * The library, loaded at the first call: only a machine without a network needs it. Throws Deno's own
+ * error if it is missing; it comes in the same package as libvirt.so.
+ */
+export function loadLibvirtQemu(): LibvirtQemu {
+  library ??= Deno.dlopen("libvirt-qemu.so.0", qemuSymbols).symbols;
+  return library;
+}

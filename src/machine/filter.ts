@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import type { Connection } from "../libvirt/connection.ts";
+import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
+import { SystemFailure } from "../errors.ts";
+import { sleep } from "../wait.ts";
+import { Xml, xml } from "../xml.ts";
+import type { Subnet } from "./network_info.ts";
+
+/** What an isolated machine may and may not reach. */
+export interface Isolation {
+  /** The IPv4 ranges of the machine's network. */
+  readonly subnets: readonly Subnet[];
+  /** The host's other IPv4 addresses. */
+  readonly hostAddresses: readonly string[];
+  /** Ports of the host that are open to the machine, such as `tcp/80`. */
+  readonly hostPorts: readonly string[];
+  /** The port of the guest's SSH server, from which it answers the host. */
+  readonly sshPort: number;
+}
+
+/** The name of a machine's network filter. */
+export function filterName(machine: string): string {
+  return `libvirt-gci-${machine}`;
+}
+
+/** Defines the filter of an isolated machine, and gives its name. Throws SystemFailure. */
+export async function createFilter(
+  connection: Connection,
+  machine: string,
+  isolation: Isolation,
+): Promise<string> {
+  const name = filterName(machine);
+  try {
+    using _ = await connection.defineNetworkFilter(name, filterXml(name, isolation).toString());
+    return name;
+  } catch (cause) {
+    throw new SystemFailure({
+      what: `Cannot isolate the machine "${machine}": libvirt refuses its network filter`,
+      cause,
+      advice:
+        "Install libvirt's network filters (the package libvirt-daemon-config-nwfilter, and " +
+        "libvirt-daemon-driver-nwfilter where there is one), or set isolate: false, which lets " +
+        "jobs reach the host and each other",
+    });
+  }
+}
+
+const RELEASE_ATTEMPTS = 20;
+
+/** Whether the machine had a filter, which is gone now. Its domain has to be gone before. */
+export async function deleteFilter(connection: Connection, machine: string): Promise<boolean> {
+  using filter = await connection.findNetworkFilter(filterName(machine));
+  if (filter === null) return false;
+  for (let attempt = 1;; attempt++) {
+    try {
+      await filter.undefine();
+      return true;
+    } catch (error) {
+      if (isLibvirtError(error, VIR_ERR.NO_NWFILTER)) return false; // another cleanup was faster
+      // The thread that watches for the guest's DHCP lets go of it a little later than the domain.
+      if (!isLibvirtError(error, VIR_ERR.OPERATION_INVALID) || attempt === RELEASE_ATTEMPTS) {
+        throw error;
+      }
+      await sleep(100);
+    }
+  }
+}
+
+/** Behind clean-traffic's check of the sender (-710), before it lets all IPv4 through (-700). */
+const SERVICES = -706;
+const HOST = -705;
+const NEIGHBOURS = -704;
+/** In the connection tracking tables, which see packets that have passed all of the above. */
+const TRACKED = 400;
+
+/** The subnets' broadcast addresses are in them; these are the others. */
+const MULTICAST_AND_BROADCAST = { dstipaddr: "224.0.0.0", dstipmask: 3 };
+
+/**
+ * The filter as XML (https://libvirt.org/formatnwfilter.html). libvirt's own clean-traffic binds the
+ * machine to its MAC address and to the address that DHCP gives it, in IP and ARP, and drops all but
+ * IPv4. Then, out of the machine:
+ *
+ * - to the host, only DNS, DHCP and the open ports, and answers of the SSH server to a port above
+ *   those of services; where the kernel tracks bridged connections
+ *   (net.bridge.bridge-nf-call-iptables), only if the host began the connection;
+ * - to the network's other addresses nothing, since the host would route it back into the network,
+ *   past the isolation of the bridge's ports; and nothing from them, be they machines of ours or not.
+ */
+export function filterXml(name: string, isolation: Isolation): Xml {
+  const { subnets, hostAddresses, hostPorts, sshPort } = isolation;
+  const gateways = subnets.map(({ host }) => host);
+  const host = [...new Set([...gateways, ...hostAddresses])];
+  const rules = [
+    ...gateways.flatMap((address) => [
+      rule("accept", SERVICES, ["ip", { dstipaddr: address, ...toPort("udp/53") }]),
+      rule("accept", SERVICES, ["ip", { dstipaddr: address, ...toPort("tcp/53") }]),
+      rule("accept", SERVICES, ["ip", { dstipaddr: address, ...toPort("udp/67") }]),
+      rule("accept", SERVICES, ["ip", { srcipaddr: address }], "in"),
+    ]),
+    ...host.flatMap((address) => [
+      ...hostPorts.map((port) =>
+        rule("accept", SERVICES, ["ip", { dstipaddr: address, ...toPort(port) }])
+      ),
+      rule("accept", SERVICES, ["ip", { dstipaddr: address, ...answerFrom(sshPort) }]),
+      rule("drop", HOST, ["ip", { dstipaddr: address }]),
+    ]),
+    ...subnets.flatMap(({ host, prefix }) => [
+      rule("drop", NEIGHBOURS, ["ip", { dstipaddr: host, dstipmask: prefix }]),
+      rule("drop", NEIGHBOURS, ["ip", { srcipaddr: host, srcipmask: prefix }], "in"),
+    ]),
+    // A guest that reboots asks for its address again.
+    rule("accept", SERVICES, ["ip", { dstipaddr: "255.255.255.255", ...toPort("udp/67") }]),
+    rule("drop", NEIGHBOURS, ["ip", MULTICAST_AND_BROADCAST]),
+    rule("accept", TRACKED, ["all", { state: "ESTABLISHED,RELATED" }]),
+    ...host.map((address) =>
+      rule("drop", TRACKED + 1, ["tcp", {
+        ...{ dstipaddr: address, srcportstart: sshPort, state: "NEW" },
+      }])
+    ),
+  ];
+  return xml`
+    <filter name="${name}" chain="root">
+      <filterref filter="clean-traffic"/>
+      ${rules}
+    </filter>
+  `;
+}
+
+type Match = readonly [
+  protocol: "ip" | "all" | "tcp",
+  attributes: Readonly<Record<string, string | number>>,
+];
+
+function rule(
+  action: "accept" | "drop",
+  priority: number,
+  [protocol, attributes]: Match,
+  direction: "in" | "out" = "out",
+): Xml {
+  const element = new Xml(protocol);
+  const match = Object.entries(attributes).map(([key, value]) =>
+    xml`
+      ${new Xml(key)}="${value}"
+    `
+  );
+  return xml`
+    <rule action="${action}" direction="${direction}" priority="${priority}">
+      <${element}${match} />
+    </rule>
+  `;
+}
+
+/** Such as `tcp/80`. */
+function toPort(port: string): { readonly protocol: string; readonly dstportstart: string } {
+  const [protocol = "", dstportstart = ""] = port.split("/");
+  return { protocol, dstportstart };
+}
+
+/** Clients' ports begin at 32768 (ip(7), ip_local_port_range); those of services are below. */
+function answerFrom(sshPort: number): Match[1] {
+  return { protocol: "tcp", srcportstart: sshPort, dstportstart: 32768, dstportend: 65535 };
+}

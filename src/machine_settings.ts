@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import * as v from "valibot";
+
+/** What can be set for all machines, and for those of one template. */
+export interface MachineSettings {
+  /** The hypervisor; `auto` is kvm where KVM really runs guests, and qemu elsewhere. */
+  readonly domainType: string;
+  /** The libvirt network that the machine's card is in; `none` is a machine without a card. */
+  readonly network: string;
+  /** Whether the machine is kept from its neighbours, from the host, and from false addresses. */
+  readonly isolate: boolean;
+  /** What it may reach on the host besides DHCP and DNS, such as `tcp/80`. */
+  readonly hostPorts: readonly string[];
+  readonly vcpus: number;
+  readonly memoryMib: number;
+  /** The size of the machine's disk; null is the template's own. */
+  readonly diskGib: number | null;
+  /** Whether the guest can run virtual machines of its own. */
+  readonly nested: boolean;
+  /** The most that a job may ask for; null is what it gets without asking. */
+  readonly maxVcpus: number | null;
+  readonly maxMemoryMib: number | null;
+  readonly maxDiskGib: number | null;
+  /** Whether a job may ask for nested virtualisation. */
+  readonly allowNested: boolean;
+  /** The weight against other domains where processors are short; null is libvirt's, 1024. */
+  readonly cpuShares: number | null;
+  /** Bounds of the machine's disk and card; null is none. */
+  readonly diskMibPerSecond: number | null;
+  readonly diskIops: number | null;
+  readonly networkMibPerSecond: number | null;
+  /** A machine type of QEMU; null is q35 on x86-64, and elsewhere libvirt's choice. */
+  readonly machineType: string | null;
+  readonly firmware: "bios" | "efi";
+  /** A CPU mode of libvirt; null is host-passthrough with KVM, and maximum without. */
+  readonly cpuMode: string | null;
+  readonly user: string;
+  readonly port: number;
+  /** With `login: template`, the file of the private key; null is the first of the caller's own. */
+  readonly key: string | null;
+  readonly shell: "bash" | "sh";
+  /** How the guest learns whom to let in, and its host key; `template` knows it already. */
+  readonly login: "cloud-init" | "systemd" | "template";
+  /** Directories in the guest; null is below the home of the user. */
+  readonly buildsDir: string | null;
+  readonly cacheDir: string | null;
+  readonly addressSeconds: number;
+  readonly sshSeconds: number;
+}
+
+/** The settings of a machine where the file says nothing. */
+export const DEFAULT_MACHINE: MachineSettings = {
+  domainType: "auto",
+  network: "default",
+  isolate: true,
+  hostPorts: [],
+  vcpus: 2,
+  memoryMib: 2048,
+  diskGib: null,
+  nested: false,
+  maxVcpus: null,
+  maxMemoryMib: null,
+  maxDiskGib: null,
+  allowNested: false,
+  cpuShares: null,
+  diskMibPerSecond: null,
+  diskIops: null,
+  networkMibPerSecond: null,
+  machineType: null,
+  firmware: "bios",
+  cpuMode: null,
+  login: "cloud-init",
+  user: "gitlab-runner",
+  port: 22,
+  key: null,
+  shell: "bash",
+  buildsDir: null,
+  cacheDir: null,
+  addressSeconds: 180,
+  sshSeconds: 120,
+};
+
+const wholeNumber = (min: number, max: number) =>
+  v.custom<number>(
+    (value) => Number.isInteger(value) && Number(value) >= min && Number(value) <= max,
+    `a whole number from ${min} to ${max}`,
+  );
+
+const oneOf = <const T extends readonly string[]>(values: T) =>
+  v.picklist(values, `one of ${values.join(", ")}`);
+
+/** A text that the pattern fits. */
+export const text = (pattern: RegExp, allowed: string) =>
+  v.pipe(v.string(allowed), v.regex(pattern, allowed));
+
+/** The name of something of libvirt's. */
+export const name = text(
+  /^[^\s/\p{C}][^/\p{C}]*$/u,
+  "a name without slashes or control characters",
+);
+const directory = text(/^\/[^\p{C}]*$/u, "an absolute path");
+/** A wait, in seconds. */
+export const seconds = wholeNumber(1, 86_400);
+const vcpus = wholeNumber(1, 1024);
+const memoryMib = wholeNumber(64, 16_777_216);
+const diskGib = wholeNumber(1, 65_536);
+const rate = wholeNumber(1, 1_000_000);
+const flag = v.boolean("true or false");
+
+/** The keys of the file for a machine, with what each may be. */
+export const machineEntries = {
+  domain_type: v.optional(oneOf(["auto", "kvm", "qemu"])),
+  network: v.optional(name),
+  isolate: v.optional(flag),
+  host_ports: v.optional(
+    v.array(
+      text(/^(tcp|udp)\/([1-9]\d{0,4})$/, "tcp/PORT or udp/PORT"),
+      "a list of ports, such as [tcp/80]",
+    ),
+  ),
+  vcpus: v.optional(vcpus),
+  memory_mib: v.optional(memoryMib),
+  disk_gib: v.optional(diskGib),
+  nested: v.optional(flag),
+  max_vcpus: v.optional(vcpus),
+  max_memory_mib: v.optional(memoryMib),
+  max_disk_gib: v.optional(diskGib),
+  allow_nested: v.optional(flag),
+  cpu_shares: v.optional(wholeNumber(2, 10_000)),
+  disk_mib_per_second: v.optional(rate),
+  disk_iops: v.optional(wholeNumber(1, 10_000_000)),
+  network_mib_per_second: v.optional(rate),
+  machine_type: v.optional(text(/^[\w.+-]+$/, "a machine type of QEMU, such as q35")),
+  firmware: v.optional(oneOf(["bios", "efi"])),
+  cpu_mode: v.optional(oneOf(["host-passthrough", "host-model", "maximum"])),
+  login: v.optional(oneOf(["cloud-init", "systemd", "template"])),
+  user: v.optional(
+    text(/^[a-z_][a-z0-9_-]{0,31}$/, "a user name: lower case letters, digits, _ and -"),
+  ),
+  port: v.optional(wholeNumber(1, 65_535)),
+  key: v.optional(text(/^(\/|~\/)[^\p{C}]+$/u, "a path that begins with / or ~/")),
+  shell: v.optional(oneOf(["bash", "sh"])),
+  builds_dir: v.optional(directory),
+  cache_dir: v.optional(directory),
+  address_seconds: v.optional(seconds),
+  ssh_seconds: v.optional(seconds),
+};
+
+/** What the file says of a machine. */
+type RawMachine = v.InferOutput<v.ObjectSchema<typeof machineEntries, undefined>>;
+
+/** The settings of a machine: what the file says, and else these. */
+export function toMachine(raw: RawMachine, otherwise: MachineSettings): MachineSettings {
+  return {
+    domainType: raw.domain_type ?? otherwise.domainType,
+    network: raw.network ?? otherwise.network,
+    isolate: raw.isolate ?? otherwise.isolate,
+    hostPorts: raw.host_ports ?? otherwise.hostPorts,
+    vcpus: raw.vcpus ?? otherwise.vcpus,
+    memoryMib: raw.memory_mib ?? otherwise.memoryMib,
+    diskGib: raw.disk_gib ?? otherwise.diskGib,
+    nested: raw.nested ?? otherwise.nested,
+    maxVcpus: raw.max_vcpus ?? otherwise.maxVcpus,
+    maxMemoryMib: raw.max_memory_mib ?? otherwise.maxMemoryMib,
+    maxDiskGib: raw.max_disk_gib ?? otherwise.maxDiskGib,
+    allowNested: raw.allow_nested ?? otherwise.allowNested,
+    cpuShares: raw.cpu_shares ?? otherwise.cpuShares,
+    diskMibPerSecond: raw.disk_mib_per_second ?? otherwise.diskMibPerSecond,
+    diskIops: raw.disk_iops ?? otherwise.diskIops,
+    networkMibPerSecond: raw.network_mib_per_second ?? otherwise.networkMibPerSecond,
+    machineType: raw.machine_type ?? otherwise.machineType,
+    firmware: raw.firmware ?? otherwise.firmware,
+    cpuMode: raw.cpu_mode ?? otherwise.cpuMode,
+    login: raw.login ?? otherwise.login,
+    user: raw.user ?? otherwise.user,
+    port: raw.port ?? otherwise.port,
+    key: raw.key ?? otherwise.key,
+    shell: raw.shell ?? otherwise.shell,
+    buildsDir: raw.builds_dir ?? otherwise.buildsDir,
+    cacheDir: raw.cache_dir ?? otherwise.cacheDir,
+    addressSeconds: raw.address_seconds ?? otherwise.addressSeconds,
+    sshSeconds: raw.ssh_seconds ?? otherwise.sshSeconds,
+  };
+}

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { SystemFailure } from "../errors.ts";
+import type { Connection } from "../libvirt/connection.ts";
+import { createFilter } from "../machine/filter.ts";
+import { type Subnet, subnetsOf } from "../machine/network_info.ts";
+import type { MachineSettings } from "../machine_settings.ts";
+
+/** The IPv4 ranges of a network. Throws SystemFailure if it is not there, or not started. */
+export async function requireNetwork(connection: Connection, name: string): Promise<Subnet[]> {
+  if (name === "none") {
+    if (connection.isLocal) return [];
+    throw new SystemFailure({
+      what: "A machine without a network is reached only on the host where it runs",
+      advice: "Set network to a network of that host, or run libvirt-gci there",
+    });
+  }
+  using network = await connection.findNetwork(name);
+  if (network !== null && await network.isActive()) return await subnetsOf(network);
+  throw new SystemFailure({
+    what: network === null
+      ? `The host has no network "${name}"`
+      : `The network "${name}" is not active`,
+    advice: network === null
+      ? 'See what it has: virsh net-list --all; "network" is a setting'
+      : `Start it: virsh net-start ${name} && virsh net-autostart ${name}`,
+  });
+}
+
+/** Makes the network filter of a machine and gives its name, or null if the settings want none. */
+export async function isolate(
+  machine: string,
+  { settings, subnets }: {
+    readonly settings: MachineSettings;
+    readonly subnets: readonly Subnet[];
+  },
+  connection: Connection,
+): Promise<string | null> {
+  if (!settings.isolate || settings.network === "none") return null;
+  return await createFilter(connection, machine, {
+    subnets,
+    hostAddresses: connection.isLocal ? ownAddresses() : [], // of another host, nothing tells them
+    hostPorts: settings.hostPorts,
+    sshPort: settings.port,
+  });
+}
+
+/** This host's IPv4 addresses, without those that no packet from outside may have. */
+function ownAddresses(): string[] {
+  return Deno.networkInterfaces()
+    .filter(({ family, address }) => family === "IPv4" && !address.startsWith("127."))
+    .map(({ address }) => address).sort();
+}

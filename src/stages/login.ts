@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { type KeyPair, makeKeyPair, readKey, type SshKey } from "../guest/key.ts";
+import { writeKeyFile } from "../guest/key_file.ts";
+import type { Login } from "../guest/ssh.ts";
+import type { Domain } from "../libvirt/domain.ts";
+import { tmpfilesCredential } from "../machine/credential.ts";
+import type { MachineRecord } from "../machine/record.ts";
+import { cloudInitSeed } from "../machine/seed.ts";
+import { CHANNEL_ADDRESS, sshChannel } from "../machine/ssh_channel.ts";
+import type { VolumeContents } from "../machine/start.ts";
+import type { MachineSettings } from "../machine_settings.ts";
+import type { Stage } from "./stage.ts";
+
+/** Who is let in to a machine, and how it is known. */
+export interface MachineLogin {
+  readonly key: SshKey;
+  /** The host key that we give to the guest; null where the template has its own. */
+  readonly hostKey: KeyPair | null;
+}
+
+/**
+ * The keys of a new machine, made for it alone and kept in a file until cleanup; with `login: template`
+ * the template's. `keyFile` is the private key that the command line wants instead. Throws
+ * SystemFailure.
+ */
+export async function createLogin(
+  machine: string,
+  { keyFile, settings }: {
+    readonly keyFile: string | undefined;
+    readonly settings: MachineSettings;
+  },
+  stage: Pick<Stage, "home" | "keyDirectory">,
+): Promise<MachineLogin> {
+  if (settings.login === "template") {
+    return { key: await readKey(keyFile ?? settings.key, stage.home), hostKey: null };
+  }
+  const hostKey = await makeKeyPair();
+  if (keyFile !== undefined) return { key: await readKey(keyFile, stage.home), hostKey };
+  const pair = await makeKeyPair();
+  const file = await writeKeyFile(stage.keyDirectory, machine, pair.privateKey);
+  return { key: { ...pair, file }, hostKey };
+}
+
+/** How to log in to a machine. The domain's handle has to live until that is done. */
+export async function loginTo(
+  domain: Domain,
+  { address, port, user, hostKey }: MachineRecord,
+  { privateKey }: Pick<SshKey, "privateKey">,
+): Promise<Login> {
+  return {
+    ...{ address, port: Number(port), user, privateKey, hostKey: hostKey || null },
+    channel: address === CHANNEL_ADDRESS ? await sshChannel(domain) : null,
+  };
+}
+
+/** What brings the keys into the guest. */
+export function loginContents(
+  machine: string,
+  { key, hostKey }: MachineLogin,
+  { login, user }: MachineSettings,
+): Pick<VolumeContents, "seed" | "credential"> {
+  if (hostKey === null) return { seed: null, credential: null };
+  if (login === "systemd") {
+    const credential = tmpfilesCredential({ user, publicKey: key.publicKey, hostKey });
+    return { seed: null, credential };
+  }
+  const hostName = machine.replace(/[._]/g, "-"); // cloud-init would cut it at the first dot
+  const seed = cloudInitSeed({ machine: hostName, user, publicKeys: [key.publicKey], hostKey });
+  return { seed, credential: null };
+}
