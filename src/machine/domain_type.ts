@@ -15,6 +15,7 @@ export async function chooseDomainType(
   if (setting !== "auto") return setting;
   const kvm = connection.isLocal ? await kvmRunsGuests() : null;
   if (kvm?.works !== false && /<domain type=["']kvm/.test(await connection.capabilities())) {
+    if (kvm?.works === null) log(`Using KVM, which this user cannot try: ${kvm.reason}`);
     return "kvm";
   }
   const reason = kvm?.works === false ? kvm.reason : "libvirt offers no KVM";

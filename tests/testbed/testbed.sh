@@ -18,6 +18,7 @@ readonly CACHE=${GCI_TESTBED_CACHE:-/var/cache/libvirt-gci-testbed}
 readonly NETWORK=gci-testbed     # as in network.xml
 readonly POOL_PREFIX=gci-testbed # …-templates and …-overlays
 readonly TEMPLATES=(lite cloud)
+readonly UNPRIVILEGED=gci-testbed # a user of the group libvirt
 
 usage() {
   cat <<EOT
@@ -38,6 +39,7 @@ What "up" makes:
                                    the key that lite's users root and
                                    gitlab-runner let in; cloud has no key,
                                    its user comes from a cloud-init seed
+  user "$UNPRIVILEGED"               may use libvirt, and nothing else
 
 Environment:
   GCI_TESTBED_STATE  $STATE
@@ -102,6 +104,7 @@ up() {
     step "pool $POOL_PREFIX-$pool" start_pool "$pool"
   done
   step "client key" provide_key
+  step "user $UNPRIVILEGED" provide_user
   for template in "${TEMPLATES[@]}"; do
     step "template $template" provide_template "$template"
   done
@@ -141,7 +144,14 @@ start_libvirt() {
     [[ -s /etc/machine-id ]] ||
       tr --delete - </proc/sys/kernel/random/uuid >/etc/machine-id
     start_daemon virtlogd
-    start_daemon libvirtd
+    # Without D-Bus and polkit, the permissions of the socket say who may use libvirt.
+    cat >"$STATE/libvirtd.conf" <<EOT
+unix_sock_group = "libvirt"
+unix_sock_rw_perms = "0770"
+auth_unix_ro = "none"
+auth_unix_rw = "none"
+EOT
+    start_daemon libvirtd --config "$STATE/libvirtd.conf"
   fi
   local deadline=$((SECONDS + 60))
   until libvirt_answers; do
@@ -174,6 +184,7 @@ close_kvm() {
 
 # The daemons outlive this script, so they must keep none of its descriptors
 # open: whoever reads its output through a pipe would wait for ever.
+# start_daemon NAME [ARGUMENT...]
 start_daemon() {
   [[ -z $(pid_of "$1") ]] || return 0
   (
@@ -184,7 +195,7 @@ start_daemon() {
     # A D-Bus that half works would delay each start of a domain by 45 s. QEMU's processes fall to
     # tini: the first process of a container may reap them late or never, and libvirt waits for it.
     DBUS_SYSTEM_BUS_ADDRESS=unix:path=/nonexistent setsid \
-      tini -s -- "$1" --pid-file "$STATE/$1.pid" </dev/null >"$STATE/$1.log" 2>&1 &
+      tini -s -- "$@" --pid-file "$STATE/$1.pid" </dev/null >"$STATE/$1.log" 2>&1 &
   )
 }
 
@@ -211,6 +222,13 @@ provide_key() {
   [[ -f $CACHE/id_ed25519 ]] ||
     ssh-keygen -q -t ed25519 -N '' -C "$NETWORK" -f "$CACHE/id_ed25519"
   cp --update --preserve=mode,timestamps "$CACHE"/id_ed25519{,.pub} "$STATE"
+}
+
+# As an administrator would let somebody run jobs who is not root.
+provide_user() {
+  id "$UNPRIVILEGED" >/dev/null 2>&1 ||
+    useradd --system --groups libvirt --home-dir "$STATE/unprivileged" --shell /bin/sh "$UNPRIVILEGED"
+  install --directory --owner="$UNPRIVILEGED" --group="$UNPRIVILEGED" --mode=700 "$STATE/unprivileged"
 }
 
 # What is built is named for all that it is made of, so that a change rebuilds.
@@ -273,8 +291,9 @@ down() {
   step "remove domains" remove_domains
   step "remove network and pools" remove_network_and_pools
   step "stop libvirt" stop_libvirt
-  rm -rf "$STATE"/{templates,overlays}
-  rm -f "$STATE"/{id_ed25519,id_ed25519.pub,chains,kvm,*.pid,*.log,*.new}
+  ! id "$UNPRIVILEGED" >/dev/null 2>&1 || userdel "$UNPRIVILEGED"
+  rm -rf "$STATE"/{templates,overlays,unprivileged}
+  rm -f "$STATE"/{id_ed25519,id_ed25519.pub,libvirtd.conf,chains,kvm,*.pid,*.log,*.new}
   rmdir --ignore-fail-on-non-empty "$STATE"
 }
 
