@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { dirname } from "node:path";
 import { SystemFailure } from "./errors.ts";
 
 const WRITABLE_BY_OTHERS = 0o022;
@@ -15,13 +14,19 @@ export async function readSettingsFile(file: string): Promise<string> {
   if (info.isDirectory) throw new Deno.errors.IsADirectory("it is a directory");
   await refuseUntrusted(file, info);
   if (info.isFile) { // a pipe, as of <(command) in bash, is in no directory
-    for (const directory of new Set([dirname(file), dirname(await Deno.realPath(file))])) {
+    for (const directory of new Set([directoryOf(file), directoryOf(await Deno.realPath(file))])) {
       const info = await Deno.stat(directory);
       // Where the sticky bit is, as in /tmp, nobody replaces another's file.
       if (((info.mode ?? 0) & STICKY) === 0) await refuseUntrusted(directory, info);
     }
   }
   return await new Response(opened.readable).text();
+}
+
+/** Without node:path, which would cost every call 10 ms. */
+function directoryOf(path: string): string {
+  const slash = path.lastIndexOf("/");
+  return slash < 0 ? "." : path.slice(0, slash) || "/";
 }
 
 async function refuseUntrusted(path: string, { mode, uid }: Deno.FileInfo): Promise<void> {

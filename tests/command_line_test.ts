@@ -58,7 +58,7 @@ Deno.test("any arguments that a program can have arrive through sh as they are",
     fc.asyncProperty(fc.array(argument, { minLength: 1, maxLength: 40 }), async (args) => {
       assert.deepEqual(await argumentsThrough("sh", args), args);
     }),
-    { numRuns: 300 },
+    { numRuns: 600 },
   );
 });
 

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { SystemFailure } from "../errors.ts";
-import { openChannel } from "./agent_channel.ts";
 import { type Goal, type Limits, NotYet, waitFor, within } from "../wait.ts";
 import { type Login, SshConnection, WrongHostKey } from "./ssh.ts";
 
@@ -65,6 +64,7 @@ async function tryLogin(login: Login, signal: AbortSignal): Promise<SshConnectio
   try {
     const options = { timeoutMs: ATTEMPT_MS, signal };
     if (login.channel === null) return await SshConnection.open(login, options);
+    const { openChannel } = await import("./agent_channel.ts"); // what few machines need
     const sock = await openChannel(login.channel, options);
     return sock instanceof NotYet ? sock : await SshConnection.open(login, { ...options, sock });
   } catch (error) {
