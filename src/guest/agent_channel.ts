@@ -76,6 +76,9 @@ async function connect(path: string): Promise<Socket | NotYet> {
     return socket;
   } catch (cause) {
     lock?.close();
+    if (cause instanceof Error && "code" in cause && cause.code === "EAGAIN") {
+      return new NotYet("QEMU has not taken the channel's last connection yet");
+    }
     throw new SystemFailure({
       what: `Cannot open the channel to the machine at "${path}"`,
       cause,

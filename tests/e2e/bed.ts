@@ -2,7 +2,13 @@
 import assert from "node:assert/strict";
 import { stringify } from "yaml";
 import { type Job, SMALL_JOB } from "../harness/payload.ts";
-import { type JobResult, runJob, runnerFor, type RunOptions } from "../harness/runner.ts";
+import {
+  type JobResult,
+  runJob,
+  type Runner,
+  runnerFor,
+  type RunOptions,
+} from "../harness/runner.ts";
 
 /** What `tests/testbed/testbed.sh up` makes. */
 export const TESTBED = {
@@ -47,11 +53,52 @@ export function job(differences: Partial<Job>): Job {
 /** Has the runner run this job with the program under test. */
 export async function runOnBed(
   job: Job,
-  { settings = {}, ...options }: RunOptions & { readonly settings?: Settings } = {},
+  { settings = {}, args = [], runner = {}, ...options }: RunOptions & {
+    readonly settings?: Settings;
+    /** Further arguments for all stages. */
+    readonly args?: readonly string[];
+    readonly runner?: Partial<Runner>;
+  } = {},
 ): Promise<JobResult> {
   using file = settingsFile(settings);
-  const runner = runnerFor(PROGRAM, ["--config", file.path], { retryDelaySeconds: 0 });
-  return await runJob(runner, job, options);
+  const differences = { retryDelaySeconds: 0, ...runner };
+  return await runJob(
+    runnerFor(PROGRAM, [...args, "--config", file.path], differences),
+    job,
+    options,
+  );
+}
+
+/** Has the runner run the scripts of this job in a machine that is there and stays. */
+export async function runOnMachine(machine: string, job: Job): Promise<JobResult> {
+  using file = settingsFile();
+  return await runJob(
+    runnerFor(PROGRAM, [], {
+      configExec: null,
+      prepareExec: null,
+      runExec: [...PROGRAM, "--config", file.path, "run", "--machine", machine, "--script"],
+      cleanupExec: null,
+      buildsDir: "/home/gitlab-runner/builds",
+      cacheDir: "/home/gitlab-runner/cache",
+    }),
+    job,
+  );
+}
+
+/** Has a script wait for {@linkcode letGo}. */
+export const UNTIL_LET_GO = "until [ -e /tmp/go ]; do sleep 0.2; done";
+
+/** Lets the script in this machine go on. */
+export async function letGo(machine: string): Promise<void> {
+  const { status, stderr } = await call(["run", "-m", machine, "--", "touch", "/tmp/go"]);
+  assert.equal(status, 0, stderr);
+}
+
+/** The machine whose name begins like this and runs now. */
+export async function runningMachine(start: string): Promise<string> {
+  const machine = (await virsh("list", "--name")).split("\n").find((it) => it.startsWith(start));
+  assert(machine, `no machine ${start}... runs`);
+  return machine;
 }
 
 /** How a call of the program by hand ended. */
@@ -99,6 +146,14 @@ export function machineOf(result: JobResult): string {
   const machine = result.config.jobEnv?.["LIBVIRT_GCI_MACHINE"];
   assert(machine, "config named no machine");
   return machine;
+}
+
+/** As Promise.all, but none runs on after another failed. */
+export async function allOf<T extends readonly unknown[]>(
+  promises: readonly [...{ [I in keyof T]: Promise<T[I]> }],
+): Promise<T> {
+  await Promise.allSettled(promises);
+  return await Promise.all(promises) as unknown as T;
 }
 
 /** A test that must leave all domains, volumes and processes as they were. */

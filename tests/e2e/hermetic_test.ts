@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import assert from "node:assert/strict";
+import { allOf, call, e2eTest, job, runOnBed, runOnMachine, TESTBED, virsh } from "./bed.ts";
+
+/** Templates whose machines have no network. */
+const HERMETIC = {
+  templates: {
+    cloud: { network: "none" },
+    lite: { network: "none", login: "template" },
+  },
+};
+
+/** With a megabyte of output, and after_script in the same machine. */
+async function passes(): Promise<void> {
+  const result = await runOnBed(
+    job({
+      variables: [{ key: "DISTRO", value: "cloud" }],
+      script: [
+        "echo cards: $(ls /sys/class/net); id -un; hostname",
+        "head -c 1000000 /dev/urandom > bytes; sha256sum bytes",
+        "echo begin; cat bytes; echo; echo end",
+      ],
+      afterScript: ["sha256sum bytes; echo $CI_JOB_STATUS"],
+    }),
+    { settings: HERMETIC },
+  );
+  assert.equal(result.verdict, "success", result.logText);
+  assert.match(result.logText, /is ready without a network: /);
+  assert.match(result.logText, /\ncards: lo\ngitlab-runner\ngitlab-proj-4242-[0-9a-f]{10}\n/);
+  const { stdout } = result.stages.find(({ name }) => name === "build_script") ?? {};
+  const latin1 = new TextDecoder("latin1").decode(stdout);
+  const sum = /\n([0-9a-f]{64}) {2}bytes\n/.exec(latin1)?.[1];
+  const start = latin1.indexOf("\nbegin\n") + "\nbegin\n".length;
+  const bytes = stdout?.slice(start, start + 1_000_000) ?? new Uint8Array();
+  assert.equal(new Uint8Array(await crypto.subtle.digest("SHA-256", bytes)).toHex(), sum);
+  assert.match(latin1.slice(start + 1_000_000), /^\nend\n/);
+  assert.match(result.logText, new RegExp(`${sum}  bytes\nsuccess\n`));
+}
+
+/** A failing script keeps its status; a machine that powers off is the host's fault. */
+async function failsOrIsLost(): Promise<void> {
+  const machine = "gci-e2e-hermetic";
+  await using undo = new AsyncDisposableStack();
+  undo.defer(async () => void await call(["cleanup", "-m", machine]));
+  const prepared = await call(["prepare", "-d", "lite", "-m", machine], { settings: HERMETIC });
+  assert.equal(prepared.status, 0, prepared.stderr);
+  assert.doesNotMatch(await virsh("dumpxml", machine), /<interface/);
+
+  const failed = await runOnMachine(
+    machine,
+    job({ script: ["ls /sys/class/net", "exit 7"], afterScript: ["echo bye"] }),
+  );
+  assert.deepEqual([failed.verdict, failed.exitCode], ["script_failure", 7], failed.logText);
+  assert.match(failed.logText, /\nlo\n/);
+  assert.match(failed.logText, /\nbye\n/);
+
+  const lost = await runOnMachine(machine, job({ script: ["sudo poweroff -f; sleep 60"] }));
+  assert.equal(lost.verdict, "runner_system_failure", lost.logText);
+  assert.match(lost.logText, /libvirt-gci: The (connection to the guest broke|machine .* ended)/);
+}
+
+/** A template that cannot serve such a machine ends in time, with what it needs. */
+async function isToldWhatItNeeds(): Promise<void> {
+  await virsh("vol-create-as", TESTBED.templatePool, "empty.qcow2", "64M", "--format", "qcow2");
+  await using undo = new AsyncDisposableStack();
+  undo.defer(async () => {
+    await virsh("vol-delete", "--pool", TESTBED.templatePool, "empty.qcow2");
+  });
+  const result = await runOnBed(job({ variables: [{ key: "DISTRO", value: "empty" }] }), {
+    settings: { network: "none", address_seconds: 3, ssh_seconds: 3 },
+    runner: { attempts: 1 },
+  });
+  assert.equal(result.verdict, "runner_system_failure", result.logText);
+  assert.match(result.logText, /did not accept an SSH connection through its channel within 6 s/);
+  assert.match(result.logText, /What to do: .* needs a running qemu-guest-agent .* and sshd/);
+  const { seconds = 99 } = result.stages.find(({ name }) => name === "prepare") ?? {};
+  assert(seconds < 40, `${seconds} s`);
+}
+
+// At once, since a machine waits more than it works.
+e2eTest(
+  "without a network, jobs pass, fail, lose their machine and never get one as with it",
+  async () => {
+    await allOf([passes(), failsOrIsLost(), isToldWhatItNeeds()]);
+  },
+);

@@ -1,0 +1,374 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import assert from "node:assert/strict";
+import type { Job, JobVariable } from "../harness/payload.ts";
+import type { JobResult } from "../harness/runner.ts";
+import {
+  allOf,
+  call,
+  command,
+  e2eTest,
+  job,
+  letGo,
+  PROGRAM,
+  runningMachine,
+  runOnBed,
+  runOnMachine,
+  type Settings,
+  settingsFile,
+  TESTBED,
+  UNTIL_LET_GO,
+  virsh,
+} from "./bed.ts";
+
+const NAMESPACE = "urn:libvirt-gci:machine:1";
+const LITE = { login: "template" };
+
+function variables(values: Readonly<Record<string, string>>): JobVariable[] {
+  return Object.entries({ DISTRO: "lite", ...values }).map(([key, value]) => ({ key, value }));
+}
+
+// --- Whose machine it is
+
+/** A job of another project that says of itself all that is true of the victim. */
+function forger(victim: Job, { machine, dir }: { machine: string; dir: string }): Job {
+  return job({
+    id: 666,
+    projectId: 13,
+    projectName: "evil",
+    projectFullPath: "evil/evil",
+    variables: variables({
+      CI_JOB_ID: String(victim.id),
+      CI_PROJECT_ID: String(victim.projectId),
+      CI_PROJECT_NAME: victim.projectName,
+      CI_PROJECT_PATH: victim.projectFullPath,
+      CI_CONCURRENT_ID: "0",
+      CI_RUNNER_ID: "1",
+      CI_JOB_STATUS: "success",
+      LIBVIRT_GCI_MACHINE: machine,
+      JOB_RESPONSE_FILE: `${dir}/response.json`,
+      BUILD_EXIT_CODE_FILE: `${dir}/build_exit_code`,
+      BUILD_FAILURE_EXIT_CODE: "0",
+      SYSTEM_FAILURE_EXIT_CODE: "0",
+      TMPDIR: dir,
+      HOME: Deno.env.get("HOME") ?? "/",
+      PATH: "/usr/sbin:/usr/bin:/sbin:/bin",
+    }),
+    script: ["fallocate -l 3G most-of-the-disk", "dd if=/dev/zero of=rest bs=1M", "echo not this"],
+  });
+}
+
+/** All that a forger might change of its victim. */
+async function stateOf(machine: string, dir: string): Promise<string[]> {
+  return [
+    await virsh("domid", machine),
+    await virsh("metadata", machine, NAMESPACE),
+    ...[...Deno.readDirSync(dir)].map(({ name }) => name).sort(),
+    Deno.readTextFileSync(`${dir}/response.json`),
+  ];
+}
+
+/** What all that the machine wrote on its console takes on the host's disk. */
+async function consoleBytes(machine: string): Promise<number> {
+  const pool = /<path>(.*)<\/path>/.exec(await virsh("pool-dumpxml", TESTBED.overlayPool))?.[1];
+  const files = [...Deno.readDirSync(pool ?? "")]
+    .filter(({ name }) => name.startsWith(`${machine}.console.`));
+  assert(files.length > 1, "virtlogd began no second file");
+  return files.reduce((sum, { name }) => sum + Deno.statSync(`${pool}/${name}`).size, 0);
+}
+
+e2eTest(
+  "jobs that forge who they are, fill a disk or flood a console hurt only themselves",
+  async () => {
+    // Bytes on an emulated serial port are slow, so the forgers come at the same time.
+    const victim = job({
+      script: [
+        "echo running",
+        "head -c 11M /dev/zero | tr '\\0' x >/dev/ttyS0; touch /tmp/written",
+        UNTIL_LET_GO,
+      ],
+    });
+    const forgers: JobResult[] = [];
+    const result = await runOnBed(victim, {
+      settings: { templates: { lite: { ...LITE, user: "root" } } },
+      events: [{
+        stage: "build_script",
+        whenOutput: "\nrunning",
+        action: async ({ dir }) => {
+          const machine = await runningMachine("gitlab-proj-4242-");
+          const before = await stateOf(machine, dir);
+          const evil = forger(victim, { machine, dir });
+          const runner = { buildsDir: "/home/gitlab-runner/b", cacheDir: "/home/gitlab-runner/c" };
+          forgers.push(
+            ...await allOf([
+              runOnBed(evil),
+              runOnBed({ ...evil, script: ["exit 7"] }, {
+                runner: { ...runner, configExec: null },
+              }),
+            ]),
+          );
+          assert.deepEqual(await stateOf(machine, dir), before);
+          const written = "until [ -e /tmp/written ]; do sleep 0.2; done";
+          assert.equal((await call(["run", "-m", machine, "--", "sh", "-c", written])).status, 0);
+          const bytes = await consoleBytes(machine);
+          assert(bytes > 4 * 1024 ** 2 && bytes <= 10 * 1024 ** 2, `${bytes} bytes of console`);
+          await letGo(machine);
+        },
+      }],
+    });
+    assert.equal(result.verdict, "success", result.logText);
+    const [filler, configless] = forgers;
+    assert.equal(filler?.verdict, "script_failure", filler?.logText);
+    assert.equal(filler?.exitCode, 1);
+    assert.match(filler?.logText ?? "", /No space left on device/);
+    assert.deepEqual([configless?.verdict, configless?.exitCode], ["script_failure", 7]);
+    const names = forgers.map(({ logText }) =>
+      /Started the machine "(.*?)"/.exec(logText)?.[1] ?? ""
+    );
+    for (const name of names) assert.match(name, /^gitlab-evil-666-[0-9a-f]{10}$/);
+    assert.equal(new Set(names).size, 2);
+    for (const { runnerLog } of forgers) {
+      assert.match(
+        runnerLog.map(({ text }) => text).join(),
+        /Removed the machine "gitlab-evil-666-/,
+      );
+    }
+  },
+);
+
+// --- What it may have
+
+/** Asserts that the job is told why, once, and that nothing was made for it. */
+async function assertRefused(
+  asks: Job,
+  settings: Settings,
+  words: readonly (string | RegExp)[],
+): Promise<void> {
+  const result = await runOnBed(asks, { settings, args: ["--debug"] });
+  const told = `${JSON.stringify(asks.variables)}: ${result.logText}`;
+  assert.equal(result.verdict, "script_failure", told);
+  const calls = result.stages.map(({ name, exitStatus }) => [name, exitStatus]);
+  assert.deepEqual(calls, [["config", 0], ["prepare", 1], ["cleanup", 0]]);
+  for (const word of words) {
+    assert(
+      typeof word === "string" ? result.logText.includes(word) : word.test(result.logText),
+      told,
+    );
+  }
+  assert.match(result.logText, /^debug: \w+ /m); // or the next line would show nothing
+  assert.doesNotMatch(
+    result.logText,
+    /virDomainCreate|virStorageVolCreate|virNWFilterDefine/,
+    told,
+  );
+}
+
+for (
+  const [title, differences, settings, words] of [
+    [
+      "a template that the settings do not allow",
+      { variables: variables({ DISTRO: "cloud" }) },
+      { templates: { lite: LITE }, allowed_templates: ["fedora-*"] },
+      ['asks for the template "cloud", which is not allowed', "may have: lite, fedora-*"],
+    ],
+    [
+      "such a template by image:",
+      { variables: [], image: "cloud.qcow2" },
+      { templates: { lite: LITE }, allowed_templates: [] },
+      ['asks for the template "cloud.qcow2", which is not allowed', "may have: lite"],
+    ],
+    [
+      "a template's volume, past the settings of the template",
+      { variables: variables({ DISTRO: "lite.qcow2", LIBVIRT_GCI_VCPUS: "2" }) },
+      { templates: { lite: { ...LITE, vcpus: 1, max_vcpus: 1 } }, max_vcpus: 4 },
+      ['the most that it may have is 1, by the template "lite"'],
+    ],
+    [
+      "a template's volume, past the template's name in the rules",
+      { variables: variables({ DISTRO: "cloud" }) },
+      {
+        templates: { lite: LITE, secure: { volume: "cloud.qcow2" } },
+        rules: [{ protected: false, templates: ["lite", "cloud"] }],
+      },
+      ['asks for the template "cloud", which is not allowed by rule 1', /may have: lite,/],
+    ],
+    [
+      "what is for protected refs",
+      { variables: variables({ DISTRO: "lite", CI_COMMIT_REF_PROTECTED: "true" }) },
+      { rules: [{ protected: true, templates: ["*"] }, { templates: ["cloud"] }] },
+      ['asks for the template "lite", which is not allowed by rule 2', "may have: cloud"],
+    ],
+    [
+      "what is for another project",
+      { isRefProtected: true, variables: variables({ CI_PROJECT_PATH: "trusted/x" }) },
+      { rules: [{ projects: ["trusted/*"], templates: ["*"] }, { templates: ["cloud"] }] },
+      ['asks for the template "lite", which is not allowed by rule 2', "may have: cloud"],
+    ],
+  ] satisfies [string, Partial<Job>, Settings, (string | RegExp)[]][]
+) {
+  e2eTest(`a job does not get ${title}`, () => assertRefused(job(differences), settings, words));
+}
+
+const CAPS = { max_vcpus: 4, max_memory_mib: 700, max_disk_gib: 5 };
+
+e2eTest(
+  "a job of a protected ref gets what it asks for within its bounds, and no more",
+  async () => {
+    const asks = job({
+      isRefProtected: true,
+      variables: variables({
+        DISTRO: "lite.qcow2",
+        LIBVIRT_GCI_VCPUS: "3",
+        LIBVIRT_GCI_MEMORY_MIB: "700",
+        LIBVIRT_GCI_DISK_GIB: "5",
+      }),
+      script: [
+        "echo $(nproc) processors, $(cat /sys/block/vda/size) sectors",
+        "grep MemTotal /proc/meminfo",
+        "start=$(date +%s%N); dd if=/dev/zero of=f bs=1M count=30 oflag=direct",
+        "echo took $((($(date +%s%N) - start) / 1000000)) ms",
+      ],
+    });
+    const { verdict, logText } = await runOnBed(asks, {
+      settings: {
+        cpu_shares: 512,
+        disk_mib_per_second: 5,
+        disk_iops: 500,
+        rules: [{ protected: true, ...CAPS }, { templates: ["cloud"] }],
+      },
+      events: [{
+        stage: "build_script",
+        action: async () => {
+          const machine = await runningMachine("gitlab-proj-4242-");
+          const tuned = await virsh("blkdeviotune", machine, "vda");
+          assert.match(tuned, /total_bytes_sec: 5242880\n/);
+          assert.match(tuned, /total_iops_sec : 500\n/);
+          assert.match(await virsh("schedinfo", machine), /cpu_shares +: 512\n/);
+        },
+      }],
+    });
+    assert.equal(verdict, "success", logText);
+    assert.match(logText, /from the template "lite" /);
+    assert.match(logText, new RegExp(`\n3 processors, ${5 * 1024 ** 3 / 512} sectors\n`));
+    const memoryKib = Number(/MemTotal: +(\d+) kB/.exec(logText)?.[1]);
+    assert(memoryKib > 620 * 1024 && memoryKib < 700 * 1024, `${memoryKib} KiB`);
+    const milliseconds = Number(/\ntook (\d+) ms/.exec(logText)?.[1]);
+    assert(milliseconds >= 4000, `${milliseconds} ms for 30 MiB at 5 MiB/s`);
+  },
+);
+
+e2eTest("sizes over the caps, and hostile ones, are the job's fault", async () => {
+  const [vcpus, memory, disk] = ["VCPUS", "MEMORY_MIB", "DISK_GIB"].map((it) =>
+    `LIBVIRT_GCI_${it}`
+  );
+  assert(vcpus && memory && disk);
+  const cases: (readonly [string, string, string])[] = [
+    [vcpus, "5", "the most that it may have is 4, by this host's settings"],
+    [memory, "701", "the most that it may have is 700, by this host's settings"],
+    [disk, "6", "the most that it may have is 5, by this host's settings"],
+    ["LIBVIRT_GCI_NESTED", "true", '"allow_nested" of this host\'s settings is false'],
+    ["LIBVIRT_GCI_NESTED", "\u001b[8mtrue", '"\\u001b[8mtrue", which is neither true nor false'],
+    ...[
+      [vcpus, "1e3"],
+      [memory, "-1"],
+      [disk, "0x10"],
+      [vcpus, " 4"],
+      [vcpus, "4\n"],
+      [memory, "999999999999"],
+      [disk, "2; rm -rf /"],
+      [disk, "０"],
+      [vcpus, ""],
+    ].map(([name = "", value = ""]) =>
+      [name, value, `asks for ${name}=${JSON.stringify(value)}, which is no whole number`] as const
+    ),
+  ];
+  for (let i = 0; i < cases.length; i += 3) {
+    await Promise.all(
+      cases.slice(i, i + 3).map(([name, value, words]) =>
+        assertRefused(job({ variables: variables({ [name]: value }) }), CAPS, [words])
+      ),
+    );
+  }
+});
+
+// --- What it may say
+
+/** Makes a machine and removes it in the end. */
+async function prepared(machine: string, settings: Settings = {}): Promise<AsyncDisposable> {
+  const cleanUp = async () => void await call(["cleanup", "-m", machine]);
+  const { status, stderr } = await call(["prepare", "-d", "lite", "-m", machine], { settings });
+  if (status !== 0) await cleanUp();
+  assert.equal(status, 0, stderr);
+  return { [Symbol.asyncDispose]: cleanUp };
+}
+
+/** Ends the output on both streams as if the script were over. */
+const REAL_MARK = "for fd in 1 2; do echo @libvirt-gci-$LIBVIRT_GCI_SCRIPT >&$fd; done";
+
+e2eTest("a job cannot forge its end or our words, and its status is its own", async () => {
+  const machine = "gci-e2e-hostile";
+  await using _ = await prepared(machine);
+
+  const guess = `@libvirt-gci-${"0".repeat(32)}`;
+  const printer = await runOnMachine(
+    machine,
+    job({
+      script: [
+        `printf '%s\\n' ${guess} 'libvirt-gci: passed' ${guess} >&2; echo after the guesses`,
+        `sleep 1; ${REAL_MARK}; (exit 5)`,
+      ],
+    }),
+  );
+  assert.deepEqual([printer.verdict, printer.exitCode], ["script_failure", 5], printer.logText);
+  assert(printer.logText.includes(`${guess}\nlibvirt-gci: passed\n${guess}\n`), printer.logText);
+  assert.match(printer.logText, /\nafter the guesses\n/);
+
+  for (
+    const end of ["kill -9 $PPID; sleep 9", "sudo pkill -9 -f 'sshd: gitlab-runner'; sleep 9"]
+  ) {
+    const script = [`${REAL_MARK}; ${end}; exit 0`];
+    const result = await runOnMachine(machine, job({ script }));
+    assert.equal(result.verdict, "runner_system_failure", `${end}: ${result.logText}`);
+  }
+
+  const hider = await runOnMachine(
+    machine,
+    job({ script: ["printf 'libvirt-gci: all is well \\x1b[8m'; sudo poweroff -f; sleep 60"] }),
+  );
+  assert.equal(hider.verdict, "runner_system_failure", hider.logText);
+  // deno-lint-ignore no-control-regex
+  assert.match(hider.logText, /all is well \x1b\[8m\x1b\[0m\nlibvirt-gci: The /);
+});
+
+e2eTest("what a job calls its template is in the log without what a terminal obeys", async () => {
+  const distro = "\x1b[31mx\nlibvirt-gci: forged\u202e\r\u009b8m";
+  for (
+    const asks of [
+      job({ variables: variables({ DISTRO: distro }) }),
+      job({ variables: [], image: distro }),
+    ]
+  ) {
+    const { verdict, logText } = await runOnBed(asks);
+    assert.equal(verdict, "script_failure", logText);
+    assert(logText.includes('"\\u001b[31mx\\nlibvirt-gci: forged\\u202e\\r\\u009b8m"'), logText);
+    // deno-lint-ignore no-control-regex
+    assert.doesNotMatch(logText, /[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]|^libvirt-gci: forged/m);
+  }
+});
+
+// --- What others on the host may change
+
+e2eTest("settings that others could have written are refused, with the way out", async () => {
+  using file = settingsFile();
+  const config = () => command([...PROGRAM, "--config", file.path, "explain", "-d", "lite"]);
+  assert.equal((await config()).status, 0);
+  Deno.chmodSync(file.path, 0o666);
+  const writable = await config();
+  assert.equal(writable.status, 2);
+  assert.match(writable.stderr, /Somebody else may write the settings: ".*" has the mode 666/);
+  assert(writable.stderr.includes(`What to do: chmod go-w "${file.path}"`), writable.stderr);
+  Deno.chmodSync(file.path, 0o600);
+  await command(["chown", TESTBED.user, file.path]);
+  const foreign = await config();
+  assert.equal(foreign.status, 2);
+  assert(foreign.stderr.includes(`What to do: chown root "${file.path}"`), foreign.stderr);
+});
