@@ -23,6 +23,7 @@ globalThis.addEventListener("error", async (event) => {
 
 const status = await runProgram({
   ...{ args: Deno.args, env, version, exit: Deno.exit, signal: await cancelOnSignals() },
+  stdin: Deno.stdin,
   stdout: sinkTo(Deno.stdout),
   stderr: sinkTo(Deno.stderr),
 });

@@ -45,8 +45,34 @@ export const symbols = {
     nonblocking: true,
   },
 
+  virConnectGetLibVersion: {
+    parameters: [
+      virConnectPtr, // virConnectPtr conn
+      "buffer", // unsigned long *libVer
+    ],
+    result: "i32", // 0, -1 on error
+    nonblocking: true,
+  },
+  virConnectGetVersion: {
+    parameters: [
+      virConnectPtr, // virConnectPtr conn
+      "buffer", // unsigned long *hvVer
+    ],
+    result: "i32", // 0, -1 on error
+    nonblocking: true,
+  },
+
   // libvirt-domain
 
+  virConnectListAllDomains: {
+    parameters: [
+      virConnectPtr, // virConnectPtr conn
+      "buffer", // virDomainPtr **domains
+      "u32", // unsigned int flags
+    ],
+    result: "i32", // how many, -1 on error
+    nonblocking: true,
+  },
   virDomainCreateXML: {
     parameters: [
       virConnectPtr, // virConnectPtr conn
@@ -69,6 +95,14 @@ export const symbols = {
     ],
     result: "i32", // 0, -1 on error
   },
+  virDomainGetInfo: {
+    parameters: [
+      virDomainPtr, // virDomainPtr domain
+      "buffer", // virDomainInfoPtr info
+    ],
+    result: "i32", // 0, -1 on error
+    nonblocking: true,
+  },
   virDomainGetMetadata: {
     parameters: [
       virDomainPtr, // virDomainPtr domain
@@ -78,6 +112,12 @@ export const symbols = {
     ],
     result: "pointer", // char *, ours to free, NULL on error
     nonblocking: true,
+  },
+  virDomainGetName: {
+    parameters: [
+      virDomainPtr, // virDomainPtr domain
+    ],
+    result: "pointer", // const char *, the handle's, NULL on error
   },
   virDomainGetXMLDesc: {
     parameters: [
@@ -139,6 +179,14 @@ export const symbols = {
     ],
     result: "i32", // 0, -1 on error
   },
+  virNetworkGetAutostart: {
+    parameters: [
+      virNetworkPtr, // virNetworkPtr network
+      "buffer", // int *autostart
+    ],
+    result: "i32", // 0, -1 on error
+    nonblocking: true,
+  },
   virNetworkGetXMLDesc: {
     parameters: [
       virNetworkPtr, // virNetworkPtr network
@@ -165,6 +213,15 @@ export const symbols = {
 
   // libvirt-nwfilter
 
+  virConnectListAllNWFilters: {
+    parameters: [
+      virConnectPtr, // virConnectPtr conn
+      "buffer", // virNWFilterPtr **filters
+      "u32", // unsigned int flags
+    ],
+    result: "i32", // how many, -1 on error
+    nonblocking: true,
+  },
   virNWFilterDefineXML: {
     parameters: [
       virConnectPtr, // virConnectPtr conn
@@ -178,6 +235,12 @@ export const symbols = {
       virNWFilterPtr, // virNWFilterPtr nwfilter
     ],
     result: "i32", // 0, -1 on error
+  },
+  virNWFilterGetName: {
+    parameters: [
+      virNWFilterPtr, // virNWFilterPtr nwfilter
+    ],
+    result: "pointer", // const char *, the handle's, NULL on error
   },
   virNWFilterLookupByName: {
     parameters: [
@@ -227,6 +290,14 @@ export const symbols = {
       virStoragePoolPtr, // virStoragePoolPtr pool
     ],
     result: "i32", // 0, -1 on error
+  },
+  virStoragePoolGetAutostart: {
+    parameters: [
+      virStoragePoolPtr, // virStoragePoolPtr pool
+      "buffer", // int *autostart
+    ],
+    result: "i32", // 0, -1 on error
+    nonblocking: true,
   },
   virStoragePoolGetXMLDesc: {
     parameters: [

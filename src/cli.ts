@@ -79,8 +79,96 @@ const runCommand = command(
 
 const cleanupCommand = command(
   "cleanup",
-  object({ command: constant("cleanup"), machine: machineOption }),
+  object({
+    command: constant("cleanup"),
+    machine: machineOption,
+    all: withDefault(
+      flag("--all", {
+        description: message`Remove all machines of libvirt-gci, also those that jobs need.`,
+      }),
+      false,
+    ),
+    yes: withDefault(
+      flag("--yes", { description: message`With ${"--all"}, do not ask whether that is meant.` }),
+      false,
+    ),
+  }),
   { description: message`Remove the machine and all that belongs to it.` },
+);
+
+const gcCommand = command(
+  "gc",
+  object({
+    command: constant("gc"),
+    dryRun: withDefault(
+      flag("--dry-run", { description: message`Only say what would be removed, and why.` }),
+      false,
+    ),
+    olderThan: optional(
+      option(
+        "--older-than",
+        string({
+          metavar: "DURATION",
+          pattern: /^[1-9]\d{0,5}[smhd]$/,
+          errors: { patternMismatch: message`Write a number and s, m, h or d, such as 2h.` },
+        }),
+        {
+          description:
+            message`Remove also what was made longer ago, by its own record: machines by hand, and those of jobs that still run. Such as 90m, 2h or 7d.`,
+        },
+      ),
+    ),
+  }),
+  {
+    description: message`Remove what is left of machines that no job and no person needs any more.`,
+    footer:
+      message`A job needs its machine until its timeout and ten minutes have passed, or until GitLab Runner and the attempt's directory are gone. A machine by hand is needed until somebody removes it.`,
+  },
+);
+
+const listCommand = command(
+  "list",
+  object({
+    command: constant("list"),
+    json: withDefault(flag("--json", { description: message`Print JSON.` }), false),
+  }),
+  {
+    description: message`Show the machines of libvirt-gci, and what is left of earlier ones.`,
+    footer:
+      message`States: starting; ready; orphan, which runs and nobody needs; leftover, which does not run.`,
+  },
+);
+
+const sshCommand = command(
+  "ssh",
+  object({
+    command: constant("ssh"),
+    machine: argument(string({ metavar: "MACHINE" }), {
+      description: message`The name of the machine.`,
+    }),
+  }),
+  {
+    description:
+      message`Log in to a machine at your terminal, or run a command there that follows ${"--"}.`,
+  },
+);
+
+const doctorCommand = command(
+  "doctor",
+  object({
+    command: constant("doctor"),
+    boot: optional(
+      option("--boot", string({ metavar: "TEMPLATE" }), {
+        description: message`Run a whole job on this template too.`,
+      }),
+    ),
+    json: withDefault(flag("--json", { description: message`Print JSON.` }), false),
+  }),
+  {
+    description:
+      message`Check this host: what keeps jobs from running, what it means and what mends it.`,
+    footer: message`It ends with 2 if there is a problem, and with 0 if there are warnings only.`,
+  },
 );
 
 const explainCommand = command(
@@ -125,7 +213,17 @@ const parser = object({
       description: message`The settings, instead of /etc/libvirt-gci/config.yaml.`,
     }),
   ),
-  action: or(configCommand, prepareCommand, runCommand, cleanupCommand, explainCommand),
+  action: or(
+    configCommand,
+    prepareCommand,
+    runCommand,
+    cleanupCommand,
+    gcCommand,
+    listCommand,
+    sshCommand,
+    doctorCommand,
+    explainCommand,
+  ),
 });
 
 /** What the command line asks for. */
@@ -173,7 +271,21 @@ function parseWithHelp(args: readonly string[], version: string, output: CliOutp
   });
 }
 
+const SECONDS: Readonly<Record<string, number>> = { s: 1, m: 60, h: 3600, d: 86_400 };
+
+/** The seconds of a duration such as `2h`, which the parser let through. */
+export function durationSeconds(duration: string): number {
+  return Number.parseInt(duration) * (SECONDS[duration.slice(-1)] ?? 1);
+}
+
 function checkTogether({ action, guestCommand }: Arguments): void {
+  if (action.command === "cleanup" && action.all && action.machine !== undefined) {
+    throw new UsageError({
+      what: "The command cleanup takes --machine or --all, not both",
+      advice: `See ${PROGRAM} cleanup --help`,
+    });
+  }
+  if (action.command === "ssh") return;
   if (action.command !== "run") {
     if (guestCommand === null) return;
     throw new UsageError({

@@ -169,8 +169,13 @@ async function sha256(text: string): Promise<string> {
   return new Uint8Array(digest).toHex();
 }
 
+/** Whether a machine of ours can have this name. */
+export function isMachineName(name: string): boolean {
+  return /^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/.test(name);
+}
+
 function checkMachineName(machine: string): void {
-  if (/^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/.test(machine)) return;
+  if (isMachineName(machine)) return;
   throw new UsageError({
     what: `The machine's name ${JSON.stringify(machine)} is no name for a machine`,
     advice: "Use letters, digits, '.', '_' and '-', 63 characters at most",

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { type Arguments, type CliOutput, parseArguments, PROGRAM } from "./cli.ts";
-import { type Config, loadConfig } from "./config.ts";
-import { explain, ScriptFailure, SystemFailure } from "./errors.ts";
+import { type Arguments, type CliOutput, durationSeconds, parseArguments, PROGRAM } from "./cli.ts";
+import { type Config, type ConfigPlaces, DEFAULT_CONFIG, loadConfig } from "./config.ts";
+import { explain, ScriptFailure, SystemFailure, UsageError } from "./errors.ts";
 import { exitStatus, reportScriptStatus } from "./exit_status.ts";
 import { commandLine } from "./guest/command_line.ts";
 import { type Env, jobFromEnv, MACHINE_VARIABLE, requireMachine } from "./job.ts";
@@ -9,11 +9,16 @@ import { Connection } from "./libvirt/connection.ts";
 import { toVisible } from "./quoted.ts";
 import { ScriptOutput } from "./script_output.ts";
 import { cleanup } from "./stages/cleanup.ts";
+import { type Ask, cleanupAll } from "./stages/cleanup_all.ts";
 import { configJson } from "./stages/config.ts";
 import { explainJob, jobToExplain } from "./stages/explain.ts";
+import { gc } from "./stages/gc.ts";
+import { listJson, listMachines, listTable } from "./stages/list.ts";
 import { howToGoOn, prepare } from "./stages/prepare.ts";
 import { run } from "./stages/run.ts";
+import { ssh } from "./stages/ssh.ts";
 import type { Stage } from "./stages/stage.ts";
+import { ownTerminal } from "./terminal.ts";
 
 /** What the program gets from its caller. */
 export interface Caller extends Pick<Stage, "signal" | "stdout" | "stderr"> {
@@ -21,6 +26,14 @@ export interface Caller extends Pick<Stage, "signal" | "stdout" | "stderr"> {
   readonly env: Env;
   readonly version: string;
   readonly exit: CliOutput["exit"];
+  readonly stdin: Stdin;
+}
+
+/** What a person may type. */
+export interface Stdin {
+  readonly isTerminal: () => boolean;
+  /** Reads a line, or a part of it; null at the end. */
+  readonly read: (buffer: Uint8Array) => Promise<number | null>;
 }
 
 /** Does what the command line asks for, and says with which status to exit. It never throws. */
@@ -75,6 +88,7 @@ async function runCommand(args: Arguments, caller: Caller): Promise<void> {
   const { action, guestCommand } = args;
   const { env, version } = caller;
   const places = { file: args.config, home: env["HOME"], xdgConfigHome: env["XDG_CONFIG_HOME"] };
+  if (action.command === "doctor") return await examineHost(action, { args, caller, places });
   const config = await loadConfig(places);
   switch (action.command) {
     case "config": {
@@ -95,8 +109,36 @@ async function runCommand(args: Arguments, caller: Caller): Promise<void> {
       return await withStage({ config, args, caller }, (stage) => run(machine, script, stage));
     }
     case "cleanup": {
+      if (action.all) {
+        const question = { yes: action.yes, ask: askAt(caller) };
+        return await withStage({ config, args, caller }, (stage) => cleanupAll(question, stage));
+      }
       const machine = requireMachine(await jobFromEnv(env, action));
-      return await withStage({ config, args, caller }, (stage) => cleanup(machine, stage));
+      return await withStage({ config, args, caller }, async (stage) => {
+        await cleanup(machine, stage);
+      });
+    }
+    case "gc": {
+      const { dryRun, olderThan } = action;
+      const olderThanSeconds = olderThan === undefined ? null : durationSeconds(olderThan);
+      const options = { dryRun, olderThanSeconds };
+      return await withStage({ config, args, caller }, (stage) => gc(options, stage));
+    }
+    case "list": {
+      return await withStage({ config, args, caller }, async (stage) => {
+        const machines = await listMachines(stage);
+        print(action.json ? listJson(machines) : listTable(machines));
+      });
+    }
+    case "ssh": {
+      const { machine } = await jobFromEnv(env, action);
+      const terminal = ownTerminal(env["TERM"]);
+      if (terminal === null) throw noTerminal(action.machine);
+      const command = guestCommand === null ? null : commandLine(guestCommand);
+      return await withStage(
+        { config, args, caller },
+        (stage) => ssh(machine ?? action.machine, { command, terminal, stage }),
+      );
     }
     case "explain": {
       const { text, refusal } = explainJob(await jobToExplain(action, env), config, action);
@@ -105,6 +147,44 @@ async function runCommand(args: Arguments, caller: Caller): Promise<void> {
       return;
     }
   }
+}
+
+/** Prints what is right and wrong with this host. Throws SystemFailure if there is a problem. */
+async function examineHost(
+  { boot, json }: { readonly boot?: string | undefined; readonly json: boolean },
+  { args, caller, places }: {
+    readonly args: Arguments;
+    readonly caller: Caller;
+    readonly places: ConfigPlaces;
+  },
+): Promise<void> {
+  // Loaded here, since jobs never call it.
+  const { findingsOfHost, findingsOfJob } = await import("./stages/doctor.ts");
+  const { failureOf, findingsJson, findingsText } = await import("./doctor/report.ts");
+  let config = DEFAULT_CONFIG;
+  let configError: unknown = null;
+  try {
+    config = await loadConfig(places);
+  } catch (error) {
+    configError = error; // a finding, like all others
+  }
+  const context = { config, configError, home: caller.env["HOME"], signal: caller.signal };
+  const findings = await findingsOfHost(context);
+  if (boot !== undefined) {
+    await withStage({ config, args, caller }, async (stage) => {
+      findings.push(...await findingsOfJob(boot, stage));
+    });
+  }
+  print(json ? findingsJson(findings) : findingsText(findings));
+  const failure = failureOf(findings);
+  if (failure !== null) throw failure;
+}
+
+function noTerminal(machine: string): UsageError {
+  return new UsageError({
+    what: "The command ssh needs a terminal",
+    advice: `${PROGRAM} run --machine ${machine} -- COMMAND needs none`,
+  });
 }
 
 /** Connects to libvirt for a stage, and closes the connection after it. */
@@ -126,20 +206,37 @@ async function withStage(
   await using connection = await connect();
   await body({
     ...{ config, connection, connect, signal, home: env["HOME"], stdout, stderr },
-    keyDirectory: await keyDirectory(env),
+    keyDirectory: keyDirectory(env, config.uri),
     log: (line) => print(inOneLine(line)),
     warn: (line) => printError(inOneLine(line)),
   });
 }
 
-/** The attempt's directory under GitLab Runner, which removes it; else the user's own. */
-async function keyDirectory(env: Env): Promise<string> {
+/**
+ * The attempt's directory under GitLab Runner, which removes it; else the user's own, with one of its
+ * own for each other hypervisor: gc must not take the keys of another's machines for left over.
+ */
+function keyDirectory(env: Env, uri: string): string {
   const response = env["JOB_RESPONSE_FILE"];
   if (response) return response.slice(0, response.lastIndexOf("/"));
-  const { uid } = await Deno.stat("/proc/self"); // whose owner is the effective user
-  if (uid === 0) return "/run/libvirt-gci";
+  const below = uri === DEFAULT_CONFIG.uri ? "" : `/${encodeURIComponent(uri)}`;
+  if (Deno.uid() === 0) return `/run/libvirt-gci${below}`;
   const runtime = env["XDG_RUNTIME_DIR"];
-  return runtime ? `${runtime}/libvirt-gci` : `${env["HOME"] ?? ""}/.cache/libvirt-gci`;
+  const base = runtime ? `${runtime}/libvirt-gci` : `${env["HOME"] ?? ""}/.cache/libvirt-gci`;
+  return base + below;
+}
+
+/** Asks at the terminal, where anything but yes is no; null if there is none. */
+function askAt({ stdin, stdout, signal }: Caller): Ask | null {
+  if (!stdin.isTerminal()) return null;
+  return async (question) => {
+    await stdout(new TextEncoder().encode(`${question} [y/N] `));
+    const buffer = new Uint8Array(64);
+    const cancelled = Promise.withResolvers<null>();
+    signal.addEventListener("abort", () => cancelled.resolve(null));
+    const length = await Promise.race([stdin.read(buffer), cancelled.promise]);
+    return /^\s*y(es)?\s*$/i.test(new TextDecoder().decode(buffer.subarray(0, length ?? 0)));
+  };
 }
 
 async function readScript(

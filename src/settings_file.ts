@@ -12,12 +12,12 @@ export async function readSettingsFile(file: string): Promise<string> {
   using opened = await Deno.open(file);
   const info = await opened.stat(); // of what is read, whatever the name means by now
   if (info.isDirectory) throw new Deno.errors.IsADirectory("it is a directory");
-  await refuseUntrusted(file, info);
+  refuseUntrusted(file, info);
   if (info.isFile) { // a pipe, as of <(command) in bash, is in no directory
     for (const directory of new Set([directoryOf(file), directoryOf(await Deno.realPath(file))])) {
       const info = await Deno.stat(directory);
       // Where the sticky bit is, as in /tmp, nobody replaces another's file.
-      if (((info.mode ?? 0) & STICKY) === 0) await refuseUntrusted(directory, info);
+      if (((info.mode ?? 0) & STICKY) === 0) refuseUntrusted(directory, info);
     }
   }
   return await new Response(opened.readable).text();
@@ -29,9 +29,8 @@ function directoryOf(path: string): string {
   return slash < 0 ? "." : path.slice(0, slash) || "/";
 }
 
-async function refuseUntrusted(path: string, { mode, uid }: Deno.FileInfo): Promise<void> {
-  const { uid: own } = await Deno.stat("/proc/self");
-  if (uid !== 0 && uid !== own) {
+function refuseUntrusted(path: string, { mode, uid }: Deno.FileInfo): void {
+  if (uid !== 0 && uid !== Deno.uid()) {
     throw new SystemFailure({
       what: `Somebody else may write the settings: "${path}" belongs to the user ${uid}`,
       advice: `chown root "${path}"`,

@@ -12,7 +12,8 @@ const MACHINE: MachineDomain = {
   name: "gitlab-proj-4242-0123456789",
   record: {
     ...{ job: "4242", project: "grp/proj", template: "debian-12" },
-    ...{ created: "2024-05-06T07:08:09.000Z", deadline: "2024-05-06T08:08:09.000Z" },
+    ...{ created: "2024-05-06T07:08:09.000Z", deadline: "2024-05-06T08:18:09.000Z" },
+    ...{ attemptDir: "/tmp/custom-executor1", runner: "812 1043 boot", host: "0123456789abcdef" },
     ...{
       mac: "52:54:00:01:02:03",
       user: "gitlab-runner",

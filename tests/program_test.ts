@@ -134,6 +134,109 @@ Deno.test("explain ends as prepare would, with its words, when the job is refuse
     assert.equal(`libvirt-gci: ${JSON.parse(stdout).refusal}\n`, stderr);
   }));
 
+/** Makes a host of libvirt's test driver where this volume is left over, and gives its settings. */
+async function withHost<T>(volume: string, body: (settings: string) => Promise<T>): Promise<T> {
+  const directory = await Deno.makeTempDir({ prefix: "libvirt-gci-test-" });
+  const host = await Deno.readTextFile(new URL("tests/data/host.xml", ROOT));
+  await Deno.writeTextFile(`${directory}/host.xml`, host.replaceAll("somebody.qcow2", volume));
+  await Deno.writeTextFile(`${directory}/config.yaml`, `uri: test://${directory}/host.xml\n`);
+  try {
+    return await body(`${directory}/config.yaml`);
+  } finally {
+    await Deno.remove(directory, { recursive: true });
+  }
+}
+
+/** Runs main.ts by hand on such a host. */
+function onHostWith(volume: string, args: string[]): Promise<Ended> {
+  return withHost(volume, (settings) => program(["--config", settings, ...args]));
+}
+
+Deno.test("gc says what it removed, and nothing where there is nothing", async () => {
+  const left = await onHostWith("gone.overlay.libvirt-gci", ["gc"]);
+  assert.deepEqual([left.status, left.stderr], [0, ""]);
+  assert.equal(left.stdout, 'Removed "gone" (1 volume): nothing says whose it is\n');
+  const dry = await onHostWith("gone.overlay.libvirt-gci", [
+    "gc",
+    "--dry-run",
+    "--older-than",
+    "2h",
+  ]);
+  assert.equal(dry.stdout, 'Would remove "gone" (1 volume): nothing says whose it is\n');
+  const nothing = await onHostWith("somebody.qcow2", ["gc"]);
+  assert.deepEqual(nothing, { status: 0, stdout: "", stderr: "" });
+});
+
+Deno.test("gc that cannot remove something ends with 2, and says what and why", async () => {
+  const { status, stderr } = await onHostWith("somebody.overlay.libvirt-gci", ["gc"]);
+  assert.equal(status, 2);
+  assert.match(stderr, /^libvirt-gci: Cannot remove a machine that nobody needs\n/);
+  assert.match(stderr, /- The domain "somebody" was not made by libvirt-gci/);
+});
+
+Deno.test("ssh without a terminal says what needs none", async () => {
+  const { status, stderr } = await onHostWith("somebody.qcow2", ["ssh", "mine"]);
+  assert.equal(status, 2);
+  assert.match(
+    stderr,
+    /The command ssh needs a terminal\nWhat to do: libvirt-gci run --machine mine/,
+  );
+});
+
+Deno.test("doctor finds mistakes in the settings, and goes on without them", async () => {
+  const settings = await Deno.makeTempFile({ prefix: "libvirt-gci-test-", suffix: ".yaml" });
+  await Deno.writeTextFile(settings, "nonsense: 1\n");
+  const { status, stdout, stderr } = await program(["--config", settings, "doctor", "--json"]);
+  await Deno.remove(settings);
+  assert.equal(status, 2);
+  const findings: { level: string; meaning: string }[] = JSON.parse(stdout).findings;
+  assert(
+    findings.some(({ level, meaning }) => level === "problem" && /nonsense/.test(meaning)),
+    stdout,
+  );
+  assert.match(stderr, /not ready for jobs/);
+});
+
+Deno.test("list prints a table, or JSON", async () => {
+  const table = await onHostWith("gone.overlay.libvirt-gci", ["list"]);
+  assert.match(table.stdout, /^MACHINE .* DISK\ngone .* leftover .*\n$/);
+  const json = await onHostWith("gone.overlay.libvirt-gci", ["list", "--json"]);
+  assert.equal(JSON.parse(json.stdout)[0].machine, "gone");
+  assert.equal((await onHostWith("somebody.qcow2", ["list", "--json"])).stdout, "[]\n");
+});
+
+Deno.test("cleanup --all without a terminal needs --yes", async () => {
+  const refused = await onHostWith("gone.overlay.libvirt-gci", ["cleanup", "--all"]);
+  assert.equal(refused.status, 2);
+  assert.match(refused.stderr, /Remove 1 machine\? There is no terminal to ask on/);
+  const { status, stdout } = await onHostWith("gone.overlay.libvirt-gci", [
+    "cleanup",
+    "--all",
+    "--yes",
+  ]);
+  assert.deepEqual([status, stdout], [0, 'Removed the machine "gone"\n']);
+});
+
+for (const [answer, words] of [["y", /Removed the machine/], ["", /Nothing is removed/]] as const) {
+  const title = `cleanup --all asks at a terminal, where the answer is ${JSON.stringify(answer)}`;
+  Deno.test(title, () =>
+    withHost("gone.overlay.libvirt-gci", async (settings) => {
+      const main = new URL("main.ts", ROOT).pathname;
+      const line = `'${Deno.execPath()}' run -A ${main} --config ${settings} cleanup --all`;
+      const terminal = new Deno.Command("script", {
+        args: ["-qec", line, "/dev/null"],
+        ...{ stdin: "piped", stdout: "piped", stderr: "null" },
+      }).spawn();
+      const writer = terminal.stdin.getWriter();
+      await writer.write(new TextEncoder().encode(`${answer}\n`));
+      const { stdout, code } = await terminal.output();
+      await writer.close().catch(() => {});
+      assert.equal(code, 0);
+      assert.match(new TextDecoder().decode(stdout), /Remove 1 machine\? \[y\/N\] /);
+      assert.match(new TextDecoder().decode(stdout), words);
+    }));
+}
+
 Deno.test("a settings file that others may write is refused, and says how to mend it", async () => {
   const settings = await Deno.makeTempFile({ prefix: "libvirt-gci-test-" });
   await Deno.chmod(settings, 0o666);
@@ -155,6 +258,9 @@ for (
     [["explain", "--", "true"], /takes nothing behind --/],
     [["explain", "--variables", "/nonexistent"], /Cannot read the variables/],
     [["cleanup"], /Which machine\?/],
+    [["cleanup", "--all", "--machine", "m"], /--machine or --all, not both/],
+    [["gc", "--older-than", "2 weeks"], /Write a number and s, m, h or d/],
+    [["gc", "--", "true"], /takes nothing behind --/],
     [["run", "-m", "a/b", "--", "true"], /"a\/b" is no name/],
     [["cleanup", "--machine", ""], /"" is no name/],
   ] as const
@@ -167,7 +273,19 @@ for (
 }
 
 Deno.test("each command has help", async () => {
-  for (const command of ["config", "prepare", "run", "cleanup", "explain"]) {
+  for (
+    const command of [
+      "config",
+      "prepare",
+      "run",
+      "cleanup",
+      "gc",
+      "list",
+      "ssh",
+      "doctor",
+      "explain",
+    ]
+  ) {
     const { status, stdout } = await program([command, "--help"]);
     assert.equal(status, 0);
     assert.match(stdout, new RegExp(`Usage: libvirt-gci ${command}`));

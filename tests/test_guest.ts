@@ -25,6 +25,8 @@ export class TestGuest implements AsyncDisposable {
   readonly inputs: string[] = [];
   /** The command lines. */
   readonly commands: string[] = [];
+  /** The sizes that terminals had, one after another. */
+  readonly terminals: string[] = [];
   /** A private key that it lets in. */
   readonly privateKey: string;
   readonly port: number;
@@ -87,6 +89,17 @@ export class TestGuest implements AsyncDisposable {
 
   #serveSession(session: Session, connection: Connection): void {
     const { ignoreCommands, loseScripts } = this.#options;
+    session.on("pty", (accept, _reject, { cols, rows }) => {
+      this.terminals.push(`${cols}x${rows}`);
+      accept?.();
+    });
+    session.on("window-change", (accept, _reject, { cols, rows }) => {
+      this.terminals.push(`${cols}x${rows}`);
+      accept?.();
+    });
+    session.on("shell", (accept) => {
+      this.#running.add(this.#exec(accept(), "exec sh", connection));
+    });
     session.on("exec", (accept, _reject, { command }) => {
       if (ignoreCommands) return;
       const channel = accept();

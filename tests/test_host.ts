@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { loadLibvirt } from "../ffi/libvirt.ts";
+import { loadProc } from "../ffi/proc.ts";
 import { Connection, type ConnectionOptions } from "../src/libvirt/connection.ts";
 
-loadLibvirt(); // here, so that no test is blamed for the library that it loads first
+// Here, so that no test is blamed for the libraries that it loads first.
+loadLibvirt();
+loadProc();
 
 /** The URI of {@linkcode openTestHost}. */
 export const TEST_HOST_URI = `test://${new URL("data/host.xml", import.meta.url).pathname}`;

@@ -51,7 +51,6 @@ export async function deleteKeyFile(file: string): Promise<boolean> {
 /** Refuses a directory that somebody else made for us, who could exchange the files in it. */
 async function refuseForeign(directory: string): Promise<void> {
   const { uid, mode } = await Deno.stat(directory);
-  const { uid: own } = await Deno.stat("/proc/self"); // whose owner is the effective user
-  if (uid === own && ((mode ?? 0) & 0o022) === 0) return;
+  if (uid === Deno.uid() && ((mode ?? 0) & 0o022) === 0) return;
   throw new SystemFailure({ what: `Others than this user may write to "${directory}"` });
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // @ts-types="@types/ssh2"
-import type { Client, ClientChannel, ConnectConfig } from "ssh2";
+import type { Client, ClientCallback, ClientChannel, ConnectConfig } from "ssh2";
 import type { Duplex, Readable } from "node:stream";
 import { SystemFailure } from "../errors.ts";
 import type { Channel } from "./agent_channel.ts";
@@ -123,11 +123,40 @@ export class SshConnection implements Disposable {
     return await end;
   }
 
+  /**
+   * Opens the user's login shell, or runs a command, with a terminal in the guest whose output goes to
+   * the sink.
+   */
+  async openTerminal(
+    command: string | null,
+    { type, size, output }: {
+      /** As in TERM. */
+      readonly type: string;
+      readonly size: TerminalSize;
+      readonly output: Sink;
+    },
+  ): Promise<RemoteTerminal> {
+    const pty = { term: type, cols: size.columns, rows: size.rows };
+    const { channel, end } = await this.#start((done) =>
+      command === null ? this.#client.shell(pty, done) : this.#client.exec(command, { pty }, done)
+    );
+    const drained = drain(channel, output);
+    return {
+      write: (bytes) => void channel.write(bytes),
+      resize: ({ columns, rows }) => channel.setWindow(rows, columns, 0, 0),
+      end: drained.then(() => end),
+    };
+  }
+
   #exec(command: string): Promise<RunningCommand> {
+    return this.#start((done) => this.#client.exec(command, done));
+  }
+
+  #start(open: (done: ClientCallback) => void): Promise<RunningCommand> {
     const { promise, resolve, reject } = Promise.withResolvers<RunningCommand>();
     const closed = (): void => reject(this.#lost ?? new Error("the connection is closed"));
     this.#client.once("close", closed);
-    this.#client.exec(command, (error, channel) => {
+    open((error, channel) => {
       this.#client.off("close", closed);
       if (error) reject(error);
       // Now or never: a fast command's end is in the same packet as the answer to ours.
@@ -140,6 +169,21 @@ export class SshConnection implements Disposable {
   [Symbol.dispose](): void {
     this.#client.destroy();
   }
+}
+
+/** How large a terminal is, in characters. */
+export interface TerminalSize {
+  readonly columns: number;
+  readonly rows: number;
+}
+
+/** A terminal in the guest. */
+export interface RemoteTerminal {
+  /** Types. */
+  readonly write: (bytes: Uint8Array) => void;
+  readonly resize: (size: TerminalSize) => void;
+  /** Resolves when what runs in it has ended and its output has been taken. */
+  readonly end: Promise<CommandEnd>;
 }
 
 interface RunningCommand {

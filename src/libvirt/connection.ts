@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { type Libvirt, loadLibvirt, type Pointer } from "../../ffi/libvirt.ts";
 import { type LibvirtQemu, loadLibvirtQemu, qemuSymbols } from "../../ffi/libvirt_qemu.ts";
-import { borrowedString, cString, pointerAt } from "../../ffi/memory.ts";
-import { Domain } from "./domain.ts";
+import { borrowedString, cString, OutCell, pointerAt } from "../../ffi/memory.ts";
+import { Domain, VIR_CONNECT_LIST_DOMAINS_ACTIVE } from "./domain.ts";
 import { LibvirtError, orNull, VIR_ERR } from "./error.ts";
 import { Network } from "./network.ts";
 import { NetworkFilter } from "./network_filter.ts";
@@ -25,6 +25,21 @@ type FreeName =
   | "virNWFilterFree"
   | "virStoragePoolFree"
   | "virStorageVolFree";
+
+/** The functions that list handles into an array, and what they list. */
+interface Lists {
+  readonly virConnectListAllDomains: "virDomain";
+  readonly virConnectListAllNWFilters: "virNWFilter";
+  readonly virStoragePoolListAllVolumes: "virStorageVol";
+}
+
+/** The functions that need no daemon. */
+type LocalName =
+  | "virDomainGetName"
+  | "virDomainInterfaceFree"
+  | "virNWFilterGetName"
+  | "virStorageVolGetName"
+  | "free";
 
 /** How long calls may take, and what ends them early. */
 export interface ConnectionOptions {
@@ -158,6 +173,22 @@ export class Connection implements AsyncDisposable {
     }
   }
 
+  /** As {@linkcode call}, for a function that lists handles, each of which the caller gives back. */
+  async callForList<Name extends keyof Lists>(
+    name: Name,
+    owner: CallParameters<Name>[0],
+    flags: number,
+  ): Promise<Pointer<Lists[Name]>[]> {
+    const list = new OutCell();
+    const args = [owner, list.buffer, flags] as unknown as CallParameters<Name>;
+    const count = Number(await this.call(name, ...args));
+    const array = list.pointer;
+    if (array === null) return [];
+    const pointers = Array.from({ length: count }, (_, i) => pointerAt(array, i * 8));
+    this.#libvirt.free(array);
+    return pointers.filter((pointer) => pointer !== null) as Pointer<Lists[Name]>[];
+  }
+
   /** Gives a handle back, or leaks it where a stuck call may still use it. */
   release<Name extends FreeName>(name: Name, pointer: Parameters<Libvirt[Name]>[0]): void {
     if (this.#stuck) return;
@@ -166,7 +197,7 @@ export class Connection implements AsyncDisposable {
   }
 
   /** The functions that ask no daemon, for handles that read C structures. */
-  get local(): Pick<Libvirt, "virDomainInterfaceFree" | "virStorageVolGetName" | "free"> {
+  get local(): Pick<Libvirt, LocalName> {
     return this.#libvirt;
   }
 
@@ -188,6 +219,37 @@ export class Connection implements AsyncDisposable {
   /** What the host can run, as libvirt's capabilities XML. */
   capabilities(): Promise<string> {
     return this.callForString("virConnectGetCapabilities", this.#pointer);
+  }
+
+  /** The domains that run. The caller disposes of each. */
+  activeDomains(): Promise<Domain[]> {
+    return this.#listDomains(VIR_CONNECT_LIST_DOMAINS_ACTIVE);
+  }
+
+  /** The domains that run or are defined. The caller disposes of each. */
+  allDomains(): Promise<Domain[]> {
+    return this.#listDomains(0);
+  }
+
+  async #listDomains(flags: number): Promise<Domain[]> {
+    const pointers = await this.callForList("virConnectListAllDomains", this.#pointer, flags);
+    return pointers.map((pointer) =>
+      new Domain(this, pointer, borrowedString(this.#libvirt.virDomainGetName(pointer)) ?? "")
+    );
+  }
+
+  /** The version of the daemon's libvirt: 9001002 is 9.1.2. */
+  async libVersion(): Promise<number> {
+    const version = new BigUint64Array(1);
+    await this.call("virConnectGetLibVersion", this.#pointer, version);
+    return Number(version[0]);
+  }
+
+  /** The hypervisor's version, counted likewise. */
+  async hypervisorVersion(): Promise<number> {
+    const version = new BigUint64Array(1);
+    await this.call("virConnectGetVersion", this.#pointer, version);
+    return Number(version[0]);
   }
 
   /** The domain of this name. Throws {@linkcode LibvirtError} if there is none. */
@@ -237,6 +299,16 @@ export class Connection implements AsyncDisposable {
     const lookup = this.call("virNWFilterLookupByName", this.#pointer, cString(name));
     const pointer = await orNull(VIR_ERR.NO_NWFILTER, orNull(VIR_ERR.NO_SUPPORT, lookup));
     return pointer && new NetworkFilter(this, pointer, name);
+  }
+
+  /** The names of all network filters; none where the driver has no filters. */
+  async networkFilterNames(): Promise<string[]> {
+    const list = this.callForList("virConnectListAllNWFilters", this.#pointer, 0);
+    return (await orNull(VIR_ERR.NO_SUPPORT, list) ?? []).map((pointer) => {
+      const name = borrowedString(this.#libvirt.virNWFilterGetName(pointer)) ?? "";
+      this.release("virNWFilterFree", pointer);
+      return name;
+    });
   }
 
   /** The storage pool of this name. Throws {@linkcode LibvirtError} if there is none. */

@@ -8,6 +8,8 @@ import { orNull, VIR_ERR } from "./error.ts";
 export const VIR_DOMAIN_START_VALIDATE = 16;
 /** virDomainCreateFlags: fill the firmware's variables from their template (libvirt 8.1.0). */
 export const VIR_DOMAIN_START_RESET_NVRAM = 32;
+/** virConnectListAllDomainsFlags: those that run. */
+export const VIR_CONNECT_LIST_DOMAINS_ACTIVE = 1;
 /** virDomainModificationImpact: change what runs. */
 const VIR_DOMAIN_AFFECT_LIVE = 1;
 /** virDomainMetadataType: an element of our own. */
@@ -53,6 +55,14 @@ export class Domain implements Disposable {
   async destroy(): Promise<void> {
     const destroyed = this.#connection.call("virDomainDestroy", this.#pointer);
     await orNull(VIR_ERR.NO_DOMAIN, orNull(VIR_ERR.OPERATION_INVALID, destroyed));
+  }
+
+  /** The memory that it has at most. */
+  async memoryMib(): Promise<number> {
+    // virDomainInfo (libvirt-domain.h): state at 0, maxMem in KiB at 8, 40 bytes in all.
+    const info = new BigUint64Array(5);
+    await this.#connection.call("virDomainGetInfo", this.#pointer, info);
+    return Number(info[1]) / 1024;
   }
 
   /** The element of this namespace in its `<metadata>`, as XML, or null if there is none. */

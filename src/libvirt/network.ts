@@ -19,6 +19,13 @@ export class Network implements Disposable {
     return (await this.#connection.call("virNetworkIsActive", this.#pointer)) === 1;
   }
 
+  /** Whether libvirt starts it with the host. */
+  async autostarts(): Promise<boolean> {
+    const autostart = new Int32Array(1);
+    await this.#connection.call("virNetworkGetAutostart", this.#pointer, autostart);
+    return autostart[0] === 1;
+  }
+
   /** Its XML: addresses, bridge, DHCP. */
   xml(): Promise<string> {
     return this.#connection.callForString("virNetworkGetXMLDesc", this.#pointer, 0);

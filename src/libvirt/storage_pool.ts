@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { Pointer } from "../../ffi/libvirt.ts";
-import { borrowedString, cString, OutCell, pointerAt } from "../../ffi/memory.ts";
+import { borrowedString, cString } from "../../ffi/memory.ts";
 import type { Connection } from "./connection.ts";
 import { orNull, VIR_ERR } from "./error.ts";
 import { Volume } from "./volume.ts";
@@ -27,6 +27,13 @@ export class StoragePool implements Disposable {
     await this.#connection.call("virStoragePoolBuild", this.#pointer, 0);
     await this.#connection.call("virStoragePoolCreate", this.#pointer, 0);
     await this.#connection.call("virStoragePoolSetAutostart", this.#pointer, 1);
+  }
+
+  /** Whether libvirt starts it with the host. */
+  async autostarts(): Promise<boolean> {
+    const autostart = new Int32Array(1);
+    await this.#connection.call("virStoragePoolGetAutostart", this.#pointer, autostart);
+    return autostart[0] === 1;
   }
 
   /** Has libvirt look for volumes that others put there. It fails while a volume is being made. */
@@ -67,24 +74,13 @@ export class StoragePool implements Disposable {
 
   /** The names of its volumes, as libvirt knows them without a refresh. */
   async volumeNames(): Promise<string[]> {
-    const list = new OutCell();
-    const count = await this.#connection.call(
-      "virStoragePoolListAllVolumes",
-      this.#pointer,
-      list.buffer,
-      0,
-    );
-    const array = list.pointer;
-    if (array === null) return [];
-    const names: string[] = [];
-    for (let i = 0; i < count; i++) {
-      const pointer = pointerAt(array, i * 8) as Pointer<"virStorageVol"> | null;
-      if (pointer === null) continue;
-      names.push(borrowedString(this.#connection.local.virStorageVolGetName(pointer)) ?? "");
+    const list = "virStoragePoolListAllVolumes";
+    const pointers = await this.#connection.callForList(list, this.#pointer, 0);
+    return pointers.map((pointer) => {
+      const name = borrowedString(this.#connection.local.virStorageVolGetName(pointer)) ?? "";
       this.#connection.release("virStorageVolFree", pointer);
-    }
-    this.#connection.local.free(array);
-    return names;
+      return name;
+    });
   }
 
   [Symbol.dispose](): void {

@@ -29,10 +29,19 @@ export class Volume implements Disposable {
 
   /** Its size as its readers see it, in bytes, looked up afresh. */
   async capacityBytes(): Promise<number> {
-    // virStorageVolInfo (libvirt-storage.h): type at 0, capacity at 8, allocation at 16.
+    return Number((await this.#info())[1]);
+  }
+
+  /** What it takes of the pool, in bytes, looked up afresh. */
+  async allocationBytes(): Promise<number> {
+    return Number((await this.#info())[2]);
+  }
+
+  /** virStorageVolInfo (libvirt-storage.h): type at 0, capacity at 8, allocation at 16. */
+  async #info(): Promise<BigUint64Array> {
     const info = new BigUint64Array(3);
     await this.#connection.call("virStorageVolGetInfo", this.#pointer, info);
-    return Number(info[1]);
+    return info;
   }
 
   /** Deletes it. Nothing happens if it is gone already. */

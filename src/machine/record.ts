@@ -2,21 +2,15 @@
 import { parseXml } from "@rgrove/parse-xml";
 import type { Domain } from "../libvirt/domain.ts";
 import { type Xml, xml } from "../xml.ts";
+import type { Owner } from "./owner.ts";
 
 /** The XML namespace of our element in a domain's `<metadata>`, which marks the domain as ours. */
 export const NAMESPACE = "urn:libvirt-gci:machine:1";
 const PREFIX = "gci";
 
 /** What the machine's domain says of it: all that a later stage needs to know. */
-export interface MachineRecord {
-  /** GitLab's id of the job and the path of its project; empty by hand. */
-  readonly job: string;
-  readonly project: string;
+export interface MachineRecord extends Owner {
   readonly template: string;
-  /** ISO 8601. */
-  readonly created: string;
-  /** When GitLab ends the job at the latest, ISO 8601; empty if unknown. */
-  readonly deadline: string;
   readonly mac: string;
   /** How to log in. */
   readonly user: string;
@@ -42,6 +36,9 @@ function attributesXml(record: MachineRecord): Xml {
     template="${record.template}"
     created="${record.created}"
     deadline="${record.deadline}"
+    attemptDir="${record.attemptDir}"
+    runner="${record.runner}"
+    host="${record.host}"
     mac="${record.mac}"
     user="${record.user}"
     port="${record.port}"
@@ -64,6 +61,9 @@ export async function readRecord(domain: Domain): Promise<MachineRecord | null> 
     template: read("template"),
     created: read("created"),
     deadline: read("deadline"),
+    attemptDir: read("attemptDir"),
+    runner: read("runner"),
+    host: read("host"),
     mac: read("mac"),
     user: read("user"),
     port: read("port"),

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { SystemFailure } from "../errors.ts";
 import type { Connection } from "../libvirt/connection.ts";
+import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
 import {
   type Domain,
   VIR_DOMAIN_START_RESET_NVRAM,
@@ -8,6 +9,7 @@ import {
 } from "../libvirt/domain.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
 import { domainXml, type MachineDomain } from "./domain_xml.ts";
+import type { Owner } from "./owner.ts";
 import type { Template } from "./template.ts";
 import { createOverlay, createRawVolume, type VolumeKind, volumeName } from "./volumes.ts";
 
@@ -28,9 +30,26 @@ export interface VolumeContents {
 }
 
 /**
- * Makes the machine's own disk, on top of the template, and gives its path. `diskGib` holds if it is
- * more than the template's. It claims the machine's name: of two at once, one fails. Throws
- * SystemFailure.
+ * Claims the machine's name by the volume that says whose it is: of two at once, one fails. Until
+ * it is deleted, nobody else takes the name. Throws SystemFailure.
+ */
+export function claimName(pool: StoragePool, machine: string, owner: Owner): Promise<void> {
+  return orExplain(pool, machine, async () => {
+    const bytes = new TextEncoder().encode(`${JSON.stringify(owner)}\n`);
+    using volume = await createRawVolume(pool, volumeName(machine, "owner"), bytes.length);
+    try {
+      await volume.upload(bytes);
+    } catch (error) {
+      if (isLibvirtError(error, VIR_ERR.NO_SUPPORT)) return; // libvirt's test driver
+      await volume.delete().catch(() => {}); // the first failure counts
+      throw error;
+    }
+  });
+}
+
+/**
+ * Makes the machine's own disk, on top of the template, and gives its path. `diskGib` holds if it
+ * is more than the template's. Throws SystemFailure.
  */
 export function createDisk(
   pool: StoragePool,
@@ -51,7 +70,8 @@ export function createVolumes(
   { seed, credential, efi }: VolumeContents,
 ): Promise<VolumePaths> {
   const create = async (kind: VolumeKind, bytes = new Uint8Array()): Promise<string> => {
-    using volume = await createRawVolume(pool, volumeName(machine, kind), bytes);
+    using volume = await createRawVolume(pool, volumeName(machine, kind), bytes.length);
+    if (bytes.length > 0) await volume.upload(bytes);
     return await volume.path();
   };
   return orExplain(pool, machine, async () => ({

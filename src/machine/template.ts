@@ -58,7 +58,8 @@ export async function lookupActivePool(
   if (pool === null) {
     throw new SystemFailure({
       what: `The host has no storage pool "${name}"`,
-      advice: `Make it: virsh pool-define-as ${name} dir --target /var/lib/libvirt/${name} && ` +
+      advice:
+        `Make it: virsh pool-define-as ${name} dir --target /var/lib/libvirt/images/${name} && ` +
         `virsh pool-build ${name} && virsh pool-start ${name} && virsh pool-autostart ${name}; ` +
         `or set ${key} to another. make_base_image.sh makes the pool of templates`,
     });
@@ -72,8 +73,9 @@ export async function lookupActivePool(
 }
 
 /**
- * Makes and starts a pool of files below /var/lib/libvirt, unless there is one of this name. Safe
- * with many at once. Throws SystemFailure.
+ * Makes and starts a pool of files below /var/lib/libvirt/images, where AppArmor lets libvirt see on
+ * which template a disk stands, unless there is a pool of this name. Safe with many at once. Throws
+ * SystemFailure.
  */
 export async function createDirPool(connection: Connection, name: string): Promise<void> {
   using found = await connection.findPool(name);
@@ -81,11 +83,12 @@ export async function createDirPool(connection: Connection, name: string): Promi
     await becomesActive(connection, name); // another job's prepare may be about to start it
     return;
   }
+  const path = `/var/lib/libvirt/images/${name}`;
   const poolXml = xml`
     <pool type="dir">
       <name>${name}</name>
       <target>
-        <path>/var/lib/libvirt/${name}</path>
+        <path>${path}</path>
       </target>
     </pool>
   `;
@@ -95,7 +98,7 @@ export async function createDirPool(connection: Connection, name: string): Promi
   } catch (cause) {
     if (await becomesActive(connection, name)) return; // another job's prepare was first
     throw new SystemFailure({
-      what: `Cannot make the storage pool "${name}" in /var/lib/libvirt/${name}`,
+      what: `Cannot make the storage pool "${name}" in ${path}`,
       cause,
       advice: "Let this user manage libvirt, or set overlay_pool to a pool that there is",
     });

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { Connection } from "../libvirt/connection.ts";
+import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
 import type { Volume } from "../libvirt/volume.ts";
 import { sleep } from "../wait.ts";
@@ -7,10 +8,11 @@ import { type Xml, xml } from "../xml.ts";
 import type { Template } from "./template.ts";
 
 /**
- * The volumes of a machine: its name and one of these endings. libvirt's volumes have no metadata, so
- * the endings mark what is ours, in a pool that may hold the volumes of others too.
+ * The volumes of a machine: its name and one of these endings. libvirt's volumes have no metadata,
+ * so the endings mark what is ours, in a pool that may hold the volumes of others too.
  */
 const VOLUME_ENDINGS = {
+  owner: ".owner.libvirt-gci",
   overlay: ".overlay.libvirt-gci",
   seed: ".seed.libvirt-gci",
   credential: ".credential.libvirt-gci",
@@ -60,24 +62,26 @@ function overlayXml(name: string, template: Template, capacityBytes: number): Xm
   `;
 }
 
-/** Makes a volume of plain bytes. It is empty if there are none. The caller disposes of the handle. */
-export async function createRawVolume(
-  pool: StoragePool,
-  name: string,
-  bytes: Uint8Array<ArrayBuffer>,
-): Promise<Volume> {
+/** Makes a volume for as many plain bytes. The caller disposes of the handle. */
+export function createRawVolume(pool: StoragePool, name: string, bytes: number): Promise<Volume> {
   const volumeXml = xml`
     <volume type="file">
       <name>${name}</name>
-      <capacity unit="bytes">${bytes.length}</capacity>
+      <capacity unit="bytes">${bytes}</capacity>
       <target>
         <format type="raw" />
       </target>
     </volume>
   `;
-  const volume = await pool.createVolume(name, volumeXml.toString());
-  if (bytes.length > 0) await volume.upload(bytes);
-  return volume;
+  return pool.createVolume(name, volumeXml.toString());
+}
+
+const KINDS = Object.keys(VOLUME_ENDINGS).join("|");
+const MACHINE_VOLUME = new RegExp(`^(.+)\\.(?:${KINDS})\\.libvirt-gci(?:\\.\\d+)?$`);
+
+/** The machine whose volume this is, or an older part of its serial log; null if it is none's. */
+export function machineOfVolume(volume: string): string | null {
+  return MACHINE_VOLUME.exec(volume)?.[1] ?? null;
 }
 
 /** Whether a volume of this name belongs to some machine, and so is no template. */
@@ -86,40 +90,80 @@ export function isMachineVolume(name: string): boolean {
 }
 
 /**
- * Deletes all volumes of the machine that are there, and gives their names. It goes on where it
- * cannot delete one, and throws that error in the end.
+ * Deletes all volumes of the machine that are there but its owner's, and gives their names. `known`
+ * are some that somebody saw. It goes on where it cannot delete one, and throws that error in the
+ * end.
  */
 export async function deleteVolumes(
   connection: Connection,
   pool: StoragePool,
-  machine: string,
+  { machine, known = [] }: { readonly machine: string; readonly known?: readonly string[] },
 ): Promise<string[]> {
   const deleted: string[] = [];
   const errors: unknown[] = [];
   const tryDelete = async (name: string): Promise<void> => {
     try {
-      using volume = await pool.findVolume(name);
-      if (volume === null) return;
-      await volume.delete();
-      deleted.push(name);
+      if (await deleteVolume(pool, name)) deleted.push(name);
     } catch (error) {
       errors.push(error);
     }
   };
-  for (const kind of ["overlay", "seed", "credential", "nvram"] as const) {
+  for (const kind of ["seed", "credential", "nvram"] as const) {
     await tryDelete(volumeName(machine, kind));
   }
-  // The console comes last: it is how its older parts are found.
+  // The console comes after its older parts: it is how they are found.
   const rotated = await findRotatedLogs(connection, pool, machine).catch((error) => {
     errors.push(error);
     return [];
   });
-  for (const name of [...rotated, volumeName(machine, "console")]) await tryDelete(name);
+  const console = volumeName(machine, "console");
+  const logs = known.filter((name) => name.startsWith(`${console}.`));
+  for (const name of new Set([...rotated, ...logs, console])) await tryDelete(name);
+  // While it is there, prepare takes the name for used.
+  await tryDelete(volumeName(machine, "overlay"));
   if (errors.length > 0) throw errors[0];
   return deleted;
 }
 
+/** Deletes the volume that says whose the machine is: the last thing, which frees its name. */
+export function deleteOwner(pool: StoragePool, machine: string): Promise<boolean> {
+  return deleteVolume(pool, volumeName(machine, "owner"));
+}
+
+const DELETE_ATTEMPTS = 20;
+
+/** Whether there was such a volume, which is gone now. */
+async function deleteVolume(pool: StoragePool, name: string): Promise<boolean> {
+  using volume = await pool.findVolume(name);
+  if (volume === null) return false;
+  for (let attempt = 1;; attempt++) {
+    try {
+      await volume.delete();
+      return true;
+    } catch (error) {
+      // Somebody reads it just now, such as another gc.
+      if (!isLibvirtError(error, VIR_ERR.OPERATION_INVALID) || attempt === DELETE_ATTEMPTS) {
+        throw error;
+      }
+      await sleep(100);
+    }
+  }
+}
+
 const REFRESH_ATTEMPTS = 50;
+
+/** Has libvirt look for volumes that others put into the pool. Throws LibvirtError. */
+export async function refreshPool(pool: StoragePool): Promise<void> {
+  for (let attempt = 1;; attempt++) {
+    try {
+      return await pool.refresh();
+    } catch (error) {
+      // libvirt refuses while a volume of another job is being made.
+      if (attempt === REFRESH_ATTEMPTS) throw error;
+      await sleep(100);
+    }
+  }
+}
 
 /**
  * The older parts of the serial log: virtlogd begins a new file after 2 MiB and renames the old one
@@ -133,16 +177,7 @@ async function findRotatedLogs(
   using console = await pool.findVolume(volumeName(machine, "console"));
   if (console === null) return [];
   if (connection.isLocal && !await mayExist(`${await console.path()}.0`)) return [];
-  for (let attempt = 1;; attempt++) {
-    try {
-      await pool.refresh();
-      break;
-    } catch (error) {
-      // libvirt refuses while a volume of another job is being made.
-      if (attempt === REFRESH_ATTEMPTS) throw error;
-      await sleep(100);
-    }
-  }
+  await refreshPool(pool);
   const start = `${volumeName(machine, "console")}.`;
   return (await pool.volumeNames()).filter((name) =>
     name.startsWith(start) && /^\d+$/.test(name.slice(start.length))

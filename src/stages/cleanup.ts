@@ -6,28 +6,44 @@ import { deleteKeyFile, isKeyFileOf, keyFile } from "../guest/key_file.ts";
 import { deleteFilter } from "../machine/filter.ts";
 import { type MachineRecord, readRecord } from "../machine/record.ts";
 import { lookupActivePool } from "../machine/template.ts";
-import { deleteVolumes } from "../machine/volumes.ts";
+import { deleteOwner, deleteVolumes } from "../machine/volumes.ts";
 import type { Stage } from "./stage.ts";
 
+/** What somebody saw of a machine, where its name alone does not lead to it. */
+export interface Seen {
+  readonly volumes?: readonly { readonly pool: string; readonly name: string }[];
+  /** The directory of its attempt, empty if unknown: its key may be there. */
+  readonly attemptDir?: string;
+}
+
 /**
- * Removes the machine of this name and all that belongs to it, whatever a stage left of it. Succeeds
- * if there is nothing. Throws SystemFailure if the domain of this name is not ours.
+ * Removes the machine of this name and all that belongs to it, whatever a stage left of it, and
+ * last what says whose it is. Resolves to whether there was anything. Throws SystemFailure if the
+ * domain of this name is not ours.
  */
 export async function cleanup(
   machine: string,
   { connection, config, keyDirectory, log }: CleanupStage,
-): Promise<void> {
+  { volumes = [], attemptDir = "" }: Seen = {},
+): Promise<boolean> {
+  const pools = [...new Set([config.overlayPool, ...volumes.map(({ pool }) => pool)])];
   const { destroyed, key } = await destroyMachine(machine, connection);
   const removals = await Promise.allSettled([
     deleteKeyFile(keyFile(keyDirectory, machine)),
     // Of a job whose machine is removed by hand, the domain alone knows the attempt's directory.
     isKeyFileOf(machine, key) && deleteKeyFile(key),
+    attemptDir !== "" && deleteKeyFile(keyFile(attemptDir, machine)),
     deleteFilter(connection, machine),
-    deleteDisks(machine, connection, config.overlayPool),
+    ...pools.map((pool) => {
+      const known = volumes.filter((volume) => volume.pool === pool).map(({ name }) => name);
+      return deleteDisks({ machine, known }, connection, pool);
+    }),
   ]);
   for (const removal of removals) if (removal.status === "rejected") throw removal.reason;
-  const found = destroyed || removals.some((removal) => "value" in removal && removal.value);
+  let found = destroyed || removals.some((removal) => "value" in removal && removal.value);
+  for (const pool of pools) found = await disown(machine, connection, pool) || found;
   log(found ? `Removed the machine "${machine}"` : `There is no machine "${machine}"`);
+  return found;
 }
 
 /** What cleanup needs of a stage. */
@@ -58,12 +74,18 @@ async function destroyMachine(
 
 /** Whether there was a volume to delete. Without the pool there is none. */
 async function deleteDisks(
-  machine: string,
+  disks: { readonly machine: string; readonly known: readonly string[] },
   connection: Connection,
   poolName: string,
 ): Promise<boolean> {
   using found = await connection.findPool(poolName);
   if (found === null) return false;
   using pool = await lookupActivePool(connection, poolName, "overlay_pool");
-  return (await deleteVolumes(connection, pool, machine)).length > 0;
+  return (await deleteVolumes(connection, pool, disks)).length > 0;
+}
+
+/** Whether there was a volume that said whose the machine was. */
+async function disown(machine: string, connection: Connection, poolName: string): Promise<boolean> {
+  using pool = await connection.findPool(poolName);
+  return pool !== null && await deleteOwner(pool, machine);
 }

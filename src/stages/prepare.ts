@@ -11,9 +11,10 @@ import { refuseEnded, waitForAddress } from "../machine/address.ts";
 import { consoleEnd } from "../machine/console.ts";
 import { randomMac } from "../machine/domain_xml.ts";
 import { chooseDomainType } from "../machine/domain_type.ts";
+import { newOwner, type Owner } from "../machine/owner.ts";
 import { type MachineRecord, writeRecord } from "../machine/record.ts";
 import { CHANNEL_ADDRESS } from "../machine/ssh_channel.ts";
-import { createDisk, createVolumes, startMachine } from "../machine/start.ts";
+import { claimName, createDisk, createVolumes, startMachine } from "../machine/start.ts";
 import {
   createDirPool,
   findTemplate,
@@ -23,6 +24,7 @@ import {
 import { readConsole, volumeName } from "../machine/volumes.ts";
 import { decide } from "../policy.ts";
 import { cleanup } from "./cleanup.ts";
+import { sweep } from "./gc.ts";
 import { isolate, requireNetwork } from "./isolation.ts";
 import { createLogin, loginContents, loginTo, type MachineLogin } from "./login.ts";
 import type { Stage } from "./stage.ts";
@@ -55,6 +57,7 @@ export async function prepare(
   const { config, connection, log, signal } = stage;
   const { choice, settings, isAllowed } = decide(job, config);
   const name = job.machine ?? makeUpMachineName(choice.name);
+  await sweep(stage);
 
   const template = await findTemplate(connection, {
     ...choice,
@@ -70,9 +73,11 @@ export async function prepare(
   signal.throwIfAborted();
 
   const timer = new StepTimer();
-  const overlayPath = await createDisk(pool, name, { template, diskGib });
+  const owner = await newOwner(job);
+  await claimName(pool, name, owner);
   await using undo = new AsyncDisposableStack(); // only now is the name ours
   undo.defer(() => undoPrepare(name, stage));
+  const overlayPath = await createDisk(pool, name, { template, diskGib });
   const login = await createLogin(name, { keyFile, settings }, stage);
   const volumes = await createVolumes(pool, name, {
     ...loginContents(name, login, settings),
@@ -82,7 +87,7 @@ export async function prepare(
   timer.end("overlay");
 
   signal.throwIfAborted();
-  const record = newRecord(job, { template: choice.name, login, settings });
+  const record = newRecord(owner, { template: choice.name, login, settings });
   using domain = await startMachine(connection, {
     ...{ name, record, domainType, settings, filter, overlayPath, ...volumes },
   });
@@ -121,22 +126,16 @@ export function howToGoOn({ name, record }: PreparedMachine): string[] {
 }
 
 function newRecord(
-  job: Job,
+  owner: Owner,
   { template, login, settings }: {
     readonly template: string;
     readonly login: MachineLogin;
     readonly settings: MachineSettings;
   },
 ): MachineRecord {
-  const now = Date.now();
   return {
-    job: job.id ?? "",
-    project: job.project ?? "",
+    ...owner,
     template,
-    created: new Date(now).toISOString(),
-    deadline: job.timeoutSeconds === null
-      ? ""
-      : new Date(now + job.timeoutSeconds * 1000).toISOString(),
     mac: randomMac(),
     user: settings.user,
     port: String(settings.port),
@@ -167,15 +166,16 @@ async function lookupOverlayPool(connection: Connection, name: string): Promise<
   return await lookupActivePool(connection, name, "overlay_pool");
 }
 
-/** Says early and clearly what {@linkcode createDisk} would refuse. */
+/** Says early and clearly what {@linkcode claimName} and {@linkcode createDisk} would refuse. */
 async function refuseTakenName(
   machine: string,
   connection: Connection,
   pool: StoragePool,
 ): Promise<void> {
   using domain = await connection.findDomain(machine);
+  using owner = await pool.findVolume(volumeName(machine, "owner"));
   using overlay = await pool.findVolume(volumeName(machine, "overlay"));
-  if (domain === null && overlay === null) return;
+  if (domain === null && owner === null && overlay === null) return;
   throw new SystemFailure({
     what: domain !== null
       ? `There is a domain "${machine}" already`

@@ -4,10 +4,9 @@ import { readKey } from "../guest/key.ts";
 import { openSsh } from "../guest/ready.ts";
 import { runScript } from "../guest/script.ts";
 import type { Connection } from "../libvirt/connection.ts";
-import type { Domain } from "../libvirt/domain.ts";
-import { type MachineRecord, readRecord } from "../machine/record.ts";
 import { sleep, within } from "../wait.ts";
 import { loginTo } from "./login.ts";
+import { lookupReadyMachine } from "./ready_machine.ts";
 import type { Stage } from "./stage.ts";
 
 const CONNECT_SECONDS = 60;
@@ -19,9 +18,8 @@ const WATCH_END_MS = 1000;
  * SystemFailure if the machine is not there, or is lost before the script ends.
  */
 export async function run(machine: string, script: Uint8Array, stage: Stage): Promise<void> {
-  using domain = await stage.connection.findDomain(machine);
-  if (domain === null) throw unusable(`The machine "${machine}" is gone`);
-  const record = await readReadyRecord(domain);
+  using ready = await lookupReadyMachine(machine, stage.connection);
+  const { domain, record } = ready;
   const key = await readKey(record.key, stage.home);
   const ended = new AbortController();
   const watching = watch(machine, stage, ended);
@@ -49,23 +47,6 @@ function rejectAtAbort(signal: AbortSignal): Promise<never> {
   signal.addEventListener("abort", () => reject(signal.reason));
   promise.catch(() => {}); // nobody may be waiting any more
   return promise;
-}
-
-/** The record of a machine that prepare has made ready. */
-async function readReadyRecord(domain: Domain): Promise<MachineRecord> {
-  const record = await readRecord(domain);
-  if (record === null) throw unusable(`The domain "${domain.name}" was not made by libvirt-gci`);
-  if (record.address === "") throw unusable(`The machine "${domain.name}" is not ready`);
-  return record;
-}
-
-function unusable(what: string): SystemFailure {
-  return new SystemFailure({
-    what,
-    advice:
-      "Run the job again; libvirt-gci prepare makes a machine, and a machine that powers off " +
-      "or crashes is gone",
-  });
 }
 
 /**

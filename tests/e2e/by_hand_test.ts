@@ -110,6 +110,23 @@ e2eTest("the pool that nobody chose is made at its first use, also by two at onc
   assert.doesNotMatch(await virsh("vol-list", "libvirt-gci"), /gci-e2e/);
 });
 
+e2eTest(
+  "doctor --boot runs a whole job, and finds nothing wrong with libvirt and the test bed",
+  async () => {
+    const { stdout, stderr } = await call(["doctor", "--boot", "lite", "--json"]);
+    const findings: { group: string; level: string; subject: string }[] =
+      JSON.parse(stdout).findings;
+    const wrong = findings.filter(({ group, level }) =>
+      level === "problem" && !["KVM", "security modules", "GitLab Runner"].includes(group)
+    );
+    assert.deepEqual(wrong, [], stderr);
+    const job = findings.filter(({ group }) => group === 'a job on "lite"');
+    for (const stage of ["prepare", "run", "cleanup"]) {
+      assert(job.some(({ subject }) => subject.startsWith(`${stage}: `)), stdout);
+    }
+  },
+);
+
 e2eTest("without libvirt's daemon, the message says how to start it", async () => {
   const uri = "qemu+unix:///system?socket=/nonexistent/libvirt-sock";
   const called = await call(["cleanup", "--machine", "x"], { settings: { uri } });

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+/**
+ * The C library's functions to read a file and a link. Deno itself opens nothing below /proc and /sys
+ * unless it has all permissions, which the compiled program does not need for anything else.
+ *
+ * `open` is variadic in C. Declared with fixed parameters it works all the same, see kvm.ts.
+ */
+const symbols = {
+  open: {
+    parameters: [
+      "buffer", // const char *path
+      "i32", // int flags
+    ],
+    result: "i32", // -1 on error
+  },
+  read: {
+    parameters: [
+      "i32", // int fd
+      "buffer", // void *buf
+      "usize", // size_t count
+    ],
+    result: "isize", // how many bytes, -1 on error
+  },
+  readlink: {
+    parameters: [
+      "buffer", // const char *path
+      "buffer", // char *buf
+      "usize", // size_t bufsiz
+    ],
+    result: "isize", // how many bytes, -1 on error
+  },
+  close: {
+    parameters: [
+      "i32", // int fd
+    ],
+    result: "i32", // -1 on error
+  },
+} as const satisfies Deno.ForeignLibraryInterface;
+
+const O_RDONLY_CLOEXEC = 0o2000000; // fcntl.h of Linux
+
+let library: Deno.DynamicLibrary<typeof symbols>["symbols"] | undefined;
+
+/** Binds the functions, at the first call. */
+export function loadProc(): Deno.DynamicLibrary<typeof symbols>["symbols"] {
+  library ??= Deno.dlopen("libc.so.6", symbols).symbols;
+  return library;
+}
+
+/** The text of a small file below /proc, or null if it cannot be read. */
+export function readProc(path: string): string | null {
+  return readKernelFile(`/proc/${path}`);
+}
+
+const MOST_BYTES = 1024 * 1024;
+
+/** The text of a file that the kernel makes, cut at a megabyte, or null if it cannot be read. */
+export function readKernelFile(path: string): string | null {
+  const { open, read, close } = loadProc();
+  const file = open(new TextEncoder().encode(`${path}\0`), O_RDONLY_CLOEXEC);
+  if (file < 0) return null;
+  const decoder = new TextDecoder();
+  const buffer = new Uint8Array(4096);
+  let text = "";
+  let length = 0;
+  do {
+    length = Number(read(file, buffer, BigInt(buffer.length)));
+    text += decoder.decode(buffer.subarray(0, Math.max(0, length)), { stream: true });
+  } while (length > 0 && text.length < MOST_BYTES);
+  close(file);
+  return length < 0 ? null : text;
+}
+
+/** Whether there is a file or a directory at this path that this user may open. */
+export function isKernelFile(path: string): boolean {
+  const { open, close } = loadProc();
+  const file = open(new TextEncoder().encode(`${path}\0`), O_RDONLY_CLOEXEC);
+  if (file >= 0) close(file);
+  return file >= 0;
+}
+
+/** Where a link below /proc leads, or null if it cannot be read. */
+export function readProcLink(path: string): string | null {
+  const buffer = new Uint8Array(4096);
+  const name = new TextEncoder().encode(`/proc/${path}\0`);
+  const length = Number(loadProc().readlink(name, buffer, BigInt(buffer.length)));
+  return length < 0 ? null : new TextDecoder().decode(buffer.subarray(0, length));
+}

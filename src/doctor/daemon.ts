@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { command, install } from "./command.ts";
+import { type DoctorContext, isLocal } from "./context.ts";
+import { type Finding, ok, problem, warning } from "./finding.ts";
+import { hasProgram, statHostFile } from "./host_files.ts";
+import { findGroupName, permissionsOf, readOwnUser } from "./host_users.ts";
+import { childrenOf, find, rootOf } from "./host_xml.ts";
+import { adviceOf, reasonOf } from "./reason.ts";
+
+/** One daemon for all, or one for QEMU beside others: whichever listens, serves. */
+const DAEMONS = [
+  { socket: "/run/libvirt/virtqemud-sock", program: "virtqemud" },
+  { socket: "/run/libvirt/libvirt-sock", program: "libvirtd" },
+] as const;
+const SPLIT_DAEMONS = ["virtqemud", "virtnetworkd", "virtstoraged", "virtnwfilterd", "virtlogd"];
+const OLDEST = 6_000_000;
+
+/** The library, the daemon, and whether this user may manage it. */
+export async function checkDaemon(context: DoctorContext): Promise<Finding[]> {
+  const { connection, config, factsOf } = context;
+  if (connection instanceof Error) {
+    return [
+      problem(`There is no connection to libvirt at "${config.uri}"`, {
+        meaning: `${reasonOf(connection)}\nNo job starts. ` +
+          "Pools, networks, filters and templates are not checked",
+        remedy: await connectRemedy(context) ?? adviceOf(connection),
+      }),
+    ];
+  }
+  const facts = factsOf(connection);
+  const version = await facts.libVersion();
+  const hypervisor = versionWords(await facts.hypervisorVersion());
+  const { name } = await readOwnUser(context);
+  return [
+    version < OLDEST
+      ? problem(`The daemon is libvirt ${versionWords(version)}`, {
+        meaning: "It lacks functions that libvirt-gci calls: use libvirt 6.0.0 or newer",
+      })
+      : ok(
+        `libvirt ${versionWords(version)} answers at "${config.uri}", with QEMU ${hypervisor}`,
+      ),
+    ok(`The user ${name} may manage libvirt`),
+    ...isLocal(context) ? [] : [
+      warning("The hypervisor is on another host", {
+        meaning: "Its KVM, firewall, security modules and directories are not checked: " +
+          "run libvirt-gci doctor there",
+      }),
+    ],
+  ];
+}
+
+/** Whether libvirt has found a QEMU for the host's architecture. */
+export async function checkEmulator(context: DoctorContext): Promise<Finding[]> {
+  if (context.connection instanceof Error) return [];
+  return await emulatorFindings(await context.connection.capabilities(), context);
+}
+
+/** What libvirt's capabilities (https://libvirt.org/formatcaps.html) say of machines. */
+export async function emulatorFindings(
+  capabilities: string,
+  context: Pick<DoctorContext, "root">,
+): Promise<Finding[]> {
+  const root = rootOf(capabilities);
+  const arch = find(root, "host", "cpu", "arch")?.text ?? "?";
+  const guests = childrenOf(root, "guest").map((guest) => find(guest, "arch")?.attributes["name"]);
+  if (guests.includes(arch)) return [ok(`libvirt starts machines of the host's kind, ${arch}`)];
+  return [
+    problem(`libvirt finds no QEMU for ${arch}`, {
+      meaning: "No machine starts",
+      remedy: await install(context, { debian: "qemu-system", fedora: "qemu-kvm" }),
+    }),
+  ];
+}
+
+/** What lets this user in, as far as the daemon's socket tells; null if it tells nothing. */
+async function connectRemedy(context: DoctorContext): Promise<string | null> {
+  if (!isLocal(context) || !/^qemu:.*\/system$/.test(context.config.uri)) return null;
+  for (const { socket } of DAEMONS) {
+    const info = await statHostFile(context, socket);
+    if (info === null) continue;
+    const user = await readOwnUser(context);
+    const group = await findGroupName(context, info.gid ?? -1);
+    if ((permissionsOf(user, info) & 0o6) === 0o6 || group === null || group === "root") {
+      return null;
+    }
+    return `${command("usermod", "--append", "--groups", group, user.name)} # then log in again`;
+  }
+  if (await hasProgram(context, "libvirtd")) return "systemctl enable --now libvirtd.socket";
+  if (await hasProgram(context, "virtqemud")) {
+    return command(
+      ...["systemctl", "enable", "--now"],
+      ...SPLIT_DAEMONS.map((name) => `${name}.socket`),
+    );
+  }
+  return await install(context, {
+    debian: "libvirt-daemon-system qemu-system libvirt-clients",
+    fedora: "libvirt-daemon-kvm libvirt-client",
+  });
+}
+
+function versionWords(version: number): string {
+  return [version / 1_000_000, version / 1000 % 1000, version % 1000].map(Math.floor).join(".");
+}

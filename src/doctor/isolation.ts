@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { install } from "./command.ts";
+import { allMachines, type DoctorContext, isLocal } from "./context.ts";
+import { type Finding, ok, problem, warning } from "./finding.ts";
+import { hasProgram, readHostFile, readIfAllowed, readLibvirtSetting } from "./host_files.ts";
+
+const FIRST_WITH_NFTABLES = 10_004_000;
+const BRIDGED = "net.bridge.bridge-nf-call-iptables";
+
+/** libvirt's filter that binds a machine to its addresses, on which ours stand. */
+export async function checkFilters(context: DoctorContext): Promise<Finding[]> {
+  if (!isolates(context) || context.connection instanceof Error) return [];
+  using filter = await context.connection.findNetworkFilter("clean-traffic");
+  if (filter !== null) return [ok('libvirt has the network filter "clean-traffic"')];
+  return [
+    problem('libvirt has no network filter "clean-traffic"', {
+      meaning: "No job starts whose machine is to be isolated",
+      remedy: `${await install(context, {
+        debian: "libvirt-daemon-config-nwfilter",
+        fedora: "libvirt-daemon-config-nwfilter libvirt-daemon-driver-nwfilter",
+      })} && { systemctl restart libvirtd.service || systemctl restart virtnwfilterd.service; }`,
+    }),
+  ];
+}
+
+/** Whether the kernel tracks the connections of bridged machines. */
+export async function checkBridgeTracking(context: DoctorContext): Promise<Finding[]> {
+  if (!isolates(context) || !isLocal(context)) return [];
+  const value = await readHostFile(context, `/proc/sys/${BRIDGED.replaceAll(".", "/")}`);
+  if (value?.trim() === "1") return [ok("The kernel tracks the connections of machines")];
+  return [
+    warning(`The kernel does not track the connections of machines: ${BRIDGED} is not 1`, {
+      meaning: "From the port of its SSH server, a guest may open connections to ports of the " +
+        "host above 32767, although it is isolated",
+      remedy: [
+        "modprobe br_netfilter",
+        `sysctl ${BRIDGED}=1`,
+        "echo br_netfilter > /etc/modules-load.d/libvirt-gci.conf",
+        `echo ${BRIDGED}=1 > /etc/sysctl.d/90-libvirt-gci.conf`,
+      ].join(" && "),
+    }),
+  ];
+}
+
+/** The programs by which libvirt makes the rules of filters. */
+export async function checkFilterPrograms(context: DoctorContext): Promise<Finding[]> {
+  if (!isolates(context) || !isLocal(context)) return [];
+  const programs = ["ebtables", "iptables"];
+  const found = await Promise.all(programs.map((name) => hasProgram(context, name)));
+  const missing = programs.filter((_, i) => !found[i]);
+  if (missing.length === 0) return [ok("libvirt has ebtables and iptables for its filters")];
+  return [
+    problem(`The host has no ${missing.join(" and no ")}`, {
+      meaning: "libvirt's filters need both: no job starts whose machine is to be isolated",
+      remedy: await install(context, {
+        debian: missing.join(" "),
+        fedora: missing.join(" "),
+      }),
+    }),
+  ];
+}
+
+/** What libvirt makes the rules of networks with: NAT, and what guests may reach. */
+export async function checkFirewall(context: DoctorContext): Promise<Finding[]> {
+  if (!isLocal(context)) return [];
+  const text = await readIfAllowed(context, "/etc/libvirt/network.conf");
+  const backend = readLibvirtSetting(text, "firewall_backend");
+  if (backend === null) return await defaultFirewall(context);
+  const program = backend === "nftables" ? "nft" : "iptables";
+  if (await hasProgram(context, program)) {
+    return [ok(`libvirt makes the firewall rules of networks with ${backend}`)];
+  }
+  return [
+    problem(`libvirt is to make firewall rules with ${backend}, and the host has no ${program}`, {
+      meaning: "No network starts, and so no job",
+      remedy: await install(context, {
+        debian: program === "nft" ? "nftables" : "iptables",
+        fedora: program === "nft" ? "nftables" : "iptables-nft",
+      }),
+    }),
+  ];
+}
+
+async function defaultFirewall({ connection, factsOf }: DoctorContext): Promise<Finding[]> {
+  if (connection instanceof Error) return [];
+  const isOld = await factsOf(connection).libVersion() < FIRST_WITH_NFTABLES;
+  return [
+    ok(
+      isOld
+        ? "libvirt makes the firewall rules of networks with iptables, as all before 10.4"
+        : "libvirt itself chooses what makes the firewall rules of networks",
+    ),
+  ];
+}
+
+function isolates({ config }: DoctorContext): boolean {
+  return allMachines(config).some(({ isolate, network }) => isolate && network !== "none");
+}

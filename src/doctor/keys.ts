@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { readKey } from "../guest/key.ts";
+import { command } from "./command.ts";
+import { allMachines, type DoctorContext } from "./context.ts";
+import { type Finding, ok, problem, warning } from "./finding.ts";
+import { reasonOf } from "./reason.ts";
+
+/** The private keys for templates that know theirs already. */
+export async function checkKeys(context: DoctorContext): Promise<Finding[]> {
+  const machines = allMachines(context.config).filter(({ login }) => login === "template");
+  const files = new Set(machines.map(({ key }) => key));
+  return await Promise.all([...files].map((file) => checkKey(file, context)));
+}
+
+async function checkKey(file: string | null, { root, home = "" }: DoctorContext): Promise<Finding> {
+  try {
+    const place = file === null || file.startsWith("~/") ? file : root + file;
+    const key = await readKey(place, root + home);
+    const { mode } = await Deno.stat(key.file);
+    if (((mode ?? 0) & 0o077) === 0) return ok(`The SSH key ${key.file} can be used`);
+    return warning(`Others than its owner may read the SSH key ${key.file}`, {
+      meaning: "They may log in to machines",
+      remedy: command("chmod", "600", key.file),
+    });
+  } catch (error) {
+    return problem(
+      file === null
+        ? "There is no SSH key for login: template"
+        : `The SSH key ${file} is of no use`,
+      {
+        meaning: `${reasonOf(error)}\nNo job starts whose template has login: template`,
+        remedy: remedyOf(error, file ?? "~/.ssh/id_ed25519"),
+      },
+    );
+  }
+}
+
+/** A new key has to get into the template too; the old one only needs to lose its passphrase. */
+function remedyOf(error: unknown, file: string): string | null {
+  if (!(error instanceof Error)) return null;
+  const path = file.startsWith("~/") ? file : command(file); // the shell knows a home without quotes
+  if (/passphrase/.test(error.message)) return `ssh-keygen -p -N "" -f ${path}`;
+  const isMissing = error.cause instanceof Deno.errors.NotFound || /no SSH key/.test(error.message);
+  return isMissing ? `ssh-keygen -t ed25519 -N "" -f ${path}` : null;
+}

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { command } from "./command.ts";
+import { allMachines, type DoctorContext, isLocal } from "./context.ts";
+import { type Finding, ok, problem, warning } from "./finding.ts";
+import { readHostFile, readIfAllowed, readLibvirtSetting, statHostFile } from "./host_files.ts";
+import {
+  findGroupName,
+  findUser,
+  type HostUser,
+  permissionsOf,
+  readOwnUser,
+} from "./host_users.ts";
+
+const SLOW = "Machines are emulated, which makes jobs about ten times slower";
+
+/** Whether KVM runs a guest, found by running one. */
+export async function checkKvm(context: DoctorContext): Promise<Finding[]> {
+  if (!isLocal(context)) return [];
+  const types = allMachines(context.config).map(({ domainType }) => domainType);
+  if (!types.some((type) => type !== "qemu")) {
+    return [ok("No machine uses KVM: domain_type is qemu")];
+  }
+  const answer = await context.kvm();
+  if (answer.works) {
+    const { connection } = context;
+    return [offerFinding(connection instanceof Error ? null : await connection.capabilities())];
+  }
+  if (answer.works === null) {
+    const { name } = await readOwnUser(context);
+    return [
+      warning("Nobody knows whether KVM runs guests", {
+        meaning: `${answer.reason}. Run doctor as root, or let this user try it`,
+        remedy: command("usermod", "--append", "--groups", "kvm", name),
+      }),
+    ];
+  }
+  const finding = types.includes("kvm") ? problem : warning;
+  return [
+    finding("KVM runs no guest here", {
+      meaning: `${answer.reason}. ` +
+        (types.includes("kvm") ? "With domain_type: kvm, machines hang or do not start" : SLOW),
+      remedy: await statHostFile(context, "/dev/kvm") === null
+        ? "modprobe kvm_intel || modprobe kvm_amd"
+        : null,
+    }),
+  ];
+}
+
+/** Whether libvirt offers the KVM that works; it keeps what it once found out about QEMU. */
+export function offerFinding(capabilities: string | null): Finding {
+  if (capabilities === null || /<domain type=["']kvm/.test(capabilities)) {
+    return ok("KVM runs guests");
+  }
+  return warning("KVM runs guests, and libvirt does not offer it", {
+    meaning: `${SLOW}. libvirt asked QEMU when KVM was not there, or QEMU's user may not use it`,
+    remedy: "systemctl restart libvirtd.service || systemctl restart virtqemud.service",
+  });
+}
+
+/** Whether the user as whom libvirt runs QEMU may open /dev/kvm. */
+export async function checkKvmDevice(context: DoctorContext): Promise<Finding[]> {
+  if (!isLocal(context)) return [];
+  const device = await statHostFile(context, "/dev/kvm");
+  if (device === null) return []; // checkKvm() says so
+  const user = await findQemuUser(context);
+  if (user === null) return [];
+  if ((permissionsOf(user, device) & 0o6) === 0o6) {
+    return [ok(`QEMU's user, ${user.name}, may open /dev/kvm`)];
+  }
+  const group = await findGroupName(context, device.gid ?? -1);
+  const canJoin = group !== null && group !== "root" && ((device.mode ?? 0) & 0o060) === 0o060;
+  return [
+    warning(`QEMU's user, ${user.name}, may not open /dev/kvm`, {
+      meaning: "libvirt asks QEMU anew at each start of a machine what it can, which takes 13 s, " +
+        "and machines have no KVM",
+      remedy: canJoin
+        ? command("usermod", "--append", "--groups", group, user.name)
+        : "chown root:kvm /dev/kvm && chmod 660 /dev/kvm",
+    }),
+  ];
+}
+
+/** Whether guests can have KVM too, where the settings let them. */
+export async function checkNested(context: DoctorContext): Promise<Finding[]> {
+  const { config } = context;
+  const machines = allMachines(config);
+  const wanted = machines.some(({ nested }) => nested);
+  const allowed = machines.some(({ allowNested }) => allowNested) ||
+    config.rules.some(({ allowNested }) => allowNested === true);
+  if (!isLocal(context) || !(wanted || allowed)) return [];
+  const finding = wanted ? problem : warning;
+  for (const module of ["kvm_intel", "kvm_amd"]) {
+    const value = await readHostFile(context, `/sys/module/${module}/parameters/nested`);
+    if (value === null) continue;
+    if (/^[1Y]/.test(value)) return [ok(`The guests of ${module} can have KVM`)];
+    return [
+      finding(`Nested virtualisation is off in ${module}`, {
+        meaning: "The settings have nested or allow_nested, and guests get no /dev/kvm",
+        remedy: `echo "options ${module} nested=1" > /etc/modprobe.d/libvirt-gci.conf && ` +
+          `modprobe -r ${module} && modprobe ${module} # while no machine runs`,
+      }),
+    ];
+  }
+  return [
+    finding(
+      "The host's KVM has no nested virtualisation: neither kvm_intel nor kvm_amd is loaded",
+      {
+        meaning: "The settings have nested or allow_nested, and guests get no /dev/kvm",
+      },
+    ),
+  ];
+}
+
+/** The user of qemu.conf, else the one that the distribution made; null if nobody can tell. */
+async function findQemuUser(context: DoctorContext): Promise<HostUser | null> {
+  const text = await readIfAllowed(context, "/etc/libvirt/qemu.conf");
+  const named = readLibvirtSetting(text, "user")?.replace(/^\+/, "");
+  if (named === "root" || named === "0") return { name: "root", uid: 0, gids: [0] };
+  for (const name of named === undefined ? ["libvirt-qemu", "qemu"] : [named]) {
+    const user = await findUser(context, name);
+    if (user !== null) return user;
+  }
+  return null;
+}

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import type { XmlElement } from "@rgrove/parse-xml";
+import { virsh } from "./command.ts";
+import type { DoctorContext } from "./context.ts";
+import { type Finding, ok, problem, warning } from "./finding.ts";
+import { childrenOf, find, rootOf } from "./host_xml.ts";
+
+/** Kinds of networks whose bridge and addresses are not libvirt's. */
+const FOREIGN = ["bridge", "private", "vepa", "passthrough", "hostdev"];
+const FEWEST_ADDRESSES = 16;
+const FEWEST_MACHINES_PER_HOUR = 20;
+const SHORTEST_DELAY = 2; // The kernel takes no less with STP (BR_MIN_FORWARD_DELAY).
+
+interface NetworkContext extends Pick<DoctorContext, "config"> {
+  readonly name: string;
+}
+
+/** What a network's XML (https://libvirt.org/formatnetwork.html) means for machines in it. */
+export function networkFindings(networkXml: string, context: NetworkContext): Finding[] {
+  const { name } = context;
+  const root = rootOf(networkXml);
+  if (FOREIGN.includes(find(root, "forward")?.attributes["mode"] ?? "")) {
+    return [
+      warning(`libvirt serves no addresses in the network "${name}"`, {
+        meaning: "A machine is found there by its guest agent, or by the host's ARP table, and " +
+          "isolate knows neither its neighbours nor its gateway",
+      }),
+    ];
+  }
+  return [...checkBridge(root, context), ...checkDhcp(root, context)];
+}
+
+/** A spanning tree holds back each port of a bridge while it listens, and again while it learns. */
+function checkBridge(root: XmlElement | null, context: NetworkContext): Finding[] {
+  const { stp = "on", delay = "0" } = find(root, "bridge")?.attributes ?? {};
+  if (stp === "off") return []; // the kernel then heeds no delay
+  const seconds = 2 * Math.max(SHORTEST_DELAY, Number(delay));
+  return [
+    warning(`The bridge of the network "${context.name}" has STP`, {
+      meaning: `Each machine waits ${seconds} s before it reaches the network`,
+      remedy: edit(context, "at <bridge>, set stp='off' delay='0'"),
+    }),
+  ];
+}
+
+function checkDhcp(root: XmlElement | null, context: NetworkContext): Finding[] {
+  const { name } = context;
+  const dhcp = childrenOf(root, "ip")
+    .filter(({ attributes }) => (attributes["family"] ?? "ipv4") === "ipv4")
+    .map((ip) => find(ip, "dhcp")).find((dhcp) => dhcp !== undefined);
+  if (dhcp === undefined) {
+    return [
+      problem(`The network "${name}" has no DHCP`, {
+        meaning: "A machine gets no address, and its job fails after address_seconds",
+        remedy: edit(
+          context,
+          "into <ip>, put <dhcp><range start='192.168.122.2' end='192.168.122.254'/></dhcp>, with " +
+            "addresses of that <ip>",
+        ),
+      }),
+    ];
+  }
+  return [checkRanges(childrenOf(dhcp, "range"), context), ...checkPing(root, context)];
+}
+
+/** Each machine has a new MAC address, and so takes a new lease. */
+function checkRanges(ranges: readonly XmlElement[], context: NetworkContext): Finding {
+  const { name } = context;
+  const sizes = ranges.map(({ attributes: { start = "", end = "" } }) =>
+    addressNumber(end) - addressNumber(start) + 1
+  );
+  const size = sizes.reduce((sum, size) => sum + size, 0);
+  const hours = Math.max(...ranges.map(leaseHours));
+  const perHour = size / hours;
+  const lease = Number.isFinite(hours) ? `leased for ${hoursWords(hours)}` : "leased for ever";
+  const subject = `The network "${name}" has ${size} addresses, ${lease}`;
+  const range = "widen <range start='…' end='…'>, or put <lease expiry='10' unit='minutes'/> in it";
+  if (size >= FEWEST_ADDRESSES && perHour >= FEWEST_MACHINES_PER_HOUR) return ok(subject);
+  return warning(subject, {
+    meaning: `After ${size} machines in that time, the next gets no address and its job fails: ` +
+      "a lease outlives its machine",
+    remedy: edit(context, range),
+  });
+}
+
+function checkPing(root: XmlElement | null, context: NetworkContext): Finding[] {
+  const options = childrenOf(find(root, "dnsmasq:options"), "dnsmasq:option")
+    .map(({ attributes }) => attributes["value"]);
+  if (options.includes("no-ping")) return [];
+  return [
+    warning(`The DHCP server of the network "${context.name}" pings each address first`, {
+      meaning: "Each machine waits up to 3 s for its address",
+      remedy: edit(
+        context,
+        "at <network>, add xmlns:dnsmasq='http://libvirt.org/schemas/network/dnsmasq/1.0', and " +
+          "before </network> put <dnsmasq:options><dnsmasq:option value='no-ping'/></dnsmasq:options>",
+      ),
+    }),
+  ];
+}
+
+/** Changes hold from the next start, which takes the network from the machines in it. */
+function edit(context: NetworkContext, what: string): string {
+  const { name } = context;
+  const restart = [virsh(context, "net-destroy", name), virsh(context, "net-start", name)];
+  return [
+    `${virsh(context, "net-edit", name)} # ${what}`,
+    `${restart.join(" && ")} # while no machine runs`,
+  ].join("\n");
+}
+
+/** dnsmasq leases for an hour where the network does not say. */
+function leaseHours(range: XmlElement): number {
+  const { expiry = "60", unit = "minutes" } = find(range, "lease")?.attributes ?? {};
+  if (expiry === "0") return Infinity;
+  return Number(expiry) / (unit === "hours" ? 1 : unit === "seconds" ? 3600 : 60);
+}
+
+function hoursWords(hours: number): string {
+  return hours >= 2 ? `${Math.round(hours)} h` : `${Math.round(hours * 60)} min`;
+}
+
+function addressNumber(address: string): number {
+  return address.split(".").reduce((number, byte) => number * 256 + Number(byte), 0);
+}

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { SystemFailure } from "../errors.ts";
+import { toVisible } from "../quoted.ts";
+import type { GroupedFinding } from "./doctor.ts";
+import type { Level } from "./finding.ts";
+
+const MARK_WIDTH = "problem".length + 2;
+const INDENT = " ".repeat(MARK_WIDTH + 2);
+const WIDTH = 88;
+
+/** The findings for people: a line each, with what it means and what mends it below. */
+export function findingsText(findings: readonly GroupedFinding[]): string {
+  const groups = new Set(findings.map(({ group }) => group));
+  const lines = [...groups].flatMap((group) => [
+    group,
+    ...findings.filter((finding) => finding.group === group).flatMap(linesOf),
+    "",
+  ]);
+  return [...lines, summary(findings)].join("\n");
+}
+
+function linesOf({ level, subject, meaning, remedy }: GroupedFinding): string[] {
+  const [first = "", ...rest] = subject.split("\n");
+  return [
+    `  ${level.padEnd(MARK_WIDTH)}${first}`,
+    ...[...rest, ...meaning === "" ? [] : meaning.split("\n").flatMap(wrap)]
+      .map((line) => INDENT + line),
+    ...(remedy === null ? [] : remedy.split("\n")).map((line) => `${INDENT}> ${line}`),
+  ];
+}
+
+/** The words in lines that are short enough to read, as far as their lengths let them. */
+function wrap(text: string): string[] {
+  const lines = [""];
+  for (const word of text.split(" ")) {
+    const line = lines.at(-1) ?? "";
+    if (line !== "" && line.length + word.length >= WIDTH) lines.push(word);
+    else lines[lines.length - 1] = line === "" ? word : `${line} ${word}`;
+  }
+  return lines;
+}
+
+/** The findings for programs. */
+export function findingsJson(findings: readonly GroupedFinding[]): string {
+  const counts = { problems: count(findings, "problem"), warnings: count(findings, "warning") };
+  return toVisible(JSON.stringify({ ...counts, findings }, null, 2));
+}
+
+/** The failure to end with if there is a problem; null if there is none. */
+export function failureOf(findings: readonly GroupedFinding[]): SystemFailure | null {
+  if (count(findings, "problem") === 0) return null;
+  return new SystemFailure({ what: `This host is not ready for jobs: ${summary(findings)}` });
+}
+
+function summary(findings: readonly GroupedFinding[]): string {
+  const words = (level: "problem" | "warning"): string => {
+    const number = count(findings, level);
+    return `${number} ${level}${number === 1 ? "" : "s"}`;
+  };
+  return `${words("problem")}, ${words("warning")}, ${count(findings, "ok")} ok`;
+}
+
+function count(findings: readonly GroupedFinding[], level: Level): number {
+  return findings.filter((finding) => finding.level === level).length;
+}

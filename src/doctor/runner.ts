@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import type { DoctorContext } from "./context.ts";
+import { type Finding, ok, problem, warning } from "./finding.ts";
+import { readHostFile, statHostFile } from "./host_files.ts";
+import { EDIT, FILE, parseRunnerConfig, type Runner, type RunnerConfig } from "./runner_config.ts";
+import { checkMemory, checkTimeouts } from "./runner_limits.ts";
+
+const PROGRAM = "/usr/local/bin/libvirt-gci";
+/** GitLab Runner's settings, if this user may read them. */
+export async function checkRunner(context: DoctorContext): Promise<Finding[]> {
+  const config = await readRunnerConfig(context);
+  if ("level" in config) return [config];
+  const runners = config.runners.filter(({ executor }) => executor === "custom");
+  if (runners.length === 0) {
+    return [
+      warning(`No runner in ${FILE} has the executor "custom"`, {
+        meaning: "GitLab gives this host no job for libvirt-gci",
+        remedy: "gitlab-runner register --executor custom",
+      }),
+    ];
+  }
+  const findings = await Promise.all(runners.map((runner) => checkOne(runner, context)));
+  return [...findings.flat(), ...await checkMemory({ ...config, runners }, context)];
+}
+
+async function readRunnerConfig(context: DoctorContext): Promise<RunnerConfig | Finding> {
+  try {
+    const toml = await readHostFile(context, FILE);
+    if (toml !== null) return parseRunnerConfig(toml);
+    return warning(`There is no ${FILE}`, {
+      meaning: "GitLab gives this host no job, unless its runner has its settings elsewhere",
+      remedy: "gitlab-runner register --executor custom",
+    });
+  } catch (error) {
+    if (error instanceof Deno.errors.PermissionDenied) {
+      return warning(`This user may not read ${FILE}`, {
+        meaning: "GitLab Runner's settings are not checked: run libvirt-gci doctor as root",
+      });
+    }
+    if (!(error instanceof SyntaxError)) throw error;
+    return problem(`GitLab Runner cannot read ${FILE}`, {
+      meaning: `${error.message}. It takes no job, or goes on with what it read before`,
+      remedy: EDIT,
+    });
+  }
+}
+
+async function checkOne(runner: Runner, context: DoctorContext): Promise<Finding[]> {
+  const findings = [
+    ...await checkPrograms(runner, context),
+    ...checkDirectories(runner),
+    ...checkTimeouts(runner, context),
+  ];
+  return findings.length > 0
+    ? findings
+    : [ok(`The runner "${runner.name}" calls libvirt-gci for each stage`)];
+}
+
+async function checkPrograms({ name, custom }: Runner, context: DoctorContext): Promise<Finding[]> {
+  const findings: Finding[] = [];
+  for (const stage of ["config", "prepare", "run", "cleanup"] as const) {
+    const program = custom[`${stage}_exec`];
+    if (program === "") {
+      if (stage !== "config") findings.push(unsetProgram(stage, name));
+      continue;
+    }
+    const info = await statHostFile(context, program);
+    if (info === null || ((info.mode ?? 0) & 0o111) === 0) {
+      findings.push(
+        problem(`The runner "${name}" cannot run "${program}", its ${stage}_exec`, {
+          meaning: info === null ? "There is no such file: each job fails" : "Each job fails",
+          remedy: info === null ? EDIT : `chmod +x ${program}`,
+        }),
+      );
+    } else if (/libvirt-gci$/.test(program) && !custom[`${stage}_args`].includes(stage)) {
+      findings.push(
+        problem(`The ${stage}_args of the runner "${name}" lack the command "${stage}"`, {
+          meaning: "Each job fails",
+          remedy: `${EDIT} # ${stage}_args = ${
+            stage === "run" ? '["run", "--script"]' : `["${stage}"]`
+          }`,
+        }),
+      );
+    }
+  }
+  return findings;
+}
+
+function unsetProgram(stage: "prepare" | "run" | "cleanup", name: string): Finding {
+  return problem(`The runner "${name}" has no ${stage}_exec`, {
+    meaning: stage === "cleanup" ? "Machines stay for ever after their jobs" : "Each job fails",
+    remedy: `${EDIT} # ${stage}_exec = "${PROGRAM}", ${stage}_args = ["${stage}"]`,
+  });
+}
+
+/** config says the directories; without it the file has to. */
+function checkDirectories({ name, builds_dir, cache_dir, custom }: Runner): Finding[] {
+  if (custom.config_exec !== "" || (builds_dir !== "" && cache_dir !== "")) return [];
+  return [
+    problem(`The runner "${name}" has neither config_exec nor builds_dir and cache_dir`, {
+      meaning: "GitLab Runner does not know where the guest is to build: each job fails",
+      remedy: `${EDIT} # config_exec = "${PROGRAM}", config_args = ["config"]`,
+    }),
+  ];
+}

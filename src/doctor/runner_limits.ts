@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { allMachines, type DoctorContext } from "./context.ts";
+import { type Finding, ok, warning } from "./finding.ts";
+import { readHostFile } from "./host_files.ts";
+import { EDIT, type Runner, type RunnerConfig } from "./runner_config.ts";
+
+/** A machine is destroyed in a second; a daemon with much to do takes longer. */
+const SHORTEST_CLEANUP_SECONDS = 30;
+const SHORTEST_FORCE_SECONDS = 5;
+
+/** Whether the stages have the time that they may need. */
+export function checkTimeouts({ name, custom }: Runner, { config }: DoctorContext): Finding[] {
+  const boot = Math.max(
+    ...allMachines(config).map(({ addressSeconds, sshSeconds }) => addressSeconds + sshSeconds),
+  );
+  const limits = [
+    {
+      key: "prepare_exec_timeout",
+      least: boot,
+      meaning: "A machine that boots slowly is killed before address_seconds and ssh_seconds " +
+        "are over, and the job's log does not say why",
+    },
+    {
+      key: "cleanup_exec_timeout",
+      least: SHORTEST_CLEANUP_SECONDS,
+      meaning: "A cleanup that is killed leaves the machine",
+    },
+    {
+      key: "graceful_kill_timeout",
+      least: SHORTEST_CLEANUP_SECONDS,
+      meaning: "A job that is cancelled while its machine starts is killed before prepare has " +
+        "undone what it did",
+    },
+    {
+      key: "force_kill_timeout",
+      least: SHORTEST_FORCE_SECONDS,
+      meaning: "GitLab Runner gives up a stage while the kernel still ends it",
+    },
+  ] as const;
+  return limits.filter(({ key, least }) => custom[key] < least).map(({ key, least, meaning }) =>
+    warning(`The runner "${name}" has the ${key} ${custom[key]}`, {
+      meaning,
+      remedy: `${EDIT} # ${key} = ${least}, or more`,
+    })
+  );
+}
+
+/** Whether all machines that may run at once fit into the host's memory. */
+export async function checkMemory(
+  { concurrent, runners }: RunnerConfig,
+  context: DoctorContext,
+): Promise<Finding[]> {
+  const text = await readHostFile(context, "/proc/meminfo");
+  const totalKib = Number(/^MemTotal:\s+(\d+) kB$/m.exec(text ?? "")?.[1] ?? NaN);
+  const sum = runners.reduce((sum, { limit }) => sum + (limit || Infinity), 0);
+  const machines = Math.min(concurrent, sum);
+  const largest = Math.max(...allMachines(context.config).map(({ memoryMib }) => memoryMib));
+  const totalMib = Math.floor(totalKib / 1024);
+  const subject = `${machines} machine${machines === 1 ? "" : "s"} at once, of up to ` +
+    `${largest} MiB, and the host has ${totalMib} MiB`;
+  if (Number.isNaN(totalMib)) return [];
+  if (machines * largest <= totalMib) return [ok(subject)];
+  return [
+    warning(subject, {
+      meaning: "When all are busy, the host swaps, or the kernel kills machines: their jobs fail",
+      remedy: `${EDIT} # concurrent = ${Math.max(1, Math.floor(totalMib / largest))}`,
+    }),
+  ];
+}

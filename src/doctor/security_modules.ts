@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { type DoctorContext, isLocal } from "./context.ts";
+import { type Finding, ok, warning } from "./finding.ts";
+import { isInSys, readHostFile, readIfAllowed, readLibvirtSetting } from "./host_files.ts";
+import { rootOf, textAt } from "./host_xml.ts";
+
+const HELPER = "usr.lib.libvirt.virt-aa-helper";
+
+/** AppArmor or SELinux, and where each says that it stopped a machine. */
+export async function checkSecurityModules(context: DoctorContext): Promise<Finding[]> {
+  if (!isLocal(context)) return [];
+  const driver = readLibvirtSetting(
+    await readIfAllowed(context, "/etc/libvirt/qemu.conf"),
+    "security_driver",
+  );
+  const appArmor = await hasAppArmor(context);
+  const enforce = await readIfAllowed(context, "/sys/fs/selinux/enforce");
+  if (!appArmor && enforce === null) {
+    return [ok("Neither AppArmor nor SELinux is active")];
+  }
+  const name = appArmor ? "AppArmor" : "SELinux";
+  if (driver !== null && /\bnone\b/.test(driver)) {
+    return [
+      warning(`${name} is active, and libvirt does not use it: security_driver is none`, {
+        meaning: "A guest that breaks out of QEMU reaches the disks of all other machines",
+        remedy: "sed -i 's/^ *security_driver/#&/' /etc/libvirt/qemu.conf && " +
+          "{ systemctl restart libvirtd.service || systemctl restart virtqemud.service; }",
+      }),
+    ];
+  }
+  if (appArmor) {
+    return [
+      ok(`AppArmor confines machines; what it denies: journalctl -k -g 'apparmor="DENIED"'`),
+      ...await checkHelperProfile(context),
+    ];
+  }
+  return [
+    ok(
+      enforce?.trim() === "1"
+        ? "SELinux confines machines; what it denies: ausearch -m AVC -ts recent"
+        : "SELinux is permissive: it only logs, to be read by ausearch -m AVC -ts recent",
+    ),
+  ];
+}
+
+async function hasAppArmor(context: DoctorContext): Promise<boolean> {
+  const enabled = await readIfAllowed(context, "/sys/module/apparmor/parameters/enabled");
+  return enabled?.trim() === "Y" ||
+    await isInSys(context, "/sys/kernel/security/apparmor");
+}
+
+/**
+ * libvirt has virt-aa-helper read the header of each disk, to let the machine read the template
+ * below it. The helper is confined too: by its file's ending, or by directories.
+ */
+async function checkHelperProfile(context: DoctorContext): Promise<Finding[]> {
+  const { connection, config } = context;
+  if (connection instanceof Error) return [];
+  const profile = await readHostFile(context, `/etc/apparmor.d/${HELPER}`);
+  if (profile === null) return [];
+  using pool = await connection.findPool(config.overlayPool);
+  const path = pool === null
+    ? `/var/lib/libvirt/${config.overlayPool}`
+    : textAt(rootOf(await pool.xml()), "target", "path") ?? "";
+  const own = await readHostFile(context, `/etc/apparmor.d/local/${HELPER}`) ?? "";
+  const isKnown = /^\/(media|mnt|opt|srv|var\/lib\/libvirt\/images)\//.test(`${path}/`) ||
+    `${profile}\n${own}`.includes(`${path}/`);
+  if (isKnown) return [];
+  return [
+    warning(`AppArmor keeps virt-aa-helper from reading the disks in ${path}`, {
+      meaning: 'A machine may fail to start with "Could not open backing file: Permission denied"',
+      remedy: `echo '"${path}/**" r,' >> /etc/apparmor.d/local/${HELPER} && ` +
+        `apparmor_parser -r /etc/apparmor.d/${HELPER}`,
+    }),
+  ];
+}

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { orNull, VIR_ERR } from "../libvirt/error.ts";
+import type { StoragePool } from "../libvirt/storage_pool.ts";
+import { isMachineVolume } from "../machine/volumes.ts";
+import type { DoctorContext, HostDomain } from "./context.ts";
+import { childrenOf, find, rootOf, textAt } from "./host_xml.ts";
+
+/** A volume, as its XML has it. */
+export interface VolumeFacts {
+  readonly name: string;
+  readonly path: string;
+  readonly format: string;
+  readonly capacity: number;
+  /** The path of the file that it stands on; null if it stands alone. */
+  readonly backing: string | null;
+}
+
+/** The templates of a host, and who uses them. */
+export interface TemplateHost {
+  /** The volumes of the template pool, by path. */
+  readonly volumes: ReadonlyMap<string, VolumeFacts>;
+  /** How many disks of machines stand on the file of a path. */
+  readonly machines: ReadonlyMap<string, number>;
+  /** The domains that write to the file of a path. */
+  readonly writers: ReadonlyMap<string, readonly HostDomain[]>;
+}
+
+/** Reads them; null if the pool of templates cannot be used. */
+export async function readTemplateHost(context: DoctorContext): Promise<TemplateHost | null> {
+  const { connection, config } = context;
+  if (connection instanceof Error) return null;
+  using pool = await connection.findPool(config.templatePool);
+  if (pool === null || !await pool.isActive()) return null;
+  const volumes = await readVolumes(
+    pool,
+    (name) => !isMachineVolume(name) && !name.startsWith("."), // one in the making
+  );
+  return {
+    volumes: new Map(volumes.map((volume) => [volume.path, volume])),
+    machines: await countMachines(context),
+    writers: findWriters(volumes, await context.factsOf(connection).domains(), context),
+  };
+}
+
+/** The volume's file and all that it stands on, as far as the pool knows them. */
+export function chainOf(volume: VolumeFacts, { volumes }: TemplateHost): string[] {
+  const chain = [volume.path];
+  let next = volume.backing;
+  while (next !== null && !chain.includes(next)) {
+    chain.push(next);
+    next = volumes.get(next)?.backing ?? null;
+  }
+  return chain;
+}
+
+async function readVolumes(
+  pool: StoragePool,
+  isWanted: (name: string) => boolean,
+): Promise<VolumeFacts[]> {
+  const volumes: VolumeFacts[] = [];
+  for (const name of (await pool.volumeNames()).filter(isWanted).sort()) {
+    using volume = await pool.findVolume(name);
+    if (volume === null) continue;
+    const volumeXml = await orNull(VIR_ERR.NO_STORAGE_VOL, volume.xml());
+    if (volumeXml === null) continue; // its file is gone, as that of a machine soon may be
+    const root = rootOf(volumeXml);
+    volumes.push({
+      name,
+      path: textAt(root, "target", "path") ?? "",
+      format: find(root, "target", "format")?.attributes["type"] ?? "raw",
+      capacity: Number(textAt(root, "capacity")),
+      backing: textAt(root, "backingStore", "path"),
+    });
+  }
+  return volumes;
+}
+
+async function countMachines({ connection, config }: DoctorContext): Promise<Map<string, number>> {
+  const counts = new Map<string, number>();
+  if (connection instanceof Error) return counts;
+  using pool = await connection.findPool(config.overlayPool);
+  if (pool === null || !await pool.isActive()) return counts;
+  for (const { backing } of await readVolumes(pool, isMachineVolume)) {
+    if (backing !== null) counts.set(backing, (counts.get(backing) ?? 0) + 1);
+  }
+  return counts;
+}
+
+/** Our own machines write to their overlays, which the XML has above the template. */
+function findWriters(
+  volumes: readonly VolumeFacts[],
+  domains: readonly HostDomain[],
+  { config }: DoctorContext,
+): Map<string, HostDomain[]> {
+  const writers = new Map<string, HostDomain[]>();
+  for (const domain of domains) {
+    for (const disk of childrenOf(find(rootOf(domain.xml), "devices"), "disk")) {
+      if (find(disk, "readonly") !== undefined) continue;
+      const { file, dev, pool, volume } = find(disk, "source")?.attributes ?? {};
+      const named = pool === config.templatePool
+        ? volumes.find(({ name }) => name === volume)?.path
+        : undefined;
+      const path = file ?? dev ?? named;
+      if (path !== undefined) writers.set(path, [...writers.get(path) ?? [], domain]);
+    }
+  }
+  return writers;
+}

@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { BuildFailure } from "../errors.ts";
+import type { MachineSettings } from "../machine_settings.ts";
+import { chooseTemplate } from "../template_choice.ts";
+import { command, virsh } from "./command.ts";
+import { type DoctorContext, type HostDomain, isLocal } from "./context.ts";
+import { type Finding, ok, problem } from "./finding.ts";
+import { mayExist } from "./host_files.ts";
+import { chainOf, readTemplateHost, type TemplateHost, type VolumeFacts } from "./template_host.ts";
+
+const GIB = 1024 ** 3;
+
+/** The templates that the settings name, and all others in the pool. */
+export async function checkTemplates(context: DoctorContext): Promise<Finding[]> {
+  const host = await readTemplateHost(context);
+  if (host === null) return []; // checkTemplatePool() says so
+  const volumes = [...host.volumes.values()];
+  const findings = await Promise.all(volumes.map((volume) => checkTemplate(volume, host, context)));
+  return [
+    ...volumes.length > 0 ? [] : [noTemplate(context.config.templatePool)],
+    ...findings.flat(),
+    ...missingTemplates(volumes, context),
+  ];
+}
+
+function noTemplate(pool: string): Finding {
+  return problem(`The storage pool "${pool}" has no template`, {
+    meaning: "Every job fails",
+    remedy: "make_base_image/make_base_image.sh VM",
+  });
+}
+
+/** Those that the settings promise. prepare looks for them anew before it gives up. */
+function missingTemplates(volumes: readonly VolumeFacts[], context: DoctorContext): Finding[] {
+  const { config } = context;
+  const names = [
+    ...config.templates.keys(),
+    ...config.defaultTemplate ? [config.defaultTemplate] : [],
+  ];
+  const choices = names.map((name) => chooseTemplate(config, name, { isOperator: true }));
+  const missing = choices.filter((choice) =>
+    !volumes.some(({ name }) => choice.volumes.includes(name))
+  );
+  return [...new Map(missing.map((choice) => [choice.name, choice])).values()].map((choice) =>
+    problem(`The settings name the template "${choice.name}", and it is not there`, {
+      meaning: `A job that asks for it fails: there is no volume ` +
+        choice.volumes.map((name) => `"${name}"`).join(" or "),
+      remedy: virsh(context, "pool-refresh", config.templatePool) + " && " +
+        virsh(context, "vol-list", config.templatePool),
+    })
+  );
+}
+
+async function checkTemplate(
+  volume: VolumeFacts,
+  host: TemplateHost,
+  context: DoctorContext,
+): Promise<Finding[]> {
+  const { name, path, format, capacity } = volume;
+  const chain = chainOf(volume, host);
+  const findings = [
+    ...checkFormat(volume),
+    ...await checkChain(chain, volume, context),
+    ...chain.flatMap((file) => host.writers.get(file) ?? []).map((domain) =>
+      writerProblem(domain, { volume, machines: host.machines.get(path) ?? 0 }, context)
+    ),
+    ...checkSize(volume, settingsOf(name, context)),
+  ];
+  if (findings.length > 0) return findings;
+  const machines = host.machines.get(path) ?? 0;
+  const users = machines === 1 ? "1 machine stands" : `${machines} machines stand`;
+  return [
+    ok(`The template "${name}": ${format}, ${Math.ceil(capacity / GIB)} GiB; ${users} on it`),
+  ];
+}
+
+function checkFormat({ name, path, format }: VolumeFacts): Finding[] {
+  if (format === "qcow2" || format === "raw") return [];
+  return [
+    problem(`The template "${name}" has the format ${format}`, {
+      meaning: "Machines need one that is qcow2 or raw: they do not start, or do not boot",
+      remedy: command("qemu-img", "convert", "-O", "qcow2", path, `${path}.qcow2`),
+    }),
+  ];
+}
+
+async function checkChain(
+  [, ...below]: readonly string[],
+  { name }: VolumeFacts,
+  context: DoctorContext,
+): Promise<Finding[]> {
+  if (!isLocal(context)) return [];
+  const there = await Promise.all(below.map((file) => mayExist(context, file)));
+  return below.filter((_, i) => !there[i]).map((file) =>
+    problem(`The template "${name}" stands on ${file}, which is not there`, {
+      meaning: "A machine on it does not start",
+    })
+  );
+}
+
+function writerProblem(
+  { name: domain, isActive }: HostDomain,
+  { volume, machines }: { readonly volume: VolumeFacts; readonly machines: number },
+  context: DoctorContext,
+): Finding {
+  const what = machines === 0
+    ? "corrupts each machine that is made from it"
+    : `corrupts the ${machines} that stand${machines === 1 ? "s" : ""} on it`;
+  return problem(
+    `The template "${volume.name}" is the disk of the domain "${domain}"` +
+      (isActive ? ", which runs" : ""),
+    {
+      meaning: isActive
+        ? `What it writes ${what}. Shut it down, and give it a disk of its own`
+        : `Starting it ${what}. Give it a disk of its own`,
+      remedy: virsh(context, isActive ? "shutdown" : "edit", domain),
+    },
+  );
+}
+
+function checkSize({ name, capacity }: VolumeFacts, settings: MachineSettings | null): Finding[] {
+  const gib = Math.ceil(capacity / GIB);
+  const most = settings?.maxDiskGib ?? null;
+  if (most === null || gib <= most) return [];
+  return [
+    problem(`The template "${name}" has ${gib} GiB, and max_disk_gib is ${most}`, {
+      meaning: "A job that asks for it fails. Raise max_disk_gib, or make the template smaller",
+    }),
+  ];
+}
+
+/** The settings for machines on this volume; null if no job can ask for it. */
+function settingsOf(volume: string, { config }: DoctorContext): MachineSettings | null {
+  const entry = [...config.templates.values()].find((template) => template.volume === volume);
+  if (entry !== undefined) return entry.machine;
+  try {
+    return chooseTemplate(config, volume, { isOperator: true }).settings;
+  } catch (error) {
+    if (error instanceof BuildFailure) return null;
+    throw error;
+  }
+}

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { parseXml, XmlElement } from "@rgrove/parse-xml";
+import { readProc, readProcLink } from "../../ffi/proc.ts";
+import { isLibvirtError, orNull, VIR_ERR } from "../libvirt/error.ts";
+import type { StoragePool } from "../libvirt/storage_pool.ts";
+import type { Volume } from "../libvirt/volume.ts";
+import { volumeName } from "./volumes.ts";
+
+/** Whose a machine is, and what tells whether anybody still needs it. */
+export interface Owner {
+  /** GitLab's id of the job and the path of its project; empty by hand. */
+  readonly job: string;
+  readonly project: string;
+  /** ISO 8601. */
+  readonly created: string;
+  /** When GitLab has ended the job for sure, ISO 8601; empty if unknown. */
+  readonly deadline: string;
+  /** The directory that GitLab Runner removes after the attempt; empty by hand. */
+  readonly attemptDir: string;
+  /** The process of GitLab Runner, see {@linkcode processMark}; empty by hand. */
+  readonly runner: string;
+  /** Where that directory and that process are, see {@linkcode hostMark}. */
+  readonly host: string;
+}
+
+/** GitLab Runner needs it to notice that the time is over, to stop the script and to clean up. */
+const MARGIN_SECONDS = 600;
+
+/**
+ * How long a machine's volumes may be without one that says whose they are: prepare makes that
+ * first and then fills it, and earlier versions made none.
+ */
+const UNSAID_SECONDS = 600;
+
+/**
+ * The owner of a machine that is made now. `timeoutSeconds` is the job's; without an attempt's
+ * directory, it is a person's machine.
+ */
+export async function newOwner({ id, project, timeoutSeconds, attemptDir }: {
+  readonly id: string | null;
+  readonly project: string | null;
+  readonly timeoutSeconds: number | null;
+  readonly attemptDir: string | null;
+}): Promise<Owner> {
+  const now = Date.now();
+  const milliseconds = timeoutSeconds && (timeoutSeconds + MARGIN_SECONDS) * 1000;
+  return {
+    job: id ?? "",
+    project: project ?? "",
+    created: new Date(now).toISOString(),
+    deadline: milliseconds === null ? "" : new Date(now + milliseconds).toISOString(),
+    attemptDir: attemptDir ?? "",
+    runner: attemptDir === null ? "" : processMark(Deno.ppid) ?? "",
+    host: await hostMark(),
+  };
+}
+
+/**
+ * Why nobody needs the machine any more, as the end of a sentence, or null while somebody does: its
+ * deadline has not passed, and its attempt's directory or its runner is there. Of another host only
+ * the deadline is known. A person's machine is needed until the person removes it.
+ */
+export async function whyUnneeded(owner: Owner): Promise<string | null> {
+  const late = (Date.now() - Date.parse(owner.deadline)) / 1000; // NaN without a deadline
+  if (late > 0) return `its deadline passed ${age(late)} ago`;
+  if (owner.attemptDir === "" || owner.host === "" || owner.host !== await hostMark()) return null;
+  if (await exists(owner.attemptDir) || isRunning(owner.runner)) return null;
+  return "its runner is gone, and so is the attempt's directory";
+}
+
+/** The seconds since it was made; NaN if it does not say. */
+export function ageSeconds({ created }: Pick<Owner, "created">): number {
+  return (Date.now() - Date.parse(created)) / 1000;
+}
+
+/** Such as `42 s`, `5 min`, `3 h` or `2 d`. */
+export function age(seconds: number): string {
+  if (seconds < 60) return `${Math.round(seconds)} s`;
+  if (seconds < 3600) return `${Math.round(seconds / 60)} min`;
+  return seconds < 48 * 3600
+    ? `${Math.round(seconds / 3600)} h`
+    : `${Math.round(seconds / 86400)} d`;
+}
+
+/** What a machine's volume says of its owner, or why nobody can need it that says nothing. */
+export type OwnerFound = Owner | { readonly why: string } | "unknown";
+
+/** Reads the owner's volume of a machine; null if there is none. */
+export async function findOwner(pool: StoragePool, machine: string): Promise<OwnerFound | null> {
+  using volume = await pool.findVolume(volumeName(machine, "owner"));
+  if (volume === null) return null;
+  try {
+    const owner = parseOwner(new TextDecoder().decode(await volume.download(0)));
+    if (owner !== null) return owner;
+  } catch (error) {
+    if (isLibvirtError(error, VIR_ERR.NO_STORAGE_VOL)) return null; // cleaned up just now
+    if (isLibvirtError(error, VIR_ERR.NO_SUPPORT)) return "unknown"; // libvirt's test driver
+    if (!isLibvirtError(error, VIR_ERR.OPERATION_INVALID)) throw error; // prepare is filling it
+  }
+  return await isFresh(volume) ? "unknown" : { why: "prepare died while it made it" };
+}
+
+/**
+ * Whether somebody wrote to the volume in the last ten minutes; false where libvirt does not say.
+ */
+export async function isFresh(volume: Volume): Promise<boolean> {
+  const seconds = await secondsUnchanged(volume);
+  return seconds !== null && seconds < UNSAID_SECONDS;
+}
+
+/** Reads what is in an owner's volume; null if that is nothing, or not all. */
+export function parseOwner(json: string): Owner | null {
+  let value: Partial<Record<keyof Owner, unknown>> | null;
+  try {
+    value = JSON.parse(json);
+  } catch {
+    return null;
+  }
+  const read = (key: keyof Owner): string => typeof value?.[key] === "string" ? value[key] : "";
+  if (read("created") === "") return null;
+  return {
+    ...{ job: read("job"), project: read("project"), created: read("created") },
+    ...{ deadline: read("deadline"), attemptDir: read("attemptDir") },
+    ...{ runner: read("runner"), host: read("host") },
+  };
+}
+
+/** The seconds since anybody wrote to the volume; null where libvirt does not say. */
+async function secondsUnchanged(volume: Volume): Promise<number | null> {
+  const xml = await orNull(VIR_ERR.NO_STORAGE_VOL, volume.xml());
+  const child = (element: XmlElement | null | undefined, name: string) =>
+    element?.children.find((node) => node instanceof XmlElement && node.name === name) as
+      | XmlElement
+      | undefined;
+  const target = child(xml === null ? null : parseXml(xml).root, "target");
+  const modified = child(child(target, "timestamps"), "mtime")?.text;
+  return modified === undefined ? null : Date.now() / 1000 - Number(modified);
+}
+
+/**
+ * A process as `PID START BOOT`, or null if there is none: another process may get its number, and
+ * after a boot of the host even the same time of start.
+ */
+export function processMark(pid: number): string | null {
+  if (pid <= 1) return null; // init adopts whose parent is gone
+  const stat = readProc(`${pid}/stat`);
+  // The name, in brackets, may hold any characters; the state is the 3rd field, the start the 22nd.
+  const fields = stat?.slice(stat.lastIndexOf(")") + 2).split(" ");
+  if (fields === undefined || /^[ZX]/.test(fields[0] ?? "")) return null; // dead, not yet buried
+  return [pid, fields[19], readProc("sys/kernel/random/boot_id")?.trim()].join(" ");
+}
+
+function isRunning(mark: string): boolean {
+  return mark !== "" && processMark(Number.parseInt(mark)) === mark;
+}
+
+/** Whether there is such a directory: false only if it is certain that there is none. */
+async function exists(path: string): Promise<boolean> {
+  try {
+    await Deno.lstat(path);
+    return true;
+  } catch (error) {
+    return !(error instanceof Deno.errors.NotFound || error instanceof Deno.errors.NotADirectory);
+  }
+}
+
+let mark: string | undefined;
+
+/**
+ * This host, and nobody else's: a hash of its machine-id, which is not to be shown (machine-id(5)),
+ * and of the process ids' namespace, since those of a container mean nothing outside. Empty if
+ * unknown.
+ */
+export async function hostMark(): Promise<string> {
+  mark ??= await makeHostMark();
+  return mark;
+}
+
+async function makeHostMark(): Promise<string> {
+  const read = (file: string) => Deno.readTextFile(file).catch(() => "");
+  const id = (await read("/etc/machine-id") || await read("/etc/hostname")).trim();
+  const namespace = readProcLink("self/ns/pid");
+  if (id === "" || namespace === null) return "";
+  const text = new TextEncoder().encode(`libvirt-gci ${id} ${namespace}`);
+  return new Uint8Array(await crypto.subtle.digest("SHA-256", text)).toHex().slice(0, 16);
+}

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { explain, SystemFailure, UsageError } from "../errors.ts";
+import { cleanup } from "./cleanup.ts";
+import { findMachines, lookupNeed } from "./machines.ts";
+import type { Stage } from "./stage.ts";
+
+/** Puts a yes-or-no question to the person at the terminal. */
+export type Ask = (question: string) => Promise<boolean>;
+
+/**
+ * Removes all machines of ours, also those that somebody needs, if the person says yes. `ask` is
+ * null where nobody can be asked. Throws SystemFailure, in the end, with all that it could not
+ * remove.
+ */
+export async function cleanupAll(
+  { yes, ask }: { readonly yes: boolean; readonly ask: Ask | null },
+  stage: Pick<Stage, "connection" | "config" | "keyDirectory" | "log" | "warn">,
+): Promise<void> {
+  const machines = await findMachines(stage, { refresh: true });
+  if (machines.length === 0) return stage.log("There is no machine");
+  const needs = new Map(
+    await Promise.all(
+      machines.map(async (machine) => [machine.name, await lookupNeed(machine, stage)] as const),
+    ),
+  );
+  const running = [...needs.values()].filter(({ owner, why }) => why === null && owner?.job !== "");
+  const question = `Remove ${machines.length} machine${machines.length === 1 ? "" : "s"}` +
+    (running.length === 0 ? "?" : `, ${running.length} of them of running jobs?`);
+  if (!yes) {
+    if (ask === null) throw nobodyToAsk(question);
+    if (!await ask(question)) return stage.log("Nothing is removed");
+  }
+  const problems: string[] = [];
+  for (const machine of machines) {
+    const attemptDir = needs.get(machine.name)?.owner?.attemptDir ?? "";
+    await cleanup(machine.name, stage, { volumes: machine.volumes, attemptDir })
+      .catch((error) => problems.push(explain(error)));
+  }
+  if (problems.length === 0) return;
+  throw new SystemFailure({
+    what: `Cannot remove ${problems.length} of ${machines.length} machines`,
+    details: problems.map((problem) => `- ${problem.replaceAll("\n", "\n  ")}`).join("\n"),
+  });
+}
+
+function nobodyToAsk(question: string): UsageError {
+  return new UsageError({
+    what: `${question} There is no terminal to ask on`,
+    advice: "Say --yes if all of them are to go; see them: libvirt-gci list",
+  });
+}

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { explain, SystemFailure } from "../errors.ts";
+import { isLibvirtError } from "../libvirt/error.ts";
+import { age, ageSeconds } from "../machine/owner.ts";
+import { sleep } from "../wait.ts";
+import { cleanup } from "./cleanup.ts";
+import {
+  findActivePool,
+  findMachines,
+  type FoundMachine,
+  isTrace,
+  lookupNeed,
+  machinesOf,
+  type Need,
+  partsOf,
+} from "./machines.ts";
+import type { Stage } from "./stage.ts";
+
+/** What gc needs of a stage. */
+export type GcStage = Pick<
+  Stage,
+  "connection" | "config" | "keyDirectory" | "signal" | "log" | "warn"
+>;
+
+/** What the command line says to gc. */
+export interface GcOptions {
+  /** Only say what would be removed. */
+  readonly dryRun?: boolean;
+  /** Remove also what somebody may need, if it was made so long ago; null is nothing of that. */
+  readonly olderThanSeconds?: number | null;
+}
+
+/**
+ * Removes every machine that no job and no person needs any more, whatever is left of it, with a
+ * line for each. Safe beside other gcs and stages. Throws SystemFailure, in the end, with all that
+ * it could not remove.
+ */
+export async function gc(
+  { dryRun = false, olderThanSeconds = null }: GcOptions,
+  stage: GcStage,
+): Promise<void> {
+  const problems: string[] = [];
+  for (const machine of await findStill(stage)) {
+    stage.signal.throwIfAborted();
+    try {
+      const need = await lookupNeed(machine, stage); // somebody may have come or gone by now
+      const why = need.why ?? whyTooOld(need, olderThanSeconds);
+      if (why === null) continue;
+      const what = `"${machine.name}" (${partsOf(machine)}): ${why}`;
+      if (dryRun) stage.log(`Would remove ${what}`);
+      else if (await remove(machine, need, stage)) stage.log(`Removed ${what}`);
+    } catch (error) {
+      problems.push(explain(error));
+    }
+  }
+  if (problems.length > 0) throw unremoved(problems);
+}
+
+const TRACE_MS = 5000;
+
+/**
+ * The machines that are there. Of one with only a filter or a key, a prepare with other settings
+ * may be about to start the domain: it counts if it is still so a little later.
+ */
+async function findStill(stage: GcStage): Promise<FoundMachine[]> {
+  const machines = await findMachines(stage, { refresh: true });
+  if (!machines.some(isTrace)) return machines;
+  await sleep(TRACE_MS, stage.signal);
+  const traces = (await findMachines(stage, { refresh: false })).filter(isTrace);
+  const stay = new Set(traces.map(({ name }) => name));
+  return machines.filter((machine) => !isTrace(machine) || stay.has(machine.name));
+}
+
+function whyTooOld({ owner }: Need, olderThanSeconds: number | null): string | null {
+  if (owner === null || olderThanSeconds === null) return null;
+  const seconds = ageSeconds(owner);
+  return seconds > olderThanSeconds ? `it was made ${age(seconds)} ago` : null;
+}
+
+/** Whether there was anything left to remove: another gc may have been faster. */
+async function remove(
+  machine: Pick<FoundMachine, "name" | "volumes">,
+  { owner }: Need,
+  stage: GcStage,
+): Promise<boolean> {
+  return await cleanup(machine.name, { ...stage, log: () => {} }, {
+    volumes: machine.volumes,
+    attemptDir: owner?.attemptDir ?? "",
+  });
+}
+
+function unremoved(problems: readonly string[]): SystemFailure {
+  const machines = problems.length === 1 ? "a machine" : `${problems.length} machines`;
+  return new SystemFailure({
+    what: `Cannot remove ${machines} that nobody needs`,
+    advice: "Mend what is said below and run it again, or leave it to the next time",
+    details: problems.map((problem) => `- ${problem.replaceAll("\n", "\n  ")}`).join("\n"),
+  });
+}
+
+const SWEEP_MACHINES = 10;
+const SWEEP_MS = 2000;
+
+/**
+ * As {@linkcode gc}, for the start of prepare: it asks about a few machines of the overlay pool, by
+ * chance, begins no further one after two seconds, and never fails. What it does not come to, a
+ * later prepare does. It names no machine, since the log is another job's.
+ */
+export async function sweep(stage: GcStage): Promise<void> {
+  const end = performance.now() + SWEEP_MS;
+  let removed = 0;
+  let failed = 0;
+  for (const machine of await chooseSome(stage)) {
+    if (performance.now() > end || stage.signal.aborted) break;
+    try {
+      const need = await lookupNeed(machine, stage);
+      if (need.why === null) continue;
+      if (await remove(machine, need, stage)) removed++;
+    } catch {
+      failed++;
+    }
+  }
+  if (removed > 0) stage.log(`Removed ${machines(removed)} that nobody needs any more`);
+  if (failed > 0) {
+    stage.warn(
+      `Could not remove ${machines(failed)} that nobody needs any more: ` +
+        "the host's administrator can see why with libvirt-gci gc",
+    );
+  }
+}
+
+function machines(count: number): string {
+  return count === 1 ? "a machine" : `${count} machines`;
+}
+
+/** Some of the machines that have volumes in the overlay pool; none where libvirt does not say. */
+async function chooseSome(
+  { connection, config }: GcStage,
+): Promise<Pick<FoundMachine, "name" | "volumes">[]> {
+  try {
+    using pool = await findActivePool(connection, config.overlayPool);
+    const found = [...machinesOf(await pool?.volumeNames() ?? [])];
+    return Array.from({ length: Math.min(SWEEP_MACHINES, found.length) }, () => {
+      const [[name, volumes] = ["", []]] = found.splice(Math.random() * found.length, 1);
+      return {
+        name,
+        volumes: volumes.map((volume) => ({ pool: config.overlayPool, name: volume })),
+      };
+    });
+  } catch (error) {
+    if (isLibvirtError(error)) return []; // prepare is about to say it better
+    throw error;
+  }
+}

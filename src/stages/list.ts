@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { age, ageSeconds } from "../machine/owner.ts";
+import type { Connection } from "../libvirt/connection.ts";
+import { toVisible } from "../quoted.ts";
+import {
+  findMachines,
+  type FindStage,
+  type FoundMachine,
+  lookupNeed,
+  type Need,
+} from "./machines.ts";
+
+/** A machine as the command `list` shows it; null is what nothing says. */
+export interface ListedMachine {
+  readonly machine: string;
+  /** Empty by hand. */
+  readonly job: string | null;
+  readonly project: string | null;
+  readonly template: string | null;
+  /** ISO 8601. */
+  readonly created: string | null;
+  /**
+   * `starting` until it can be logged in to, then `ready`; `orphan` if it runs and nobody needs it;
+   * `leftover` if it does not even run.
+   */
+  readonly state: "starting" | "ready" | "orphan" | "leftover";
+  /** Why gc would remove it. */
+  readonly why: string | null;
+  readonly address: string | null;
+  readonly memoryMib: number | null;
+  /** What its volumes take of the pools, together. */
+  readonly diskBytes: number;
+}
+
+/** A machine without a domain is taken for one that starts while it is so young. */
+const STARTING_SECONDS = 600;
+
+/** All machines of which anything is left. */
+export async function listMachines(stage: FindStage): Promise<ListedMachine[]> {
+  const found = await findMachines(stage, { refresh: false });
+  return await Promise.all(found.map(async (machine) => {
+    const need = await lookupNeed(machine, stage);
+    const { record, owner, why } = need;
+    return {
+      machine: machine.name,
+      job: owner?.job ?? null,
+      project: owner?.project ?? null,
+      template: record?.template ?? null,
+      created: owner?.created ?? null,
+      state: stateOf(need),
+      why,
+      address: record?.address || null,
+      memoryMib: record && await memoryOf(machine.name, stage.connection),
+      diskBytes: await diskOf(machine, stage.connection),
+    };
+  }));
+}
+
+function stateOf({ record, owner, why }: Need): ListedMachine["state"] {
+  if (record !== null) return why !== null ? "orphan" : record.address ? "ready" : "starting";
+  const young = owner === null || ageSeconds(owner) < STARTING_SECONDS;
+  return why === null && young ? "starting" : "leftover";
+}
+
+async function memoryOf(machine: string, connection: Connection): Promise<number | null> {
+  using domain = await connection.findDomain(machine);
+  return domain && await domain.memoryMib().catch(() => null); // it may end at any time
+}
+
+async function diskOf({ volumes }: FoundMachine, connection: Connection): Promise<number> {
+  const sizes = volumes.map(async ({ pool: poolName, name }) => {
+    using pool = await connection.findPool(poolName);
+    using volume = pool && await pool.findVolume(name);
+    return volume ? await volume.allocationBytes().catch(() => 0) : 0; // as may its volumes
+  });
+  return (await Promise.all(sizes)).reduce((sum, size) => sum + size, 0);
+}
+
+/** The machines as JSON, an array of {@linkcode ListedMachine}. */
+export function listJson(machines: readonly ListedMachine[]): string {
+  return JSON.stringify(machines, null, 2);
+}
+
+const HEAD = ["MACHINE", "JOB", "PROJECT", "TEMPLATE", "AGE", "STATE", "ADDRESS", "MEMORY", "DISK"];
+
+/** The machines as a table for people, a line each. */
+export function listTable(machines: readonly ListedMachine[]): string {
+  const rows = [HEAD, ...machines.map(rowOf)];
+  const widths = HEAD.map((_, i) => Math.max(...rows.map((row) => (row[i] ?? "").length)));
+  return rows.map((row) => row.map((cell, i) => cell.padEnd(widths[i] ?? 0)).join("  ").trimEnd())
+    .join("\n");
+}
+
+function rowOf(machine: ListedMachine): string[] {
+  const { created, memoryMib, diskBytes } = machine;
+  const cells = [
+    machine.machine,
+    machine.job,
+    machine.project,
+    machine.template,
+    created && age(ageSeconds({ created })),
+    machine.state,
+    machine.address,
+    memoryMib === null ? null : `${memoryMib} MiB`,
+    `${Math.ceil(diskBytes / 1024 ** 2)} MiB`,
+  ];
+  return cells.map((cell) => toVisible(cell || "-").replaceAll("\n", "\\n"));
+}

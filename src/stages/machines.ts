@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { keyFile } from "../guest/key_file.ts";
+import { isMachineName } from "../job.ts";
+import type { Connection } from "../libvirt/connection.ts";
+import type { Domain } from "../libvirt/domain.ts";
+import { isLibvirtError, orNull, VIR_ERR } from "../libvirt/error.ts";
+import type { StoragePool } from "../libvirt/storage_pool.ts";
+import { filterName } from "../machine/filter.ts";
+import { findOwner, isFresh, type Owner, type OwnerFound, whyUnneeded } from "../machine/owner.ts";
+import { type MachineRecord, readRecord } from "../machine/record.ts";
+import { machineOfVolume, refreshPool } from "../machine/volumes.ts";
+import type { Stage } from "./stage.ts";
+
+/** What is there of a machine of ours, whether or not it runs. */
+export interface FoundMachine {
+  readonly name: string;
+  /** Whether it has a domain that is ours. */
+  hasDomain: boolean;
+  readonly volumes: { readonly pool: string; readonly name: string }[];
+  hasFilter: boolean;
+  /** Whether its key is in the directory for keys of machines by hand. */
+  hasKey: boolean;
+}
+
+/** What is needed to find machines. */
+export type FindStage = Pick<Stage, "connection" | "config" | "keyDirectory" | "warn">;
+
+/**
+ * All machines of which anything is left: a domain, volumes in the pools of the settings, a network
+ * filter or a key. With `refresh`, libvirt looks into the pools again, for files that it lost sight
+ * of.
+ */
+export async function findMachines(
+  { connection, config, keyDirectory, warn }: FindStage,
+  { refresh }: { readonly refresh: boolean },
+): Promise<FoundMachine[]> {
+  const machines = new Map<string, FoundMachine>();
+  const machineOf = (name: string): FoundMachine => {
+    const none = { name, hasDomain: false, volumes: [], hasFilter: false, hasKey: false };
+    const machine = machines.get(name) ?? none;
+    machines.set(name, machine);
+    return machine;
+  };
+  for (const name of await ourDomains(connection)) machineOf(name).hasDomain = true;
+  for (const poolName of [config.overlayPool, config.templatePool]) {
+    using pool = await findActivePool(connection, poolName);
+    if (pool === null) continue;
+    if (refresh) {
+      await refreshPool(pool).catch((error) => {
+        if (!isLibvirtError(error)) throw error;
+        warn(`Could not look for new files in the storage pool "${poolName}": ${error.message}`);
+      });
+    }
+    for (const [machine, volumes] of machinesOf(await pool.volumeNames())) {
+      machineOf(machine).volumes.push(...volumes.map((name) => ({ pool: poolName, name })));
+    }
+  }
+  for (const machine of machinesWithFilter(await connection.networkFilterNames())) {
+    machineOf(machine).hasFilter = true;
+  }
+  for (const machine of await machinesWithKey(keyDirectory)) machineOf(machine).hasKey = true;
+  return [...machines.values()].sort((a, b) => a.name < b.name ? -1 : 1);
+}
+
+/** The machines of these volumes; what has another name is not ours. */
+export function machinesOf(volumes: readonly string[]): Map<string, string[]> {
+  const named = volumes.map((volume) => ({ volume, machine: machineOfVolume(volume) ?? "" }));
+  const ours = Map.groupBy(
+    named.filter(({ machine }) => isMachineName(machine)),
+    ({ machine }) => machine,
+  );
+  return new Map([...ours].map(([machine, of]) => [machine, of.map(({ volume }) => volume)]));
+}
+
+/** The pool, or null if it is not there or not started. */
+export async function findActivePool(
+  connection: Connection,
+  name: string,
+): Promise<StoragePool | null> {
+  const pool = await connection.findPool(name);
+  if (pool === null || await pool.isActive()) return pool;
+  pool[Symbol.dispose]();
+  return null;
+}
+
+/** What is known now of who needs a machine. */
+export interface Need {
+  /** Null where the domain is not ours, or there is none. */
+  readonly record: MachineRecord | null;
+  /** Null where nothing says it. */
+  readonly owner: Owner | null;
+  /** Why nobody needs it, as the end of a sentence; null while somebody does, or may. */
+  readonly why: string | null;
+}
+
+/** Asks libvirt who needs the machine, as it is at this moment. */
+export async function lookupNeed(
+  { name, volumes }: Pick<FoundMachine, "name" | "volumes">,
+  { connection, config }: Pick<Stage, "connection" | "config">,
+): Promise<Need> {
+  using domain = await connection.findDomain(name);
+  const record = domain && await readOurs(domain);
+  if (record !== null) return { record, owner: record, why: await whyUnneeded(record) };
+  const found = await findOwnerIn([config.overlayPool, config.templatePool], name, connection);
+  if (found === "unknown") return { record, owner: null, why: null };
+  if (found === null) {
+    const why = await isAnyFresh(volumes, connection) ? null : "nothing says whose it is";
+    return { record, owner: null, why };
+  }
+  if ("why" in found) return { record, owner: null, why: found.why };
+  return { record, owner: found, why: await whyUnneeded(found) };
+}
+
+async function findOwnerIn(
+  pools: readonly string[],
+  machine: string,
+  connection: Connection,
+): Promise<OwnerFound | null> {
+  for (const name of pools) {
+    using pool = await findActivePool(connection, name);
+    const found = pool && await findOwner(pool, machine);
+    if (found !== null) return found;
+  }
+  return null;
+}
+
+async function isAnyFresh(
+  volumes: FoundMachine["volumes"],
+  connection: Connection,
+): Promise<boolean> {
+  for (const { pool: poolName, name } of volumes) {
+    using pool = await connection.findPool(poolName);
+    using volume = pool && await pool.findVolume(name);
+    if (volume !== null && await isFresh(volume)) return true;
+  }
+  return false;
+}
+
+/** What the domain says of itself, or null if it is not ours, or ended just now. */
+function readOurs(domain: Domain): Promise<MachineRecord | null> {
+  return orNull(VIR_ERR.NO_DOMAIN, readRecord(domain));
+}
+
+async function ourDomains(connection: Connection): Promise<string[]> {
+  const domains = await connection.activeDomains();
+  using handles = new DisposableStack();
+  for (const domain of domains) handles.use(domain);
+  const names: string[] = [];
+  for (const domain of domains) if (await readOurs(domain) !== null) names.push(domain.name);
+  return names;
+}
+
+function machinesWithFilter(filters: readonly string[]): string[] {
+  const start = filterName("");
+  return filters.filter((name) => name.startsWith(start)).map((name) => name.slice(start.length))
+    .filter(isMachineName);
+}
+
+const KEY_ENDING = keyFile("", "").slice(1);
+
+async function machinesWithKey(directory: string): Promise<string[]> {
+  try {
+    const files = await Array.fromAsync(Deno.readDir(directory), ({ name }) => name);
+    return files.filter((file) => file.endsWith(KEY_ENDING))
+      .map((file) => file.slice(0, -KEY_ENDING.length)).filter(isMachineName);
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound || error instanceof Deno.errors.NotADirectory) {
+      return [];
+    }
+    throw error;
+  }
+}
+
+/** What there is of the machine, such as `domain, 5 volumes, network filter, key`. */
+export function partsOf({ hasDomain, volumes, hasFilter, hasKey }: FoundMachine): string {
+  return [
+    ...(hasDomain ? ["domain"] : []),
+    ...(volumes.length > 0 ? [`${volumes.length} volume${volumes.length === 1 ? "" : "s"}`] : []),
+    ...(hasFilter ? ["network filter"] : []),
+    ...(hasKey ? ["key"] : []),
+  ].join(", ");
+}
+
+/** Whether it is known by nothing that says whose it is, or could: no domain and no volume. */
+export function isTrace({ hasDomain, volumes }: FoundMachine): boolean {
+  return !hasDomain && volumes.length === 0;
+}

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { SystemFailure } from "../errors.ts";
+import type { Connection } from "../libvirt/connection.ts";
+import type { Domain } from "../libvirt/domain.ts";
+import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
+import { type MachineRecord, readRecord } from "../machine/record.ts";
+
+/** A machine that prepare has made ready. Whoever gets it disposes of it, which leaves it running. */
+export interface ReadyMachine extends Disposable {
+  readonly domain: Domain;
+  readonly record: MachineRecord;
+}
+
+/** The machine of this name. Throws SystemFailure if it is gone, not ours, or not ready. */
+export async function lookupReadyMachine(
+  machine: string,
+  connection: Connection,
+): Promise<ReadyMachine> {
+  const domain = await connection.findDomain(machine);
+  if (domain === null) throw gone(machine);
+  using undo = new DisposableStack();
+  undo.use(domain);
+  const record = await readRecord(domain).catch((error) => {
+    throw isLibvirtError(error, VIR_ERR.NO_DOMAIN) ? gone(machine) : error; // it has just ended
+  });
+  if (record === null) throw unusable(`The domain "${machine}" was not made by libvirt-gci`);
+  if (record.address === "") throw unusable(`The machine "${machine}" is not ready`);
+  undo.move();
+  return { domain, record, [Symbol.dispose]: () => domain[Symbol.dispose]() };
+}
+
+function gone(machine: string): SystemFailure {
+  return unusable(`The machine "${machine}" is gone`);
+}
+
+function unusable(what: string): SystemFailure {
+  return new SystemFailure({
+    what,
+    advice:
+      "Run the job again; libvirt-gci prepare makes a machine, and a machine that powers off " +
+      "or crashes is gone",
+  });
+}

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { ScriptFailure, SystemFailure } from "../errors.ts";
+import { readKey } from "../guest/key.ts";
+import { openSsh } from "../guest/ready.ts";
+import type { TerminalSize } from "../guest/ssh.ts";
+import { loginTo } from "./login.ts";
+import { lookupReadyMachine } from "./ready_machine.ts";
+import type { Stage } from "./stage.ts";
+
+const CONNECT_SECONDS = 60;
+
+/** A person's terminal. */
+export interface Terminal {
+  /** As in TERM. */
+  readonly type: string;
+  readonly size: () => TerminalSize;
+  /** What is typed; it ends when the iterator is closed. */
+  readonly input: AsyncIterable<Uint8Array>;
+  /** Raw, a terminal hands on each key as it is, ^C too. */
+  readonly setRaw: (raw: boolean) => void;
+  /** Calls the listener when the size changes, until disposed of. */
+  readonly onResize: (listener: () => void) => Disposable;
+}
+
+/**
+ * Gives a person a shell in the machine, or runs a command there, with their terminal. Throws
+ * ScriptFailure if it ends with another status than 0, and SystemFailure if the machine is lost.
+ */
+export async function ssh(
+  machine: string,
+  { command, terminal, stage }: {
+    /** A line for the guest's shell; null is a shell. */
+    readonly command: string | null;
+    readonly terminal: Terminal;
+    readonly stage: Pick<Stage, "connection" | "home" | "signal" | "stdout">;
+  },
+): Promise<void> {
+  using ready = await lookupReadyMachine(machine, stage.connection);
+  const key = await readKey(ready.record.key, stage.home);
+  using connection = await openSsh(await loginTo(ready.domain, ready.record, key), {
+    ...{ timeoutSeconds: CONNECT_SECONDS, signal: stage.signal, log: () => {} },
+  });
+  const remote = await connection.openTerminal(command, {
+    ...{ type: terminal.type, size: terminal.size(), output: stage.stdout },
+  });
+  using _ = terminal.onResize(() => remote.resize(terminal.size()));
+  terminal.setRaw(true);
+  try {
+    passOn(terminal.input, remote.write).catch(() => {}); // what is typed after the end is lost
+    const { status } = await remote.end;
+    if (status === 0) return;
+    if (status !== null) throw new ScriptFailure(status);
+  } finally {
+    terminal.setRaw(false);
+  }
+  throw new SystemFailure({
+    what: `The connection to the machine "${machine}" was lost`,
+    cause: connection.lost ?? undefined,
+    advice: `See whether it still runs: libvirt-gci list`,
+  });
+}
+
+async function passOn(input: AsyncIterable<Uint8Array>, write: (bytes: Uint8Array) => void) {
+  for await (const bytes of input) write(bytes);
+}

@@ -1,0 +1,376 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import assert from "node:assert/strict";
+import { parseConfig } from "../src/config.ts";
+import {
+  checkBridgeTracking,
+  checkFilterPrograms,
+  checkFilters,
+  checkFirewall,
+} from "../src/doctor/isolation.ts";
+import { checkKeys } from "../src/doctor/keys.ts";
+import { checkKvm, checkKvmDevice, checkNested, offerFinding } from "../src/doctor/kvm.ts";
+import { checkRunner } from "../src/doctor/runner.ts";
+import { checkSecurityModules } from "../src/doctor/security_modules.ts";
+import { makeKeyPair } from "../src/guest/key.ts";
+import { allOk, doctorHost, HEALTHY, only } from "./test_doctor.ts";
+import { openTestHost } from "./test_host.ts";
+
+const BROKEN_KVM = { works: false, reason: "KVM starts but a guest's kernel never boots" } as const;
+
+Deno.test("KVM that runs guests is ok", async () => {
+  await using host = await doctorHost();
+  only(await checkKvm(host), "ok", /^KVM runs guests$/);
+});
+
+Deno.test("KVM that runs no guest is a warning, and a problem with domain_type: kvm", async () => {
+  await using host = await doctorHost({ kvm: () => Promise.resolve(BROKEN_KVM) });
+  const { meaning, remedy } = only(await checkKvm(host), "warning", /runs no guest/);
+  assert.match(meaning, /never boots. Machines are emulated/);
+  assert.equal(remedy, null);
+  await using kvm = await doctorHost({ ...host, machine: { domainType: "kvm" } });
+  assert.match(only(await checkKvm(kvm), "problem", /runs no guest/).meaning, /domain_type: kvm/);
+});
+
+Deno.test("without /dev/kvm, the remedy loads the module", async () => {
+  await using host = await doctorHost({
+    kvm: () => Promise.resolve(BROKEN_KVM),
+    files: { "/dev/kvm": undefined },
+  });
+  const { remedy } = only(await checkKvm(host), "warning", /runs no guest/);
+  assert.equal(remedy, "modprobe kvm_intel || modprobe kvm_amd");
+  assert.deepEqual(await checkKvmDevice(host), []);
+});
+
+Deno.test("KVM that this user may not try is a warning", async () => {
+  const reason = "no permission on /dev/kvm";
+  await using host = await doctorHost({ kvm: () => Promise.resolve({ works: null, reason }) });
+  assert.match(only(await checkKvm(host), "warning", /Nobody knows/).meaning, /no permission/);
+});
+
+Deno.test("nobody asks for KVM where no machine uses it", async () => {
+  await using host = await doctorHost({
+    machine: { domainType: "qemu" },
+    kvm: () => Promise.reject(new Error("asked")),
+  });
+  only(await checkKvm(host), "ok", /No machine uses KVM/);
+});
+
+Deno.test("KVM that works and libvirt does not offer is a warning", async () => {
+  const offer = "<capabilities><guest><arch><domain type='kvm'/></arch></guest></capabilities>";
+  only([offerFinding(offer)], "ok", /KVM runs guests/);
+  only([offerFinding("<capabilities/>")], "warning", /libvirt does not offer it/);
+  await using connection = await openTestHost();
+  await using host = await doctorHost({ connection });
+  only(await checkKvm(host), "warning", /libvirt does not offer it/);
+});
+
+Deno.test("/dev/kvm that QEMU's user may not open is a warning, by qemu.conf and groups", async () => {
+  const closed = { "/dev/kvm": { text: "", mode: 0o660 } };
+  const ownGroup = { "/etc/group": `kvm:x:${Deno.gid()}:\n` };
+  const joined = { "/etc/group": `kvm:x:${Deno.gid()}:libvirt-qemu\n` };
+  const root = { "/etc/libvirt/qemu.conf": 'user = "+0"\n' };
+  for (
+    const [files, remedy] of [
+      [{}, null],
+      [{ ...closed, ...joined }, null],
+      [{ ...closed, ...root }, null],
+      [{ ...closed, ...ownGroup }, "usermod --append --groups kvm libvirt-qemu"],
+      [closed, "chown root:kvm /dev/kvm && chmod 660 /dev/kvm"],
+    ] as const
+  ) {
+    const noGroup = "/etc/group" in files ? {} : { "/etc/group": "" };
+    await using host = await doctorHost({ files: { ...noGroup, ...files } });
+    const findings = await checkKvmDevice(host);
+    if (remedy === null) {
+      only(findings, "ok", /may open \/dev\/kvm/);
+    } else {
+      const found = only(findings, "warning", /user, libvirt-qemu, may not open \/dev\/kvm/);
+      assert.match(found.meaning, /13 s/);
+      assert.equal(found.remedy, remedy);
+    }
+  }
+});
+
+Deno.test("nested virtualisation that is off is told where the settings want it", async () => {
+  const off = { "/sys/module/kvm_intel/parameters/nested": "0\n" };
+  const none = { "/sys/module/kvm_intel/parameters/nested": undefined };
+  const amd = { ...none, "/sys/module/kvm_amd/parameters/nested": "1\n" };
+  const rules = parseConfig("rules: [{ allow_nested: true }]", "x");
+  for (
+    const [files, differences, level] of [
+      [off, {}, null],
+      [{}, { machine: { nested: true } }, "ok"],
+      [amd, { machine: { nested: true } }, "ok"],
+      [off, { machine: { nested: true } }, "problem"],
+      [off, { machine: { allowNested: true } }, "warning"],
+      [none, { config: rules }, "warning"],
+    ] as const
+  ) {
+    await using host = await doctorHost({ files, ...differences });
+    const findings = await checkNested(host);
+    if (level === null) assert.deepEqual(findings, []);
+    else only(findings, level, /kvm_intel|kvm_amd/);
+  }
+});
+
+Deno.test("an isolated machine needs clean-traffic, ebtables, iptables and tracking", async () => {
+  await using connection = await openTestHost();
+  await using host = await doctorHost({
+    connection,
+    files: {
+      "/usr/sbin/ebtables": undefined,
+      "/proc/sys/net/bridge/bridge-nf-call-iptables": undefined,
+    },
+  });
+  const filters = only(await checkFilters(host), "problem", /no network filter "clean-traffic"/);
+  assert.match(filters.remedy ?? "", /^apt-get install libvirt-daemon-config-nwfilter && /);
+  const programs = only(await checkFilterPrograms(host), "problem", /^The host has no ebtables$/);
+  assert.equal(programs.remedy, "apt-get install ebtables");
+  const tracking = only(await checkBridgeTracking(host), "warning", /bridge-nf-call-iptables/);
+  assert.match(tracking.meaning, /above 32767/);
+  assert.match(tracking.remedy ?? "", /^modprobe br_netfilter && sysctl net.bridge/);
+});
+
+Deno.test("a host with all that isolation needs is ok", async () => {
+  await using connection = await openTestHost();
+  const xml = "<filter name='clean-traffic' chain='root'/>";
+  const filter = await connection.defineNetworkFilter("clean-traffic", xml).catch(() => null);
+  filter?.[Symbol.dispose](); // libvirt's test driver has filters since 10.0
+  await using host = await doctorHost({ connection });
+  if (filter !== null) only(await checkFilters(host), "ok", /clean-traffic/);
+  only(await checkFilterPrograms(host), "ok", /ebtables and iptables/);
+  only(await checkBridgeTracking(host), "ok", /tracks/);
+});
+
+Deno.test("tracking that is switched off is a warning", async () => {
+  await using host = await doctorHost({
+    files: { "/proc/sys/net/bridge/bridge-nf-call-iptables": "0\n" },
+  });
+  only(await checkBridgeTracking(host), "warning", /is not 1/);
+});
+
+Deno.test("machines that are not isolated, or have no network, need none of it", async () => {
+  const files = { "/usr/sbin/ebtables": undefined };
+  for (const machine of [{ isolate: false }, { network: "none" }]) {
+    await using host = await doctorHost({ machine, files });
+    for (const check of [checkFilters, checkFilterPrograms, checkBridgeTracking]) {
+      assert.deepEqual(await check(host), []);
+    }
+  }
+});
+
+Deno.test("the firewall's backend is told, and a problem without its program", async () => {
+  await using connection = await openTestHost();
+  const nftables = { "/etc/libvirt/network.conf": '#x = 1\nfirewall_backend = "nftables"\n' };
+  const versions = [[9_000_000, /with iptables, as all before 10.4/], [10_004_000, /chooses/]];
+  for (const [version, words] of versions as [number, RegExp][]) {
+    const facts = { libVersion: () => Promise.resolve(version) };
+    await using host = await doctorHost({ connection, facts });
+    only(await checkFirewall(host), "ok", words);
+  }
+  await using without = await doctorHost({ files: nftables });
+  const { remedy } = only(await checkFirewall(without), "problem", /nftables, .* has no nft$/);
+  assert.equal(remedy, "apt-get install nftables");
+  await using both = await doctorHost({ files: { ...nftables, "/usr/sbin/nft": "" } });
+  only(await checkFirewall(both), "ok", /with nftables/);
+});
+
+const { privateKey } = await makeKeyPair();
+
+Deno.test("a key that only its owner may read is ok", async () => {
+  await using host = await doctorHost({
+    machine: { login: "template", key: "/etc/key" },
+    files: { "/etc/key": { text: privateKey, mode: 0o600 } },
+  });
+  only(await checkKeys(host), "ok", /\/etc\/key can be used/);
+});
+
+Deno.test("a key that others may read is a warning", async () => {
+  await using host = await doctorHost({
+    machine: { login: "template", key: "~/key" },
+    files: { "/root/key": { text: privateKey, mode: 0o640 } },
+  });
+  const { remedy } = only(await checkKeys(host), "warning", /Others .* may read .*\/root\/key/);
+  assert.match(remedy ?? "", /^chmod 600 .*\/root\/key$/);
+});
+
+Deno.test("a key that is missing, encrypted or none is a problem", async () => {
+  for (
+    const [key, text, remedy] of [
+      [null, null, 'ssh-keygen -t ed25519 -N "" -f ~/.ssh/id_ed25519'],
+      ["/etc/key", null, 'ssh-keygen -t ed25519 -N "" -f /etc/key'],
+      ["/etc/key", await encryptedKey(), 'ssh-keygen -p -N "" -f /etc/key'],
+      ["/etc/key", "no key\n", null],
+    ] as const
+  ) {
+    await using host = await doctorHost({
+      machine: { login: "template", key },
+      files: text === null ? {} : { "/etc/key": { text, mode: 0o600 } },
+    });
+    const found = only(await checkKeys(host), "problem", key === null ? /no SSH key/ : /of no use/);
+    assert.match(found.meaning, /No job starts whose template has login: template$/);
+    assert.equal(found.remedy, remedy);
+  }
+});
+
+async function encryptedKey(): Promise<string> {
+  const { utils } = (await import("ssh2")).default;
+  return utils.generateKeyPairSync("rsa", {
+    ...{ bits: 2048, passphrase: "secret", cipher: "aes256-cbc" },
+  }).private;
+}
+
+Deno.test("machines with keys of their own need none", async () => {
+  await using host = await doctorHost();
+  assert.deepEqual(await checkKeys(host), []);
+});
+
+const APPARMOR = { "/sys/module/apparmor/parameters/enabled": "Y\n" };
+const SELINUX = { "/sys/fs/selinux/enforce": "1" };
+const HELPER = "usr.lib.libvirt.virt-aa-helper";
+
+Deno.test("the security module is told, with where it logs", async () => {
+  for (
+    const [files, words] of [
+      [{}, /^Neither AppArmor nor SELinux/],
+      [APPARMOR, /AppArmor confines machines; .*journalctl -k/],
+      [{ "/sys/kernel/security/apparmor": null }, /AppArmor confines machines/],
+      [SELINUX, /SELinux confines machines; .*ausearch -m AVC/],
+      [{ "/sys/fs/selinux/enforce": "0" }, /SELinux is permissive/],
+    ] as const
+  ) {
+    await using host = await doctorHost({ files });
+    only(await checkSecurityModules(host), "ok", words);
+  }
+});
+
+Deno.test("a security module that libvirt is not to use is a warning", async () => {
+  for (const files of [APPARMOR, SELINUX]) {
+    await using host = await doctorHost({
+      files: { ...files, "/etc/libvirt/qemu.conf": 'security_driver = [ "none" ]\n' },
+    });
+    only(await checkSecurityModules(host), "warning", /security_driver is none/);
+  }
+});
+
+Deno.test("AppArmor's profile for virt-aa-helper has to know the directory of disks", async () => {
+  await using connection = await openTestHost();
+  const profile = { [`/etc/apparmor.d/${HELPER}`]: "/var/lib/libvirt/images/** r,\n" };
+  await using host = await doctorHost({ connection, files: { ...APPARMOR, ...profile } });
+  const [, helper] = await checkSecurityModules(host);
+  assert.equal(helper?.level, "warning");
+  assert.match(helper?.meaning ?? "", /Could not open backing file/);
+  assert.match(
+    helper?.remedy ?? "",
+    /^echo '"\/var\/lib\/libvirt\/libvirt-gci\/\*\*" r,' >> \/etc\/apparmor.d\/local\//,
+  );
+
+  const local = { [`/etc/apparmor.d/local/${HELPER}`]: '"/var/lib/libvirt/libvirt-gci/**" r,\n' };
+  await using mended = await doctorHost({
+    connection,
+    files: { ...APPARMOR, ...profile, ...local },
+  });
+  allOk(await checkSecurityModules(mended));
+});
+
+const FILE = "/etc/gitlab-runner/config.toml";
+const TOML = String(HEALTHY[FILE]);
+
+/** What the doctor finds in config.toml, after these texts have been replaced. */
+async function findingsOf(
+  replacements: Readonly<Record<string, string>>,
+  files: Parameters<typeof doctorHost>[0] = {},
+): Promise<Awaited<ReturnType<typeof checkRunner>>> {
+  let toml = TOML;
+  for (const [from, to] of Object.entries(replacements)) {
+    assert.ok(toml.includes(from), from);
+    toml = toml.replaceAll(from, to);
+  }
+  await using host = await doctorHost({ ...files, files: { ...files?.files, [FILE]: toml } });
+  const findings = await checkRunner(host);
+  assert.doesNotMatch(JSON.stringify(findings), /glrt-secret/);
+  return findings;
+}
+
+Deno.test("a runner as the README has it is ok", async () => {
+  const findings = await findingsOf({});
+  allOk(findings);
+  assert.deepEqual(findings.map(({ subject }) => subject), [
+    'The runner "vm-host" calls libvirt-gci for each stage',
+    "4 machines at once, of up to 2048 MiB, and the host has 16000 MiB",
+  ]);
+});
+
+for (
+  const [replacements, level, subject, remedy] of [
+    [{ '"custom"': '"shell"' }, "warning", /No runner .* has the executor "custom"/, /register/],
+    [{ "cleanup_exec": "#" }, "problem", /has no cleanup_exec/, /# cleanup_exec = /],
+    [{ "prepare_exec": "#" }, "problem", /has no prepare_exec/, /# prepare_exec = /],
+    [{ "run_exec": "#" }, "problem", /has no run_exec/, /# run_exec = /],
+    [{ "config_exec": "#" }, "problem", /neither config_exec nor builds_dir/, /# config_exec/],
+    [{ 'run_args = ["run", "--script"]': "" }, "problem", /run_args .* lack .* "run"/, /--script/],
+    [{ '["prepare"]': '["cleanup"]' }, "problem", /prepare_args .* lack/, /= \["prepare"\]/],
+    [{ 'p_exec = "/usr': 'p_exec = "/opt' }, "problem", /cannot run "\/opt\/local/, /config.toml$/],
+    [
+      { "[runners.custom]": "[runners.custom]\ngraceful_kill_timeout = 10" },
+      ...["warning", /graceful_kill_timeout 10$/, /= 30, or more/] as const,
+    ],
+    [
+      { "[runners.custom]": "[runners.custom]\nforce_kill_timeout = 1" },
+      ...["warning", /force_kill_timeout 1$/, /= 5, or more/] as const,
+    ],
+    [
+      { "[runners.custom]": "[runners.custom]\ncleanup_exec_timeout = 5" },
+      ...["warning", /cleanup_exec_timeout 5$/, /= 30, or more/] as const,
+    ],
+    [
+      { "[runners.custom]": "[runners.custom]\nprepare_exec_timeout = 60" },
+      ...["warning", /prepare_exec_timeout 60$/, /= 300, or more/] as const,
+    ],
+    [{ "concurrent = 4": "concurrent = 8" }, "warning", /8 machines at once/, /# concurrent = 7$/],
+    [{ "concurrent = 4": "concurrent = " }, "problem", /cannot read/, /config.toml$/],
+    [{ 'token = "glrt-secret"': 'token = "glrt-secret' }, "problem", /cannot read/, /config.toml$/],
+    [{ '["prepare"]': '"prepare"' }, "problem", /cannot read/, /config.toml$/],
+  ] as const
+) {
+  const [text] = Object.values(replacements);
+  Deno.test(`config.toml is a ${level} with ${Object.keys(replacements)} as ${text}`, async () => {
+    const findings = await findingsOf(replacements);
+    const found = only(findings.filter(({ level }) => level !== "ok"), level, subject);
+    assert.match(found.remedy ?? "", remedy);
+  });
+}
+
+Deno.test("a program of the runner that is not executable is a problem", async () => {
+  const files = { "/usr/local/bin/libvirt-gci": { text: "", mode: 0o644 } };
+  const findings = (await findingsOf({}, { files })).filter(({ level }) => level === "problem");
+  assert.equal(findings.length, 4);
+  assert.equal(findings[0]?.remedy, "chmod +x /usr/local/bin/libvirt-gci");
+});
+
+Deno.test("builds_dir and cache_dir take config_exec's place", async () => {
+  const directories = 'executor = "custom"\nbuilds_dir = "/b"\ncache_dir = "/c"';
+  allOk(await findingsOf({ "config_exec": "#", 'executor = "custom"': directories }));
+});
+
+Deno.test("limits of runners bound the memory, and the largest template counts", async () => {
+  const limited = { "concurrent = 4": "concurrent = 99", 'name = "vm-host"': "limit = 7" };
+  allOk(await findingsOf(limited));
+  const config = parseConfig("templates: { giant: { memory_mib: 8192 } }", "x");
+  const findings = await findingsOf({}, { config });
+  only(findings.slice(1), "warning", /4 machines at once, of up to 8192 MiB/);
+});
+
+Deno.test("no config.toml is a warning", async () => {
+  await using none = await doctorHost({ files: { [FILE]: undefined } });
+  only(await checkRunner(none), "warning", /There is no \/etc\/gitlab-runner\/config.toml/);
+});
+
+Deno.test({
+  name: "a config.toml that this user may not read is a warning",
+  ignore: Deno.uid() === 0, // who may read all
+  async fn() {
+    await using host = await doctorHost({ files: { [FILE]: { text: TOML, mode: 0o000 } } });
+    only(await checkRunner(host), "warning", /may not read/);
+  },
+});

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import assert from "node:assert/strict";
+import { dirname } from "node:path";
+import { type Config, DEFAULT_CONFIG } from "../src/config.ts";
+import type { DoctorContext, LibvirtFacts } from "../src/doctor/context.ts";
+import type { Finding, Level } from "../src/doctor/finding.ts";
+import type { MachineSettings } from "../src/machine_settings.ts";
+
+/** A file of a made-up host: its text, and its mode if it is not 644. Null is a directory. */
+export type HostFile = string | null | { readonly text: string | null; readonly mode: number };
+/** The files of a made-up host, by path. Undefined takes away one of {@linkcode HEALTHY}. */
+export type HostTree = Readonly<Record<string, HostFile | undefined>>;
+
+const PROGRAM = { text: "#!/bin/sh\n", mode: 0o755 };
+
+/** The files of a host on which jobs run well, as the caller of the tests. */
+export const HEALTHY: HostTree = {
+  "/dev/kvm": { text: "", mode: 0o666 },
+  "/etc/group": "root:x:0:\nlibvirt:x:106:\nkvm:x:107:\n",
+  "/etc/libvirt/qemu.conf": '#user = "libvirt-qemu"\n',
+  "/etc/os-release": 'ID=debian\nNAME="Debian GNU/Linux"\n',
+  "/etc/passwd": "root:x:0:0::/root:/bin/sh\nlibvirt-qemu:x:64055:64055::/:/bin/false\n",
+  "/etc/gitlab-runner/config.toml": `
+    concurrent = 4
+    [[runners]]
+      name = "vm-host"
+      token = "glrt-secret"
+      executor = "custom"
+      [runners.custom]
+        config_exec = "/usr/local/bin/libvirt-gci"
+        config_args = ["config"]
+        prepare_exec = "/usr/local/bin/libvirt-gci"
+        prepare_args = ["prepare"]
+        run_exec = "/usr/local/bin/libvirt-gci"
+        run_args = ["run", "--script"]
+        cleanup_exec = "/usr/local/bin/libvirt-gci"
+        cleanup_args = ["cleanup"]
+  `,
+  "/proc/meminfo": "MemTotal:       16384000 kB\nMemFree:  1 kB\n",
+  "/proc/self/mounts": "/dev/vda1 / ext4 rw 0 0\ntmpfs /tmp tmpfs rw 0 0\n" +
+    "/dev/vdb /var/lib/libvirt xfs rw 0 0\n",
+  "/proc/self/status": `Uid:\t${Deno.uid()}\t${Deno.uid()}\t0\t0\nGid:\t0\t0\t0\t0\nGroups:\t0 \n`,
+  "/proc/sys/net/bridge/bridge-nf-call-iptables": "1\n",
+  "/sys/module/kvm_intel/parameters/nested": "Y\n",
+  "/usr/local/bin/libvirt-gci": PROGRAM,
+  "/usr/sbin/ebtables": PROGRAM,
+  "/usr/sbin/iptables": PROGRAM,
+  "/var/lib/libvirt/libvirt-gci": { text: null, mode: 0o711 },
+};
+
+/** What is different on a host of a test. */
+export interface HostDifferences extends Partial<Omit<DoctorContext, "config" | "factsOf">> {
+  readonly files?: HostTree;
+  readonly facts?: Partial<LibvirtFacts>;
+  readonly config?: Partial<Config>;
+  readonly machine?: Partial<MachineSettings>;
+}
+
+const NO_LIBVIRT = new Error("nobody connected to libvirt in this test");
+
+/** A host on which jobs run well, but for these differences. Its files go when it is disposed of. */
+export async function doctorHost(
+  { files, facts, config, machine, ...differences }: HostDifferences = {},
+): Promise<DoctorContext & AsyncDisposable> {
+  const root = await Deno.makeTempDir({ prefix: "libvirt-gci-test-" });
+  for (const [path, file] of Object.entries({ ...HEALTHY, ...files })) {
+    if (file !== undefined) await make(root + path, file);
+  }
+  return {
+    config: {
+      ...DEFAULT_CONFIG,
+      ...config,
+      machine: { ...DEFAULT_CONFIG.machine, ...config?.machine, ...machine },
+    },
+    configError: null,
+    connection: NO_LIBVIRT,
+    factsOf: () => ({
+      libVersion: () => Promise.resolve(9_000_000),
+      hypervisorVersion: () => Promise.resolve(7_002_022),
+      domains: () => Promise.resolve([]),
+      poolAutostarts: () => Promise.resolve(true),
+      networkAutostarts: () => Promise.resolve(true),
+      ...facts,
+    }),
+    kvm: () => Promise.resolve({ works: true }),
+    home: "/root",
+    root,
+    checkSeconds: 10,
+    ...differences,
+    [Symbol.asyncDispose]: () => Deno.remove(root, { recursive: true }),
+  };
+}
+
+async function make(path: string, file: HostFile): Promise<void> {
+  const { text, mode } = file === null || typeof file === "string"
+    ? { text: file, mode: file === null ? 0o755 : 0o644 }
+    : file;
+  await Deno.mkdir(dirname(path), { recursive: true });
+  if (text === null) await Deno.mkdir(path, { recursive: true });
+  else await Deno.writeTextFile(path, text);
+  await Deno.chmod(path, mode); // whatever the umask is
+}
+
+/** The one finding of a check, which has to be of this level, and its subject like this. */
+export function only(findings: readonly Finding[], level: Level, subject: RegExp): Finding {
+  assert.deepEqual(findings.map((finding) => finding.level), [level], JSON.stringify(findings));
+  const [finding] = findings;
+  assert(finding);
+  assert.match(finding.subject, subject);
+  return finding;
+}
+
+/** Fails unless all is well. */
+export function allOk(findings: readonly Finding[]): void {
+  assert.deepEqual(findings.filter(({ level }) => level !== "ok"), []);
+}
