@@ -153,6 +153,17 @@ const sshCommand = command(
   },
 );
 
+const logsCommand = command(
+  "logs",
+  object({
+    command: constant("logs"),
+    machine: argument(string({ metavar: "MACHINE" }), {
+      description: message`The name of the machine.`,
+    }),
+  }),
+  { description: message`Print what a machine wrote on its serial console.` },
+);
+
 const doctorCommand = command(
   "doctor",
   object({
@@ -221,6 +232,7 @@ const parser = object({
     gcCommand,
     listCommand,
     sshCommand,
+    logsCommand,
     doctorCommand,
     explainCommand,
   ),

@@ -14,6 +14,7 @@ import { configJson } from "./stages/config.ts";
 import { explainJob, jobToExplain } from "./stages/explain.ts";
 import { gc } from "./stages/gc.ts";
 import { listJson, listMachines, listTable } from "./stages/list.ts";
+import { logs } from "./stages/logs.ts";
 import { howToGoOn, prepare } from "./stages/prepare.ts";
 import { run } from "./stages/run.ts";
 import { ssh } from "./stages/ssh.ts";
@@ -138,6 +139,13 @@ async function runCommand(args: Arguments, caller: Caller): Promise<void> {
       return await withStage(
         { config, args, caller },
         (stage) => ssh(machine ?? action.machine, { command, terminal, stage }),
+      );
+    }
+    case "logs": {
+      const { machine } = await jobFromEnv({}, action); // which checks that it is a name
+      return await withStage(
+        { config, args, caller },
+        (stage) => logs(machine ?? action.machine, stage),
       );
     }
     case "explain": {

@@ -183,6 +183,12 @@ Deno.test("ssh without a terminal says what needs none", async () => {
   );
 });
 
+Deno.test("logs says that a machine has no console", async () => {
+  const { status, stderr } = await onHostWith("somebody.qcow2", ["logs", "mine"]);
+  assert.equal(status, 2);
+  assert.match(stderr, /There is no serial console of a machine "mine"/);
+});
+
 Deno.test("doctor finds mistakes in the settings, and goes on without them", async () => {
   const settings = await Deno.makeTempFile({ prefix: "libvirt-gci-test-", suffix: ".yaml" });
   await Deno.writeTextFile(settings, "nonsense: 1\n");
@@ -282,6 +288,7 @@ Deno.test("each command has help", async () => {
       "gc",
       "list",
       "ssh",
+      "logs",
       "doctor",
       "explain",
     ]

@@ -386,7 +386,7 @@ function takeError(
 
 /** The error of a failed open, with what to do about it. */
 function openError(uri: string, error: LibvirtError): LibvirtError {
-  const words = `Cannot connect to "${uri}": ${error.message}`;
+  const words = `Cannot connect to "${uri}": ${error.words}`;
   return new LibvirtError("virConnectOpen", words, {
     code: error.code,
     advice: openAdvice(uri, error),

@@ -29,11 +29,14 @@ export interface LibvirtErrorOptions {
 /** A call of libvirt that failed: which function, libvirt's own words and number. */
 export class LibvirtError extends Error {
   override readonly name = "LibvirtError";
+  /** libvirt's own words. */
+  readonly words: string;
   readonly code: number;
   readonly advice: string | undefined;
 
   constructor(functionName: string, words: string, { code, advice }: LibvirtErrorOptions) {
     super(`libvirt: ${words} (${functionName}, error ${code})`);
+    this.words = words;
     this.code = code;
     this.advice = advice;
   }

@@ -211,3 +211,25 @@ export async function readConsole(
     return null; // The console explains a failure; that it cannot be read is not another.
   }
 }
+
+/**
+ * All that virtlogd kept of a machine's serial console, the oldest first, or null if there is none.
+ * Throws LibvirtError if it cannot be read.
+ */
+export async function readWholeConsole(
+  connection: Connection,
+  pool: StoragePool,
+  machine: string,
+): Promise<string | null> {
+  const age = (name: string): number => Number(name.slice(name.lastIndexOf(".") + 1));
+  const rotated = await findRotatedLogs(connection, pool, machine);
+  const names = [...rotated.sort((a, b) => age(b) - age(a)), volumeName(machine, "console")];
+  const decoder = new TextDecoder();
+  let text: string | null = null;
+  for (const name of names) {
+    using volume = await pool.findVolume(name);
+    if (volume === null) continue; // it became an older part, or was cleaned up, just now
+    text = (text ?? "") + decoder.decode(await volume.download(0), { stream: true });
+  }
+  return text;
+}

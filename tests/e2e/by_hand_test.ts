@@ -127,6 +127,20 @@ e2eTest(
   },
 );
 
+e2eTest("logs prints the serial console of a machine, until that is gone", async () => {
+  const machine = "gci-e2e-logs";
+  try {
+    assert.equal((await call(["prepare", "-d", "lite", "-m", machine])).status, 0);
+    const { stdout } = await call(["logs", machine]);
+    assert.match(stdout, /^.*Linux version .*$/m);
+    // deno-lint-ignore no-control-regex
+    assert.doesNotMatch(stdout, /[\x00-\x09\x0b-\x1f]/);
+  } finally {
+    await call(["cleanup", "-m", machine]);
+  }
+  assert.equal((await call(["logs", machine])).status, 2);
+});
+
 e2eTest("without libvirt's daemon, the message says how to start it", async () => {
   const uri = "qemu+unix:///system?socket=/nonexistent/libvirt-sock";
   const called = await call(["cleanup", "--machine", "x"], { settings: { uri } });

@@ -147,14 +147,6 @@ e2eTest("ten megabytes of any bytes come through as they are", async () => {
   assert.match(latin1.slice(start + 10_000_000), /^\nend\n/);
 });
 
-e2eTest("what a guest prints on its console in megabytes is removed with it", async () => {
-  const result = await runOnBed(
-    job({ script: ["head -c 5000000 /dev/zero | tr '\\0' x >/dev/ttyS0"] }),
-    { settings: { templates: { lite: { login: "template", user: "root" } } } },
-  );
-  assert.equal(result.verdict, "success", result.logText);
-});
-
 e2eTest("four jobs at once have four machines", async () => {
   const results = await Promise.all(
     [1, 2, 3, 4].map((id) =>
@@ -166,19 +158,6 @@ e2eTest("four jobs at once have four machines", async () => {
     assert.match(result.logText, new RegExp(`\\njob ${i + 1}\\n`));
   }
   assert.equal(new Set(results.map(machineOf)).size, 4);
-});
-
-e2eTest("a job may not take another job's machine by its variables", async () => {
-  const result = await runOnBed(job({
-    variables: [
-      { key: "DISTRO", value: "lite" },
-      { key: "CI_JOB_ID", value: "1" },
-      { key: "CI_PROJECT_NAME", value: "../../other" },
-      { key: "LIBVIRT_GCI_MACHINE", value: "other" },
-    ],
-  }));
-  assert.equal(result.verdict, "success", result.logText);
-  assert.match(machineOf(result), /^gitlab-proj-4242-/);
 });
 
 e2eTest("image: chooses a template by its alias, and cloud-init makes the user", async () => {

@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { SystemFailure } from "../errors.ts";
+import { consoleLines } from "../machine/console.ts";
+import { lookupActivePool } from "../machine/template.ts";
+import { readWholeConsole } from "../machine/volumes.ts";
+import type { Stage } from "./stage.ts";
+
+/** Prints what is kept of the machine's serial console. Throws SystemFailure if there is none. */
+export async function logs(
+  machine: string,
+  { connection, config, stdout }: Pick<Stage, "connection" | "config" | "stdout">,
+): Promise<void> {
+  using pool = await lookupActivePool(connection, config.overlayPool, "overlay_pool");
+  const text = await readWholeConsole(connection, pool, machine);
+  if (text === null) {
+    throw new SystemFailure({
+      what: `There is no serial console of a machine "${machine}"`,
+      advice: "See the machines: libvirt-gci list",
+    });
+  }
+  await stdout(new TextEncoder().encode(consoleLines(text).map((line) => `${line}\n`).join("")));
+}
