@@ -22,6 +22,12 @@ const distroOption = optional(
   }),
 );
 
+const machineArgument = argument(string({ metavar: "MACHINE" }), {
+  description: message`The name of the machine.`,
+});
+
+const jsonFlag = withDefault(flag("--json", { description: message`Print JSON.` }), false);
+
 const configCommand = command(
   "config",
   object({ command: constant("config"), distro: distroOption }),
@@ -130,7 +136,7 @@ const listCommand = command(
   "list",
   object({
     command: constant("list"),
-    json: withDefault(flag("--json", { description: message`Print JSON.` }), false),
+    json: jsonFlag,
   }),
   {
     description: message`Show the machines of libvirt-gci, and what is left of earlier ones.`,
@@ -143,9 +149,7 @@ const sshCommand = command(
   "ssh",
   object({
     command: constant("ssh"),
-    machine: argument(string({ metavar: "MACHINE" }), {
-      description: message`The name of the machine.`,
-    }),
+    machine: machineArgument,
   }),
   {
     description:
@@ -157,9 +161,7 @@ const logsCommand = command(
   "logs",
   object({
     command: constant("logs"),
-    machine: argument(string({ metavar: "MACHINE" }), {
-      description: message`The name of the machine.`,
-    }),
+    machine: machineArgument,
   }),
   { description: message`Print what a machine wrote on its serial console.` },
 );
@@ -173,7 +175,7 @@ const doctorCommand = command(
         description: message`Run a whole job on this template too.`,
       }),
     ),
-    json: withDefault(flag("--json", { description: message`Print JSON.` }), false),
+    json: jsonFlag,
   }),
   {
     description:
@@ -203,7 +205,7 @@ const explainCommand = command(
         description: message`The job's variables, a line KEY=VALUE for each.`,
       }),
     ),
-    json: withDefault(flag("--json", { description: message`Print JSON.` }), false),
+    json: jsonFlag,
   }),
   {
     description: message`Say what a job would get, and why, without asking libvirt.`,

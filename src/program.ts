@@ -132,21 +132,18 @@ async function runCommand(args: Arguments, caller: Caller): Promise<void> {
       });
     }
     case "ssh": {
-      const { machine } = await jobFromEnv(env, action);
+      const machine = requireMachine(await jobFromEnv({}, action)); // which checks the name
       const terminal = ownTerminal(env["TERM"]);
-      if (terminal === null) throw noTerminal(action.machine);
+      if (terminal === null) throw noTerminal(machine);
       const command = guestCommand === null ? null : commandLine(guestCommand);
       return await withStage(
         { config, args, caller },
-        (stage) => ssh(machine ?? action.machine, { command, terminal, stage }),
+        (stage) => ssh(machine, { command, terminal, stage }),
       );
     }
     case "logs": {
-      const { machine } = await jobFromEnv({}, action); // which checks that it is a name
-      return await withStage(
-        { config, args, caller },
-        (stage) => logs(machine ?? action.machine, stage),
-      );
+      const machine = requireMachine(await jobFromEnv({}, action)); // which checks the name
+      return await withStage({ config, args, caller }, (stage) => logs(machine, stage));
     }
     case "explain": {
       const { text, refusal } = explainJob(await jobToExplain(action, env), config, action);

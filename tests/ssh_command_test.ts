@@ -61,53 +61,49 @@ async function withMachine(
   }
 }
 
-Deno.test({
-  name: "ssh gives a shell with the size of the terminal, and leaves the terminal as it was",
-  sanitizeOps: false, // the person still sits there
-  sanitizeResources: false,
-  fn: () =>
-    withMachine(async ({ stage, guest }) => {
-      const terminal = new TypedTerminal(["echo it is $((6 * 7))\n", "exit\n"]);
-      await ssh(JOB.machine, { command: null, terminal, stage });
-      assert.match(stage.output.stdout, /it is 42/);
-      assert.deepEqual(guest.terminals, ["80x24"]);
-      assert.deepEqual(terminal.modes, [true, false]);
-      assert(!terminal.isWatched);
-    }),
-});
+/** A test in which the person still sits at the terminal when the command has ended. */
+function terminalTest(name: string, test: Parameters<typeof withMachine>[0]): void {
+  Deno.test({ name, sanitizeOps: false, sanitizeResources: false, fn: () => withMachine(test) });
+}
 
-Deno.test({
-  name: "ssh runs a command in a terminal, passes on its new size and ends with its status",
-  sanitizeOps: false,
-  sanitizeResources: false,
-  fn: () =>
-    withMachine(async ({ stage, guest }) => {
-      const terminal = new TypedTerminal([]);
-      const ended = ssh(JOB.machine, { command: "sleep 0.5; exit 7", terminal, stage });
-      while (guest.terminals.length === 0) await sleep(10);
-      await sleep(100);
-      terminal.resizeTo(132);
-      await assert.rejects(ended, { scriptStatus: 7 });
-      assert.deepEqual(guest.terminals, ["80x24", "132x24"]);
-      assert.deepEqual(terminal.modes, [true, false]);
-    }),
-});
+terminalTest(
+  "ssh gives a shell with the size of the terminal, and leaves the terminal as it was",
+  async ({ stage, guest }) => {
+    const terminal = new TypedTerminal(["echo it is $((6 * 7))\n", "exit\n"]);
+    await ssh(JOB.machine, { command: null, terminal, stage });
+    assert.match(stage.output.stdout, /it is 42/);
+    assert.deepEqual(guest.terminals, ["80x24"]);
+    assert.deepEqual(terminal.modes, [true, false]);
+    assert(!terminal.isWatched);
+  },
+);
 
-Deno.test({
-  name: "ssh says that the machine was lost, and gives the terminal back",
-  sanitizeOps: false,
-  sanitizeResources: false,
-  fn: () =>
-    withMachine(async ({ stage, guest }) => {
-      const terminal = new TypedTerminal([]);
-      const ended = ssh(JOB.machine, { command: "sleep 60", terminal, stage });
-      while (guest.terminals.length === 0) await sleep(10);
-      await sleep(100);
-      guest.cutPower();
-      await assert.rejects(ended, /The connection to the machine .* was lost/);
-      assert.deepEqual(terminal.modes, [true, false]);
-    }),
-});
+terminalTest(
+  "ssh runs a command in a terminal, passes on its new size and ends with its status",
+  async ({ stage, guest }) => {
+    const terminal = new TypedTerminal([]);
+    const ended = ssh(JOB.machine, { command: "sleep 0.5; exit 7", terminal, stage });
+    while (guest.terminals.length === 0) await sleep(10);
+    await sleep(100);
+    terminal.resizeTo(132);
+    await assert.rejects(ended, { scriptStatus: 7 });
+    assert.deepEqual(guest.terminals, ["80x24", "132x24"]);
+    assert.deepEqual(terminal.modes, [true, false]);
+  },
+);
+
+terminalTest(
+  "ssh says that the machine was lost, and gives the terminal back",
+  async ({ stage, guest }) => {
+    const terminal = new TypedTerminal([]);
+    const ended = ssh(JOB.machine, { command: "sleep 60", terminal, stage });
+    while (guest.terminals.length === 0) await sleep(10);
+    await sleep(100);
+    guest.cutPower();
+    await assert.rejects(ended, /The connection to the machine .* was lost/);
+    assert.deepEqual(terminal.modes, [true, false]);
+  },
+);
 
 Deno.test("ssh says that a machine is gone", async () => {
   await using connection = await openTestHost();

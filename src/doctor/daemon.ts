@@ -4,7 +4,7 @@ import { type DoctorContext, isLocal } from "./context.ts";
 import { type Finding, ok, problem, warning } from "./finding.ts";
 import { hasProgram, statHostFile } from "./host_files.ts";
 import { findGroupName, permissionsOf, readOwnUser } from "./host_users.ts";
-import { childrenOf, find, rootOf } from "./host_xml.ts";
+import { childrenOf, find, rootOf } from "../read_xml.ts";
 import { adviceOf, reasonOf } from "./reason.ts";
 
 /** One daemon for all, or one for QEMU beside others: whichever listens, serves. */

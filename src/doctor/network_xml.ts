@@ -3,7 +3,7 @@ import type { XmlElement } from "@rgrove/parse-xml";
 import { virsh } from "./command.ts";
 import type { DoctorContext } from "./context.ts";
 import { type Finding, ok, problem, warning } from "./finding.ts";
-import { childrenOf, find, rootOf } from "./host_xml.ts";
+import { childrenOf, find, rootOf } from "../read_xml.ts";
 
 /** Kinds of networks whose bridge and addresses are not libvirt's. */
 const FOREIGN = ["bridge", "private", "vepa", "passthrough", "hostdev"];

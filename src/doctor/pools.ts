@@ -5,7 +5,7 @@ import { type Check, type DoctorContext, isLocal } from "./context.ts";
 import { type Finding, ok, problem, warning } from "./finding.ts";
 import { readHostFile, statHostFile } from "./host_files.ts";
 import { readOwnUser } from "./host_users.ts";
-import { rootOf, textAt } from "./host_xml.ts";
+import { rootOf, textAt } from "../read_xml.ts";
 
 const GIB = 1024 ** 3;
 const WRITABLE_BY_OTHERS = 0o022;

@@ -2,7 +2,7 @@
 import { type DoctorContext, isLocal } from "./context.ts";
 import { type Finding, ok, warning } from "./finding.ts";
 import { isInSys, readHostFile, readIfAllowed, readLibvirtSetting } from "./host_files.ts";
-import { rootOf, textAt } from "./host_xml.ts";
+import { rootOf, textAt } from "../read_xml.ts";
 
 const HELPER = "usr.lib.libvirt.virt-aa-helper";
 

@@ -3,7 +3,7 @@ import { orNull, VIR_ERR } from "../libvirt/error.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
 import { isMachineVolume } from "../machine/volumes.ts";
 import type { DoctorContext, HostDomain } from "./context.ts";
-import { childrenOf, find, rootOf, textAt } from "./host_xml.ts";
+import { childrenOf, find, rootOf, textAt } from "../read_xml.ts";
 
 /** A volume, as its XML has it. */
 export interface VolumeFacts {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { parseXml, XmlElement } from "@rgrove/parse-xml";
 import type { Network } from "../libvirt/network.ts";
+import { childrenOf, rootOf } from "../read_xml.ts";
 
 /** A range of IPv4 addresses that a network has, and the host's own in it. */
 export interface Subnet {
@@ -17,10 +17,8 @@ export async function subnetsOf(network: Network): Promise<Subnet[]> {
 
 /** Reads them from a network's XML (https://libvirt.org/formatnetwork.html#addressing). */
 export function readSubnets(networkXml: string): Subnet[] {
-  const elements = parseXml(networkXml).root?.children ?? [];
-  return elements
-    .filter((node) => node instanceof XmlElement)
-    .filter(({ name, attributes }) => name === "ip" && (attributes["family"] ?? "ipv4") === "ipv4")
+  return childrenOf(rootOf(networkXml), "ip")
+    .filter(({ attributes }) => (attributes["family"] ?? "ipv4") === "ipv4")
     .map(({ attributes: { address = "", netmask, prefix } }) => ({
       host: address,
       prefix: Number(prefix ?? (netmask === undefined ? 24 : prefixOf(netmask))),

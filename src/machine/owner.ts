@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { parseXml, XmlElement } from "@rgrove/parse-xml";
 import { readProc, readProcLink } from "../../ffi/proc.ts";
 import { isLibvirtError, orNull, VIR_ERR } from "../libvirt/error.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
 import type { Volume } from "../libvirt/volume.ts";
+import { rootOf, textAt } from "../read_xml.ts";
 import { volumeName } from "./volumes.ts";
 
 /** Whose a machine is, and what tells whether anybody still needs it. */
@@ -128,13 +128,8 @@ export function parseOwner(json: string): Owner | null {
 /** The seconds since anybody wrote to the volume; null where libvirt does not say. */
 async function secondsUnchanged(volume: Volume): Promise<number | null> {
   const xml = await orNull(VIR_ERR.NO_STORAGE_VOL, volume.xml());
-  const child = (element: XmlElement | null | undefined, name: string) =>
-    element?.children.find((node) => node instanceof XmlElement && node.name === name) as
-      | XmlElement
-      | undefined;
-  const target = child(xml === null ? null : parseXml(xml).root, "target");
-  const modified = child(child(target, "timestamps"), "mtime")?.text;
-  return modified === undefined ? null : Date.now() / 1000 - Number(modified);
+  const modified = xml === null ? null : textAt(rootOf(xml), "target", "timestamps", "mtime");
+  return modified === null ? null : Date.now() / 1000 - Number(modified);
 }
 
 /**

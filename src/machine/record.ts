@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { parseXml } from "@rgrove/parse-xml";
 import type { Domain } from "../libvirt/domain.ts";
+import { rootOf } from "../read_xml.ts";
 import { type Xml, xml } from "../xml.ts";
 import type { Owner } from "./owner.ts";
 
@@ -53,7 +53,7 @@ function attributesXml(record: MachineRecord): Xml {
 export async function readRecord(domain: Domain): Promise<MachineRecord | null> {
   const element = await domain.metadata(NAMESPACE);
   if (element === null) return null;
-  const attributes = parseXml(element).root?.attributes ?? {};
+  const attributes = rootOf(element)?.attributes ?? {};
   const read = (name: keyof MachineRecord): string => attributes[name] ?? "";
   return {
     job: read("job"),

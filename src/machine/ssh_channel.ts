@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { parseXml, XmlElement } from "@rgrove/parse-xml";
 import { SystemFailure } from "../errors.ts";
 import type { Domain } from "../libvirt/domain.ts";
+import { childrenOf, find, rootOf } from "../read_xml.ts";
 import { SSH_CHANNEL } from "./domain_xml.ts";
 
 /** What the record of a machine without a network card has for its address. */
@@ -29,15 +29,7 @@ export async function sshChannel(domain: Domain): Promise<SshChannel> {
 
 /** Where the host's end of the channel is, from the XML of a running domain. */
 export function channelPath(domainXml: string): string | null {
-  const devices = childrenOf(parseXml(domainXml).root, "devices")[0];
-  const channel = childrenOf(devices, "channel").find((channel) =>
-    childrenOf(channel, "target")[0]?.attributes["name"] === SSH_CHANNEL
-  );
-  return childrenOf(channel, "source")[0]?.attributes["path"] ?? null;
-}
-
-function childrenOf(element: XmlElement | null | undefined, name: string): XmlElement[] {
-  return (element?.children ?? []).filter((child): child is XmlElement =>
-    child instanceof XmlElement && child.name === name
-  );
+  const channel = childrenOf(find(rootOf(domainXml), "devices"), "channel")
+    .find((channel) => find(channel, "target")?.attributes["name"] === SSH_CHANNEL);
+  return find(channel, "source")?.attributes["path"] ?? null;
 }

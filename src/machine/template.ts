@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { parseXml, type XmlElement, XmlElement as Element } from "@rgrove/parse-xml";
 import { BuildFailure, SystemFailure } from "../errors.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
+import { find, rootOf, textAt } from "../read_xml.ts";
 import { sleep } from "../wait.ts";
 import { xml } from "../xml.ts";
 import { isMachineVolume } from "./volumes.ts";
@@ -137,16 +137,9 @@ async function refresh(pool: StoragePool): Promise<boolean> {
 
 /** The format and the capacity that a volume's XML states. */
 function readVolumeXml(volumeXml: string): Pick<Template, "format" | "capacityBytes"> {
-  const root = parseXml(volumeXml).root;
-  const capacity = childOf(root, "capacity");
-  const format = childOf(childOf(root, "target"), "format")?.attributes["type"];
-  return { format: format ?? "raw", capacityBytes: Number(capacity?.text ?? 0) };
-}
-
-function childOf(element: XmlElement | null | undefined, name: string): XmlElement | undefined {
-  return element?.children.find((child): child is XmlElement =>
-    child instanceof Element && child.name === name
-  );
+  const root = rootOf(volumeXml);
+  const format = find(root, "target", "format")?.attributes["type"];
+  return { format: format ?? "raw", capacityBytes: Number(textAt(root, "capacity") ?? 0) };
 }
 
 function templatesAdvice(volumes: readonly string[], pool: string): string {

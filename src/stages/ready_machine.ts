@@ -1,14 +1,31 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { SystemFailure } from "../errors.ts";
+import { readKey } from "../guest/key.ts";
+import { openSsh } from "../guest/ready.ts";
+import type { SshConnection } from "../guest/ssh.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import type { Domain } from "../libvirt/domain.ts";
 import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
 import { type MachineRecord, readRecord } from "../machine/record.ts";
+import { loginTo } from "./login.ts";
+import type { Stage } from "./stage.ts";
 
 /** A machine that prepare has made ready. Whoever gets it disposes of it, which leaves it running. */
 export interface ReadyMachine extends Disposable {
   readonly domain: Domain;
   readonly record: MachineRecord;
+}
+
+const CONNECT_SECONDS = 60;
+
+/** Logs in to it, as prepare has made it ready. Whoever gets the connection disposes of it. */
+export async function logIn(
+  { domain, record }: ReadyMachine,
+  { home, signal }: Pick<Stage, "home" | "signal">,
+): Promise<SshConnection> {
+  const key = await readKey(record.key, home);
+  const limits = { timeoutSeconds: CONNECT_SECONDS, signal, log: () => {} }; // it is not our log
+  return await openSsh(await loginTo(domain, record, key), limits);
 }
 
 /** The machine of this name. Throws SystemFailure if it is gone, not ours, or not ready. */

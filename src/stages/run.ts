@@ -1,15 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { ScriptFailure, SystemFailure } from "../errors.ts";
-import { readKey } from "../guest/key.ts";
-import { openSsh } from "../guest/ready.ts";
 import { runScript } from "../guest/script.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import { sleep, within } from "../wait.ts";
-import { loginTo } from "./login.ts";
-import { lookupReadyMachine } from "./ready_machine.ts";
+import { logIn, lookupReadyMachine } from "./ready_machine.ts";
 import type { Stage } from "./stage.ts";
 
-const CONNECT_SECONDS = 60;
 const WATCH_MS = 2000;
 const WATCH_END_MS = 1000;
 
@@ -19,19 +15,13 @@ const WATCH_END_MS = 1000;
  */
 export async function run(machine: string, script: Uint8Array, stage: Stage): Promise<void> {
   using ready = await lookupReadyMachine(machine, stage.connection);
-  const { domain, record } = ready;
-  const key = await readKey(record.key, stage.home);
   const ended = new AbortController();
   const watching = watch(machine, stage, ended);
   const lost = rejectAtAbort(ended.signal);
   try {
     const signal = AbortSignal.any([stage.signal, ended.signal]);
-    using ssh = await openSsh(await loginTo(domain, record, key), {
-      timeoutSeconds: CONNECT_SECONDS,
-      signal,
-      log: () => {},
-    }); // the log is the script's
-    const shell = record.shell === "sh" ? "sh" : "bash";
+    using ssh = await logIn(ready, { home: stage.home, signal });
+    const shell = ready.record.shell === "sh" ? "sh" : "bash";
     const { stdout, stderr } = stage;
     const ran = runScript(ssh, { text: script, shell, stdout, stderr }, stage.signal);
     const status = await Promise.race([ran, lost]);

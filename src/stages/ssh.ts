@@ -1,13 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { ScriptFailure, SystemFailure } from "../errors.ts";
-import { readKey } from "../guest/key.ts";
-import { openSsh } from "../guest/ready.ts";
 import type { TerminalSize } from "../guest/ssh.ts";
-import { loginTo } from "./login.ts";
-import { lookupReadyMachine } from "./ready_machine.ts";
+import { logIn, lookupReadyMachine } from "./ready_machine.ts";
 import type { Stage } from "./stage.ts";
-
-const CONNECT_SECONDS = 60;
 
 /** A person's terminal. */
 export interface Terminal {
@@ -36,10 +31,7 @@ export async function ssh(
   },
 ): Promise<void> {
   using ready = await lookupReadyMachine(machine, stage.connection);
-  const key = await readKey(ready.record.key, stage.home);
-  using connection = await openSsh(await loginTo(ready.domain, ready.record, key), {
-    ...{ timeoutSeconds: CONNECT_SECONDS, signal: stage.signal, log: () => {} },
-  });
+  using connection = await logIn(ready, stage);
   const remote = await connection.openTerminal(command, {
     ...{ type: terminal.type, size: terminal.size(), output: stage.stdout },
   });
