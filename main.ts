@@ -9,21 +9,23 @@ if (Deno.args.length === 1 && Deno.args[0] === "--version") {
 }
 
 const { endWith, runProgram } = await import("./src/program.ts");
+const { ownPrinter } = await import("./src/terminal.ts");
 const env = Deno.env.toObject(); // without the variables that are no UTF-8
+const printer = ownPrinter(env);
 
 // Deno itself would exit with 1, by which GitLab blames the job.
 globalThis.addEventListener("unhandledrejection", async (event) => {
   event.preventDefault();
-  Deno.exit(await endWith(event.reason, env));
+  Deno.exit(await endWith(event.reason, { env, printer }));
 });
 globalThis.addEventListener("error", async (event) => {
   event.preventDefault();
-  Deno.exit(await endWith(event.error, env));
+  Deno.exit(await endWith(event.error, { env, printer }));
 });
 
 const status = await runProgram({
   ...{ args: Deno.args, env, version, exit: Deno.exit, signal: await cancelOnSignals() },
-  stdin: Deno.stdin,
+  ...{ stdin: Deno.stdin, printer },
   stdout: sinkTo(Deno.stdout),
   stderr: sinkTo(Deno.stderr),
 });

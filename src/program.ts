@@ -6,7 +6,7 @@ import { exitStatus, reportScriptStatus } from "./exit_status.ts";
 import { commandLine } from "./guest/command_line.ts";
 import { type Env, jobFromEnv, MACHINE_VARIABLE, requireMachine } from "./job.ts";
 import { Connection } from "./libvirt/connection.ts";
-import { toVisible } from "./quoted.ts";
+import type { Printer } from "./printer.ts";
 import { ScriptOutput } from "./script_output.ts";
 import { cleanup } from "./stages/cleanup.ts";
 import { type Ask, cleanupAll } from "./stages/cleanup_all.ts";
@@ -28,6 +28,7 @@ export interface Caller extends Pick<Stage, "signal" | "stdout" | "stderr"> {
   readonly version: string;
   readonly exit: CliOutput["exit"];
   readonly stdin: Stdin;
+  readonly printer: Printer;
 }
 
 /** What a person may type. */
@@ -39,7 +40,7 @@ export interface Stdin {
 
 /** Does what the command line asks for, and says with which status to exit. It never throws. */
 export async function runProgram(caller: Caller): Promise<number> {
-  const { env, version, signal, exit } = caller;
+  const { env, version, signal, exit, printer } = caller;
   let debug = false;
   let ends = false;
   const script = new ScriptOutput(caller);
@@ -53,9 +54,9 @@ export async function runProgram(caller: Caller): Promise<number> {
     await runCommand(args, { ...caller, stdout: script.stdout, stderr: script.stderr });
     return 0;
   } catch (error) {
-    if (debug && error instanceof Error) printError(`debug: ${error.stack}`);
+    if (debug && error instanceof Error) printer.debug(error.stack ?? "");
     // What fails after a cancel fails for it, and a script's status means nothing any more.
-    return await endWith(ends && signal.aborted ? signal.reason : error, env, script);
+    return await endWith(ends && signal.aborted ? signal.reason : error, { env, printer, script });
   }
 }
 
@@ -67,27 +68,30 @@ function endsWhenCancelled({ action }: Arguments): boolean {
 /** Says what went wrong, after the script's output, and gives the status that tells whose fault it is. */
 export async function endWith(
   error: unknown,
-  env: Env,
-  script?: ScriptOutput,
+  { env, printer, script }: {
+    readonly env: Env;
+    readonly printer: Printer;
+    readonly script?: ScriptOutput;
+  },
 ): Promise<number> {
   try {
     await reportScriptStatus(error, env);
   } catch (cause) {
     const untold = new SystemFailure({ what: "Cannot tell GitLab the script's status", cause });
-    printError(`${PROGRAM}: ${explain(untold)}`);
+    printer.fail(PROGRAM, explain(untold));
     return exitStatus(untold, env);
   }
   // Under GitLab Runner, the job's log belongs to the script; GitLab itself states its status.
   if (!(error instanceof ScriptFailure) || env["BUILD_EXIT_CODE_FILE"] === undefined) {
     await script?.end(env);
-    printError(`${PROGRAM}: ${explain(error)}`);
+    printer.fail(PROGRAM, explain(error));
   }
   return exitStatus(error, env);
 }
 
 async function runCommand(args: Arguments, caller: Caller): Promise<void> {
   const { action, guestCommand } = args;
-  const { env, version } = caller;
+  const { env, version, printer } = caller;
   const places = { file: args.config, home: env["HOME"], xdgConfigHome: env["XDG_CONFIG_HOME"] };
   if (action.command === "doctor") return await examineHost(action, { args, caller, places });
   const config = await loadConfig(places);
@@ -95,13 +99,13 @@ async function runCommand(args: Arguments, caller: Caller): Promise<void> {
     case "config": {
       const { distro } = action;
       const job = await jobFromEnv({ ...env, [MACHINE_VARIABLE]: undefined }, { distro });
-      return print(configJson(job, config, version));
+      return printer.print(configJson(job, config, version));
     }
     case "prepare": {
       const job = await jobFromEnv(env, action);
       return await withStage({ config, args, caller }, async (stage) => {
         const prepared = await prepare(job, action, stage);
-        if (job.byHand) howToGoOn(prepared).forEach(print);
+        if (job.byHand) howToGoOn(prepared).forEach((line) => printer.print(line));
       });
     }
     case "run": {
@@ -128,7 +132,8 @@ async function runCommand(args: Arguments, caller: Caller): Promise<void> {
     case "list": {
       return await withStage({ config, args, caller }, async (stage) => {
         const machines = await listMachines(stage);
-        print(action.json ? listJson(machines) : listTable(machines));
+        if (action.json) printer.print(listJson(machines));
+        else printer.printVisible(listTable(machines, printer.paint));
       });
     }
     case "ssh": {
@@ -147,7 +152,7 @@ async function runCommand(args: Arguments, caller: Caller): Promise<void> {
     }
     case "explain": {
       const { text, refusal } = explainJob(await jobToExplain(action, env), config, action);
-      print(text);
+      printer.print(text);
       if (refusal !== null) throw refusal;
       return;
     }
@@ -180,7 +185,9 @@ async function examineHost(
       findings.push(...await findingsOfJob(boot, stage));
     });
   }
-  print(json ? findingsJson(findings) : findingsText(findings));
+  const { printer } = caller;
+  if (json) printer.print(findingsJson(findings));
+  else printer.printVisible(findingsText(findings, printer.paint));
   const failure = failureOf(findings);
   if (failure !== null) throw failure;
 }
@@ -201,19 +208,20 @@ async function withStage(
   },
   body: (stage: Stage) => Promise<void>,
 ): Promise<void> {
-  const { env, signal, stdout, stderr } = caller;
+  const { env, signal, stdout, stderr, printer } = caller;
   const connect = (): Promise<Connection> =>
     Connection.open(config.uri, {
       callSeconds: config.callSeconds,
       signal: endsWhenCancelled(args) ? signal : null,
-      onCall: args.debug ? (name, ms) => printError(`debug: ${name} ${ms.toFixed(1)} ms`) : null,
+      onCall: args.debug ? (name, ms) => printer.debug(`${name} ${ms.toFixed(1)} ms`) : null,
     });
   await using connection = await connect();
   await body({
     ...{ config, connection, connect, signal, home: env["HOME"], stdout, stderr },
     keyDirectory: keyDirectory(env, config.uri),
-    log: (line) => print(inOneLine(line)),
-    warn: (line) => printError(inOneLine(line)),
+    log: (line) => printer.print(inOneLine(line)),
+    progress: printer.progress,
+    warn: (line) => printer.warn(inOneLine(line)),
   });
 }
 
@@ -263,12 +271,4 @@ async function readScript(
 /** A line of ours never looks like two: what follows a line feed may be the guest's words. */
 function inOneLine(text: string): string {
   return text.replaceAll("\n", "\n  ");
-}
-
-function print(text: string): void {
-  console.log(toVisible(text));
-}
-
-function printError(text: string): void {
-  console.error(toVisible(text));
 }

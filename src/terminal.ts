@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import type { Env } from "./job.ts";
+import { Printer } from "./printer.ts";
 import type { Terminal } from "./stages/ssh.ts";
 
 /** The terminal that the program was called at, or null if its input or its output is another. */
@@ -14,4 +16,17 @@ export function ownTerminal(type: string | undefined): Terminal | null {
       return { [Symbol.dispose]: () => Deno.removeSignalListener("SIGWINCH", listener) };
     },
   };
+}
+
+/** Prints on the program's own output, and its errors on that of errors. */
+export function ownPrinter(env: Env): Printer {
+  return new Printer({
+    stdout: {
+      isTerminal: () => Deno.stdout.isTerminal(),
+      printLine: console.log,
+      write: (text) => void Deno.stdout.writeSync(new TextEncoder().encode(text)),
+      columns: () => Deno.consoleSize().columns,
+    },
+    stderr: { isTerminal: () => Deno.stderr.isTerminal(), printLine: console.error },
+  }, env);
 }

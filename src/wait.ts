@@ -20,17 +20,23 @@ export interface Goal<T> {
   readonly advice: string;
 }
 
+/** Shows a line in place of the one before, or takes it away. */
+export type Progress = (line: string | null) => void;
+
 /** How long a wait may take, and who hears of it. */
 export interface Limits {
   readonly timeoutSeconds: number;
   readonly signal: AbortSignal;
   /** Told the reason of a wait that takes long, every ten seconds. */
   readonly log: (line: string) => void;
+  /** Told it every second instead, where there is somebody to look. */
+  readonly progress?: Progress | null;
 }
 
 const FIRST_PAUSE_MS = 10;
 const LONGEST_PAUSE_MS = 100;
 const REPORT_MS = 10_000;
+const PROGRESS_MS = 1000;
 
 /**
  * Probes until the condition holds: fast at first, then ten times a second. Throws SystemFailure
@@ -38,27 +44,45 @@ const REPORT_MS = 10_000;
  */
 export async function waitFor<T>({ goal, probe, advice }: Goal<T>, limits: Limits): Promise<T> {
   const start = performance.now();
-  const { timeoutSeconds, signal, log } = limits;
+  const { timeoutSeconds, signal, log, progress = null } = limits;
   let pause = FIRST_PAUSE_MS;
   let nextReport = REPORT_MS;
+  let reason = "";
+  using _ = progress && everySecond((seconds) => {
+    const time = `${seconds} of ${timeoutSeconds} s`;
+    progress(`Waiting (${time}) for the machine to ${goal}${reason && `: ${reason}`}`);
+  }, () => progress(null));
   for (;;) {
     signal.throwIfAborted();
     const result = await probe();
     if (!(result instanceof NotYet)) return result;
+    reason = result.reason;
     const elapsed = performance.now() - start;
     if (elapsed > timeoutSeconds * 1000) {
       throw new SystemFailure({
-        what: `The machine did not ${goal} within ${timeoutSeconds} s: ${result.reason}`,
+        what: `The machine did not ${goal} within ${timeoutSeconds} s: ${reason}`,
         advice,
       });
     }
-    if (elapsed > nextReport) {
-      log(`Still waiting after ${Math.round(elapsed / 1000)} s to ${goal}: ${result.reason}`);
+    if (elapsed > nextReport && progress === null) {
+      log(`Still waiting after ${Math.round(elapsed / 1000)} s to ${goal}: ${reason}`);
       nextReport = elapsed + REPORT_MS;
     }
     await sleep(pause, signal);
     pause = Math.min(pause * 1.5, LONGEST_PAUSE_MS);
   }
+}
+
+/** Calls it each second, also during a probe that takes long, until disposed of. */
+function everySecond(call: (seconds: number) => void, end: () => void): Disposable {
+  let seconds = 0;
+  const timer = setInterval(() => call(++seconds), PROGRESS_MS);
+  return {
+    [Symbol.dispose]: () => {
+      clearInterval(timer);
+      end();
+    },
+  };
 }
 
 /** Sleeps, or less if the signal aborts. */

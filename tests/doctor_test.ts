@@ -216,6 +216,17 @@ network
   );
 });
 
+Deno.test("colours leave findingsText() as it is, and a terminal obeys nothing in it", () => {
+  const findings = [...FINDINGS, { group: "\x1b[2J", ...ok("\x1b[2J") }];
+  const painted = findingsText(findings, (colour, text) => `<${colour}>${text}</>`);
+  assert.equal(painted.replaceAll(/<[^>]*>/g, ""), findingsText(findings));
+  assert.deepEqual(
+    painted.match(/<\w+>\w+(?=<\/>)/g),
+    ["<green>ok", "<yellow>warning", "<red>problem", "<green>ok"],
+  );
+  assert(!painted.includes("\x1b"));
+});
+
 Deno.test("findingsJson() has all findings, and how many are bad", () => {
   const { problems, warnings, findings } = JSON.parse(findingsJson(FINDINGS));
   assert.deepEqual([problems, warnings], [1, 1]);

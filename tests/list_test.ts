@@ -75,6 +75,17 @@ Deno.test("the table has a line for each machine, in columns", () => {
   ]);
 });
 
+Deno.test("colours leave the columns as they are", () => {
+  const machines = (["ready", "starting", "orphan", "leftover"] as const)
+    .map((state) => ({ ...MACHINE, state }));
+  const painted = listTable(machines, (colour, text) => `<${colour}>${text}</>`);
+  assert.equal(painted.replaceAll(/<[^>]*>/g, ""), listTable(machines));
+  assert.deepEqual(
+    painted.match(/<\w+>\w+(?=<\/>)/g),
+    ["<green>ready", "<yellow>starting", "<red>orphan", "<red>leftover"],
+  );
+});
+
 Deno.test("what a terminal would act on is shown as what it is", () => {
   const table = listTable([{ ...MACHINE, project: "a\x1b[31m\nb\u202e" }]);
   assert.equal(table.split("\n").length, 2);

@@ -223,23 +223,51 @@ Deno.test("cleanup --all without a terminal needs --yes", async () => {
   assert.deepEqual([status, stdout], [0, 'Removed the machine "gone"\n']);
 });
 
+/** Runs main.ts at a terminal, where this is typed. */
+async function atTerminal(
+  args: readonly string[],
+  { input = "", env = {} }: {
+    readonly input?: string;
+    readonly env?: Record<string, string>;
+  } = {},
+): Promise<Omit<Ended, "stderr">> {
+  const main = new URL("main.ts", ROOT).pathname;
+  const line = `'${Deno.execPath()}' run -A ${main} ${args.join(" ")}`;
+  const terminal = new Deno.Command("script", {
+    args: ["-qec", line, "/dev/null"],
+    env: { TERM: "xterm", NO_COLOR: "", ...env },
+    ...{ stdin: "piped", stdout: "piped", stderr: "null" },
+  }).spawn();
+  const writer = terminal.stdin.getWriter();
+  await writer.write(new TextEncoder().encode(input));
+  const { stdout, code } = await terminal.output();
+  await writer.close().catch(() => {});
+  return { status: code, stdout: new TextDecoder().decode(stdout) };
+}
+
+Deno.test("errors and states have colours at a terminal, but not with NO_COLOR, and JSON never", () =>
+  withHost("gone.overlay.libvirt-gci", async (settings) => {
+    const failed = await atTerminal(["cleanup"]);
+    assert(failed.stdout.startsWith("\x1b[31mlibvirt-gci:\x1b[0m Which machine?"), failed.stdout);
+    const list = ["--config", settings, "list"];
+    assert((await atTerminal(list)).stdout.includes("  \x1b[31mleftover\x1b[0m  "));
+    for (const [args, env] of [[[...list, "--json"], {}], [list, { NO_COLOR: "1" }]] as const) {
+      const { stdout } = await atTerminal(args, { env });
+      assert.match(stdout, /leftover/);
+      assert(!stdout.includes("\x1b"), stdout);
+    }
+  }));
+
 for (const [answer, words] of [["y", /Removed the machine/], ["", /Nothing is removed/]] as const) {
   const title = `cleanup --all asks at a terminal, where the answer is ${JSON.stringify(answer)}`;
   Deno.test(title, () =>
     withHost("gone.overlay.libvirt-gci", async (settings) => {
-      const main = new URL("main.ts", ROOT).pathname;
-      const line = `'${Deno.execPath()}' run -A ${main} --config ${settings} cleanup --all`;
-      const terminal = new Deno.Command("script", {
-        args: ["-qec", line, "/dev/null"],
-        ...{ stdin: "piped", stdout: "piped", stderr: "null" },
-      }).spawn();
-      const writer = terminal.stdin.getWriter();
-      await writer.write(new TextEncoder().encode(`${answer}\n`));
-      const { stdout, code } = await terminal.output();
-      await writer.close().catch(() => {});
-      assert.equal(code, 0);
-      assert.match(new TextDecoder().decode(stdout), /Remove 1 machine\? \[y\/N\] /);
-      assert.match(new TextDecoder().decode(stdout), words);
+      const { stdout, status } = await atTerminal(["--config", settings, "cleanup", "--all"], {
+        input: `${answer}\n`,
+      });
+      assert.equal(status, 0);
+      assert.match(stdout, /Remove 1 machine\? \[y\/N\] /);
+      assert.match(stdout, words);
     }));
 }
 

@@ -180,6 +180,44 @@ Deno.test("waitFor() tells once, not several times in a row, after a probe that 
   });
 });
 
+Deno.test("waitFor() shows progress every second instead, also during a slow probe, and ends it", async () => {
+  const shown: (string | null)[] = [];
+  let probes = 0;
+  const probe = async (): Promise<string | NotYet> => {
+    await sleep(1200);
+    return ++probes === 2 ? "ready" : new NotYet("no lease");
+  };
+  const progress = (line: string | null) => void shown.push(line);
+  assert.equal(await waitFor(goalOf(probe), limits({ timeoutSeconds: 60, progress })), "ready");
+  await sleep(1000);
+  assert.deepEqual(shown, [
+    "Waiting (1 of 60 s) for the machine to get ready",
+    "Waiting (2 of 60 s) for the machine to get ready: no lease",
+    null,
+  ]);
+});
+
+Deno.test("waitFor() tells a log nothing where it shows progress", async () => {
+  await withClock(async (pass) => {
+    let probes = 0;
+    const probe = (): Promise<string | NotYet> => {
+      pass(11_000);
+      return Promise.resolve(++probes === 3 ? "ready" : new NotYet("not ready"));
+    };
+    await waitFor(goalOf(probe), limits({ timeoutSeconds: 100, progress: () => {} }));
+  });
+});
+
+Deno.test("waitFor() takes progress away when it fails", async () => {
+  const shown: (string | null)[] = [];
+  const wait = waitFor(
+    goalOf(() => Promise.reject(new Error("gone"))),
+    limits({ progress: (line) => void shown.push(line) }),
+  );
+  await assert.rejects(wait, /gone/);
+  assert.deepEqual(shown, [null]);
+});
+
 Deno.test("sleep() takes its time", async () => {
   const start = performance.now();
   await sleep(30, new AbortController().signal);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { SystemFailure } from "../errors.ts";
+import { noPaint, type Paint } from "../paint.ts";
 import { toVisible } from "../quoted.ts";
 import type { GroupedFinding } from "./doctor.ts";
 import type { Level } from "./finding.ts";
@@ -8,24 +9,34 @@ const MARK_WIDTH = "problem".length + 2;
 const INDENT = " ".repeat(MARK_WIDTH + 2);
 const WIDTH = 88;
 
-/** The findings for people: a line each, with what it means and what mends it below. */
-export function findingsText(findings: readonly GroupedFinding[]): string {
+const LEVEL_COLOURS = { ok: "green", warning: "yellow", problem: "red" } as const;
+
+/** The findings for people, fit to print: a line each, what it means and what mends it below. */
+export function findingsText(
+  findings: readonly GroupedFinding[],
+  paint: Paint = noPaint,
+): string {
   const groups = new Set(findings.map(({ group }) => group));
   const lines = [...groups].flatMap((group) => [
-    group,
-    ...findings.filter((finding) => finding.group === group).flatMap(linesOf),
+    toVisible(group),
+    ...findings.filter((finding) => finding.group === group)
+      .flatMap((finding) => linesOf(finding, paint)),
     "",
   ]);
   return [...lines, summary(findings)].join("\n");
 }
 
-function linesOf({ level, subject, meaning, remedy }: GroupedFinding): string[] {
-  const [first = "", ...rest] = subject.split("\n");
+function linesOf(
+  { level, subject, meaning, remedy }: GroupedFinding,
+  paint: Paint,
+): string[] {
+  const [first = "", ...rest] = toVisible(subject).split("\n");
+  const mark = paint(LEVEL_COLOURS[level], level) + " ".repeat(MARK_WIDTH - level.length);
   return [
-    `  ${level.padEnd(MARK_WIDTH)}${first}`,
-    ...[...rest, ...meaning === "" ? [] : meaning.split("\n").flatMap(wrap)]
+    `  ${mark}${first}`,
+    ...[...rest, ...meaning === "" ? [] : toVisible(meaning).split("\n").flatMap(wrap)]
       .map((line) => INDENT + line),
-    ...(remedy === null ? [] : remedy.split("\n")).map((line) => `${INDENT}> ${line}`),
+    ...(remedy === null ? [] : toVisible(remedy).split("\n")).map((line) => `${INDENT}> ${line}`),
   ];
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { age, ageSeconds } from "../machine/owner.ts";
 import type { Connection } from "../libvirt/connection.ts";
+import { noPaint, type Paint } from "../paint.ts";
 import { toVisible } from "../quoted.ts";
 import {
   findMachines,
@@ -82,13 +83,28 @@ export function listJson(machines: readonly ListedMachine[]): string {
 }
 
 const HEAD = ["MACHINE", "JOB", "PROJECT", "TEMPLATE", "AGE", "STATE", "ADDRESS", "MEMORY", "DISK"];
+const STATE_COLUMN = HEAD.indexOf("STATE");
 
-/** The machines as a table for people, a line each. */
-export function listTable(machines: readonly ListedMachine[]): string {
+const STATE_COLOURS = {
+  ready: "green",
+  starting: "yellow",
+  orphan: "red",
+  leftover: "red",
+} as const;
+
+/** The machines as a table for people, a line each, fit to print. */
+export function listTable(machines: readonly ListedMachine[], paint: Paint = noPaint): string {
   const rows = [HEAD, ...machines.map(rowOf)];
   const widths = HEAD.map((_, i) => Math.max(...rows.map((row) => (row[i] ?? "").length)));
-  return rows.map((row) => row.map((cell, i) => cell.padEnd(widths[i] ?? 0)).join("  ").trimEnd())
-    .join("\n");
+  return rows.map((row, i) => {
+    const state = machines[i - 1]?.state;
+    const cells = row.map((cell, column) => {
+      const padded = cell.padEnd(widths[column] ?? 0);
+      if (state === undefined || column !== STATE_COLUMN) return padded;
+      return paint(STATE_COLOURS[state], cell) + padded.slice(cell.length);
+    });
+    return cells.join("  ").trimEnd();
+  }).join("\n");
 }
 
 function rowOf(machine: ListedMachine): string[] {

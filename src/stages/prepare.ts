@@ -101,7 +101,7 @@ export async function prepare(
     const timeoutSeconds = settings.sshSeconds +
       (target.channel === null ? 0 : settings.addressSeconds); // nothing has waited for the boot
     const hostKey = await waitForSsh(target, () => refuseEnded(domain), {
-      ...{ log, signal, timeoutSeconds },
+      ...{ log, progress: stage.progress, signal, timeoutSeconds },
     });
     timer.end("ssh");
     return { ...addressed, hostKey };
@@ -204,10 +204,10 @@ async function addressOf(
     readonly record: MachineRecord;
     readonly settings: MachineSettings;
   },
-  { log, signal }: Stage,
+  { log, progress, signal }: Stage,
 ): Promise<string> {
   if (network === "none") return CHANNEL_ADDRESS;
-  const limits = { log, signal, timeoutSeconds: addressSeconds };
+  const limits = { log, progress, signal, timeoutSeconds: addressSeconds };
   return await waitForAddress(domain, { mac, network }, limits);
 }
 

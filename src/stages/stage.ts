@@ -2,6 +2,7 @@
 import type { Config } from "../config.ts";
 import type { Sink } from "../guest/ssh.ts";
 import type { Connection } from "../libvirt/connection.ts";
+import type { Progress } from "../wait.ts";
 
 /** What each stage gets besides its job. */
 export interface Stage {
@@ -17,6 +18,8 @@ export interface Stage {
   readonly keyDirectory: string;
   /** Progress, a line each. */
   readonly log: (line: string) => void;
+  /** Shows at the terminal what is waited for; null where there is none. */
+  readonly progress: Progress | null;
   /** Problems that do not end the stage, a line each. */
   readonly warn: (line: string) => void;
   /** Where the output of the script goes. */

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { call, command, e2eTest, TESTBED, virsh } from "./bed.ts";
+import { call, command, e2eTest, PROGRAM, settingsFile, TESTBED, virsh } from "./bed.ts";
 
 e2eTest(
   "by hand, a machine is prepared, used and cleaned up by the commands that it prints",
@@ -140,6 +140,30 @@ e2eTest("logs prints the serial console of a machine, until that is gone", async
   }
   assert.equal((await call(["logs", machine])).status, 2);
 });
+
+e2eTest(
+  "at a terminal, prepare shows in one line what it waits for, and elsewhere it does not",
+  async () => {
+    using file = settingsFile();
+    const machine = "gci-e2e-terminal";
+    const line = [...PROGRAM, "--config", file.path, "prepare", "-d", "lite", "-m", machine];
+    try {
+      const { status, stdout } = await command(["script", "-qec", line.join(" "), "/dev/null"], {
+        TERM: "xterm",
+      });
+      assert.equal(status, 0, stdout);
+      // deno-lint-ignore no-control-regex
+      assert.match(stdout, /\r\x1b\[KWaiting \(1 of 180 s\) for the machine to get an address/);
+      // deno-lint-ignore no-control-regex
+      assert.match(stdout, /Waiting [^\n]*\r\x1b\[KThe machine "gci-e2e-terminal" is ready/);
+      const piped = await call(["prepare", "-d", "lite", "-m", `${machine}-2`]);
+      assert.equal(piped.status, 0, piped.stderr);
+      assert(!/Waiting/.test(piped.stdout) && !piped.stdout.includes("\x1b"), piped.stdout);
+    } finally {
+      for (const name of [machine, `${machine}-2`]) await call(["cleanup", "-m", name]);
+    }
+  },
+);
 
 e2eTest("without libvirt's daemon, the message says how to start it", async () => {
   const uri = "qemu+unix:///system?socket=/nonexistent/libvirt-sock";
