@@ -37,7 +37,7 @@ async function cancelOnSignals(): Promise<AbortSignal> {
   const controller = new AbortController();
   for (const name of ["SIGTERM", "SIGINT"] as const) {
     Deno.addSignalListener(name, () => {
-      controller.abort(new SystemFailure({ what: `Cancelled by ${name}` }));
+      controller.abort(new SystemFailure({ what: `Cancelled by ${name}`, fault: "cancelled" }));
     });
   }
   return controller.signal;

@@ -1,5 +1,42 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
+/** What can be at fault, in words that stay the same: messages are too many to count. */
+export const FAULTS = [
+  /** The script ended with a status other than 0. */
+  "script",
+  /** The job asks for what it may not have, or for what is no value. */
+  "request",
+  /** There is no such template, or it lacks what it needs. */
+  "template",
+  /** The settings, or a file that they name. */
+  "settings",
+  /** A call of libvirt failed, or there is no libvirt. */
+  "libvirt",
+  /** A storage pool, or its space. */
+  "storage",
+  /** A network, or its filters. */
+  "network",
+  /** The domain did not start. */
+  "start",
+  /** The machine got no address in time. */
+  "address",
+  /** The guest refuses the key. */
+  "ssh_refused",
+  /** The guest's SSH server did not let us in in time. */
+  "ssh_timeout",
+  /** Another than the machine's own host key. */
+  "host_key",
+  /** The machine ended before the job did. */
+  "guest_ended",
+  /** The connection broke while the script ran. */
+  "lost",
+  "cancelled",
+  "other",
+] as const;
+
+/** One of {@linkcode FAULTS}. */
+export type Fault = typeof FAULTS[number];
+
 /** What failed, why, and what to do about it. */
 export interface Failure {
   /** What failed and on what, the thing in double quotes, without a full stop. */
@@ -10,22 +47,30 @@ export interface Failure {
   readonly advice?: string;
   /** More for the job's log, already fit to print: the end of a serial console, say. */
   readonly details?: string;
+  /** What is at fault; by default, what the cause says. */
+  readonly fault?: Fault;
 }
 
 abstract class StageFailure extends Error {
   readonly advice: string | undefined;
   readonly details: string | undefined;
+  readonly fault: Fault | undefined;
 
-  constructor({ what, cause, advice, details }: Failure) {
+  constructor({ what, cause, advice, details, fault }: Failure) {
     super(what, { cause });
     this.advice = advice;
     this.details = details;
+    this.fault = fault;
   }
 }
 
 /** The job's fault: GitLab Runner does not try again. */
 export class BuildFailure extends StageFailure {
   override readonly name = "BuildFailure";
+
+  constructor(failure: Failure) {
+    super({ fault: "request", ...failure });
+  }
 }
 
 /** The host's fault: GitLab Runner may try again. */
@@ -38,7 +83,7 @@ export class ScriptFailure extends BuildFailure {
   readonly scriptStatus: number;
 
   constructor(scriptStatus: number) {
-    super({ what: `The script ended with the status ${scriptStatus}` });
+    super({ what: `The script ended with the status ${scriptStatus}`, fault: "script" });
     this.scriptStatus = scriptStatus;
   }
 }
@@ -53,6 +98,16 @@ function wordsOf(error: unknown): string {
   if (error instanceof StageFailure) return error.message;
   const words = error instanceof Error ? error.message || error.name : String(error);
   return words.trimEnd().replace(/\s*\n/g, "\n  ");
+}
+
+/** What is at fault, by the first of the error and the causes behind it that says so. */
+export function faultOf(error: unknown): Fault {
+  for (let cause = error; cause instanceof Error; cause = cause.cause) {
+    const fault = "fault" in cause ? cause.fault : undefined; // libvirt's errors have it too
+    const known = FAULTS.find((it) => it === fault);
+    if (known !== undefined) return known;
+  }
+  return "other";
 }
 
 /** The error and each cause behind it, a line each, then the advice, then the details. */

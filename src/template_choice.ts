@@ -45,6 +45,7 @@ export function chooseTemplate(
   const word = requested ?? config.defaultTemplate;
   if (word === null) {
     throw new BuildFailure({
+      fault: "template",
       what: "The job asks for no template, and this host has no default",
       advice: "Set the variable DISTRO, or image:, to the name of a template; " +
         "or have the host's settings name a default_template",
@@ -117,6 +118,7 @@ function mayHave(config: Config, { name, entry }: Found, { isOperator, rule }: A
 
 function noName(word: string): BuildFailure {
   return new BuildFailure({
+    fault: "template",
     what: word === ""
       ? "The job asks for a template with an empty name"
       : `The job asks for the template ${quoted(word)}, which is no template's name`,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { SystemFailure } from "./errors.ts";
+import { type Fault, SystemFailure } from "./errors.ts";
 
 /** What a probe gives while the condition does not hold, and why it does not. */
 export class NotYet {
@@ -18,6 +18,8 @@ export interface Goal<T> {
   readonly probe: () => Promise<T | NotYet>;
   /** Something to run or to edit when the time is over. */
   readonly advice: string;
+  /** What is at fault when the time is over. */
+  readonly fault: Fault;
 }
 
 /** Shows a line in place of the one before, or takes it away. */
@@ -42,7 +44,7 @@ const PROGRESS_MS = 1000;
  * Probes until the condition holds: fast at first, then ten times a second. Throws SystemFailure
  * with the last reason when the time is over, and the signal's reason when it aborts.
  */
-export async function waitFor<T>({ goal, probe, advice }: Goal<T>, limits: Limits): Promise<T> {
+export async function waitFor<T>({ goal, probe, ...failure }: Goal<T>, limits: Limits): Promise<T> {
   const start = performance.now();
   const { timeoutSeconds, signal, log, progress = null } = limits;
   let pause = FIRST_PAUSE_MS;
@@ -61,7 +63,7 @@ export async function waitFor<T>({ goal, probe, advice }: Goal<T>, limits: Limit
     if (elapsed > timeoutSeconds * 1000) {
       throw new SystemFailure({
         what: `The machine did not ${goal} within ${timeoutSeconds} s: ${reason}`,
-        advice,
+        ...failure,
       });
     }
     if (elapsed > nextReport && progress === null) {

@@ -1,7 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import fc from "fast-check";
 import assert from "node:assert/strict";
-import { BuildFailure, explain, ScriptFailure, SystemFailure, UsageError } from "../src/errors.ts";
+import {
+  BuildFailure,
+  explain,
+  faultOf,
+  ScriptFailure,
+  SystemFailure,
+  UsageError,
+} from "../src/errors.ts";
+import { LibvirtError } from "../src/libvirt/error.ts";
 import { exitStatus, reportScriptStatus } from "../src/exit_status.ts";
 
 const RUNNER = { BUILD_FAILURE_EXIT_CODE: "41", SYSTEM_FAILURE_EXIT_CODE: "42" };
@@ -24,6 +32,21 @@ Deno.test("an error that nobody expected is the host's fault, whatever it is", (
     const error of [new TypeError("x"), new Error("x", { cause }), "x", 0, null, undefined, {}]
   ) {
     assert.equal(exitStatus(error, RUNNER), 42);
+  }
+});
+
+Deno.test("faultOf() takes the word of the first error that says one, and no other's", () => {
+  const libvirt = new LibvirtError("virDomainCreateXML", "no", { code: 1 });
+  const cause = new SystemFailure({ what: "x", cause: libvirt, fault: "start" });
+  assert.equal(faultOf(cause), "start");
+  assert.equal(faultOf(new SystemFailure({ what: "x", cause })), "start");
+  assert.equal(faultOf(new SystemFailure({ what: "x", cause: libvirt })), "libvirt");
+  assert.equal(faultOf(new BuildFailure({ what: "x" })), "request");
+  assert.equal(faultOf(new BuildFailure({ what: "x", fault: "template" })), "template");
+  assert.equal(faultOf(new ScriptFailure(7)), "script");
+  const strange = Object.assign(new Error("x"), { fault: "the job's own words" });
+  for (const error of [strange, new Error("x"), new UsageError({ what: "x" }), "x", null]) {
+    assert.equal(faultOf(error), "other");
   }
 });
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { BuildFailure, ScriptFailure, SystemFailure } from "../src/errors.ts";
+import { BuildFailure, type Fault, faultOf, ScriptFailure, SystemFailure } from "../src/errors.ts";
 import type { Connection } from "../src/libvirt/connection.ts";
 import { readRecord } from "../src/machine/record.ts";
 import { createDirPool } from "../src/machine/template.ts";
@@ -192,6 +192,7 @@ Deno.test("a lost connection is the host's failure, never success", () =>
     await assert.rejects(run(JOB.machine, script("true"), stage), (error) => {
       assert(error instanceof SystemFailure);
       assert.match(error.message, /connection to the guest broke/);
+      assert.equal(faultOf(error), "lost");
       return true;
     });
   }, { guest: { loseScripts: true } }));
@@ -224,12 +225,15 @@ Deno.test("a machine that is destroyed while a script runs is the host's failure
     ran.catch(() => {});
     using domain = await connection.lookupDomain(JOB.machine);
     await domain.destroy();
-    await assert.rejects(ran, /ended while the script ran/);
+    await assert.rejects(ran, { message: /ended while the script ran/, fault: "guest_ended" });
   }));
 
 Deno.test("run says that a machine is gone", () =>
   withBed(async ({ stage }) => {
-    await assert.rejects(run(JOB.machine, script("true"), stage), /machine ".*" is gone/);
+    await assert.rejects(run(JOB.machine, script("true"), stage), {
+      message: /machine ".*" is gone/,
+      fault: "guest_ended",
+    });
   }));
 
 Deno.test("run refuses a guest that shows another host key", () =>
@@ -241,10 +245,10 @@ Deno.test("run refuses a guest that shows another host key", () =>
     assert(record);
     const { writeRecord } = await import("../src/machine/record.ts");
     await writeRecord(domain, { ...record, port: String(other.port) });
-    await assert.rejects(
-      run(JOB.machine, script("true"), stage),
-      /does not show the machine's host key/,
-    );
+    await assert.rejects(run(JOB.machine, script("true"), stage), {
+      message: /does not show the machine's host key/,
+      fault: "host_key",
+    });
   }));
 
 Deno.test("prepare blames the job for a template that does not exist", () =>
@@ -253,6 +257,7 @@ Deno.test("prepare blames the job for a template that does not exist", () =>
     await assert.rejects(prepared, (error) => {
       assert(error instanceof BuildFailure && !(error instanceof ScriptFailure));
       assert.match(error.message, /Cannot find the template "no-such"/);
+      assert.equal(faultOf(error), "template");
       assert.match(error.advice ?? "", /debian-12, old-name/);
       return true;
     });
@@ -273,21 +278,26 @@ Deno.test("prepare blames the host for a template that only its settings name", 
     });
   }, { config: { defaultTemplate: "no-such" } }));
 
-const HOST_FAULTS: Record<string, [TestStageOptions, RegExp]> = {
-  "no template pool": [{ config: { templatePool: "gone" } }, /no storage pool "gone"/],
-  "no overlay pool": [{ config: { overlayPool: "gone" } }, /no storage pool "gone"/],
-  "no network": [{ machine: { network: "gone" } }, /no network "gone"/],
-  "no key": [{ machine: { key: "/nonexistent/key" } }, /SSH key "\/nonexistent\/key"/],
-  "a full pool": [{ machine: { diskGib: 1000 } }, /Cannot make the disks of the machine/],
-  "a domain that libvirt refuses": [{ machine: { cpuMode: "nonsense" } }, /Cannot start the/],
+const HOST_FAULTS: Record<string, [TestStageOptions, RegExp, Fault]> = {
+  "no template pool": [{ config: { templatePool: "gone" } }, /no storage pool "gone"/, "storage"],
+  "no overlay pool": [{ config: { overlayPool: "gone" } }, /no storage pool "gone"/, "storage"],
+  "no network": [{ machine: { network: "gone" } }, /no network "gone"/, "network"],
+  "no key": [{ machine: { key: "/nonexistent/key" } }, /SSH key "\/nonexistent\/key"/, "settings"],
+  "a full pool": [
+    { machine: { diskGib: 1000 } },
+    /Cannot make the disks of the machine/,
+    "storage",
+  ],
+  "a domain that libvirt refuses": [{ machine: { cpuMode: "nonsense" } }, /Cannot start/, "start"],
 };
 
-for (const [fault, [options, message]] of Object.entries(HOST_FAULTS)) {
-  Deno.test(`prepare blames the host for ${fault}, and leaves nothing`, () =>
+for (const [what, [options, message, fault]] of Object.entries(HOST_FAULTS)) {
+  Deno.test(`prepare blames the host for ${what}, and leaves nothing`, () =>
     withBed(async ({ stage }) => {
       const error = await prepare(JOB, {}, stage).then(() => null, (error) => error);
       assert(error instanceof Error && !(error instanceof BuildFailure));
       assert.match(error.message, message);
+      assert.equal(faultOf(error), fault);
     }, options));
 }
 
@@ -298,6 +308,7 @@ Deno.test("prepare fails at once if the guest refuses the key, and leaves nothin
     await assert.rejects(prepare(JOB, {}, stage), (error) => {
       assert(error instanceof SystemFailure);
       assert.match(String(error.cause), /refuses the key for the user "gitlab-runner"/);
+      assert.equal(faultOf(error), "ssh_refused");
       return true;
     });
     assert(performance.now() - start < 20_000);
@@ -310,6 +321,7 @@ Deno.test("prepare leaves nothing if SSH never answers, and says why", () =>
     await assert.rejects(prepare(JOB, {}, stage), (error) => {
       assert(error instanceof SystemFailure);
       assert.match(String(error.cause), /within 1 s: .*ECONNREFUSED/);
+      assert.equal(faultOf(error), "ssh_timeout");
       return true;
     });
     assert.deepEqual(await inventory(connection), before);

@@ -13,7 +13,7 @@ function limits(changes: Partial<Limits> = {}): Limits {
 }
 
 function goalOf<T>(probe: Goal<T>["probe"]): Goal<T> {
-  return { goal: "get ready", advice: "Look at the machine", probe };
+  return { goal: "get ready", advice: "Look at the machine", fault: "address", probe };
 }
 
 /** Runs with a clock that only goes by hand: a probe that moves it on makes the wait a short one. */
@@ -84,7 +84,7 @@ Deno.test("waitFor() fails with the last reason when the time is over", async ()
     error.message,
     `The machine did not get ready within 0.03 s: reason ${probes}`,
   );
-  assert.equal(error.advice, "Look at the machine");
+  assert.deepEqual([error.advice, error.fault], ["Look at the machine", "address"]);
 });
 
 Deno.test("waitFor() still takes what a probe gives after the time is over", async () => {

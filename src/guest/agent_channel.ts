@@ -138,6 +138,7 @@ async function serverEnd(agent: Agent, pid: number): Promise<NotYet | null> {
   const words = atob(String(answer["err-data"] ?? "")).trim().replace(/\s+/g, " ");
   if (answer["exitcode"] !== LACKING) return new NotYet(words || "the guest's SSH server ended");
   throw new SystemFailure({
+    fault: "template",
     what: `The guest cannot serve SSH through a channel: ${words}`,
     advice: "A template for machines without a network needs sshd and Linux's virtio_console",
   });
@@ -157,6 +158,7 @@ async function ask(
       return new NotYet(words);
     }
     throw new SystemFailure({
+      fault: "template",
       what: "The guest's agent may not start an SSH server",
       cause,
       advice: "A template for machines without a network needs a qemu-guest-agent that allows " +

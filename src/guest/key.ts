@@ -58,6 +58,7 @@ export async function readKey(file: string | null, home: string | undefined): Pr
       if (cause instanceof SystemFailure) throw cause;
       if (cause instanceof Deno.errors.NotFound && file === null) continue;
       throw new SystemFailure({
+        fault: "settings",
         what: `Cannot read the SSH key "${candidate}"`,
         cause,
         advice: `Set "key" in the settings, or use --ssh-key-file, and let this user read the file`,
@@ -65,6 +66,7 @@ export async function readKey(file: string | null, home: string | undefined): Pr
     }
   }
   throw new SystemFailure({
+    fault: "settings",
     what: `There is no SSH key to log in with: neither ${files.map((f) => `"${f}"`).join(" nor ")}`,
     advice: `Make one: ssh-keygen -t ed25519 -N "" -f ${files[0]}; or set "key" in the settings`,
   });
@@ -79,6 +81,7 @@ async function publicKeyOf(file: string, privateKey: string): Promise<string> {
     // The parser's words may quote the file, so they stay inside.
     const encrypted = /encrypted|passphrase/i.test(key?.message ?? "");
     throw new SystemFailure({
+      fault: "settings",
       what: encrypted
         ? `The SSH key "${file}" has a passphrase, which nobody is there to type`
         : `The file "${file}" is no SSH private key that can be used here`,

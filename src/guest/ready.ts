@@ -39,15 +39,18 @@ export function openSsh(login: Login, limits: Limits): Promise<SshConnection> {
   return waitFor({ ...goalOf(login), probe: () => tryLogin(login, limits.signal) }, limits);
 }
 
-function goalOf({ address, port, channel }: Login): Pick<Goal<never>, "goal" | "advice"> {
+function goalOf({ address, port, channel }: Login): Omit<Goal<never>, "probe"> {
+  const fault = "ssh_timeout";
   if (channel !== null) {
     return {
+      fault,
       goal: "accept an SSH connection through its channel",
       advice: "A template for machines without a network needs a running qemu-guest-agent that " +
         "allows guest-exec, and sshd",
     };
   }
   return {
+    fault,
     goal: `accept an SSH connection at ${address} port ${port}`,
     advice: "Does the template start an SSH server, on the port of the settings, and does its " +
       "firewall let the host in?",

@@ -129,12 +129,14 @@ rm -f "$file"
 function noStatus({ status, signal }: CommandEnd, lost: Error | null): SystemFailure {
   if (status !== null) {
     return new SystemFailure({
+      fault: "template",
       what:
         `The guest could not run the script: it ended with the status ${status} before it began`,
       advice: "The guest needs sh, cat, the configured shell and space in /tmp",
     });
   }
   return new SystemFailure({
+    fault: "lost",
     what: signal !== null
       ? `The guest ended the script's session with the signal ${signal}`
       : "The connection to the guest broke while the script ran",

@@ -223,6 +223,7 @@ async function drain(stream: Readable, filter: Filter): Promise<void> {
 function refusalOr(error: Error & { level?: string }, login: Login): Error {
   if (error.level !== "client-authentication") return error;
   return new LoginRefused({
+    fault: "ssh_refused",
     what: `The guest at ${login.address} refuses the key for the user "${login.user}"`,
     advice:
       "The template must take the key from cloud-init or systemd, as `login` in the settings " +
@@ -232,6 +233,7 @@ function refusalOr(error: Error & { level?: string }, login: Login): Error {
 
 function wrongHostKeyError(login: Login): Error {
   return new WrongHostKey({
+    fault: "host_key",
     what: `The SSH server at ${login.address} does not show the machine's host key`,
     advice: "Somebody else has that address, or the job replaced its machine's host key",
   });

@@ -29,6 +29,7 @@ export interface LibvirtErrorOptions {
 /** A call of libvirt that failed: which function, libvirt's own words and number. */
 export class LibvirtError extends Error {
   override readonly name = "LibvirtError";
+  readonly fault = "libvirt";
   /** libvirt's own words. */
   readonly words: string;
   readonly code: number;

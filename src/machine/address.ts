@@ -20,6 +20,7 @@ export function waitForAddress(
   // logs an error each time that no agent runs.
   let nextOtherSources = performance.now() + OTHER_SOURCES_MS;
   return waitFor({
+    fault: "address",
     goal: `get an address in the network "${network}"`,
     advice: `Look at the network: virsh net-info ${network}, virsh net-dhcp-leases ${network}; ` +
       `does the template start its network with DHCP?`,
@@ -39,6 +40,7 @@ export function waitForAddress(
 export async function refuseEnded(domain: Domain, cause?: unknown): Promise<void> {
   if (await domain.isActive()) return;
   throw new SystemFailure({
+    fault: "guest_ended",
     what: `The machine "${domain.name}" ended: it powered off, crashed, or somebody destroyed it`,
     cause,
     advice: `See why: /var/log/libvirt/qemu/${domain.name}.log on the host`,

@@ -35,6 +35,7 @@ export async function createFilter(
     return name;
   } catch (cause) {
     throw new SystemFailure({
+      fault: "network",
       what: `Cannot isolate the machine "${machine}": libvirt refuses its network filter`,
       cause,
       advice:

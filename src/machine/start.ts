@@ -91,6 +91,7 @@ async function orExplain<T>(
     return await create();
   } catch (cause) {
     throw new SystemFailure({
+      fault: "storage",
       what: `Cannot make the disks of the machine "${machine}" in the storage pool "${pool.name}"`,
       cause,
       advice: `See what space it has left: virsh pool-info ${pool.name}`,
@@ -113,6 +114,7 @@ export async function startMachine(
     );
   } catch (cause) {
     throw new SystemFailure({
+      fault: "start",
       what: `Cannot start the machine "${machine.name}"`,
       cause,
       advice: `See what QEMU says in /var/log/libvirt/qemu/${machine.name}.log on the host, and ` +

@@ -43,6 +43,7 @@ export async function findTemplate(
   if (copied !== null) return copied;
   const Failure = isPromised || !refreshed ? SystemFailure : BuildFailure;
   throw new Failure({
+    fault: "template",
     what: `Cannot find the template "${name}" in the storage pool "${poolName}"`,
     advice: templatesAdvice((await pool.volumeNames()).filter(isAllowed), poolName),
   });
@@ -57,6 +58,7 @@ export async function lookupActivePool(
   const pool = await connection.findPool(name);
   if (pool === null) {
     throw new SystemFailure({
+      fault: "storage",
       what: `The host has no storage pool "${name}"`,
       advice:
         `Make it: virsh pool-define-as ${name} dir --target /var/lib/libvirt/images/${name} && ` +
@@ -67,6 +69,7 @@ export async function lookupActivePool(
   if (await pool.isActive()) return pool;
   pool[Symbol.dispose]();
   throw new SystemFailure({
+    fault: "storage",
     what: `The storage pool "${name}" is not active`,
     advice: `Start it: virsh pool-start ${name} && virsh pool-autostart ${name}`,
   });
@@ -98,6 +101,7 @@ export async function createDirPool(connection: Connection, name: string): Promi
   } catch (cause) {
     if (await becomesActive(connection, name)) return; // another job's prepare was first
     throw new SystemFailure({
+      fault: "storage",
       what: `Cannot make the storage pool "${name}" in ${path}`,
       cause,
       advice: "Let this user manage libvirt, or set overlay_pool to a pool that there is",

@@ -10,6 +10,7 @@ export async function requireNetwork(connection: Connection, name: string): Prom
   if (name === "none") {
     if (connection.isLocal) return [];
     throw new SystemFailure({
+      fault: "network",
       what: "A machine without a network is reached only on the host where it runs",
       advice: "Set network to a network of that host, or run libvirt-gci there",
     });
@@ -17,6 +18,7 @@ export async function requireNetwork(connection: Connection, name: string): Prom
   using network = await connection.findNetwork(name);
   if (network !== null && await network.isActive()) return await subnetsOf(network);
   throw new SystemFailure({
+    fault: "network",
     what: network === null
       ? `The host has no network "${name}"`
       : `The network "${name}" is not active`,

@@ -154,6 +154,7 @@ function diskSize(
   const templateGib = Math.ceil(capacityBytes / 1024 ** 3);
   if (maxDiskGib === null || templateGib <= maxDiskGib) return diskGib;
   throw new SystemFailure({
+    fault: "settings",
     what:
       `The template's disk "${volume}" has ${templateGib} GiB, and max_disk_gib is ${maxDiskGib}`,
     advice: "Have the settings raise max_disk_gib to at least that, or make the template smaller",

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { SystemFailure } from "../errors.ts";
+import { type Fault, SystemFailure } from "../errors.ts";
 import { readKey } from "../guest/key.ts";
 import { openSsh } from "../guest/ready.ts";
 import type { SshConnection } from "../guest/ssh.ts";
@@ -47,12 +47,13 @@ export async function lookupReadyMachine(
 }
 
 function gone(machine: string): SystemFailure {
-  return unusable(`The machine "${machine}" is gone`);
+  return unusable(`The machine "${machine}" is gone`, "guest_ended");
 }
 
-function unusable(what: string): SystemFailure {
+function unusable(what: string, fault: Fault = "other"): SystemFailure {
   return new SystemFailure({
     what,
+    fault,
     advice:
       "Run the job again; libvirt-gci prepare makes a machine, and a machine that powers off " +
       "or crashes is gone",

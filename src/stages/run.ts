@@ -57,6 +57,7 @@ async function watch(
       if (domain !== null) continue;
       ended.abort(
         new SystemFailure({
+          fault: "guest_ended",
           what: `The machine "${machine}" ended while the script ran: it powered off, crashed, ` +
             "or somebody destroyed it",
           advice: `See why: /var/log/libvirt/qemu/${machine}.log on the host`,
