@@ -27,6 +27,7 @@ readonly MODULES=(
   ext4 vfat nls_ascii nls_cp437 nls_utf8
   button evdev # ACPI's power button
   qemu_fw_cfg  # systemd's credentials
+  pvpanic_mmio # tells the host of a panic
 )
 readonly AHCI_MODULES=(ahci sr_mod isofs autofs4)
 

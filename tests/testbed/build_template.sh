@@ -41,7 +41,7 @@ add_files() {
 set_up_lite() {
   kernel=$(basename "$root"/boot/vmlinuz-*-cloud-amd64)
   boot_modules=(virtio_pci virtio_blk ext4
-    virtio_net virtio_console virtio_rng button evdev)
+    virtio_net virtio_console virtio_rng button evdev pvpanic_mmio)
 
   for applet in init poweroff reboot halt; do
     ln --symbolic --force /bin/busybox "$root/sbin/$applet"
