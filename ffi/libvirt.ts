@@ -119,6 +119,16 @@ export const symbols = {
     ],
     result: "pointer", // const char *, the handle's, NULL on error
   },
+  virDomainGetState: {
+    parameters: [
+      virDomainPtr, // virDomainPtr domain
+      "buffer", // int *state
+      "buffer", // int *reason
+      "u32", // unsigned int flags
+    ],
+    result: "i32", // 0, -1 on error
+    nonblocking: true,
+  },
   virDomainGetXMLDesc: {
     parameters: [
       virDomainPtr, // virDomainPtr domain
@@ -156,6 +166,16 @@ export const symbols = {
       "buffer", // const char *name
     ],
     result: virDomainPtr, // NULL on error
+    nonblocking: true,
+  },
+  virDomainOpenConsole: {
+    parameters: [
+      virDomainPtr, // virDomainPtr dom
+      "buffer", // const char *dev_name
+      virStreamPtr, // virStreamPtr st
+      "u32", // unsigned int flags
+    ],
+    result: "i32", // 0, -1 on error
     nonblocking: true,
   },
   virDomainSetMetadata: {
@@ -466,7 +486,7 @@ export const symbols = {
       "buffer", // char *data
       "usize", // size_t nbytes
     ],
-    result: "i32", // how many bytes, 0 at the end, -1 on error
+    result: "i32", // how many bytes, 0 at the end, -1 on error, -2 if it would wait
     nonblocking: true,
   },
   virStreamSend: {
@@ -475,7 +495,7 @@ export const symbols = {
       "buffer", // const char *data
       "usize", // size_t nbytes
     ],
-    result: "i32", // how many bytes, -1 on error
+    result: "i32", // how many bytes, -1 on error, -2 if it would wait
     nonblocking: true,
   },
 

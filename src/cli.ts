@@ -166,6 +166,23 @@ const logsCommand = command(
   { description: message`Print what a machine wrote on its serial console.` },
 );
 
+const consoleCommand = command(
+  "console",
+  object({
+    command: constant("console"),
+    machine: machineArgument,
+    force: withDefault(
+      flag("--force", { description: message`End the session of whoever has the console.` }),
+      false,
+    ),
+  }),
+  {
+    description:
+      message`Connect your terminal to a machine's serial console, until you type ^] or it ends.`,
+    footer: message`Without a terminal, it prints what comes, until the machine ends.`,
+  },
+);
+
 const doctorCommand = command(
   "doctor",
   object({
@@ -235,6 +252,7 @@ const parser = object({
     listCommand,
     sshCommand,
     logsCommand,
+    consoleCommand,
     doctorCommand,
     explainCommand,
   ),

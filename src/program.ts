@@ -150,6 +150,15 @@ async function runCommand(args: Arguments, caller: Caller): Promise<void> {
       const machine = requireMachine(await jobFromEnv({}, action)); // which checks the name
       return await withStage({ config, args, caller }, (stage) => logs(machine, stage));
     }
+    case "console": {
+      const machine = requireMachine(await jobFromEnv({}, action)); // which checks the name
+      const { openConsole } = await import("./stages/console.ts");
+      const terminal = ownTerminal(env["TERM"]);
+      return await withStage(
+        { config, args, caller },
+        (stage) => openConsole(machine, { force: action.force, terminal, stage }),
+      );
+    }
     case "explain": {
       const { text, refusal } = explainJob(await jobToExplain(action, env), config, action);
       printer.print(text);

@@ -2,8 +2,17 @@
 import assert from "node:assert/strict";
 import { parseXml, XmlElement } from "@rgrove/parse-xml";
 import { symbols } from "../ffi/libvirt.ts";
-import { VIR_DOMAIN_START_RESET_NVRAM, VIR_DOMAIN_START_VALIDATE } from "../src/libvirt/domain.ts";
-import { ADDRESS_SOURCE } from "../src/libvirt/domain.ts";
+import {
+  ADDRESS_SOURCE,
+  VIR_DOMAIN_CONSOLE_FORCE,
+  VIR_DOMAIN_CRASHED,
+  VIR_DOMAIN_PAUSED,
+  VIR_DOMAIN_PAUSED_CRASHED,
+  VIR_DOMAIN_SHUTOFF,
+  VIR_DOMAIN_START_RESET_NVRAM,
+  VIR_DOMAIN_START_VALIDATE,
+  VIR_STREAM_NONBLOCK,
+} from "../src/libvirt/domain.ts";
 import { VIR_ERR } from "../src/libvirt/error.ts";
 
 const API_FILE = "/usr/share/libvirt/api/libvirt-api.xml"; // Debian's libvirt-dev has it
@@ -104,6 +113,12 @@ Deno.test("the constants have libvirt's values", () => {
   const ours = {
     VIR_DOMAIN_START_VALIDATE,
     VIR_DOMAIN_START_RESET_NVRAM,
+    VIR_DOMAIN_CONSOLE_FORCE,
+    VIR_DOMAIN_PAUSED,
+    VIR_DOMAIN_PAUSED_CRASHED,
+    VIR_DOMAIN_SHUTOFF,
+    VIR_DOMAIN_CRASHED,
+    VIR_STREAM_NONBLOCK,
     ...prefixed("VIR_ERR_", VIR_ERR),
     ...prefixed("VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_", ADDRESS_SOURCE),
   };

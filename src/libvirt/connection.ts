@@ -150,9 +150,7 @@ export class Connection implements AsyncDisposable {
         ...args: CallParameters<Name>
       ) => Promise<CallResult<Name> | null>;
       const result = await inTime(name, symbol(...args), this.#options, () => this.#stuck = true);
-      if (result === null || (typeof result === "number" && result < 0)) {
-        throw this.#lastError(name);
-      }
+      if (result === null || result === -1) throw this.#lastError(name);
       return result;
     } finally {
       endTurn();
@@ -201,9 +199,15 @@ export class Connection implements AsyncDisposable {
     return this.#libvirt;
   }
 
-  /** Gives the body a stream, which is finished after it, or aborted if it fails. */
-  async withStream<T>(body: (stream: Pointer<"virStream">) => Promise<T>): Promise<T> {
-    const stream = await this.call("virStreamNew", this.#pointer, 0);
+  /**
+   * Gives the body a stream, which is finished after it, or aborted if it fails. `flags` are those of
+   * virStreamFlags.
+   */
+  async withStream<T>(
+    body: (stream: Pointer<"virStream">) => Promise<T>,
+    flags = 0,
+  ): Promise<T> {
+    const stream = await this.call("virStreamNew", this.#pointer, flags);
     try {
       const result = await body(stream);
       await this.call("virStreamFinish", stream);

@@ -15,6 +15,30 @@ const VIR_DOMAIN_AFFECT_LIVE = 1;
 /** virDomainMetadataType: an element of our own. */
 const VIR_DOMAIN_METADATA_ELEMENT = 2;
 
+/** virDomainState. */
+export const VIR_DOMAIN_PAUSED = 3;
+export const VIR_DOMAIN_SHUTOFF = 5;
+export const VIR_DOMAIN_CRASHED = 6;
+/** virDomainPausedReason: its system crashed. */
+export const VIR_DOMAIN_PAUSED_CRASHED = 10;
+/** virStreamFlags: a stream that has nothing says so. */
+export const VIR_STREAM_NONBLOCK = 1;
+const WOULD_BLOCK = -2;
+/** virDomainConsoleFlags: end the session of whoever has the console. */
+export const VIR_DOMAIN_CONSOLE_FORCE = 1;
+const CONSOLE_BYTES = 64 * 1024;
+
+/** What has become of a domain. One that crashed is kept as it was when its system did. */
+export type DomainState = "active" | "crashed" | "gone";
+
+/** A session at a domain's serial console. It waits for nothing. */
+export interface ConsoleSession {
+  /** What has come and was not received before; empty is nothing yet, null that nothing will. */
+  readonly receive: () => Promise<Uint8Array | null>;
+  /** Sends these bytes, or as many as go now, and gives how many that were. */
+  readonly send: (bytes: Uint8Array<ArrayBuffer>) => Promise<number>;
+}
+
 /** Where an address is known from: virDomainInterfaceAddressesSource. */
 export const ADDRESS_SOURCE = {
   /** The leases of the network's DHCP server. */
@@ -49,6 +73,18 @@ export class Domain implements Disposable {
   async isActive(): Promise<boolean> {
     const active = this.#connection.call("virDomainIsActive", this.#pointer);
     return (await orNull(VIR_ERR.NO_DOMAIN, active)) === 1;
+  }
+
+  /** What has become of it. A transient domain that has ended is gone. */
+  async state(): Promise<DomainState> {
+    const state = new Int32Array(1);
+    const reason = new Int32Array(1);
+    const call = this.#connection.call("virDomainGetState", this.#pointer, state, reason, 0);
+    if (await orNull(VIR_ERR.NO_DOMAIN, call) === null) return "gone";
+    if (state[0] === VIR_DOMAIN_SHUTOFF) return "gone"; // it is about to be
+    const isPausedByCrash = state[0] === VIR_DOMAIN_PAUSED &&
+      reason[0] === VIR_DOMAIN_PAUSED_CRASHED;
+    return state[0] === VIR_DOMAIN_CRASHED || isPausedByCrash ? "crashed" : "active";
   }
 
   /** Ends it as a power cut does. Nothing happens to one that has ended already. */
@@ -105,6 +141,36 @@ export class Domain implements Disposable {
       0,
     );
     return JSON.parse(answer).return;
+  }
+
+  /**
+   * Gives the body a session at its first serial console, which ends with it. libvirt only takes in
+   * what comes for the session while another call of this connection waits for its answer: ask for
+   * the {@linkcode state} again and again. Throws LibvirtError if somebody has the console, unless
+   * `force` ends their session.
+   */
+  withConsole<T>(
+    { force }: { readonly force: boolean },
+    body: (session: ConsoleSession) => Promise<T>,
+  ): Promise<T> {
+    const connection = this.#connection;
+    const flags = force ? VIR_DOMAIN_CONSOLE_FORCE : 0;
+    return connection.withStream(async (stream) => {
+      await connection.call("virDomainOpenConsole", this.#pointer, null, stream, flags);
+      return await body({
+        receive: async () => {
+          const bytes = new Uint8Array(CONSOLE_BYTES);
+          const size = BigInt(bytes.length);
+          const count = await connection.call("virStreamRecv", stream, bytes, size);
+          return count === 0 ? null : bytes.subarray(0, count === WOULD_BLOCK ? 0 : count);
+        },
+        send: async (bytes) => {
+          const size = BigInt(bytes.length);
+          const count = await connection.call("virStreamSend", stream, bytes, size);
+          return count === WOULD_BLOCK ? 0 : count;
+        },
+      });
+    }, VIR_STREAM_NONBLOCK);
   }
 
   /** Its XML as it runs. */

@@ -10,8 +10,8 @@ import { type MachineRecord, readRecord } from "../machine/record.ts";
 import { loginTo } from "./login.ts";
 import type { Stage } from "./stage.ts";
 
-/** A machine that prepare has made ready. Whoever gets it disposes of it, which leaves it running. */
-export interface ReadyMachine extends Disposable {
+/** A machine of ours. Whoever gets it disposes of it, which leaves it running. */
+export interface OurMachine extends Disposable {
   readonly domain: Domain;
   readonly record: MachineRecord;
 }
@@ -20,7 +20,7 @@ const CONNECT_SECONDS = 60;
 
 /** Logs in to it, as prepare has made it ready. Whoever gets the connection disposes of it. */
 export async function logIn(
-  { domain, record }: ReadyMachine,
+  { domain, record }: OurMachine,
   { home, signal }: Pick<Stage, "home" | "signal">,
 ): Promise<SshConnection> {
   const key = await readKey(record.key, home);
@@ -32,7 +32,18 @@ export async function logIn(
 export async function lookupReadyMachine(
   machine: string,
   connection: Connection,
-): Promise<ReadyMachine> {
+): Promise<OurMachine> {
+  const found = await lookupMachine(machine, connection);
+  if (found.record.address !== "") return found;
+  found[Symbol.dispose]();
+  throw unusable(`The machine "${machine}" is not ready`);
+}
+
+/** As {@linkcode lookupReadyMachine}, ready or not. */
+export async function lookupMachine(
+  machine: string,
+  connection: Connection,
+): Promise<OurMachine> {
   const domain = await connection.findDomain(machine);
   if (domain === null) throw gone(machine);
   using undo = new DisposableStack();
@@ -41,7 +52,6 @@ export async function lookupReadyMachine(
     throw isLibvirtError(error, VIR_ERR.NO_DOMAIN) ? gone(machine) : error; // it has just ended
   });
   if (record === null) throw unusable(`The domain "${machine}" was not made by libvirt-gci`);
-  if (record.address === "") throw unusable(`The machine "${machine}" is not ready`);
   undo.move();
   return { domain, record, [Symbol.dispose]: () => domain[Symbol.dispose]() };
 }
