@@ -66,8 +66,12 @@ export async function lookupActivePool(
         `or set ${key} to another. make_base_image.sh makes the pool of templates`,
     });
   }
-  if (await pool.isActive()) return pool;
-  pool[Symbol.dispose]();
+  using undo = new DisposableStack();
+  undo.use(pool);
+  if (await pool.isActive()) {
+    undo.move();
+    return pool;
+  }
   throw new SystemFailure({
     fault: "storage",
     what: `The storage pool "${name}" is not active`,

@@ -78,9 +78,11 @@ export async function findActivePool(
   name: string,
 ): Promise<StoragePool | null> {
   const pool = await connection.findPool(name);
-  if (pool === null || await pool.isActive()) return pool;
-  pool[Symbol.dispose]();
-  return null;
+  using undo = new DisposableStack();
+  undo.use(pool);
+  if (pool === null || !await pool.isActive()) return null;
+  undo.move();
+  return pool;
 }
 
 /** What is known now of who needs a machine. */
