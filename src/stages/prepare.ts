@@ -107,6 +107,7 @@ export async function prepare(
     return { ...addressed, hostKey };
   });
   await writeRecord(domain, ready);
+  signal.throwIfAborted();
 
   undo.move(); // The machine now lives until cleanup.
   const where = ready.address === CHANNEL_ADDRESS ? "without a network" : `at ${ready.address}`;
