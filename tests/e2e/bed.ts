@@ -141,6 +141,17 @@ export async function virsh(...args: string[]): Promise<string> {
   return stdout.trim();
 }
 
+/** As {@linkcode virsh}, for a command whose last argument is a file with this XML. */
+export async function virshXml(args: readonly string[], xml: string): Promise<void> {
+  const file = await Deno.makeTempFile({ prefix: "libvirt-gci-e2e-" });
+  try {
+    await Deno.writeTextFile(file, xml);
+    await virsh(...args, file);
+  } finally {
+    await Deno.remove(file);
+  }
+}
+
 /** The machine of a job that runs: config said its name. */
 export function machineOf(result: JobResult): string {
   const machine = result.config.jobEnv?.["LIBVIRT_GCI_MACHINE"];
@@ -159,17 +170,18 @@ export async function allOf<T extends readonly unknown[]>(
 /** A test that must leave all domains, volumes and processes as they were. */
 export function e2eTest(
   name: string,
-  test: () => Promise<void>,
+  test: (t: Deno.TestContext) => Promise<void>,
   { ignore = false }: { readonly ignore?: boolean } = {},
 ): void {
-  Deno.test(name, { ignore }, async () => {
+  Deno.test(name, { ignore }, async (t) => {
     const before = await inventory();
-    await test();
+    await test(t);
     assert.deepEqual(await inventory(), before, "something is left, or missing");
   });
 }
 
-async function inventory(): Promise<Record<string, string>> {
+/** All that a test could leave or take away. */
+export async function inventory(): Promise<Record<string, string>> {
   return {
     domains: await virsh("list", "--all", "--name"),
     templates: await volumes(TESTBED.templatePool),

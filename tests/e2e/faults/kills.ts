@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import assert from "node:assert/strict";
+import type { Called } from "../bed.ts";
+import type { Point, Strike } from "./killed_program.ts";
+import {
+  addRow,
+  Attempt,
+  type AttemptOptions,
+  type CallOptions,
+  faultTest,
+  meetFault,
+  messageOf,
+  wrongIn,
+} from "./matrix.ts";
+
+/** Machines of this template get a seed and a key, and are never ready in these tests. */
+const SEEDED: AttemptOptions = { template: "cloud" };
+const IN_BOOT: Point = { name: "virDomainInterfaceAddresses", count: 3, when: "done" };
+
+/** The calls of libvirt that a stage makes, in their order, the repeated ones of a wait but once. */
+function pointsOf({ stderr }: Called): Point[] {
+  const names = [...stderr.matchAll(/^debug: (vir\w+) /gm)].map(([_, name]) => name ?? "");
+  const counts = new Map<string, number>();
+  const points = names.map((name): Point => {
+    const count = (counts.get(name) ?? 0) + 1;
+    counts.set(name, count);
+    return { name, count, when: "done" };
+  });
+  const isWait = ({ name, count }: Point): boolean =>
+    count > 3 && ["virDomainInterfaceAddresses", "virDomainIsActive"].includes(name);
+  return points.filter((point) => !isWait(point));
+}
+
+/** As {@linkcode pointsOf}, and before the daemon has answered those that change something. */
+function allPointsOf(called: Called): Point[] {
+  return pointsOf(called).flatMap((point) => {
+    if (!/Create|Define|Upload|Delete|Destroy|Undefine|SetMetadata/.test(point.name)) {
+      return [point];
+    }
+    const isLong = /virDomain(CreateXML|Destroy)/.test(point.name);
+    return [
+      { ...point, when: "sent" as const },
+      ...(isLong ? [{ ...point, when: "midway" as const }] : []),
+      point,
+    ];
+  });
+}
+
+function inWords({ name, count, when }: Point): string {
+  const words = { sent: "at", midway: "in", done: "after" };
+  return `${words[when]} ${name}${count === 1 ? "" : ` ${count}`}`;
+}
+
+/** What the program prints of its calls up to this point. */
+async function traceOf(
+  call: (attempt: Attempt, options: CallOptions) => Promise<Called>,
+  options: AttemptOptions,
+): Promise<Called> {
+  using attempt = await Attempt.begin(options);
+  const called = await call(attempt, { debug: true });
+  const { status, stderr } = await attempt.cleanup();
+  assert.equal(status, 0, stderr);
+  await attempt.end();
+  return called;
+}
+
+function kill(point: Point): CallOptions {
+  return { strike: { ...point, signal: "SIGKILL", pidFile: null } };
+}
+
+function cancel(point: Point): CallOptions {
+  return { strike: { ...point, signal: "SIGTERM", pidFile: null } };
+}
+
+/** The points of prepare until the guest boots, with a seed and a key, and then until it is ready. */
+async function pointsOfPrepare(): Promise<{ point: Point; options: AttemptOptions }[]> {
+  const strike = kill(IN_BOOT).strike as Strike;
+  const early = await traceOf((it, options) => it.prepare({ ...options, strike }), SEEDED);
+  const whole = await traceOf((it, options) => it.prepare(options), {});
+  assert.equal(whole.status, 0, whole.stderr);
+  const all = allPointsOf(whole);
+  const late = all.slice(all.findIndex(({ name }) => name === "virDomainIsActive"));
+  return [
+    ...allPointsOf(early).map((point) => ({ point, options: SEEDED })),
+    ...late.map((point) => ({ point, options: {} })),
+  ];
+}
+
+const KILLED = { status: null, says: /(?:)/ } as const;
+const CANCELLED = { status: 2, says: /Cancelled by SIGTERM/ } as const;
+
+faultTest("prepare is killed or cancelled at each call of libvirt", async (t) => {
+  const points = await pointsOfPrepare();
+  assert(points.length > 40, `only ${points.length} points`);
+  const stage = "prepare";
+  for (const [i, { point, options }] of points.entries()) {
+    const fault = `SIGKILL ${inWords(point)}`;
+    const then = i % 2 === 0 ? "gc" : "cleanup";
+    await t.step(fault, () =>
+      meetFault(
+        { fault, stage, ...KILLED, then },
+        (attempt) => attempt.prepare(kill(point)),
+        options,
+      ));
+  }
+  for (const { point, options } of points.filter(({ point }) => point.when !== "sent")) {
+    const fault = `SIGTERM ${inWords(point)}`;
+    const isOver = point.name === "virConnectClose";
+    await t.step(fault, () =>
+      meetFault(
+        isOver
+          ? { fault, stage, status: 0, says: /is ready/, then: "cleanup" }
+          : { fault, stage, ...CANCELLED, then: "nothing" },
+        (attempt) => attempt.prepare(cancel(point)),
+        options,
+      ));
+  }
+});
+
+faultTest("run is killed or cancelled at each call of libvirt", async (t) => {
+  using attempt = await Attempt.begin();
+  await attempt.mustPrepare();
+  const script = "sleep 3"; // until it is looked whether the machine is still there
+  const points = pointsOf(await attempt.run(script, { debug: true }));
+  const stage = "run";
+  const left = "its machine";
+  for (const point of points) {
+    const fault = `SIGKILL ${inWords(point)}`;
+    await t.step(fault, async () => {
+      const met = await attempt.run(script, kill(point));
+      const again = await attempt.run("exit 3");
+      const wrong = wrongIn(again, { status: 1, says: /(?:)/ });
+      const row = { fault, stage, ...KILLED, then: "cleanup" } as const;
+      addRow(row, met, {
+        ...{ message: "the next script runs", left },
+        wrong: [...wrongIn(met, row), ...wrong],
+      });
+    });
+  }
+  for (const point of points) {
+    const fault = `SIGTERM ${inWords(point)}`;
+    await t.step(fault, async () => {
+      const met = await attempt.run(script, cancel(point));
+      const isOver = point.name === "virConnectClose";
+      const end = isOver ? { status: 0, says: /(?:)/ } as const : CANCELLED;
+      const row = { fault, stage, ...end, then: "cleanup" } as const;
+      addRow(row, met, { message: messageOf(met), left, wrong: wrongIn(met, row) });
+    });
+  }
+  assert.equal((await attempt.cleanup()).status, 0);
+  await attempt.end();
+});
+
+faultTest("cleanup is killed or cancelled at each call of libvirt", async (t) => {
+  const prepared = async (attempt: Attempt): Promise<void> => {
+    assert.equal((await attempt.prepare(kill(IN_BOOT))).status, 137);
+  };
+  const trace = await traceOf(async (it, options) => {
+    await prepared(it);
+    return await it.cleanup(options);
+  }, SEEDED);
+  assert.equal(trace.status, 0, trace.stderr);
+  const stage = "cleanup";
+  for (const [i, point] of allPointsOf(trace).entries()) {
+    const fault = `SIGKILL ${inWords(point)}`;
+    await t.step(
+      fault,
+      () =>
+        meetFault({ fault, stage, ...KILLED, then: i % 2 === 0 ? "gc" : "cleanup" }, async (it) => {
+          await prepared(it);
+          return await it.cleanup(kill(point));
+        }, SEEDED),
+    );
+  }
+  for (const point of pointsOf(trace)) {
+    const fault = `SIGTERM ${inWords(point)}`;
+    await t.step(
+      fault,
+      () =>
+        meetFault({ fault, stage, status: 0, says: /Removed/, then: "nothing" }, async (it) => {
+          await prepared(it);
+          return await it.cleanup(cancel(point));
+        }, SEEDED),
+    );
+  }
+});

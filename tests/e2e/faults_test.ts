@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+/**
+ * What becomes of a job when something fails: a row for each fault, in a table at the end. The tests
+ * are in `faults/`.
+ */
+import { Bystanders } from "./faults/bystanders.ts";
+import "./faults/kills.ts";
+import { isMatrixIgnored, table } from "./faults/matrix.ts";
+
+let bystanders: Bystanders;
+
+if (!isMatrixIgnored) {
+  Deno.test.beforeAll(async () => {
+    bystanders = await Bystanders.begin();
+  });
+  Deno.test.afterAll(async () => {
+    console.log(table());
+    await bystanders.end();
+    console.log(
+      "the job beside them has passed; somebody's domain, volume and filter are untouched",
+    );
+  });
+}
