@@ -48,6 +48,8 @@ export interface Config {
   readonly callSeconds: number;
   readonly templatePool: string;
   readonly overlayPool: string;
+  /** Where stages are counted, for node_exporter; null is nowhere. */
+  readonly metricsFile: string | null;
   /** The template of a job that asks for none; null refuses such a job. */
   readonly defaultTemplate: string | null;
   /** Patterns of the names that a job may ask for besides those of `templates`. */
@@ -190,6 +192,7 @@ function toConfig(raw: RawConfig): Config {
     callSeconds: raw.call_seconds ?? 60,
     templatePool: raw.template_pool ?? "base_imgs",
     overlayPool: raw.overlay_pool ?? DEFAULT_OVERLAY_POOL,
+    metricsFile: raw.metrics_file ?? null,
     defaultTemplate: raw.default_template ?? null,
     allowedTemplates: raw.allowed_templates ?? ["*"],
     machine,

@@ -30,6 +30,9 @@ const ruleEntries = {
 const configEntries = {
   uri: v.optional(text(/^[a-z][\w.+-]*:\S+$/i, "a libvirt URI, such as qemu:///system")),
   call_seconds: v.optional(seconds),
+  metrics_file: v.optional(
+    text(/^\/([^\p{C}]*\/)?[^\p{C}/]+\.prom$/u, "an absolute path that ends in .prom"),
+  ),
   template_pool: v.optional(name),
   overlay_pool: v.optional(name),
   default_template: v.optional(

@@ -6,6 +6,7 @@ import { exitStatus, reportScriptStatus } from "./exit_status.ts";
 import { commandLine } from "./guest/command_line.ts";
 import { type Env, jobFromEnv, MACHINE_VARIABLE, requireMachine } from "./job.ts";
 import { Connection } from "./libvirt/connection.ts";
+import type { Meter } from "./metrics/meter.ts";
 import type { Printer } from "./printer.ts";
 import { ScriptOutput } from "./script_output.ts";
 import { cleanup } from "./stages/cleanup.ts";
@@ -90,11 +91,51 @@ export async function endWith(
 }
 
 async function runCommand(args: Arguments, caller: Caller): Promise<void> {
-  const { action, guestCommand } = args;
-  const { env, version, printer } = caller;
+  const { action } = args;
+  const { env } = caller;
   const places = { file: args.config, home: env["HOME"], xdgConfigHome: env["XDG_CONFIG_HOME"] };
   if (action.command === "doctor") return await examineHost(action, { args, caller, places });
   const config = await loadConfig(places);
+  const meter = await startMeter(args, { config, caller });
+  let failure: unknown = null;
+  try {
+    await runAction({ args, caller, config, meter });
+  } catch (error) {
+    failure = endsWhenCancelled(args) && caller.signal.aborted ? caller.signal.reason : error;
+    throw error;
+  } finally {
+    await meter?.end(failure);
+  }
+}
+
+/** Begins to count a stage; null where nobody wants it, or the command is none that is counted. */
+async function startMeter(
+  { action }: Arguments,
+  { config: { metricsFile: file }, caller: { version, printer } }: {
+    readonly config: Config;
+    readonly caller: Caller;
+  },
+): Promise<Meter | null> {
+  const stage = action.command;
+  if (file === null) return null;
+  if (stage !== "prepare" && stage !== "run" && stage !== "cleanup" && stage !== "gc") return null;
+  if ((action.command === "cleanup" && action.all) || (action.command === "gc" && action.dryRun)) {
+    return null;
+  }
+  const { Meter } = await import("./metrics/meter.ts"); // most hosts never need it
+  return new Meter({ file, stage, version, warn: (line) => printer.warn(inOneLine(line)) });
+}
+
+async function runAction(
+  { args, caller, config, meter }: {
+    readonly args: Arguments;
+    readonly caller: Caller;
+    readonly config: Config;
+    readonly meter: Meter | null;
+  },
+): Promise<void> {
+  const { action, guestCommand } = args;
+  const { env, version, printer } = caller;
   switch (action.command) {
     case "config": {
       const { distro } = action;
@@ -103,7 +144,7 @@ async function runCommand(args: Arguments, caller: Caller): Promise<void> {
     }
     case "prepare": {
       const job = await jobFromEnv(env, action);
-      return await withStage({ config, args, caller }, async (stage) => {
+      return await withStage({ config, args, caller, meter }, async (stage) => {
         const prepared = await prepare(job, action, stage);
         if (job.byHand) howToGoOn(prepared).forEach((line) => printer.print(line));
       });
@@ -111,7 +152,10 @@ async function runCommand(args: Arguments, caller: Caller): Promise<void> {
     case "run": {
       const machine = requireMachine(await jobFromEnv(env, action));
       const script = await readScript(action.path, guestCommand);
-      return await withStage({ config, args, caller }, (stage) => run(machine, script, stage));
+      return await withStage(
+        { config, args, caller, meter },
+        (stage) => run(machine, script, stage),
+      );
     }
     case "cleanup": {
       if (action.all) {
@@ -119,7 +163,7 @@ async function runCommand(args: Arguments, caller: Caller): Promise<void> {
         return await withStage({ config, args, caller }, (stage) => cleanupAll(question, stage));
       }
       const machine = requireMachine(await jobFromEnv(env, action));
-      return await withStage({ config, args, caller }, async (stage) => {
+      return await withStage({ config, args, caller, meter }, async (stage) => {
         await cleanup(machine, stage);
       });
     }
@@ -127,7 +171,7 @@ async function runCommand(args: Arguments, caller: Caller): Promise<void> {
       const { dryRun, olderThan } = action;
       const olderThanSeconds = olderThan === undefined ? null : durationSeconds(olderThan);
       const options = { dryRun, olderThanSeconds };
-      return await withStage({ config, args, caller }, (stage) => gc(options, stage));
+      return await withStage({ config, args, caller, meter }, (stage) => gc(options, stage));
     }
     case "list": {
       return await withStage({ config, args, caller }, async (stage) => {
@@ -210,10 +254,11 @@ function noTerminal(machine: string): UsageError {
 
 /** Connects to libvirt for a stage, and closes the connection after it. */
 async function withStage(
-  { config, args, caller }: {
+  { config, args, caller, meter = null }: {
     readonly config: Config;
     readonly args: Arguments;
     readonly caller: Caller;
+    readonly meter?: Meter | null;
   },
   body: (stage: Stage) => Promise<void>,
 ): Promise<void> {
@@ -225,13 +270,19 @@ async function withStage(
       onCall: args.debug ? (name, ms) => printer.debug(`${name} ${ms.toFixed(1)} ms`) : null,
     });
   await using connection = await connect();
-  await body({
+  const stage: Stage = {
     ...{ config, connection, connect, signal, home: env["HOME"], stdout, stderr },
     keyDirectory: keyDirectory(env, config.uri),
     log: (line) => printer.print(inOneLine(line)),
     progress: printer.progress,
+    onStep: meter && meter.onStep,
     warn: (line) => printer.warn(inOneLine(line)),
-  });
+  };
+  try {
+    await body(stage);
+  } finally {
+    await meter?.measure(stage);
+  }
 }
 
 /**

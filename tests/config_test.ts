@@ -109,6 +109,7 @@ Deno.test("the defaults are those that the manual names", () => {
     callSeconds: 60,
     templatePool: "base_imgs",
     overlayPool: "libvirt-gci",
+    metricsFile: null,
     defaultTemplate: null,
     allowedTemplates: ["*"],
     templates: new Map(),
@@ -140,6 +141,7 @@ Deno.test("every setting of the host can be set", () => {
     call_seconds: 7
     template_pool: templates
     overlay_pool: overlays
+    metrics_file: /var/lib/metrics/gci.prom
     default_template: fedora-34
     allowed_templates: [ci-*, debian-12]
     `,
@@ -151,6 +153,7 @@ Deno.test("every setting of the host can be set", () => {
     callSeconds: 7,
     templatePool: "templates",
     overlayPool: "overlays",
+    metricsFile: "/var/lib/metrics/gci.prom",
     defaultTemplate: "fedora-34",
     allowedTemplates: ["ci-*", "debian-12"],
   });
@@ -380,6 +383,7 @@ const WRONG: Readonly<Record<string, readonly unknown[]>> = {
   call_seconds: [0, -1, 1.5, 86_401, "60", null, true],
   template_pool: ["", "a/b", " a", "a\nb", 7],
   overlay_pool: ["", "a/b", ["a"]],
+  metrics_file: ["", "gci.prom", "/gci", "/.prom", "/a/.prom", "/a\n.prom", "/a.prom/", true],
   default_template: ["", "a\u0000b", 12],
   allowed_templates: ["*", [""], ["a\nb"], [12], null],
   domain_type: ["lxc", "KVM", true],

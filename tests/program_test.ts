@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
+import { readOpenMetrics } from "./open_metrics.ts";
 
 const ROOT = new URL("..", import.meta.url);
 
@@ -173,6 +174,43 @@ Deno.test("gc that cannot remove something ends with 2, and says what and why", 
   assert.match(stderr, /^libvirt-gci: Cannot remove a machine that nobody needs\n/);
   assert.match(stderr, /- The domain "somebody" was not made by libvirt-gci/);
 });
+
+Deno.test("stages are counted in metrics_file, whatever their end; other commands are not", () =>
+  withHost("gone.overlay.libvirt-gci", async (settings) => {
+    const file = settings.replace("config.yaml", "gci.prom");
+    await Deno.writeTextFile(settings, `metrics_file: ${file}\n`, { append: true });
+    const counted = ["--config", settings];
+    for (
+      const args of [["gc", "--dry-run"], ["list"], ["cleanup", "--all", "--yes"], ["explain"]]
+    ) {
+      await program([...counted, ...args]);
+      await assert.rejects(Deno.stat(file), Deno.errors.NotFound, args.join(" "));
+    }
+    for (
+      const [args, status] of [
+        [["gc"], 0],
+        [["cleanup", "--machine", "nothing"], 0],
+        [["run", "--machine", "nothing", "--", "true"], 2],
+        [["prepare", "--distro", "nothing"], 1],
+        [["prepare"], 1],
+        [["cleanup"], 2], // of which machine?
+      ] as const
+    ) {
+      const ended = await program([...counted, ...args]);
+      assert.equal(ended.status, status, ended.stderr);
+      assert.doesNotMatch(ended.stderr, /metrics/);
+    }
+    const samples = readOpenMetrics(await Deno.readTextFile(file));
+    const counts = [...samples].filter(([name, value]) => /_total/.test(name) && value > 0);
+    assert.deepEqual(counts, [
+      ['libvirt_gci_stages_total{stage="prepare",result="job"}', 2],
+      ['libvirt_gci_stages_total{stage="run",result="host"}', 1],
+      ['libvirt_gci_stages_total{stage="cleanup",result="success"}', 1],
+      ['libvirt_gci_stages_total{stage="gc",result="success"}', 1],
+      ['libvirt_gci_failures_total{cause="template"}', 2],
+      ['libvirt_gci_failures_total{cause="guest_ended"}', 1],
+    ]);
+  }));
 
 Deno.test("ssh without a terminal says what needs none", async () => {
   const { status, stderr } = await onHostWith("somebody.qcow2", ["ssh", "mine"]);

@@ -76,7 +76,7 @@ export function testStage(
     home: "/nonexistent",
     keyDirectory,
     log: (line) => lines.push(line),
-    progress: null,
+    ...{ progress: null, onStep: null },
     warn: (line) => warnings.push(line),
     stdout: take("stdout"),
     stderr: take("stderr"),

@@ -72,7 +72,7 @@ export async function prepare(
 
   signal.throwIfAborted();
 
-  const timer = new StepTimer();
+  const timer = new StepTimer(stage.onStep);
   const owner = await newOwner(job);
   await claimName(pool, name, owner);
   await using undo = new AsyncDisposableStack(); // only now is the name ours

@@ -3,6 +3,7 @@ import type { Config } from "../config.ts";
 import type { Sink } from "../guest/ssh.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import type { Progress } from "../wait.ts";
+import type { OnStep } from "./step_timer.ts";
 
 /** What each stage gets besides its job. */
 export interface Stage {
@@ -20,6 +21,8 @@ export interface Stage {
   readonly log: (line: string) => void;
   /** Shows at the terminal what is waited for; null where there is none. */
   readonly progress: Progress | null;
+  /** Told what prepare's steps take, where somebody counts it. */
+  readonly onStep: OnStep | null;
   /** Problems that do not end the stage, a line each. */
   readonly warn: (line: string) => void;
   /** Where the output of the script goes. */

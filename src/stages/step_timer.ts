@@ -1,13 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
+/** The steps of prepare that make a machine. */
+export const STEPS = ["overlay", "start", "address", "ssh"] as const;
+
+/** One of {@linkcode STEPS}. */
+export type Step = typeof STEPS[number];
+
+/** Told that a step has ended. */
+export type OnStep = (step: Step, milliseconds: number) => void;
+
 /** Says what each step of a stage took. */
 export class StepTimer {
+  readonly #onStep: OnStep | null;
   readonly #steps: string[] = [];
   #start = performance.now();
 
+  constructor(onStep: OnStep | null) {
+    this.#onStep = onStep;
+  }
+
   /** Ends a step, which began when the one before it ended. */
-  end(step: string): void {
+  end(step: Step): void {
     const now = performance.now();
+    this.#onStep?.(step, now - this.#start);
     this.#steps.push(`${step} ${formatDuration(now - this.#start)}`);
     this.#start = now;
   }

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import type { StoragePool } from "../libvirt/storage_pool.ts";
+import { rootOf, textAt } from "../read_xml.ts";
+import { findActivePool, machinesOf } from "../stages/machines.ts";
+import type { Stage } from "../stages/stage.ts";
+import type { Gauges } from "./metrics.ts";
+
+/**
+ * What libvirt says of machines and disks, in a few calls however many there are; with `disks`, in
+ * some more for each machine. Null without the pool.
+ */
+export async function measure(
+  { connection, config }: Pick<Stage, "connection" | "config">,
+  { disks }: { readonly disks: boolean },
+): Promise<Gauges | null> {
+  using pool = await findActivePool(connection, config.overlayPool);
+  if (pool === null) return null;
+  const machines = machinesOf(await pool.volumeNames());
+  const domains = await connection.activeDomains();
+  using handles = new DisposableStack();
+  for (const domain of domains) handles.use(domain);
+  const running = domains.filter(({ name }) => machines.has(name)).length;
+  const root = rootOf(await pool.xml());
+  return {
+    running,
+    stopped: machines.size - running,
+    poolCapacityBytes: Number(textAt(root, "capacity")),
+    poolAvailableBytes: Number(textAt(root, "available")),
+    diskBytes: disks ? await diskBytes(pool, [...machines.values()].flat()) : null,
+  };
+}
+
+async function diskBytes(pool: StoragePool, volumes: readonly string[]): Promise<number> {
+  let sum = 0;
+  for (const name of volumes) {
+    using volume = await pool.findVolume(name);
+    sum += await volume?.allocationBytes().catch(() => 0) ?? 0; // it may be deleted at any time
+  }
+  return sum;
+}

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { BuildFailure, explain, faultOf, UsageError } from "../errors.ts";
+import type { Stage } from "../stages/stage.ts";
+import type { Step } from "../stages/step_timer.ts";
+import { within } from "../wait.ts";
+import { measure } from "./gauges.ts";
+import { addToMetricsFile } from "./metrics_file.ts";
+import type { Counted, Gauges, Phase, Result } from "./metrics.ts";
+
+const GAUGES_MS = 1000;
+const GAUGES_OF_GC_MS = 60_000;
+
+/** What a meter counts, and where to. */
+export interface MeterOptions {
+  readonly file: string;
+  readonly stage: Counted;
+  readonly version: string;
+  readonly warn: (line: string) => void;
+}
+
+/** Counts one call of a stage, which begins now. Whatever goes wrong with it is a warning only. */
+export class Meter {
+  readonly #options: MeterOptions;
+  readonly #start = performance.now();
+  readonly #phases: [Phase, number][] = [];
+  #gauges: Gauges | null = null;
+
+  constructor(options: MeterOptions) {
+    this.#options = options;
+  }
+
+  /** Told that a step of prepare has ended. */
+  readonly onStep = (step: Step, milliseconds: number): void => {
+    this.#phases.push([step, milliseconds / 1000]);
+  };
+
+  /** Asks libvirt what there is, unless that takes long. */
+  async measure(stage: Pick<Stage, "connection" | "config">): Promise<void> {
+    if (this.#options.stage === "run") return; // it changes nothing of that
+    const disks = this.#options.stage === "gc";
+    const measured = measure(stage, { disks }).catch(() => null); // they stay as they were
+    this.#gauges = await within(measured, disks ? GAUGES_OF_GC_MS : GAUGES_MS);
+  }
+
+  /** Writes it all down. `failure` is what the stage fails with, or null. */
+  async end(failure: unknown): Promise<void> {
+    if (failure instanceof UsageError) return; // a slip of somebody's hand is no stage
+    const { file, stage, version, warn } = this.#options;
+    const seconds = (performance.now() - this.#start) / 1000;
+    if (failure === null && stage === "prepare") this.#phases.push(["total", seconds]);
+    try {
+      await addToMetricsFile(file, {
+        ...{ version, stage, result: resultOf(failure) },
+        fault: failure === null ? null : faultOf(failure),
+        ...{ phases: this.#phases, gauges: this.#gauges },
+      }, { warn });
+    } catch (cause) {
+      warn(`This stage is missing in the metrics in "${file}": ${explain(cause)}`);
+    }
+  }
+}
+
+function resultOf(failure: unknown): Result {
+  if (failure === null) return "success";
+  if (faultOf(failure) === "cancelled") return "cancelled";
+  return failure instanceof BuildFailure ? "job" : "host";
+}

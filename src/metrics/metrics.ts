@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { type Fault, FAULTS } from "../errors.ts";
+import { type Step, STEPS } from "../stages/step_timer.ts";
+
+/** The commands that are counted. */
+export type Counted = typeof COUNTED[number];
+const COUNTED = ["prepare", "run", "cleanup", "gc"] as const;
+
+/** How a stage can end: well, or by whose fault. */
+export type Result = typeof RESULTS[number];
+const RESULTS = ["success", "job", "host", "cancelled"] as const;
+
+/** A part of prepare, or all of it. */
+export type Phase = Step | "total";
+const PHASES: readonly Phase[] = [...STEPS, "total"];
+
+/** The upper bounds of the buckets, as the file has them. */
+const BOUNDS = [
+  ...["0.05", "0.1", "0.25", "0.5", "1.0", "2.5", "5.0", "10.0"],
+  ...["20.0", "30.0", "60.0", "120.0", "300.0", "600.0"],
+];
+
+/** What is so just now, besides what is counted. */
+export interface Gauges {
+  readonly running: number;
+  readonly stopped: number;
+  readonly poolCapacityBytes: number;
+  readonly poolAvailableBytes: number;
+  /** Null if nobody looked. */
+  readonly diskBytes: number | null;
+}
+
+/** What a stage adds to the file. */
+export interface Observation {
+  readonly version: string;
+  readonly stage: Counted;
+  readonly result: Result;
+  /** Null without a failure. */
+  readonly fault: Fault | null;
+  /** What the parts of prepare took that came to their end, in seconds. */
+  readonly phases: readonly (readonly [Phase, number])[];
+  /** Null if they are not known, and stay as they are. */
+  readonly gauges: Gauges | null;
+}
+
+/** The values of the file, by their names with their labels. */
+export type Samples = Map<string, number>;
+
+const PREFIX = "libvirt_gci_";
+const END = "# EOF\n";
+
+const DURATION = `${PREFIX}prepare_phase_seconds`;
+
+interface Family {
+  readonly name: string;
+  readonly type: "counter" | "gauge" | "histogram";
+  readonly unit?: "seconds" | "bytes";
+  readonly help: string;
+  /** All that there can be, in their order. Without a value, a gauge is left out and others are 0. */
+  readonly samples: readonly string[];
+}
+
+/** No label has a word of a job's or a project's: they are secrets, and without number. */
+const FAMILIES: readonly Family[] = [
+  {
+    name: `${PREFIX}stages`,
+    type: "counter",
+    help: "Calls of a stage, by whose fault they ended.",
+    samples: COUNTED.flatMap((stage) => RESULTS.map((result) => stageSample(stage, result))),
+  },
+  {
+    name: `${PREFIX}failures`,
+    type: "counter",
+    help: "Calls of a stage that failed, by what was at fault.",
+    samples: FAULTS.map(failureSample),
+  },
+  {
+    name: DURATION,
+    type: "histogram",
+    unit: "seconds",
+    help: "What prepare took: each of its steps, and all of it where it succeeded.",
+    samples: PHASES.flatMap((phase) => [
+      ...[...BOUNDS, "+Inf"].map((bound) => bucketSample(phase, bound)),
+      `${DURATION}_count{phase="${phase}"}`,
+      `${DURATION}_sum{phase="${phase}"}`,
+    ]),
+  },
+  {
+    name: `${PREFIX}machines`,
+    type: "gauge",
+    help: "Machines with volumes in the overlay pool. A stopped one is being made, or left over.",
+    samples: [`${PREFIX}machines{state="running"}`, `${PREFIX}machines{state="stopped"}`],
+  },
+  bytes("machines_disk", "What the volumes of all machines take, as gc last saw it."),
+  bytes("overlay_pool_capacity", "The size of the overlay pool, as libvirt knows it."),
+  bytes("overlay_pool_available", "The free space of the overlay pool, as libvirt knows it."),
+];
+
+function bytes(what: string, help: string): Family {
+  const name = `${PREFIX}${what}_bytes`;
+  return { name, type: "gauge", unit: "bytes", help, samples: [name] };
+}
+
+function stageSample(stage: Counted, result: Result): string {
+  return `${PREFIX}stages_total{stage="${stage}",result="${result}"}`;
+}
+
+function failureSample(fault: Fault): string {
+  return `${PREFIX}failures_total{cause="${fault}"}`;
+}
+
+function bucketSample(phase: Phase, bound: string): string {
+  return `${DURATION}_bucket{phase="${phase}",le="${bound}"}`;
+}
+
+/** Adds what one stage has seen. */
+export function addObservation(
+  samples: Samples,
+  { stage, result, fault, phases, gauges }: Observation,
+): void {
+  const add = (name: string, value: number): void => {
+    samples.set(name, Math.round(((samples.get(name) ?? 0) + value) * 1000) / 1000);
+  };
+  add(stageSample(stage, result), 1);
+  if (fault !== null) add(failureSample(fault), 1);
+  for (const [phase, seconds] of phases) {
+    const above = BOUNDS.filter((bound) => seconds <= Number(bound));
+    for (const bound of [...above, "+Inf"]) add(bucketSample(phase, bound), 1);
+    add(`${DURATION}_count{phase="${phase}"}`, 1);
+    add(`${DURATION}_sum{phase="${phase}"}`, seconds);
+  }
+  if (gauges === null) return;
+  samples.set(`${PREFIX}machines{state="running"}`, gauges.running);
+  samples.set(`${PREFIX}machines{state="stopped"}`, gauges.stopped);
+  samples.set(`${PREFIX}overlay_pool_capacity_bytes`, gauges.poolCapacityBytes);
+  samples.set(`${PREFIX}overlay_pool_available_bytes`, gauges.poolAvailableBytes);
+  if (gauges.diskBytes !== null) samples.set(`${PREFIX}machines_disk_bytes`, gauges.diskBytes);
+}
+
+/**
+ * The file, in OpenMetrics' text format
+ * (https://github.com/prometheus/OpenMetrics/blob/v1.0.0/specification/OpenMetrics.md) as far as
+ * Prometheus' older format, which node_exporter reads, can have it too: so the version is no "info".
+ */
+export function metricsText(samples: Samples, version: string): string {
+  const build = `${PREFIX}build_info`;
+  const sample = `${build}{version="${version}"}`;
+  const families: readonly Family[] = [
+    { name: build, type: "gauge", help: "The version that wrote this last.", samples: [sample] },
+    ...FAMILIES,
+  ];
+  return families.map((family) => familyText(family, samples.set(sample, 1))).join("") + END;
+}
+
+function familyText({ name, type, unit, help, samples: names }: Family, samples: Samples): string {
+  const lines = names.flatMap((sample) => {
+    const value = samples.get(sample) ?? (type === "gauge" ? null : 0);
+    return value === null ? [] : [`${sample} ${value}\n`];
+  });
+  if (lines.length === 0) return "";
+  return `# TYPE ${name} ${type}\n` + (unit === undefined ? "" : `# UNIT ${name} ${unit}\n`) +
+    `# HELP ${name} ${help}\n` + lines.join("");
+}
+
+/** Whether the text is, or was meant to be, of {@linkcode metricsText}. */
+export function isOurs(text: string): boolean {
+  return text.startsWith(`# TYPE ${PREFIX}`);
+}
+
+/** The samples of a whole text of ours, or null if it is not whole. */
+export function parseMetrics(text: string): Samples | null {
+  if (!text.endsWith(`\n${END}`)) return null;
+  const samples: Samples = new Map();
+  for (const line of text.trimEnd().split("\n").filter((line) => !line.startsWith("# "))) {
+    const [, name, value] = /^(libvirt_gci_\w+(?:\{[^}]*\})?) (\S+)$/.exec(line) ?? [];
+    if (name === undefined || !Number.isFinite(Number(value))) return null;
+    samples.set(name, Number(value));
+  }
+  return samples;
+}

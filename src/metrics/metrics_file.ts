@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { SystemFailure } from "../errors.ts";
+import { sleep } from "../wait.ts";
+import {
+  addObservation,
+  isOurs,
+  metricsText,
+  type Observation,
+  parseMetrics,
+  type Samples,
+} from "./metrics.ts";
+
+const PATIENCE_MS = 1000;
+const MOST_BYTES = 1024 * 1024;
+
+/**
+ * Adds what a stage has seen to the file, which others read and write at the same time. Readers see
+ * it whole, before or after. Throws SystemFailure if it cannot, or if the file is not ours.
+ */
+export async function addToMetricsFile(
+  file: string,
+  observation: Observation,
+  { warn, patienceMs = PATIENCE_MS }: {
+    /** Told that counts were lost. */
+    readonly warn: (line: string) => void;
+    /** How long to wait while others write. */
+    readonly patienceMs?: number;
+  },
+): Promise<void> {
+  const next = `${file}.tmp`; // node_exporter reads what ends in .prom
+  using locked = await openLocked(next, patienceMs);
+  try {
+    const samples = await readMetricsFile(file, warn);
+    addObservation(samples, observation);
+    await locked.truncate(); // what one who was killed has left
+    await writeAll(locked, metricsText(samples, observation.version));
+    await Deno.chmod(next, 0o644); // whatever the umask: node_exporter is another user
+    await Deno.rename(next, file);
+  } catch (error) {
+    await Deno.remove(next).catch(() => {}); // the first failure counts
+    throw error;
+  }
+}
+
+async function writeAll(file: Deno.FsFile, text: string): Promise<void> {
+  const bytes = new TextEncoder().encode(text);
+  for (let written = 0; written < bytes.length;) {
+    written += await file.write(bytes.subarray(written));
+  }
+}
+
+/**
+ * The file that is to take the other's place, for us alone. Its lock is the kernel's, which takes it
+ * back from a process that is killed; it needs no file that stays, and nobody else can open it.
+ */
+async function openLocked(path: string, patienceMs: number): Promise<Deno.FsFile> {
+  const end = performance.now() + patienceMs;
+  for (;;) {
+    const file = await Deno.open(path, { read: true, write: true, create: true, mode: 0o600 });
+    if (await file.tryLock(true) && await isAt(path, file)) return file;
+    file.close();
+    if (performance.now() > end) {
+      throw new SystemFailure({
+        what: `Others write to "${path}" for longer than ${patienceMs / 1000} s`,
+      });
+    }
+    await sleep(5 + 20 * Math.random());
+  }
+}
+
+/** Whether the path still means this file: who had the lock before has renamed it. */
+async function isAt(path: string, file: Deno.FsFile): Promise<boolean> {
+  try {
+    const [there, here] = await Promise.all([Deno.stat(path), file.stat()]);
+    return there.ino === here.ino && there.dev === here.dev;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return false;
+    throw error;
+  }
+}
+
+async function readMetricsFile(file: string, warn: (line: string) => void): Promise<Samples> {
+  const text = await readText(file);
+  if (text === "") return new Map(); // somebody made it for us, or the power failed
+  const samples = text === null || !isOurs(text) ? null : parseMetrics(text);
+  if (samples !== null) return samples;
+  if (text === null || !isOurs(text)) {
+    throw new SystemFailure({
+      what: `The file "${file}" is not of libvirt-gci, so it stays as it is`,
+      advice: `Remove it, or set metrics_file to another`,
+    });
+  }
+  warn(`The metrics in "${file}" were damaged: they begin anew`);
+  return new Map();
+}
+
+/** Empty if there is no such file; null if it is none that we could have written. */
+async function readText(file: string): Promise<string | null> {
+  try {
+    const { isFile, size } = await Deno.stat(file);
+    return isFile && size <= MOST_BYTES ? await Deno.readTextFile(file) : null;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return "";
+    throw error;
+  }
+}
