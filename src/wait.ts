@@ -14,6 +14,8 @@ export class NotYet {
 export interface Goal<T> {
   /** Ends the sentence "The machine did not …". */
   readonly goal: string;
+  /** The same in the few words for which a line has room: ends "Waiting for …". */
+  readonly awaited: string;
   /** Asked again and again. It throws what will not get better. */
   readonly probe: () => Promise<T | NotYet>;
   /** Something to run or to edit when the time is over. */
@@ -44,7 +46,10 @@ const PROGRESS_MS = 1000;
  * Probes until the condition holds: fast at first, then ten times a second. Throws SystemFailure
  * with the last reason when the time is over, and the signal's reason when it aborts.
  */
-export async function waitFor<T>({ goal, probe, ...failure }: Goal<T>, limits: Limits): Promise<T> {
+export async function waitFor<T>(
+  { goal, awaited, probe, ...failure }: Goal<T>,
+  limits: Limits,
+): Promise<T> {
   const start = performance.now();
   const { timeoutSeconds, signal, log, progress = null } = limits;
   let pause = FIRST_PAUSE_MS;
@@ -52,7 +57,7 @@ export async function waitFor<T>({ goal, probe, ...failure }: Goal<T>, limits: L
   let reason = "";
   using _ = progress && everySecond((seconds) => {
     const time = `${seconds} of ${timeoutSeconds} s`;
-    progress(`Waiting (${time}) for the machine to ${goal}${reason && `: ${reason}`}`);
+    progress(`Waiting for ${awaited}, ${time}${reason && `: ${reason}`}`);
   }, () => progress(null));
   for (;;) {
     signal.throwIfAborted();

@@ -230,7 +230,7 @@ Deno.test("a cancelled job does not wait for the channel, which the next one get
   await assert.rejects(opened, { message: "cancelled" });
 
   const next = await waitFor({
-    ...{ goal: "greet", advice: "", fault: "ssh_timeout" as const },
+    ...{ goal: "greet", awaited: "it", advice: "", fault: "ssh_timeout" as const },
     probe: () => channel.open(greetingAgent(channel)),
   }, { timeoutSeconds: 10, signal: new AbortController().signal, log: () => {} });
   next.destroy();

@@ -13,7 +13,13 @@ function limits(changes: Partial<Limits> = {}): Limits {
 }
 
 function goalOf<T>(probe: Goal<T>["probe"]): Goal<T> {
-  return { goal: "get ready", advice: "Look at the machine", fault: "address", probe };
+  return {
+    goal: "get ready",
+    awaited: "it",
+    advice: "Look at the machine",
+    fault: "address",
+    probe,
+  };
 }
 
 /** Runs with a clock that only goes by hand: a probe that moves it on makes the wait a short one. */
@@ -191,8 +197,8 @@ Deno.test("waitFor() shows progress every second instead, also during a slow pro
   assert.equal(await waitFor(goalOf(probe), limits({ timeoutSeconds: 60, progress })), "ready");
   await sleep(1000);
   assert.deepEqual(shown, [
-    "Waiting (1 of 60 s) for the machine to get ready",
-    "Waiting (2 of 60 s) for the machine to get ready: no lease",
+    "Waiting for it, 1 of 60 s",
+    "Waiting for it, 2 of 60 s: no lease",
     null,
   ]);
 });

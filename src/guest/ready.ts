@@ -45,6 +45,7 @@ function goalOf({ address, port, channel }: Login): Omit<Goal<never>, "probe"> {
     return {
       fault,
       goal: "accept an SSH connection through its channel",
+      awaited: "SSH",
       advice: "A template for machines without a network needs a running qemu-guest-agent that " +
         "allows guest-exec, and sshd",
     };
@@ -52,6 +53,7 @@ function goalOf({ address, port, channel }: Login): Omit<Goal<never>, "probe"> {
   return {
     fault,
     goal: `accept an SSH connection at ${address} port ${port}`,
+    awaited: "SSH",
     advice: "Does the template start an SSH server, on the port of the settings, and does its " +
       "firewall let the host in?",
   };

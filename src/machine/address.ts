@@ -22,6 +22,7 @@ export function waitForAddress(
   return waitFor({
     fault: "address",
     goal: `get an address in the network "${network}"`,
+    awaited: "an address",
     advice: `Look at the network: virsh net-info ${network}, virsh net-dhcp-leases ${network}; ` +
       `does the template start its network with DHCP?`,
     probe: async () => {
