@@ -28,6 +28,12 @@ const machineArgument = argument(string({ metavar: "MACHINE" }), {
 
 const jsonFlag = withDefault(flag("--json", { description: message`Print JSON.` }), false);
 
+const duration = string({
+  metavar: "DURATION",
+  pattern: /^[1-9]\d{0,5}[smhd]$/,
+  errors: { patternMismatch: message`Write a number and s, m, h or d, such as 2h.` },
+});
+
 const configCommand = command(
   "config",
   object({ command: constant("config"), distro: distroOption }),
@@ -111,18 +117,10 @@ const gcCommand = command(
       false,
     ),
     olderThan: optional(
-      option(
-        "--older-than",
-        string({
-          metavar: "DURATION",
-          pattern: /^[1-9]\d{0,5}[smhd]$/,
-          errors: { patternMismatch: message`Write a number and s, m, h or d, such as 2h.` },
-        }),
-        {
-          description:
-            message`Remove also what was made longer ago, by its own record: machines by hand, and those of jobs that still run. Such as 90m, 2h or 7d.`,
-        },
-      ),
+      option("--older-than", duration, {
+        description:
+          message`Remove also what was made longer ago, by its own record: machines by hand, and those of jobs that still run. Such as 90m, 2h or 7d.`,
+      }),
     ),
   }),
   {
@@ -141,7 +139,27 @@ const listCommand = command(
   {
     description: message`Show the machines of libvirt-gci, and what is left of earlier ones.`,
     footer:
-      message`States: starting; ready; orphan, which runs and nobody needs; leftover, which does not run.`,
+      message`States: starting; ready; kept after its job; orphan, which runs and nobody needs; leftover, which does not run.`,
+  },
+);
+
+const keepCommand = command(
+  "keep",
+  object({
+    command: constant("keep"),
+    machine: machineArgument,
+    extend: withDefault(
+      option("--extend", duration, {
+        description: message`How much longer to keep it, such as 30m or 2h; an hour by default.`,
+      }),
+      "60m",
+    ),
+  }),
+  {
+    description:
+      message`Keep a job's machine after its job, whether that fails or not, or keep it longer.`,
+    footer:
+      message`What was kept already, after a failure or by this command, is kept so much longer. A machine by hand stays anyway.`,
   },
 );
 
@@ -250,6 +268,7 @@ const parser = object({
     cleanupCommand,
     gcCommand,
     listCommand,
+    keepCommand,
     sshCommand,
     logsCommand,
     consoleCommand,

@@ -38,6 +38,7 @@ export interface Rule {
   readonly maxVcpus: number | null;
   readonly maxMemoryMib: number | null;
   readonly maxDiskGib: number | null;
+  readonly maxKeepMinutes: number | null;
   readonly allowNested: boolean | null;
 }
 
@@ -54,6 +55,8 @@ export interface Config {
   readonly defaultTemplate: string | null;
   /** Patterns of the names that a job may ask for besides those of `templates`. */
   readonly allowedTemplates: readonly string[];
+  /** How many machines may be kept at once after jobs that failed. */
+  readonly maxKeptMachines: number;
   readonly machine: MachineSettings;
   readonly templates: ReadonlyMap<string, TemplateSettings>;
   /** The first that fits a job holds for it. */
@@ -185,6 +188,7 @@ function toConfig(raw: RawConfig): Config {
     maxVcpus: rule.max_vcpus ?? null,
     maxMemoryMib: rule.max_memory_mib ?? null,
     maxDiskGib: rule.max_disk_gib ?? null,
+    maxKeepMinutes: rule.max_keep_minutes ?? null,
     allowNested: rule.allow_nested ?? null,
   }));
   return {
@@ -195,6 +199,7 @@ function toConfig(raw: RawConfig): Config {
     metricsFile: raw.metrics_file ?? null,
     defaultTemplate: raw.default_template ?? null,
     allowedTemplates: raw.allowed_templates ?? ["*"],
+    maxKeptMachines: raw.max_kept_machines ?? 4,
     machine,
     templates: new Map(templates),
     rules,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import * as v from "valibot";
 import { isKeys } from "./config_mistakes.ts";
-import { machineEntries, name, seconds, text } from "./machine_settings.ts";
+import { count, machineEntries, name, seconds, text } from "./machine_settings.ts";
 
 /** The name of a template that the settings need not name: what a job may write in DISTRO. */
 export const TEMPLATE_NAME = /^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$/;
@@ -24,6 +24,7 @@ const ruleEntries = {
   max_vcpus: machineEntries.max_vcpus,
   max_memory_mib: machineEntries.max_memory_mib,
   max_disk_gib: machineEntries.max_disk_gib,
+  max_keep_minutes: machineEntries.max_keep_minutes,
   allow_nested: machineEntries.allow_nested,
 };
 
@@ -39,6 +40,7 @@ const configEntries = {
     text(TEMPLATE_NAME, "the name of a template"),
   ),
   allowed_templates: v.optional(patterns),
+  max_kept_machines: v.optional(count),
   ...machineEntries,
   templates: v.optional(
     v.pipe(

@@ -33,6 +33,7 @@ export interface SizeRequests {
   readonly vcpus: string | null;
   readonly memoryMib: string | null;
   readonly diskGib: string | null;
+  readonly keepMinutes: string | null;
   readonly nested: string | null;
 }
 
@@ -98,6 +99,7 @@ export async function jobFromEnv(env: Env, options: JobOptions = {}): Promise<Jo
       vcpus: env["CUSTOM_ENV_LIBVIRT_GCI_VCPUS"] ?? null,
       memoryMib: env["CUSTOM_ENV_LIBVIRT_GCI_MEMORY_MIB"] ?? null,
       diskGib: env["CUSTOM_ENV_LIBVIRT_GCI_DISK_GIB"] ?? null,
+      keepMinutes: env["CUSTOM_ENV_LIBVIRT_GCI_KEEP_MINUTES"] ?? null,
       nested: env["CUSTOM_ENV_LIBVIRT_GCI_NESTED"] ?? null,
     },
     byHand,

@@ -17,10 +17,13 @@ export interface MachineSettings {
   readonly diskGib: number | null;
   /** Whether the guest can run virtual machines of its own. */
   readonly nested: boolean;
+  /** How long the machine stays after a job that failed; 0 is not at all. */
+  readonly keepMinutes: number;
   /** The most that a job may ask for; null is what it gets without asking. */
   readonly maxVcpus: number | null;
   readonly maxMemoryMib: number | null;
   readonly maxDiskGib: number | null;
+  readonly maxKeepMinutes: number | null;
   /** Whether a job may ask for nested virtualisation. */
   readonly allowNested: boolean;
   /** The weight against other domains where processors are short; null is libvirt's, 1024. */
@@ -58,9 +61,11 @@ export const DEFAULT_MACHINE: MachineSettings = {
   memoryMib: 2048,
   diskGib: null,
   nested: false,
+  keepMinutes: 0,
   maxVcpus: null,
   maxMemoryMib: null,
   maxDiskGib: null,
+  maxKeepMinutes: null,
   allowNested: false,
   cpuShares: null,
   diskMibPerSecond: null,
@@ -101,9 +106,12 @@ export const name = text(
 const directory = text(/^\/[^\p{C}]*$/u, "an absolute path");
 /** A wait, in seconds. */
 export const seconds = wholeNumber(1, 86_400);
+/** How many of something. */
+export const count = wholeNumber(0, 10_000);
 const vcpus = wholeNumber(1, 1024);
 const memoryMib = wholeNumber(64, 16_777_216);
 const diskGib = wholeNumber(1, 65_536);
+const keepMinutes = wholeNumber(0, 43_200); // 30 days
 const rate = wholeNumber(1, 1_000_000);
 const flag = v.boolean("true or false");
 
@@ -122,9 +130,11 @@ export const machineEntries = {
   memory_mib: v.optional(memoryMib),
   disk_gib: v.optional(diskGib),
   nested: v.optional(flag),
+  keep_minutes: v.optional(keepMinutes),
   max_vcpus: v.optional(vcpus),
   max_memory_mib: v.optional(memoryMib),
   max_disk_gib: v.optional(diskGib),
+  max_keep_minutes: v.optional(keepMinutes),
   allow_nested: v.optional(flag),
   cpu_shares: v.optional(wholeNumber(2, 10_000)),
   disk_mib_per_second: v.optional(rate),
@@ -160,9 +170,11 @@ export function toMachine(raw: RawMachine, otherwise: MachineSettings): MachineS
     memoryMib: raw.memory_mib ?? otherwise.memoryMib,
     diskGib: raw.disk_gib ?? otherwise.diskGib,
     nested: raw.nested ?? otherwise.nested,
+    keepMinutes: raw.keep_minutes ?? otherwise.keepMinutes,
     maxVcpus: raw.max_vcpus ?? otherwise.maxVcpus,
     maxMemoryMib: raw.max_memory_mib ?? otherwise.maxMemoryMib,
     maxDiskGib: raw.max_disk_gib ?? otherwise.maxDiskGib,
+    maxKeepMinutes: raw.max_keep_minutes ?? otherwise.maxKeepMinutes,
     allowNested: raw.allow_nested ?? otherwise.allowNested,
     cpuShares: raw.cpu_shares ?? otherwise.cpuShares,
     diskMibPerSecond: raw.disk_mib_per_second ?? otherwise.diskMibPerSecond,

@@ -41,6 +41,7 @@ export function decide(job: Job, config: Config): Decision {
     vcpus: sizes.vcpus.value,
     memoryMib: sizes.memoryMib.value,
     diskGib: sizes.diskGib.value,
+    keepMinutes: sizes.keepMinutes.value,
     nested: sizes.nested.value,
     maxDiskGib: sizes.maxDiskGib,
   };

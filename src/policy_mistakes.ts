@@ -2,19 +2,23 @@
 import type { Document } from "yaml";
 import { type Mistake, offsetOf } from "./config_mistakes.ts";
 
-/** The sizes of a machine and the most of each, as far as one place of the file sets them. */
+const SIZES = ["vcpus", "memory_mib", "disk_gib", "keep_minutes"] as const;
+
+/** The sizes of a machine, how long it is kept, and the most of each, as far as one place of the file sets them. */
 export interface RawSizes {
   readonly vcpus?: number | undefined;
   readonly memory_mib?: number | undefined;
   readonly disk_gib?: number | undefined;
+  readonly keep_minutes?: number | undefined;
   readonly max_vcpus?: number | undefined;
   readonly max_memory_mib?: number | undefined;
   readonly max_disk_gib?: number | undefined;
+  readonly max_keep_minutes?: number | undefined;
   readonly allow_nested?: boolean | undefined;
 }
 
 /** A rule as it stands in the file. */
-export interface RawRule extends Omit<RawSizes, "vcpus" | "memory_mib" | "disk_gib"> {
+export interface RawRule extends Omit<RawSizes, typeof SIZES[number]> {
   readonly projects?: readonly string[] | undefined;
   readonly protected?: boolean | undefined;
   readonly templates?: readonly string[] | undefined;
@@ -25,8 +29,6 @@ export interface RawPolicy extends RawSizes {
   readonly templates?: Readonly<Record<string, RawSizes | null>> | undefined;
   readonly rules?: readonly RawRule[] | undefined;
 }
-
-const SIZES = ["vcpus", "memory_mib", "disk_gib"] as const;
 
 /** A machine that is larger than it may be: no job that asks for nothing would get one. */
 export function mistakesOfSizes(

@@ -14,6 +14,7 @@ import { type Ask, cleanupAll } from "./stages/cleanup_all.ts";
 import { configJson } from "./stages/config.ts";
 import { explainJob, jobToExplain } from "./stages/explain.ts";
 import { gc } from "./stages/gc.ts";
+import { keep, keepAfterJob } from "./stages/keep.ts";
 import { listJson, listMachines, listTable } from "./stages/list.ts";
 import { logs } from "./stages/logs.ts";
 import { howToGoOn, prepare } from "./stages/prepare.ts";
@@ -32,6 +33,12 @@ export interface Caller extends Pick<Stage, "signal" | "stdout" | "stderr"> {
   readonly printer: Printer;
 }
 
+/** A caller who is told something in the end. */
+interface RunningCaller extends Caller {
+  /** Takes a line that follows all output of a script. */
+  readonly say: (line: string) => void;
+}
+
 /** What a person may type. */
 export interface Stdin {
   readonly isTerminal: () => boolean;
@@ -45,6 +52,7 @@ export async function runProgram(caller: Caller): Promise<number> {
   let debug = false;
   let ends = false;
   const script = new ScriptOutput(caller);
+  const lastWords: string[] = [];
   try {
     const output = { stdout: console.log, stderr: console.error, exit };
     const args = parseArguments(caller.args, { version, output });
@@ -52,13 +60,32 @@ export async function runProgram(caller: Caller): Promise<number> {
     ends = endsWhenCancelled(args);
     // The file stays from stage to stage, and may hold the status of an earlier script.
     if (args.action.command === "run") await reportScriptStatus(null, env);
-    await runCommand(args, { ...caller, stdout: script.stdout, stderr: script.stderr });
+    const say = (line: string): void => void lastWords.push(line);
+    await runCommand(args, { ...caller, stdout: script.stdout, stderr: script.stderr, say });
+    await sayLast(lastWords, { env, printer, script });
     return 0;
   } catch (error) {
     if (debug && error instanceof Error) printer.debug(error.stack ?? "");
     // What fails after a cancel fails for it, and a script's status means nothing any more.
-    return await endWith(ends && signal.aborted ? signal.reason : error, { env, printer, script });
+    const reason = ends && signal.aborted ? signal.reason : error;
+    const status = await endWith(reason, { env, printer, script });
+    await sayLast(lastWords, { env, printer, script });
+    return status;
   }
+}
+
+/** Says what follows all output of the script, and what became of it. */
+async function sayLast(
+  lines: readonly string[],
+  { env, printer, script }: {
+    readonly env: Env;
+    readonly printer: Printer;
+    readonly script: ScriptOutput;
+  },
+): Promise<void> {
+  if (lines.length === 0) return;
+  await script.end(env);
+  printer.warn(`${PROGRAM}: ${lines.map(inOneLine).join("\n")}`);
 }
 
 /** Cleanup does not: what it leaves behind, nobody removes. */
@@ -90,7 +117,7 @@ export async function endWith(
   return exitStatus(error, env);
 }
 
-async function runCommand(args: Arguments, caller: Caller): Promise<void> {
+async function runCommand(args: Arguments, caller: RunningCaller): Promise<void> {
   const { action } = args;
   const { env } = caller;
   const places = { file: args.config, home: env["HOME"], xdgConfigHome: env["XDG_CONFIG_HOME"] };
@@ -129,7 +156,7 @@ async function startMeter(
 async function runAction(
   { args, caller, config, meter }: {
     readonly args: Arguments;
-    readonly caller: Caller;
+    readonly caller: RunningCaller;
     readonly config: Config;
     readonly meter: Meter | null;
   },
@@ -150,11 +177,13 @@ async function runAction(
       });
     }
     case "run": {
-      const machine = requireMachine(await jobFromEnv(env, action));
+      const job = await jobFromEnv(env, action);
+      const machine = requireMachine(job);
       const script = await readScript(action.path, guestCommand);
+      const ofJob = job.byHand ? null : { name: action.stage ?? "script", say: caller.say };
       return await withStage(
         { config, args, caller, meter },
-        (stage) => run(machine, script, stage),
+        (stage) => run(machine, script, stage, ofJob),
       );
     }
     case "cleanup": {
@@ -162,8 +191,10 @@ async function runAction(
         const question = { yes: action.yes, ask: askAt(caller) };
         return await withStage({ config, args, caller }, (stage) => cleanupAll(question, stage));
       }
-      const machine = requireMachine(await jobFromEnv(env, action));
+      const job = await jobFromEnv(env, action);
+      const machine = requireMachine(job);
       return await withStage({ config, args, caller, meter }, async (stage) => {
+        if (!job.byHand && await keepAfterJob(machine, stage)) return;
         await cleanup(machine, stage);
       });
     }
@@ -179,6 +210,11 @@ async function runAction(
         if (action.json) printer.print(listJson(machines));
         else printer.printVisible(listTable(machines, printer.paint));
       });
+    }
+    case "keep": {
+      const machine = requireMachine(await jobFromEnv({}, action)); // which checks the name
+      const seconds = durationSeconds(action.extend);
+      return await withStage({ config, args, caller }, (stage) => keep(machine, seconds, stage));
     }
     case "ssh": {
       const machine = requireMachine(await jobFromEnv({}, action)); // which checks the name
@@ -272,7 +308,8 @@ async function withStage(
   await using connection = await connect();
   const stage: Stage = {
     ...{ config, connection, connect, signal, home: env["HOME"], stdout, stderr },
-    keyDirectory: keyDirectory(env, config.uri),
+    keyDirectory: attemptDirectory(env) ?? lastingKeyDirectory(env, config.uri),
+    lastingKeyDirectory: lastingKeyDirectory(env, config.uri),
     log: (line) => printer.print(inOneLine(line)),
     progress: printer.progress,
     onStep: meter && meter.onStep,
@@ -285,13 +322,17 @@ async function withStage(
   }
 }
 
-/**
- * The attempt's directory under GitLab Runner, which removes it; else the user's own, with one of its
- * own for each other hypervisor: gc must not take the keys of another's machines for left over.
- */
-function keyDirectory(env: Env, uri: string): string {
+/** Under GitLab Runner, the directory that it removes after the attempt. */
+function attemptDirectory(env: Env): string | null {
   const response = env["JOB_RESPONSE_FILE"];
-  if (response) return response.slice(0, response.lastIndexOf("/"));
+  return response ? response.slice(0, response.lastIndexOf("/")) : null;
+}
+
+/**
+ * The user's own, with one of its own for each other hypervisor: gc must not take the keys of
+ * another's machines for left over.
+ */
+function lastingKeyDirectory(env: Env, uri: string): string {
   const below = uri === DEFAULT_CONFIG.uri ? "" : `/${encodeURIComponent(uri)}`;
   if (Deno.uid() === 0) return `/run/libvirt-gci${below}`;
   const runtime = env["XDG_RUNTIME_DIR"];

@@ -26,6 +26,7 @@ export class ScriptOutput {
     if (this.#last === undefined) return;
     const reset = env["SYSTEM_FAILURE_EXIT_CODE"] === undefined ? "" : RESET; // in GitLab's log
     const feed = this.#last === LINE_FEED ? "" : "\n";
+    this.#last = undefined;
     await this.#plainStderr(new TextEncoder().encode(reset + feed));
   }
 

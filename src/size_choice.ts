@@ -16,12 +16,13 @@ export interface Size<Value> {
   readonly capFrom: string;
 }
 
-/** The sizes of a job's machine. */
+/** The sizes of a job's machine, and how long it is kept. */
 export interface Sizes {
   readonly vcpus: Size<number>;
   readonly memoryMib: Size<number>;
   /** null is the template's own. */
   readonly diskGib: Size<number | null>;
+  readonly keepMinutes: Size<number>;
   readonly nested: Size<boolean>;
   /** The most that the disk may have, however large the template is; null is no bound. */
   readonly maxDiskGib: number | null;
@@ -39,7 +40,7 @@ export interface SizeContext {
 interface Kind {
   /** The setting, as the file spells it. */
   readonly key: string;
-  readonly max: "maxVcpus" | "maxMemoryMib" | "maxDiskGib";
+  readonly max: "maxVcpus" | "maxMemoryMib" | "maxDiskGib" | "maxKeepMinutes";
   readonly variable: string;
   /** The least that is a size at all. */
   readonly min: number;
@@ -54,6 +55,12 @@ const KINDS = {
     min: 64,
   },
   diskGib: { key: "disk_gib", max: "maxDiskGib", variable: "LIBVIRT_GCI_DISK_GIB", min: 1 },
+  keepMinutes: {
+    key: "keep_minutes",
+    max: "maxKeepMinutes",
+    variable: "LIBVIRT_GCI_KEEP_MINUTES",
+    min: 0,
+  },
 } as const satisfies Record<string, Kind>;
 
 const NESTED = "LIBVIRT_GCI_NESTED";
@@ -68,6 +75,7 @@ export function chooseSizes(context: SizeContext): Sizes {
     vcpus: chooseSize("vcpus", context),
     memoryMib: chooseSize("memoryMib", context),
     diskGib: chooseSize("diskGib", context),
+    keepMinutes: chooseSize("keepMinutes", context),
     nested: chooseNested(context),
     maxDiskGib: capOf(KINDS.diskGib, context)?.cap ?? null,
   };
@@ -86,6 +94,10 @@ function chooseSize<Field extends keyof typeof KINDS>(
     capOf(kind, context) ??
       { cap: usual, capFrom: `${SETTINGS}, which have no max_${kind.key}` };
   if (value !== null && (cap === null || value > cap)) {
+    // A bound on what happens after a job that asks for nothing is no reason to refuse the job.
+    if (field === "keepMinutes" && request === null) {
+      return { value: cap, from: capFrom, cap, capFrom };
+    }
     throw tooMuch(context.template, kind, { value, from, cap, capFrom });
   }
   return { value, from, cap, capFrom };
@@ -147,13 +159,13 @@ function whoseSetting(key: string, { config, template }: SizeContext): string {
 }
 
 function wholeNumber(request: string, { variable, min }: Kind): number {
-  const number = /^[1-9]\d{0,7}$/.test(request) ? Number(request) : 0;
+  const number = /^(0|[1-9]\d{0,7})$/.test(request) ? Number(request) : NaN;
   if (number >= min) return number;
   throw new BuildFailure({
     what: `The job asks for ${variable}=${
       quoted(request)
     }, which is no whole number from ${min} on`,
-    advice: `Set the variable ${variable} to digits only, such as ${min * 4}`,
+    advice: `Set the variable ${variable} to digits only, such as ${min * 4 || 60}`,
   });
 }
 

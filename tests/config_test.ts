@@ -42,9 +42,11 @@ const EVERY_MACHINE_SETTING = {
   memory_mib: 512,
   disk_gib: 9,
   nested: true,
+  keep_minutes: 30,
   max_vcpus: 4,
   max_memory_mib: 1024,
   max_disk_gib: 10,
+  max_keep_minutes: 60,
   allow_nested: true,
   cpu_shares: 512,
   disk_mib_per_second: 100,
@@ -73,9 +75,11 @@ const EVERY_MACHINE_VALUE = {
   memoryMib: 512,
   diskGib: 9,
   nested: true,
+  keepMinutes: 30,
   maxVcpus: 4,
   maxMemoryMib: 1024,
   maxDiskGib: 10,
+  maxKeepMinutes: 60,
   allowNested: true,
   cpuShares: 512,
   diskMibPerSecond: 100,
@@ -112,6 +116,7 @@ Deno.test("the defaults are those that the manual names", () => {
     metricsFile: null,
     defaultTemplate: null,
     allowedTemplates: ["*"],
+    maxKeptMachines: 4,
     templates: new Map(),
     rules: [],
   });
@@ -393,10 +398,13 @@ const WRONG: Readonly<Record<string, readonly unknown[]>> = {
   vcpus: [0, 1025, "2", [2], { a: 2 }],
   memory_mib: [63, 16_777_217, "2G"],
   disk_gib: [0, 65_537, null],
+  keep_minutes: [-1, 43_201, "1h"],
   nested: ["yes", 0],
   max_vcpus: [0, 1025, "2"],
   max_memory_mib: [63, 16_777_217],
   max_disk_gib: [0, 65_537],
+  max_keep_minutes: [-1, 43_201],
+  max_kept_machines: [-1, 10_001, "4"],
   allow_nested: ["true", 1],
   cpu_shares: [1, 10_001],
   disk_mib_per_second: [0, 1.5],
@@ -499,7 +507,7 @@ Deno.test("a rule can set everything, and nothing is null in it", () => {
     `
     rules:
       - { projects: [grp/*, a/b], protected: true, templates: [ci-*], max_vcpus: 4,
-          max_memory_mib: 4096, max_disk_gib: 50, allow_nested: true }
+          max_memory_mib: 4096, max_disk_gib: 50, max_keep_minutes: 0, allow_nested: true }
       - { max_vcpus: 2 }
     `,
     "config.yaml",
@@ -513,6 +521,7 @@ Deno.test("a rule can set everything, and nothing is null in it", () => {
       maxVcpus: 4,
       maxMemoryMib: 4096,
       maxDiskGib: 50,
+      maxKeepMinutes: 0,
       allowNested: true,
     },
     {
@@ -523,6 +532,7 @@ Deno.test("a rule can set everything, and nothing is null in it", () => {
       maxVcpus: 2,
       maxMemoryMib: null,
       maxDiskGib: null,
+      maxKeepMinutes: null,
       allowNested: null,
     },
   ]);
@@ -538,7 +548,7 @@ Deno.test("a rule refuses what is wrong in it, and keys of templates", () => {
       '"rules.0.templates" must be a list of names and patterns, such as [debian-*], not "a"',
       '"rules.0.max_vcpus" must be a whole number from 1 to 1024, not 0',
       '"rules.0.vcpus" is unknown; known here: projects, protected, templates, max_vcpus, ' +
-      "max_memory_mib, max_disk_gib, allow_nested",
+      "max_memory_mib, max_disk_gib, max_keep_minutes, allow_nested",
       '"rules.1" must be keys with values, not 3',
     ],
   );

@@ -20,7 +20,7 @@ const MACHINE: MachineDomain = {
       port: "22",
       key: "/root/.ssh/id_ed25519",
     },
-    ...{ shell: "bash", address: "", hostKey: "" },
+    ...{ shell: "bash", address: "", hostKey: "", keepMinutes: "60", failed: "", keptUntil: "" },
   },
   domainType: "kvm",
   settings: DEFAULT_CONFIG.machine,

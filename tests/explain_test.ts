@@ -32,6 +32,8 @@ Deno.test("explain says what the job gets, where each size is from, and which ru
     'memory    4096 MiB, by the template "fedora-40"; at most 4096 MiB, by this host\'s settings, ' +
     "which have no max_memory_mib",
     "disk      50 GiB, by LIBVIRT_GCI_DISK_GIB; at most 60 GiB, by rule 2 (rules[1])",
+    "kept      0 min, by this host's settings; at most 0 min, by this host's settings, which have " +
+    "no max_keep_minutes, after a failure",
     "nested    no, by this host's settings; not allowed by this host's settings",
     'login     template, as the user "gitlab-runner"',
     'network   "default"',
@@ -66,6 +68,12 @@ Deno.test("explain gives the same as JSON, for programs", () => {
     template: "debian-12",
     template_pool: "base_imgs",
     volumes: ["debian-12.qcow2", "debian-12"],
+    keep_minutes: {
+      value: 0,
+      from: "this host's settings",
+      max: 0,
+      max_from: "this host's settings, which have no max_keep_minutes",
+    },
     nested: {
       value: false,
       from: "this host's settings",

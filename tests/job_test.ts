@@ -16,7 +16,13 @@ const BY_HAND: Env = {
   CUSTOM_ENV_DISTRO: "fedora-34",
 };
 
-const NO_REQUESTS = { vcpus: null, memoryMib: null, diskGib: null, nested: null };
+const NO_REQUESTS = {
+  vcpus: null,
+  memoryMib: null,
+  diskGib: null,
+  keepMinutes: null,
+  nested: null,
+};
 
 const TOKEN = "glcbt-64_SecretToken";
 
@@ -173,6 +179,7 @@ Deno.test("under GitLab Runner, who the job is comes from GitLab, and its wishes
       CUSTOM_ENV_LIBVIRT_GCI_VCPUS: "4",
       CUSTOM_ENV_LIBVIRT_GCI_MEMORY_MIB: "4096",
       CUSTOM_ENV_LIBVIRT_GCI_DISK_GIB: "",
+      CUSTOM_ENV_LIBVIRT_GCI_KEEP_MINUTES: "-1",
       CUSTOM_ENV_LIBVIRT_GCI_NESTED: "yes",
     });
     assert.match(machine ?? "", /^gitlab-proj-4242-[0-9a-f]{10}$/);
@@ -182,7 +189,7 @@ Deno.test("under GitLab Runner, who the job is comes from GitLab, and its wishes
       isProtected: false,
       template: "debian-12",
       isTemplateFromOperator: false,
-      requests: { vcpus: "4", memoryMib: "4096", diskGib: "", nested: "yes" },
+      requests: { vcpus: "4", memoryMib: "4096", diskGib: "", keepMinutes: "-1", nested: "yes" },
       timeoutSeconds: 3600,
       attemptDir: env.JOB_RESPONSE_FILE.replace("/response.json", ""),
       byHand: false,

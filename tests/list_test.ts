@@ -9,19 +9,22 @@ import { TestGuest } from "./test_guest.ts";
 import { openTestHost } from "./test_host.ts";
 import { JOB, testStage } from "./test_stage.ts";
 
-Deno.test("list shows machines that are ready, that start, that nobody needs, and what is left", async () => {
+const SOON = new Date(Date.now() + 5_430_000).toISOString(); // in an hour and a half
+
+Deno.test("list shows machines that are ready, that start, that are kept, that nobody needs, and what is left", async () => {
   await using connection = await openTestHost();
   await using guest = await TestGuest.start();
   using stage = testStage(connection, guest);
   assert.deepEqual(await listMachines(stage), []);
   const job = { ...JOB, attemptDir: "/nonexistent/attempt" };
-  for (const machine of ["m-orphan", "m-ready", "m-starting"]) {
+  for (const machine of ["m-kept", "m-orphan", "m-ready", "m-starting"]) {
     await prepare({ ...job, machine }, {}, stage);
   }
   for (
     const [machine, differences] of [
       ["m-starting", { address: "" }],
       ["m-orphan", { runner: "" }],
+      ["m-kept", { runner: "", keptUntil: SOON, deadline: SOON }],
     ] as const
   ) {
     using domain = await connection.lookupDomain(machine);
@@ -35,13 +38,15 @@ Deno.test("list shows machines that are ready, that start, that nobody needs, an
   }
   const machines = await listMachines(stage);
   assert.deepEqual(machines.map(({ machine, state }) => [machine, state]), [
+    ["m-kept", "kept"],
     ["m-left", "leftover"],
     ["m-orphan", "orphan"],
     ["m-ready", "ready"],
     ["m-starting", "starting"],
   ]);
-  const [left, orphan, ready] = machines;
-  assert(left && orphan && ready);
+  const [kept, left, orphan, ready] = machines;
+  assert(kept && left && orphan && ready);
+  assert.deepEqual([kept.keptUntil, ready.keptUntil, left.keptUntil], [SOON, null, null]);
   assert.deepEqual([left.job, left.diskBytes], [null, 3 * 1024 ** 2]);
   assert.match(orphan.why ?? "", /runner is gone/);
   assert.deepEqual([ready.job, ready.project, ready.template], ["4242", "grp/proj", "debian-12"]);
@@ -54,6 +59,7 @@ Deno.test("list shows machines that are ready, that start, that nobody needs, an
 const MACHINE: ListedMachine = {
   ...{ machine: "m", job: "", project: "grp/proj", template: "debian-12" },
   ...{ created: new Date(Date.now() - 7200_000).toISOString(), state: "ready", why: null },
+  keptUntil: null,
   ...{ address: "192.0.2.1", memoryMib: 2048, diskBytes: 5 * 1024 ** 2 },
 };
 
@@ -84,6 +90,11 @@ Deno.test("colours leave the columns as they are", () => {
     painted.match(/<\w+>\w+(?=<\/>)/g),
     ["<green>ready", "<yellow>starting", "<red>orphan", "<red>leftover"],
   );
+});
+
+Deno.test("the table tells how long a machine is kept yet", () => {
+  const table = listTable([{ ...MACHINE, state: "kept", keptUntil: SOON }]);
+  assert.match(table, / kept 2 h more +192/);
 });
 
 Deno.test("what a terminal would act on is shown as what it is", () => {

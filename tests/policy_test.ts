@@ -236,7 +236,12 @@ for (
   ]
 ) {
   Deno.test(`the size ${JSON.stringify(value)} is none, which is the job's fault`, () => {
-    const fields = { vcpus: "VCPUS", memoryMib: "MEMORY_MIB", diskGib: "DISK_GIB" };
+    const fields: Record<string, string> = {
+      vcpus: "VCPUS",
+      memoryMib: "MEMORY_MIB",
+      diskGib: "DISK_GIB",
+    };
+    if (value !== "0") fields["keepMinutes"] = "KEEP_MINUTES";
     for (const [field, name] of Object.entries(fields)) {
       assert.throws(() => decide(job({ requests: { [field]: value } }), DEFAULT_CONFIG), {
         name: "BuildFailure",
@@ -246,6 +251,31 @@ for (
     }
   });
 }
+
+Deno.test("a job's machine is kept as long as it asks for within the bound, by default not", () => {
+  const minutes = (yaml: string, keepMinutes: string | null = null): number =>
+    decide(job({ requests: { keepMinutes } }), settings(yaml)).settings.keepMinutes;
+  assert.equal(minutes(""), 0);
+  assert.equal(minutes("", "0"), 0);
+  assert.throws(() => minutes("", "1"), {
+    name: "BuildFailure",
+    message:
+      "The job asks for LIBVIRT_GCI_KEEP_MINUTES=1, but the most that it may have is 0, by " +
+      "this host's settings, which have no max_keep_minutes",
+  });
+  assert.equal(minutes("keep_minutes: 30"), 30);
+  assert.equal(minutes("keep_minutes: 30", "0"), 0);
+  assert.equal(minutes("max_keep_minutes: 60"), 0);
+  assert.equal(minutes("max_keep_minutes: 60", "60"), 60);
+  assert.throws(() => minutes("max_keep_minutes: 60", "61"), /is 60, by this host's settings$/);
+});
+
+Deno.test("a rule that keeps machines less long than the settings refuses no job for it", () => {
+  const config = settings("keep_minutes: 30\nrules: [{max_keep_minutes: 0}]");
+  const { value, from, cap } = decide(job({}), config).sizes.keepMinutes;
+  assert.deepEqual([value, from, cap], [0, "rule 1 (rules[0])", 0]);
+  assert.throws(() => decide(job({ requests: { keepMinutes: "30" } }), config), /is 0, by rule 1/);
+});
 
 Deno.test("memory has the least size that it has in the settings", () => {
   assert.throws(() => decide(job({ requests: { memoryMib: "63" } }), DEFAULT_CONFIG), {
@@ -326,7 +356,7 @@ const hostile = fc.oneof(
   fc.constantFrom("", "__proto__", "constructor", "a".repeat(200), "a".repeat(100_000), "*"),
 );
 const request = fc.oneof(
-  { weight: 8, arbitrary: fc.constant(null) },
+  { weight: 14, arbitrary: fc.constant(null) },
   { weight: 2, arbitrary: fc.nat({ max: 70 }).map(String) },
   fc.nat({ max: 100_000 }).map(String),
   fc.constantFrom("true", "false", "0", "1e9", "99999999", "999999999", " 1", "1\n"),
@@ -339,7 +369,13 @@ const someJob = fc.record({
   isProtected: fc.constantFrom(true, false, null),
   template: fc.oneof(name, hostile, fc.constant(null)),
   isTemplateFromOperator: fc.boolean(),
-  requests: fc.record({ vcpus: request, memoryMib: request, diskGib: request, nested: request }),
+  requests: fc.record({
+    vcpus: request,
+    memoryMib: request,
+    diskGib: request,
+    nested: request,
+    keepMinutes: request,
+  }),
 }).map((changes): Job => ({
   ...JOB,
   ...changes,
@@ -355,12 +391,14 @@ const caps = {
   max_vcpus: some(fc.integer({ min: 8, max: 64 })),
   max_memory_mib: some(fc.integer({ min: 8192, max: 90_000 })),
   max_disk_gib: some(fc.integer({ min: 40, max: 90 })),
+  max_keep_minutes: some(fc.integer({ min: 60, max: 90 })),
   allow_nested: some(fc.boolean()),
 };
 const machine = {
   ...caps,
   vcpus: some(fc.integer({ min: 1, max: 8 })),
   disk_gib: some(fc.integer({ min: 1, max: 40 })),
+  keep_minutes: some(fc.integer({ min: 0, max: 60 })),
   nested: some(fc.boolean()),
 };
 const someConfig = fc.record({
@@ -381,6 +419,7 @@ const someConfig = fc.record({
       protected: some(fc.boolean()),
       templates: some(patterns),
       ...caps,
+      max_keep_minutes: some(fc.nat({ max: 90 })),
       max_vcpus: fc.integer({ min: 1, max: 64 }),
     }),
     { maxLength: 3 },
@@ -391,6 +430,7 @@ const FIELDS = {
   vcpus: ["maxVcpus", "vcpus"],
   memory_mib: ["maxMemoryMib", "memoryMib"],
   disk_gib: ["maxDiskGib", "diskGib"],
+  keep_minutes: ["maxKeepMinutes", "keepMinutes"],
 } as const;
 
 /** The most that a job may have of something, worked out in another way. */
@@ -433,10 +473,11 @@ function assertWithinSettings(job: Job, config: Config, decision: Decision): voi
   const { choice, settings, isAllowed } = decision;
   const { rule } = findRule(job, config);
   const whose = { config, rule, template: choice.name };
-  const { vcpus, memoryMib, diskGib, nested } = settings;
+  const { vcpus, memoryMib, diskGib, keepMinutes, nested } = settings;
   assert(1 <= vcpus && vcpus <= mostOf(whose, "vcpus"));
   assert(64 <= memoryMib && memoryMib <= mostOf(whose, "memory_mib"));
   assert(diskGib === null || (1 <= diskGib && diskGib <= mostOf(whose, "disk_gib")));
+  assert(0 <= keepMinutes && keepMinutes <= mostOf(whose, "keep_minutes"));
   const usual = config.templates.get(choice.name)?.machine ?? config.machine;
   assert(!nested || usual.nested || (rule?.allowNested ?? config.machine.allowNested));
   for (const volume of choice.volumes) assert.doesNotMatch(volume, /\/|\p{Cc}/u);

@@ -13,7 +13,10 @@ export interface Owner {
   readonly project: string;
   /** ISO 8601. */
   readonly created: string;
-  /** When GitLab has ended the job for sure, ISO 8601; empty if unknown. */
+  /**
+   * When GitLab has ended the job for sure, or until when the machine is kept after it, ISO 8601;
+   * empty if unknown.
+   */
   readonly deadline: string;
   /** The directory that GitLab Runner removes after the attempt; empty by hand. */
   readonly attemptDir: string;
@@ -58,11 +61,19 @@ export async function newOwner({ id, project, timeoutSeconds, attemptDir }: {
 /**
  * Why nobody needs the machine any more, as the end of a sentence, or null while somebody does: its
  * deadline has not passed, and its attempt's directory or its runner is there. Of another host only
- * the deadline is known. A person's machine is needed until the person removes it.
+ * the deadline is known. A person's machine is needed until the person removes it, and any machine
+ * as long as somebody wants it kept.
  */
-export async function whyUnneeded(owner: Owner): Promise<string | null> {
+export async function whyUnneeded(
+  { keptUntil = "", ...owner }: Owner & { readonly keptUntil?: string },
+): Promise<string | null> {
+  if (Date.parse(keptUntil) > Date.now()) return null;
   const late = (Date.now() - Date.parse(owner.deadline)) / 1000; // NaN without a deadline
-  if (late > 0) return `its deadline passed ${age(late)} ago`;
+  if (late > 0) {
+    return owner.deadline === keptUntil
+      ? `it was kept until ${moment(keptUntil)}`
+      : `its deadline passed ${age(late)} ago`;
+  }
   if (owner.attemptDir === "" || owner.host === "" || owner.host !== await hostMark()) return null;
   if (await exists(owner.attemptDir) || isRunning(owner.runner)) return null;
   return "its runner is gone, and so is the attempt's directory";
@@ -80,6 +91,11 @@ export function age(seconds: number): string {
   return seconds < 48 * 3600
     ? `${Math.round(seconds / 3600)} h`
     : `${Math.round(seconds / 86400)} d`;
+}
+
+/** A time in ISO 8601 as people write it, such as `2026-01-31 14:05 UTC`. */
+export function moment(time: string): string {
+  return `${time.slice(0, 16).replace("T", " ")} UTC`;
 }
 
 /** What a machine's volume says of its owner, or why nobody can need it that says nothing. */
@@ -157,6 +173,11 @@ async function exists(path: string): Promise<boolean> {
   } catch (error) {
     return !(error instanceof Deno.errors.NotFound || error instanceof Deno.errors.NotADirectory);
   }
+}
+
+/** What this host is called. */
+export function hostName(): string {
+  return readProc("sys/kernel/hostname")?.trim() || "localhost";
 }
 
 let mark: string | undefined;

@@ -20,6 +20,17 @@ export interface MachineRecord extends Owner {
   /** Known once the machine is ready: its address, and the SHA-256 of its SSH host key. */
   readonly address: string;
   readonly hostKey: string;
+  /** How long to keep it after a failure, a number; empty is not at all. */
+  readonly keepMinutes: string;
+  /** The stage of GitLab's that failed first, if none of that name has passed since; else empty. */
+  readonly failed: string;
+  /** Until when it is to stay, whatever becomes of its job, ISO 8601; empty if nobody said so. */
+  readonly keptUntil: string;
+}
+
+/** Whether its job is over and it was kept: cleanup made that its deadline. */
+export function isKept({ keptUntil, deadline }: MachineRecord): boolean {
+  return keptUntil !== "" && keptUntil === deadline;
 }
 
 /** The record as the element that stands in `<metadata>`. */
@@ -46,6 +57,9 @@ function attributesXml(record: MachineRecord): Xml {
     shell="${record.shell}"
     address="${record.address}"
     hostKey="${record.hostKey}"
+    keepMinutes="${record.keepMinutes}"
+    failed="${record.failed}"
+    keptUntil="${record.keptUntil}"
   `;
 }
 
@@ -71,6 +85,9 @@ export async function readRecord(domain: Domain): Promise<MachineRecord | null> 
     shell: read("shell"),
     address: read("address"),
     hostKey: read("hostKey"),
+    keepMinutes: read("keepMinutes"),
+    failed: read("failed"),
+    keptUntil: read("keptUntil"),
   };
 }
 

@@ -23,13 +23,14 @@ export interface Seen {
  */
 export async function cleanup(
   machine: string,
-  { connection, config, keyDirectory, log }: CleanupStage,
+  { connection, config, keyDirectory, lastingKeyDirectory, log }: CleanupStage,
   { volumes = [], attemptDir = "" }: Seen = {},
 ): Promise<boolean> {
   const pools = [...new Set([config.overlayPool, ...volumes.map(({ pool }) => pool)])];
   const { destroyed, key } = await destroyMachine(machine, connection);
   const removals = await Promise.allSettled([
     deleteKeyFile(keyFile(keyDirectory, machine)),
+    deleteKeyFile(keyFile(lastingKeyDirectory, machine)),
     // Of a job whose machine is removed by hand, the domain alone knows the attempt's directory.
     isKeyFileOf(machine, key) && deleteKeyFile(key),
     attemptDir !== "" && deleteKeyFile(keyFile(attemptDir, machine)),
@@ -47,7 +48,10 @@ export async function cleanup(
 }
 
 /** What cleanup needs of a stage. */
-export type CleanupStage = Pick<Stage, "connection" | "config" | "keyDirectory" | "log">;
+export type CleanupStage = Pick<
+  Stage,
+  "connection" | "config" | "keyDirectory" | "lastingKeyDirectory" | "log"
+>;
 
 /** Whether there was a domain to destroy, and the file of the key that it let in. */
 async function destroyMachine(

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { explain, SystemFailure, UsageError } from "../errors.ts";
-import { cleanup } from "./cleanup.ts";
+import { cleanup, type CleanupStage } from "./cleanup.ts";
+import { isKept } from "../machine/record.ts";
 import { findMachines, lookupNeed } from "./machines.ts";
 import type { Stage } from "./stage.ts";
 
@@ -14,7 +15,7 @@ export type Ask = (question: string) => Promise<boolean>;
  */
 export async function cleanupAll(
   { yes, ask }: { readonly yes: boolean; readonly ask: Ask | null },
-  stage: Pick<Stage, "connection" | "config" | "keyDirectory" | "log" | "warn">,
+  stage: CleanupStage & Pick<Stage, "warn">,
 ): Promise<void> {
   const machines = await findMachines(stage, { refresh: true });
   if (machines.length === 0) return stage.log("There is no machine");
@@ -23,9 +24,12 @@ export async function cleanupAll(
       machines.map(async (machine) => [machine.name, await lookupNeed(machine, stage)] as const),
     ),
   );
-  const running = [...needs.values()].filter(({ owner, why }) => why === null && owner?.job !== "");
+  const needed = [...needs.values()].filter(({ owner, why }) => why === null && owner?.job !== "");
+  const kept = needed.filter(({ record }) => record !== null && isKept(record)).length;
+  const running = needed.length - kept;
   const question = `Remove ${machines.length} machine${machines.length === 1 ? "" : "s"}` +
-    (running.length === 0 ? "?" : `, ${running.length} of them of running jobs?`);
+    (running === 0 ? "" : `, ${running} of them of running jobs`) +
+    (kept === 0 ? "" : `, ${kept} of them kept after their jobs`) + "?";
   if (!yes) {
     if (ask === null) throw nobodyToAsk(question);
     if (!await ask(question)) return stage.log("Nothing is removed");

@@ -62,6 +62,6 @@ function jobByHand(machine: string, template: string): Job {
   return {
     ...{ machine, template, isTemplateFromOperator: true, byHand: true },
     ...{ id: null, project: null, isProtected: null, timeoutSeconds: null, attemptDir: null },
-    requests: { vcpus: null, memoryMib: null, diskGib: null, nested: null },
+    requests: { vcpus: null, memoryMib: null, diskGib: null, keepMinutes: null, nested: null },
   };
 }

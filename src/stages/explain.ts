@@ -78,6 +78,7 @@ function rowsOf(
     ["vcpus", words(sizes.vcpus)],
     ["memory", words(sizes.memoryMib, " MiB")],
     ["disk", words(sizes.diskGib, " GiB")],
+    ["kept", `${words(sizes.keepMinutes, " min")}, after a failure`],
     [
       "nested",
       `${yesOrNo(sizes.nested.value)}, by ${sizes.nested.from}; ` +
@@ -117,7 +118,7 @@ function jsonOfRules({ rule, reasons }: RuleSearch, { project, isProtected }: Jo
 }
 
 function jsonOf({ choice, settings, sizes }: Decision, config: Config): object {
-  const { vcpus, memoryMib, diskGib, nested } = sizes;
+  const { vcpus, memoryMib, diskGib, keepMinutes, nested } = sizes;
   return {
     template: choice.name,
     template_pool: config.templatePool,
@@ -127,6 +128,7 @@ function jsonOf({ choice, settings, sizes }: Decision, config: Config): object {
       memory_mib: jsonOfSize(memoryMib),
       disk_gib: jsonOfSize(diskGib),
     },
+    keep_minutes: jsonOfSize(keepMinutes),
     nested: {
       value: nested.value,
       from: nested.from,

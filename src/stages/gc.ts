@@ -19,7 +19,7 @@ import type { Stage } from "./stage.ts";
 /** What gc needs of a stage. */
 export type GcStage = Pick<
   Stage,
-  "connection" | "config" | "keyDirectory" | "signal" | "log" | "warn"
+  "connection" | "config" | "keyDirectory" | "lastingKeyDirectory" | "signal" | "log" | "warn"
 >;
 
 /** What the command line says to gc. */

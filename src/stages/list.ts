@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { age, ageSeconds } from "../machine/owner.ts";
 import type { Connection } from "../libvirt/connection.ts";
+import { isKept } from "../machine/record.ts";
 import { noPaint, type Paint } from "../paint.ts";
 import { toVisible } from "../quoted.ts";
 import {
@@ -21,10 +22,12 @@ export interface ListedMachine {
   /** ISO 8601. */
   readonly created: string | null;
   /**
-   * `starting` until it can be logged in to, then `ready`; `orphan` if it runs and nobody needs it;
-   * `leftover` if it does not even run.
+   * `starting` until it can be logged in to, then `ready`; `kept` if its job is over; `orphan` if it
+   * runs and nobody needs it; `leftover` if it does not even run.
    */
-  readonly state: "starting" | "ready" | "orphan" | "leftover";
+  readonly state: "starting" | "ready" | "kept" | "orphan" | "leftover";
+  /** Until when somebody wants it to stay, whatever becomes of its job, ISO 8601. */
+  readonly keptUntil: string | null;
   /** Why gc would remove it. */
   readonly why: string | null;
   readonly address: string | null;
@@ -49,6 +52,7 @@ export async function listMachines(stage: FindStage): Promise<ListedMachine[]> {
       template: record?.template ?? null,
       created: owner?.created ?? null,
       state: stateOf(need),
+      keptUntil: record?.keptUntil || null,
       why,
       address: record?.address || null,
       memoryMib: record && await memoryOf(machine.name, stage.connection),
@@ -58,7 +62,10 @@ export async function listMachines(stage: FindStage): Promise<ListedMachine[]> {
 }
 
 function stateOf({ record, owner, why }: Need): ListedMachine["state"] {
-  if (record !== null) return why !== null ? "orphan" : record.address ? "ready" : "starting";
+  if (record !== null) {
+    if (why !== null) return "orphan";
+    return isKept(record) ? "kept" : record.address ? "ready" : "starting";
+  }
   const young = owner === null || ageSeconds(owner) < STARTING_SECONDS;
   return why === null && young ? "starting" : "leftover";
 }
@@ -88,6 +95,7 @@ const STATE_COLUMN = HEAD.indexOf("STATE");
 const STATE_COLOURS = {
   ready: "green",
   starting: "yellow",
+  kept: "yellow",
   orphan: "red",
   leftover: "red",
 } as const;
@@ -107,6 +115,10 @@ export function listTable(machines: readonly ListedMachine[], paint: Paint = noP
   }).join("\n");
 }
 
+function remaining(until: string | null): string {
+  return age(Math.max(0, (Date.parse(until ?? "") - Date.now()) / 1000));
+}
+
 function rowOf(machine: ListedMachine): string[] {
   const { created, memoryMib, diskBytes } = machine;
   const cells = [
@@ -115,7 +127,7 @@ function rowOf(machine: ListedMachine): string[] {
     machine.project,
     machine.template,
     created && age(ageSeconds({ created })),
-    machine.state,
+    machine.state === "kept" ? `kept ${remaining(machine.keptUntil)} more` : machine.state,
     machine.address,
     memoryMib === null ? null : `${memoryMib} MiB`,
     `${Math.ceil(diskBytes / 1024 ** 2)} MiB`,

@@ -144,6 +144,8 @@ function newRecord(
     shell: settings.shell,
     address: "",
     hostKey: login.hostKey?.fingerprint ?? "",
+    keepMinutes: owner.attemptDir === "" ? "" : String(settings.keepMinutes), // by hand it stays
+    ...{ failed: "", keptUntil: "" },
   };
 }
 

@@ -3,7 +3,8 @@ import { ScriptFailure, SystemFailure } from "../errors.ts";
 import { runScript } from "../guest/script.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import { sleep, within } from "../wait.ts";
-import { logIn, lookupReadyMachine } from "./ready_machine.ts";
+import { isFirstFailure, type JobScript, noteFailure, notePass } from "./keep.ts";
+import { logIn, lookupReadyMachine, type OurMachine } from "./ready_machine.ts";
 import type { Stage } from "./stage.ts";
 
 const WATCH_MS = 2000;
@@ -11,12 +12,31 @@ const WATCH_END_MS = 1000;
 
 /**
  * Runs a script in the machine. Throws ScriptFailure if it ends with a status other than 0, and
- * SystemFailure if the machine is not there, or is lost before the script ends.
+ * SystemFailure if the machine is not there, or is lost before the script ends. If it is a script of
+ * a job, the machine's record says whether it failed.
  */
-export async function run(machine: string, script: Uint8Array, stage: Stage): Promise<void> {
+export async function run(
+  machine: string,
+  script: Uint8Array,
+  stage: Stage,
+  ofJob: JobScript | null = null,
+): Promise<void> {
   using ready = await lookupReadyMachine(machine, stage.connection);
+  const { record } = ready;
+  try {
+    await runIn(ready, script, stage);
+  } catch (error) {
+    if (ofJob !== null && !stage.signal.aborted && isFirstFailure(record)) {
+      await noteFailure(machine, ofJob, stage);
+    }
+    throw error;
+  }
+  if (ofJob !== null && record.failed === ofJob.name) await notePass(ready.domain, ofJob);
+}
+
+async function runIn(ready: OurMachine, script: Uint8Array, stage: Stage): Promise<void> {
   const ended = new AbortController();
-  const watching = watch(machine, stage, ended);
+  const watching = watch(ready.domain.name, stage, ended);
   const lost = rejectAtAbort(ended.signal);
   try {
     const signal = AbortSignal.any([stage.signal, ended.signal]);

@@ -17,6 +17,8 @@ export interface Stage {
   readonly home: string | undefined;
   /** Where private keys of machines are kept: the attempt's directory, or by hand the user's own. */
   readonly keyDirectory: string;
+  /** Where they are kept that have to outlive the attempt; by hand that is the same. */
+  readonly lastingKeyDirectory: string;
   /** Progress, a line each. */
   readonly log: (line: string) => void;
   /** Shows at the terminal what is waited for; null where there is none. */
