@@ -103,6 +103,7 @@ async function orExplain<T>(
 export async function startMachine(
   connection: Connection,
   machine: MachineDomain,
+  { template }: { readonly template: Template },
 ): Promise<Domain> {
   // The volume for the firmware's variables is empty until libvirt fills it from their template.
   const nvramFlag = machine.nvramPath === null ? 0 : VIR_DOMAIN_START_RESET_NVRAM;
@@ -113,9 +114,13 @@ export async function startMachine(
       VIR_DOMAIN_START_VALIDATE | nvramFlag,
     );
   } catch (cause) {
+    const what = `Cannot start the machine "${machine.name}"`;
+    const { explainLock } = await import("./template_writer.ts");
+    const locked = await explainLock(cause, template, connection);
+    if (locked !== null) throw new SystemFailure({ what, cause: locked });
     throw new SystemFailure({
       fault: "start",
-      what: `Cannot start the machine "${machine.name}"`,
+      what,
       cause,
       advice: `See what QEMU says in /var/log/libvirt/qemu/${machine.name}.log on the host, and ` +
         "what the settings ask for",

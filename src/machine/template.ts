@@ -10,13 +10,16 @@ import { isMachineVolume } from "./volumes.ts";
 
 /** A base image that overlays stand on. */
 export interface Template {
-  /** The volume's name. */
+  /** The names of its pool and its volume. */
+  readonly pool: string;
   readonly volume: string;
   /** Where it is on the hypervisor's host. */
   readonly path: string;
   /** `qcow2` or `raw`, as libvirt found it. */
   readonly format: string;
   readonly capacityBytes: number;
+  /** When it was last written to, as libvirt has it; empty where the kind of pool has no such time. */
+  readonly modified: string;
 }
 
 /**
@@ -46,6 +49,23 @@ export async function findTemplate(
     fault: "template",
     what: `Cannot find the template "${name}" in the storage pool "${poolName}"`,
     advice: templatesAdvice((await pool.volumeNames()).filter(isAllowed), poolName),
+  });
+}
+
+/**
+ * Sees that the template is still what {@linkcode findTemplate} found: a disk that was made for
+ * another version has another size, and QEMU opens whatever has the name now. Throws SystemFailure.
+ */
+export async function requireUnchanged(connection: Connection, template: Template): Promise<void> {
+  using pool = await connection.lookupPool(template.pool);
+  using volume = await pool.findVolume(template.volume);
+  const now = volume && readVolumeXml(await volume.xml());
+  if (now?.modified === template.modified && now.capacityBytes === template.capacityBytes) return;
+  throw new SystemFailure({
+    fault: "template",
+    what:
+      `The template "${template.volume}" was replaced or written to while a machine was made of it`,
+    advice: "Run the job again, which GitLab Runner does by itself",
   });
 }
 
@@ -127,7 +147,7 @@ async function findFirst(pool: StoragePool, volumes: readonly string[]): Promise
     using volume = await pool.findVolume(name);
     if (volume === null) continue;
     const path = await volume.path();
-    return { volume: name, path, ...readVolumeXml(await volume.xml()) };
+    return { pool: pool.name, volume: name, path, ...readVolumeXml(await volume.xml()) };
   }
   return null;
 }
@@ -143,11 +163,17 @@ async function refresh(pool: StoragePool): Promise<boolean> {
   }
 }
 
-/** The format and the capacity that a volume's XML states. */
-function readVolumeXml(volumeXml: string): Pick<Template, "format" | "capacityBytes"> {
+/** What a volume's XML states. */
+function readVolumeXml(
+  volumeXml: string,
+): Pick<Template, "format" | "capacityBytes" | "modified"> {
   const root = rootOf(volumeXml);
   const format = find(root, "target", "format")?.attributes["type"];
-  return { format: format ?? "raw", capacityBytes: Number(textAt(root, "capacity") ?? 0) };
+  return {
+    format: format ?? "raw",
+    capacityBytes: Number(textAt(root, "capacity") ?? 0),
+    modified: textAt(root, "target", "timestamps", "mtime") ?? "",
+  };
 }
 
 function templatesAdvice(volumes: readonly string[], pool: string): string {

@@ -19,6 +19,7 @@ import {
   createDirPool,
   findTemplate,
   lookupActivePool,
+  requireUnchanged,
   type Template,
 } from "../machine/template.ts";
 import { readConsole, volumeName } from "../machine/volumes.ts";
@@ -90,7 +91,8 @@ export async function prepare(
   const record = newRecord(owner, { template: choice.name, login, settings });
   using domain = await startMachine(connection, {
     ...{ name, record, domainType, settings, filter, overlayPath, ...volumes },
-  });
+  }, { template });
+  await requireUnchanged(connection, template);
   timer.end("start");
   log(`Started the machine "${name}" from the template "${choice.name}" (${domainType})`);
 
