@@ -7,6 +7,7 @@ import { checkNetworks, startFindings } from "../src/doctor/networks.ts";
 import { checkOverlayPool, checkTemplatePool } from "../src/doctor/pools.ts";
 import { checkTemplates } from "../src/doctor/templates.ts";
 import { Connection } from "../src/libvirt/connection.ts";
+import { sleep } from "../src/wait.ts";
 import { allOk, doctorHost, only } from "./test_doctor.ts";
 import { openTestHost } from "./test_host.ts";
 
@@ -261,6 +262,35 @@ Deno.test("a template that stands on a file is a problem only without that file"
   await using whole = await doctorHost({ connection, files: { "/srv/base.img": "" } });
   allOk(await checkTemplates(whole));
 });
+
+Deno.test(
+  "a template that somebody wrote to after a disk was made on it is a warning, a new one is not",
+  { ignore: Deno.statSync("/tmp").birthtime === null },
+  async () => {
+    await using connection = await openTestHost();
+    const path = `${TEMPLATES}/debian-12.qcow2`;
+    const disk = "/var/lib/libvirt/libvirt-gci/m.overlay.libvirt-gci";
+    await using host = await doctorHost({ connection, files: { [path]: "" } });
+    await createVolume(connection, "libvirt-gci", {
+      name: "m.overlay.libvirt-gci",
+      backing: path,
+    });
+    const clockTick = 20; // the kernel's times of files are that coarse
+    await sleep(clockTick);
+    await Deno.writeTextFile(host.root + disk, "");
+    allOk(await checkTemplates(host));
+
+    await sleep(clockTick);
+    await Deno.writeTextFile(host.root + path, "by hand");
+    const found = (await checkTemplates(host)).filter(({ level }) => level !== "ok");
+    const { meaning } = only(found, "warning", /wrote to the template "debian-12.qcow2" while/);
+    assert.match(meaning, /^\/var.*debian-12.qcow2 is newer than the disks of 1 of them/);
+
+    await Deno.writeTextFile(`${host.root}${path}.new`, "a new version");
+    await Deno.rename(`${host.root}${path}.new`, host.root + path);
+    allOk(await checkTemplates(host));
+  },
+);
 
 const DISK = { type: "file", source: `file="${TEMPLATES}/debian-12.qcow2"`, more: "" };
 

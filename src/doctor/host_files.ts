@@ -22,18 +22,18 @@ function isOfKernel(root: string, path: string): boolean {
 }
 
 /** As {@linkcode readHostFile}, and null too if this user may not read the file. */
-export async function readIfAllowed(context: Root, path: string): Promise<string | null> {
-  try {
-    return await readHostFile(context, path);
-  } catch (error) {
-    if (error instanceof Deno.errors.PermissionDenied) return null;
-    throw error;
-  }
+export function readIfAllowed(context: Root, path: string): Promise<string | null> {
+  return orNullIfDenied(readHostFile(context, path));
 }
 
 /** What is known of a file of the host, behind links, or null if there is none. */
 export function statHostFile({ root }: Root, path: string): Promise<Deno.FileInfo | null> {
   return orNull(Deno.stat(root + path));
+}
+
+/** As {@linkcode statHostFile}, and null too if this user may not look. */
+export function statIfAllowed(context: Root, path: string): Promise<Deno.FileInfo | null> {
+  return orNullIfDenied(statHostFile(context, path));
 }
 
 /** Whether there may be such a file: false only where this user can look and there is none. */
@@ -68,6 +68,15 @@ async function orNull<T>(reading: Promise<T>): Promise<T | null> {
     if (error instanceof Deno.errors.NotFound || error instanceof Deno.errors.NotADirectory) {
       return null;
     }
+    throw error;
+  }
+}
+
+async function orNullIfDenied<T>(reading: Promise<T | null>): Promise<T | null> {
+  try {
+    return await reading;
+  } catch (error) {
+    if (error instanceof Deno.errors.PermissionDenied) return null;
     throw error;
   }
 }

@@ -2,8 +2,9 @@
 import { orNull, VIR_ERR } from "../libvirt/error.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
 import { isMachineVolume } from "../machine/volumes.ts";
+import { find, rootOf, textAt } from "../read_xml.ts";
+import { writtenDisks } from "../machine/template_writer.ts";
 import type { DoctorContext, HostDomain } from "./context.ts";
-import { childrenOf, find, rootOf, textAt } from "../read_xml.ts";
 
 /** A volume, as its XML has it. */
 export interface VolumeFacts {
@@ -19,8 +20,8 @@ export interface VolumeFacts {
 export interface TemplateHost {
   /** The volumes of the template pool, by path. */
   readonly volumes: ReadonlyMap<string, VolumeFacts>;
-  /** How many disks of machines stand on the file of a path. */
-  readonly machines: ReadonlyMap<string, number>;
+  /** The paths of the machines' disks that stand on the file of a path. */
+  readonly overlays: ReadonlyMap<string, readonly string[]>;
   /** The domains that write to the file of a path. */
   readonly writers: ReadonlyMap<string, readonly HostDomain[]>;
 }
@@ -37,7 +38,7 @@ export async function readTemplateHost(context: DoctorContext): Promise<Template
   );
   return {
     volumes: new Map(volumes.map((volume) => [volume.path, volume])),
-    machines: await countMachines(context),
+    overlays: await readOverlays(context),
     writers: findWriters(volumes, await context.factsOf(connection).domains(), context),
   };
 }
@@ -75,15 +76,15 @@ async function readVolumes(
   return volumes;
 }
 
-async function countMachines({ connection, config }: DoctorContext): Promise<Map<string, number>> {
-  const counts = new Map<string, number>();
-  if (connection instanceof Error) return counts;
+async function readOverlays({ connection, config }: DoctorContext): Promise<Map<string, string[]>> {
+  const overlays = new Map<string, string[]>();
+  if (connection instanceof Error) return overlays;
   using pool = await connection.findPool(config.overlayPool);
-  if (pool === null || !await pool.isActive()) return counts;
-  for (const { backing } of await readVolumes(pool, isMachineVolume)) {
-    if (backing !== null) counts.set(backing, (counts.get(backing) ?? 0) + 1);
+  if (pool === null || !await pool.isActive()) return overlays;
+  for (const { path, backing } of await readVolumes(pool, isMachineVolume)) {
+    if (backing !== null) overlays.set(backing, [...overlays.get(backing) ?? [], path]);
   }
-  return counts;
+  return overlays;
 }
 
 /** Our own machines write to their overlays, which the XML has above the template. */
@@ -94,13 +95,11 @@ function findWriters(
 ): Map<string, HostDomain[]> {
   const writers = new Map<string, HostDomain[]>();
   for (const domain of domains) {
-    for (const disk of childrenOf(find(rootOf(domain.xml), "devices"), "disk")) {
-      if (find(disk, "readonly") !== undefined) continue;
-      const { file, dev, pool, volume } = find(disk, "source")?.attributes ?? {};
+    for (const { path: own, pool, volume } of writtenDisks(domain.xml)) {
       const named = pool === config.templatePool
         ? volumes.find(({ name }) => name === volume)?.path
         : undefined;
-      const path = file ?? dev ?? named;
+      const path = own ?? named;
       if (path !== undefined) writers.set(path, [...writers.get(path) ?? [], domain]);
     }
   }

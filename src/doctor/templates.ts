@@ -4,8 +4,8 @@ import type { MachineSettings } from "../machine_settings.ts";
 import { chooseTemplate } from "../template_choice.ts";
 import { command, virsh } from "./command.ts";
 import { type DoctorContext, type HostDomain, isLocal } from "./context.ts";
-import { type Finding, ok, problem } from "./finding.ts";
-import { mayExist } from "./host_files.ts";
+import { type Finding, ok, problem, warning } from "./finding.ts";
+import { mayExist, statIfAllowed } from "./host_files.ts";
 import { chainOf, readTemplateHost, type TemplateHost, type VolumeFacts } from "./template_host.ts";
 
 const GIB = 1024 ** 3;
@@ -58,17 +58,18 @@ async function checkTemplate(
 ): Promise<Finding[]> {
   const { name, path, format, capacity } = volume;
   const chain = chainOf(volume, host);
+  const overlays = host.overlays.get(path) ?? [];
   const findings = [
     ...checkFormat(volume),
     ...await checkChain(chain, volume, context),
     ...chain.flatMap((file) => host.writers.get(file) ?? []).map((domain) =>
-      writerProblem(domain, { volume, machines: host.machines.get(path) ?? 0 }, context)
+      writerProblem(domain, { volume, machines: overlays.length }, context)
     ),
+    ...await checkChanged(chain, { volume, overlays }, context),
     ...checkSize(volume, settingsOf(name, context)),
   ];
   if (findings.length > 0) return findings;
-  const machines = host.machines.get(path) ?? 0;
-  const users = machines === 1 ? "1 machine stands" : `${machines} machines stand`;
+  const users = overlays.length === 1 ? "1 machine stands" : `${overlays.length} machines stand`;
   return [
     ok(`The template "${name}": ${format}, ${Math.ceil(capacity / GIB)} GiB; ${users} on it`),
   ];
@@ -116,6 +117,37 @@ function writerProblem(
       remedy: virsh(context, isActive ? "shutdown" : "edit", domain),
     },
   );
+}
+
+/**
+ * Whether somebody wrote to a file after machines' disks were made on it. A new version in the place
+ * of the old file, which these have open, is not that: it is younger than they are.
+ */
+async function checkChanged(
+  chain: readonly string[],
+  { volume, overlays }: { readonly volume: VolumeFacts; readonly overlays: readonly string[] },
+  context: DoctorContext,
+): Promise<Finding[]> {
+  if (!isLocal(context)) return [];
+  const timesOf = async (
+    path: string,
+  ): Promise<{ path: string; born: number; written: number }> => {
+    const info = await statIfAllowed(context, path);
+    return { path, born: Number(info?.birthtime ?? NaN), written: Number(info?.mtime ?? NaN) };
+  };
+  const disks = await Promise.all(overlays.map(timesOf));
+  const files = await Promise.all(chain.map(timesOf));
+  return files.flatMap((file) => {
+    const harmed = disks.filter(({ born }) => file.born < born && born < file.written).length;
+    if (harmed === 0) return [];
+    return [
+      warning(`Somebody wrote to the template "${volume.name}" while machines stand on it`, {
+        meaning:
+          `${file.path} is newer than the disks of ${harmed} of them, which may be damaged. ` +
+          "Run their jobs again, and change a template by make_base_image.sh --replace only",
+      }),
+    ];
+  });
 }
 
 function checkSize({ name, capacity }: VolumeFacts, settings: MachineSettings | null): Finding[] {
