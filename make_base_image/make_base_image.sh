@@ -10,7 +10,9 @@
 #   -c, --connect URI      the hypervisor, on this host (default: qemu:///system)
 #   -p, --pool NAME        the pool of templates (default: base_imgs, which is made
 #                          in /var/lib/libvirt/base_imgs if there is none)
-#       --force            replace a template that exists, unless something uses it
+#       --replace          put a new version in the place of a template that exists:
+#                          jobs that run go on with the old one; if anything else
+#                          stands on it, it stays
 #       --timeout SECONDS  how long a VM may take to shut down (default: 180)
 #       --log FILE         append the details to FILE (default: a new file in /tmp)
 #
@@ -19,6 +21,8 @@
 set -euo pipefail
 export LC_ALL=C # The words of virsh and qemu-img are read below.
 
+# What marks a job's machine, and the end of its disk's name.
+readonly MACHINES=urn:libvirt-gci:machine:1 OVERLAY=.overlay.libvirt-gci
 readonly DEFAULT_POOL=base_imgs DEFAULT_POOL_PATH=/var/lib/libvirt/base_imgs
 
 # Debian makes SSH host keys when sshd is installed and never again: without this
@@ -35,7 +39,7 @@ ExecStart=/usr/bin/ssh-keygen -t ed25519 -N "" -f /etc/ssh/ssh_host_ed25519_key
 
 uri=qemu:///system
 pool=$DEFAULT_POOL
-force=false
+replace=false
 timeout_seconds=180
 log=
 
@@ -68,14 +72,14 @@ run_step() { # what, command...
 parse_arguments() {
   local options
   options=$(getopt -n make_base_image.sh -o hc:p: \
-    -l help,connect:,pool:,force,timeout:,log: -- "$@") || refuse_arguments "Unknown arguments"
+    -l help,connect:,pool:,replace,timeout:,log: -- "$@") || refuse_arguments "Unknown arguments"
   eval set -- "$options"
   while [[ $1 != -- ]]; do
     case $1 in
       -h | --help) usage && exit ;;
       -c | --connect) uri=$2 && shift ;;
       -p | --pool) pool=$2 && shift ;;
-      --force) force=true ;;
+      --replace) replace=true ;;
       --timeout) timeout_seconds=$2 && shift ;;
       --log) log=$2 && shift ;;
     esac
@@ -132,26 +136,55 @@ require_vm() {
 }
 
 refuse_taken_name() {
-  local users
+  local users try
   [[ -e $template || -L $template ]] || return 0
-  $force || fail "$vm: there is a template already: $template" "Replace it with --force"
-  users=$(list_images | while IFS=$'\t' read -r user image; do
+  $replace || fail "$vm: there is a template already: $template" \
+    "Put a new version in its place with --replace"
+  for try in {1..10}; do
+    users=$(list_users) || fail "$vm: cannot tell what uses $template" "$(last_words)"
+    [[ -n $users ]] || return 0
+    ! grep -Evq "$OVERLAY$" <<<"$users" || break
+    sleep 1 & wait $! # A job's machine may be about to start, or to go.
+  done
+  fail "$vm: its template is in use: $template" "$users" "They would see another disk beneath them:" \
+    "remove them (libvirt-gci gc and cleanup remove machines), or give the new template another name"
+}
+
+# What stands on the template or is it, a line each, but not the machines of jobs that run: QEMU
+# holds the files that it has opened, and a transient domain never opens them again.
+list_users() {
+  local images running user image
+  images=$(list_images) || return
+  running=$(list_running_overlays) || return
+  while IFS=$'\t' read -r user image; do
+    ! grep -Fxq -- "$image" <<<"$running" || continue
     qemu-img info --force-share --backing-chain "$image" 2>>"$log" | sed -n 's/^image: //p' |
-      while read -r file; do [[ ! $file -ef $template ]] || printf '  %s\n' "$user"; done || true
-  done) || fail "$vm: cannot tell what uses $template" "$(last_words)"
-  [[ -z $users ]] || fail "$vm: its template is in use: $template" "$users" \
-    "Wait until these are gone, or remove them: they would see another disk beneath them"
+      while read -r file; do [[ ! $file -ef $template ]] || printf '  %s %s\n' "$user" "$image"; done || true
+  done <<<"$images"
 }
 
 # What uses an image, or is one, and is not the template; a tab; the image's path.
 list_images() {
-  local name
-  virsh list --all --name | while read -r name; do
-    virsh domblklist --details "$name" | sed -nE "s|^( *\S+){3} +(/.*)|domain $name\t\2|p"
-  done
-  virsh pool-list --name | while read -r name; do
-    virsh vol-list "$name" | sed -nE 's|^[^/]*(/.*\S) *$|volume \1\t\1|p'
-  done | grep -Fv "volume $template"$'\t' || true
+  local names name image
+  names=$(virsh list --all --name) || return
+  while read -r name; do
+    [[ -z $name ]] || list_disks "$name" |
+      while read -r image; do printf "domain %s, by its disk\t%s\n" "$name" "$image"; done
+  done <<<"$names"
+  names=$(virsh pool-list --name) || return
+  while read -r name; do
+    [[ -z $name ]] || virsh vol-list "$name" | sed -nE 's|^[^/]*(/.*\S) *$|volume\t\1|p'
+  done <<<"$names" | grep -Fxv volume$'\t'"$template" || true
+}
+
+list_disks() { virsh domblklist --details "$1" | sed -nE 's|^( *\S+){3} +(/.*)|\2|p' || true; } # domain
+
+list_running_overlays() {
+  local names name
+  names=$(virsh list --transient --name) || return
+  while read -r name; do
+    ! virsh metadata "$name" "$MACHINES" >>"$log" || list_disks "$name" | grep -F "/$name$OVERLAY" || true
+  done <<<"$names"
 }
 
 find_boot_disk() {
@@ -206,6 +239,7 @@ choose_accelerator() {
 }
 
 make_template() {
+  local begun=$EPOCHREALTIME
   trap 'exit 143' TERM
   template=$pool_path/$vm.qcow2
   require_vm
@@ -225,12 +259,18 @@ make_template() {
     --mkdir "$UNITS/multi-user.target.wants" --write "$UNITS/$HOST_KEYS:$HOST_KEYS_UNIT" \
     --link "../$HOST_KEYS:$UNITS/multi-user.target.wants/$HOST_KEYS"
   run_step "free unused space" "${limit[@]}" virt-sparsify --in-place --format qcow2 "$copy"
+  # Nobody may write to it but by mistake, and QEMU's user then cannot.
+  chmod 0400 "$copy"
+  # To doctor, what was written later than a machine's disk was made harms that machine, and this
+  # one's will be made until the template is in its place.
+  touch --date="@$begun" "$copy"
   sync "$copy"
-  trap '' TERM
-  if $force; then
-    refuse_taken_name # Again: a job may have started since.
+  if $replace; then
+    refuse_taken_name # Again: somebody may use it since.
+    trap '' TERM
     mv -fT -- "$copy" "$template"
   else
+    trap '' TERM
     ln -T -- "$copy" "$template" || fail "$vm: there is a template already: $template"
   fi
 }
