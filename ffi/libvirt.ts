@@ -178,6 +178,16 @@ export const symbols = {
     result: "i32", // 0, -1 on error
     nonblocking: true,
   },
+  virDomainScreenshot: {
+    parameters: [
+      virDomainPtr, // virDomainPtr domain
+      virStreamPtr, // virStreamPtr stream
+      "u32", // unsigned int screen
+      "u32", // unsigned int flags
+    ],
+    result: "pointer", // char *, ours to free, NULL on error
+    nonblocking: true,
+  },
   virDomainSetMetadata: {
     parameters: [
       virDomainPtr, // virDomainPtr domain

@@ -47,6 +47,11 @@ export interface Config {
   readonly uri: string;
   /** How long libvirt may take for one call. */
   readonly callSeconds: number;
+  /** Where post-mortems are kept; null is below /var/lib, or below the user's own state. */
+  readonly postMortemDir: string | null;
+  /** How many are kept at most, and how large they are together. */
+  readonly postMortems: number;
+  readonly postMortemMib: number;
   readonly templatePool: string;
   readonly overlayPool: string;
   /** Where stages are counted, for node_exporter; null is nowhere. */
@@ -194,6 +199,9 @@ function toConfig(raw: RawConfig): Config {
   return {
     uri: raw.uri ?? "qemu:///system",
     callSeconds: raw.call_seconds ?? 60,
+    postMortemDir: raw.post_mortem_dir ?? null,
+    postMortems: raw.post_mortems ?? 20,
+    postMortemMib: raw.post_mortem_mib ?? 100,
     templatePool: raw.template_pool ?? "base_imgs",
     overlayPool: raw.overlay_pool ?? DEFAULT_OVERLAY_POOL,
     metricsFile: raw.metrics_file ?? null,

@@ -1,7 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import * as v from "valibot";
 import { isKeys } from "./config_mistakes.ts";
-import { count, machineEntries, name, seconds, text } from "./machine_settings.ts";
+import {
+  count,
+  directory,
+  machineEntries,
+  name,
+  seconds,
+  text,
+  wholeNumber,
+} from "./machine_settings.ts";
 
 /** The name of a template that the settings need not name: what a job may write in DISTRO. */
 export const TEMPLATE_NAME = /^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$/;
@@ -34,6 +42,9 @@ const configEntries = {
   metrics_file: v.optional(
     text(/^\/([^\p{C}]*\/)?[^\p{C}/]+\.prom$/u, "an absolute path that ends in .prom"),
   ),
+  post_mortem_dir: v.optional(directory),
+  post_mortems: v.optional(wholeNumber(0, 10_000)),
+  post_mortem_mib: v.optional(wholeNumber(1, 1_000_000)),
   template_pool: v.optional(name),
   overlay_pool: v.optional(name),
   default_template: v.optional(

@@ -85,7 +85,8 @@ export const DEFAULT_MACHINE: MachineSettings = {
   sshSeconds: 120,
 };
 
-const wholeNumber = (min: number, max: number) =>
+/** A whole number between these, or one of them. */
+export const wholeNumber = (min: number, max: number) =>
   v.custom<number>(
     (value) => Number.isInteger(value) && Number(value) >= min && Number(value) <= max,
     `a whole number from ${min} to ${max}`,
@@ -103,7 +104,8 @@ export const name = text(
   /^[^\s/\p{C}][^/\p{C}]*$/u,
   "a name without slashes or control characters",
 );
-const directory = text(/^\/[^\p{C}]*$/u, "an absolute path");
+/** The path of a directory. */
+export const directory = text(/^\/[^\p{C}]*$/u, "an absolute path");
 /** A wait, in seconds. */
 export const seconds = wholeNumber(1, 86_400);
 /** How many of something. */

@@ -299,9 +299,9 @@ async function withStage(
   body: (stage: Stage) => Promise<void>,
 ): Promise<void> {
   const { env, signal, stdout, stderr, printer } = caller;
-  const connect = (): Promise<Connection> =>
+  const connect = (callSeconds = config.callSeconds): Promise<Connection> =>
     Connection.open(config.uri, {
-      callSeconds: config.callSeconds,
+      callSeconds,
       signal: endsWhenCancelled(args) ? signal : null,
       onCall: args.debug ? (name, ms) => printer.debug(`${name} ${ms.toFixed(1)} ms`) : null,
     });
@@ -310,6 +310,7 @@ async function withStage(
     ...{ config, connection, connect, signal, home: env["HOME"], stdout, stderr },
     keyDirectory: attemptDirectory(env) ?? lastingKeyDirectory(env, config.uri),
     lastingKeyDirectory: lastingKeyDirectory(env, config.uri),
+    postMortemDirectory: config.postMortemDir ?? postMortemDirectory(env),
     log: (line) => printer.print(inOneLine(line)),
     progress: printer.progress,
     onStep: meter && meter.onStep,
@@ -338,6 +339,14 @@ function lastingKeyDirectory(env: Env, uri: string): string {
   const runtime = env["XDG_RUNTIME_DIR"];
   const base = runtime ? `${runtime}/libvirt-gci` : `${env["HOME"] ?? ""}/.cache/libvirt-gci`;
   return base + below;
+}
+
+/** Where systemd's file-hierarchy(7) has what lasts: of the system's, or of one user. */
+function postMortemDirectory(env: Env): string {
+  const state = Deno.uid() === 0
+    ? "/var/lib"
+    : env["XDG_STATE_HOME"] || `${env["HOME"] ?? ""}/.local/state`;
+  return `${state}/libvirt-gci/post-mortem`;
 }
 
 /** Asks at the terminal, where anything but yes is no; null if there is none. */

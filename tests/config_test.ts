@@ -111,6 +111,9 @@ Deno.test("the defaults are those that the manual names", () => {
   assert.deepEqual(others, {
     uri: "qemu:///system",
     callSeconds: 60,
+    postMortemDir: null,
+    postMortems: 20,
+    postMortemMib: 100,
     templatePool: "base_imgs",
     overlayPool: "libvirt-gci",
     metricsFile: null,
@@ -386,6 +389,9 @@ Deno.test("a mistake below a numeric name, or in what YAML repeats, has its plac
 const WRONG: Readonly<Record<string, readonly unknown[]>> = {
   uri: ["", "qemu", "qemu:/// system", 3],
   call_seconds: [0, -1, 1.5, 86_401, "60", null, true],
+  post_mortem_dir: ["", "relative", "~/here", "/a\nb", null],
+  post_mortems: [-1, 10_001, "20"],
+  post_mortem_mib: [0, 1.5, "100M"],
   template_pool: ["", "a/b", " a", "a\nb", 7],
   overlay_pool: ["", "a/b", ["a"]],
   metrics_file: ["", "gci.prom", "/gci", "/.prom", "/a/.prom", "/a\n.prom", "/a.prom/", true],

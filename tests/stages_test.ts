@@ -225,7 +225,7 @@ Deno.test("a machine that is destroyed while a script runs is the host's failure
     ran.catch(() => {});
     using domain = await connection.lookupDomain(JOB.machine);
     await domain.destroy();
-    await assert.rejects(ran, { message: /ended while the script ran/, fault: "guest_ended" });
+    await assert.rejects(ran, { message: /ended: it powered off/, fault: "guest_ended" });
   }));
 
 Deno.test("run says that a machine is gone", () =>

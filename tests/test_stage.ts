@@ -44,6 +44,7 @@ export function testStage(
   const key = Deno.makeTempFileSync({ prefix: "libvirt-gci-test-" });
   Deno.writeTextFileSync(key, guest.privateKey);
   const keyDirectory = Deno.makeTempDirSync({ prefix: "libvirt-gci-test-" });
+  const postMortemDirectory = Deno.makeTempDirSync({ prefix: "libvirt-gci-test-" });
   const controller = new AbortController();
   const lines: string[] = [];
   const warnings: string[] = [];
@@ -71,11 +72,12 @@ export function testStage(
       },
     },
     connection,
-    connect: () => Promise.resolve(connection),
+    connect: () => Promise.resolve(unclosed(connection)),
     signal: controller.signal,
     home: "/nonexistent",
     keyDirectory,
     lastingKeyDirectory: keyDirectory,
+    postMortemDirectory,
     log: (line) => lines.push(line),
     ...{ progress: null, onStep: null },
     warn: (line) => warnings.push(line),
@@ -87,9 +89,21 @@ export function testStage(
     abort: (reason) => controller.abort(reason),
     [Symbol.dispose]: () => {
       Deno.removeSync(key);
+      Deno.removeSync(postMortemDirectory, { recursive: true });
       Deno.removeSync(keyDirectory); // which fails if a machine's key is left in it
     },
   };
+}
+
+/** The same connection, which stays open when it is disposed of: another would see another host. */
+function unclosed(connection: Connection): Connection {
+  return new Proxy(connection, {
+    get: (target, name) => {
+      if (name === Symbol.asyncDispose) return () => Promise.resolve();
+      const value = Reflect.get(target, name, target);
+      return typeof value === "function" ? value.bind(target) : value;
+    },
+  });
 }
 
 /** A script as its bytes. */

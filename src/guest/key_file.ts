@@ -48,8 +48,11 @@ export async function deleteKeyFile(file: string): Promise<boolean> {
   }
 }
 
-/** Refuses a directory that somebody else made for us, who could exchange the files in it. */
-async function refuseForeign(directory: string): Promise<void> {
+/**
+ * Refuses a directory that somebody else made for us, who could exchange the files in it. Throws
+ * SystemFailure.
+ */
+export async function refuseForeign(directory: string): Promise<void> {
   const { uid, mode } = await Deno.stat(directory);
   if (uid === Deno.uid() && ((mode ?? 0) & 0o022) === 0) return;
   throw new SystemFailure({ what: `Others than this user may write to "${directory}"` });

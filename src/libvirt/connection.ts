@@ -53,6 +53,8 @@ export interface ConnectionOptions {
 
 const SECONDS_AFTER_ABORT = 5;
 const CLOSE_MS = 3000;
+/** The most that a message of libvirt's streams carries. */
+export const CHUNK_BYTES = 256 * 1024;
 const SIZE_OF_VIR_ERROR = 80; // on 64-bit machines; code at 0, message at 8
 
 /**
@@ -217,6 +219,17 @@ export class Connection implements AsyncDisposable {
       throw error;
     } finally {
       if (!this.#stuck) this.#libvirt.virStreamFree(stream);
+    }
+  }
+
+  /** All that comes from a stream until its end. */
+  async receiveAll(stream: Pointer<"virStream">): Promise<Uint8Array<ArrayBuffer>> {
+    const chunks: Uint8Array<ArrayBuffer>[] = [];
+    for (;;) {
+      const chunk = new Uint8Array(CHUNK_BYTES);
+      const length = await this.call("virStreamRecv", stream, chunk, BigInt(CHUNK_BYTES));
+      if (length === 0) return new Uint8Array(await new Blob(chunks).arrayBuffer());
+      chunks.push(chunk.subarray(0, length));
     }
   }
 

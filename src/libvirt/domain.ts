@@ -173,6 +173,15 @@ export class Domain implements Disposable {
     }, VIR_STREAM_NONBLOCK);
   }
 
+  /** What its first screen shows, and of which type these bytes are. */
+  async screenshot(): Promise<{ mimeType: string; bytes: Uint8Array<ArrayBuffer> }> {
+    const connection = this.#connection;
+    return await connection.withStream(async (stream) => ({
+      mimeType: await connection.callForString("virDomainScreenshot", this.#pointer, stream, 0, 0),
+      bytes: await connection.receiveAll(stream),
+    }));
+  }
+
   /** Its XML as it runs. */
   xml(): Promise<string> {
     return this.#connection.callForString("virDomainGetXMLDesc", this.#pointer, 0);

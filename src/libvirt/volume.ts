@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { Pointer } from "../../ffi/libvirt.ts";
-import type { Connection } from "./connection.ts";
+import { CHUNK_BYTES, type Connection } from "./connection.ts";
 import { orNull, VIR_ERR } from "./error.ts";
-
-const CHUNK_BYTES = 256 * 1024; // libvirt's streams carry at most this much in a message
 
 /** A handle of a storage volume. Whoever gets it disposes of it, which leaves the volume as it is. */
 export class Volume implements Disposable {
@@ -72,14 +70,7 @@ export class Volume implements Disposable {
     return connection.withStream(async (stream) => {
       const start = BigInt(offset);
       await connection.call("virStorageVolDownload", this.#pointer, stream, start, allTheRest, 0);
-      const chunks: Uint8Array<ArrayBuffer>[] = [];
-      for (;;) {
-        const chunk = new Uint8Array(CHUNK_BYTES);
-        const length = await connection.call("virStreamRecv", stream, chunk, BigInt(CHUNK_BYTES));
-        if (length === 0) break;
-        chunks.push(chunk.subarray(0, length));
-      }
-      return new Uint8Array(await new Blob(chunks).arrayBuffer());
+      return await connection.receiveAll(stream);
     });
   }
 

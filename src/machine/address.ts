@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { SystemFailure } from "../errors.ts";
-import { ADDRESS_SOURCE, type Domain } from "../libvirt/domain.ts";
+import { ADDRESS_SOURCE, type Domain, type DomainState } from "../libvirt/domain.ts";
 import { LibvirtError } from "../libvirt/error.ts";
 import { type Limits, NotYet, waitFor } from "../wait.ts";
 
@@ -37,14 +37,27 @@ export function waitForAddress(
   }, limits);
 }
 
-/** Throws SystemFailure if the machine is gone: what is asked of it will not come. */
+/** Throws SystemFailure if the machine has ended: what is asked of it will not come. */
 export async function refuseEnded(domain: Domain, cause?: unknown): Promise<void> {
-  if (await domain.isActive()) return;
-  throw new SystemFailure({
+  const state = await domain.state();
+  if (state !== "active") throw endedFailure(domain.name, state, cause);
+}
+
+/** The failure of what needs a machine that is no more. */
+export function endedFailure(
+  machine: string,
+  state: Exclude<DomainState, "active">,
+  cause?: unknown,
+): SystemFailure {
+  return new SystemFailure({
     fault: "guest_ended",
-    what: `The machine "${domain.name}" ended: it powered off, crashed, or somebody destroyed it`,
+    what: state === "crashed"
+      ? `The machine "${machine}" crashed: its kernel panicked`
+      : `The machine "${machine}" ended: it powered off, crashed, or somebody destroyed it`,
     cause,
-    advice: `See why: /var/log/libvirt/qemu/${domain.name}.log on the host`,
+    advice: state === "crashed"
+      ? "See what its kernel says in the end: on its serial console, if the template has one"
+      : `See why: /var/log/libvirt/qemu/${machine}.log on the host`,
   });
 }
 

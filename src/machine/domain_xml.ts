@@ -30,7 +30,8 @@ export interface MachineDomain {
  * The machine as domain XML (https://libvirt.org/formatdomain.html).
  *
  * The overlay's cache mode is `unsafe`, since nobody reads it after a crash of the host: the job is
- * lost with it. Nothing keeps a machine that panics or powers off: with its domain it is gone.
+ * lost with it. Nothing keeps a machine that powers off: with its domain it is gone. One whose kernel
+ * panics is kept as it is, to be looked at until cleanup.
  */
 export function domainXml(machine: MachineDomain): Xml {
   const { record, settings } = machine;
@@ -55,7 +56,7 @@ export function domainXml(machine: MachineDomain): Xml {
       <clock offset="utc"/>
       <on_poweroff>destroy</on_poweroff>
       <on_reboot>restart</on_reboot>
-      <on_crash>destroy</on_crash>
+      <on_crash>preserve</on_crash>
       <devices>
         <disk type="file" device="disk">
           <driver name="qemu" type="qcow2" cache="unsafe" discard="unmap"/>
@@ -79,6 +80,7 @@ export function domainXml(machine: MachineDomain): Xml {
           <backend model="random">/dev/urandom</backend>
         </rng>
         <memballoon model="none"/>
+        ${Deno.build.arch === "x86_64" && postMortemXml()}
       </devices>
     </domain>
   `;
@@ -189,6 +191,19 @@ function filterrefXml(filter: string): Xml {
     <filterref filter="${filter}">
       <parameter name="CTRL_IP_LEARNING" value="dhcp" />
     </filterref>
+  `;
+}
+
+/**
+ * What tells of a machine that fails: a screen to take a picture of, the cheapest that one can be
+ * taken of while the guest has no driver for it, and a device by which a kernel says that it panics.
+ */
+function postMortemXml(): Xml {
+  return xml`
+    <video>
+      <model type="vga" />
+    </video>
+    <panic model="isa" />
   `;
 }
 

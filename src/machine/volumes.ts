@@ -213,23 +213,27 @@ export async function readConsole(
 }
 
 /**
- * All that virtlogd kept of a machine's serial console, the oldest first, or null if there is none.
- * Throws LibvirtError if it cannot be read.
+ * All that virtlogd kept of a machine's serial console, the oldest first, or the end of it that has
+ * at most so many bytes; null if there is none. Throws LibvirtError if it cannot be read.
  */
 export async function readWholeConsole(
   connection: Connection,
   pool: StoragePool,
-  machine: string,
-): Promise<string | null> {
+  { machine, mostBytes }: { readonly machine: string; readonly mostBytes: number },
+): Promise<Uint8Array<ArrayBuffer> | null> {
   const age = (name: string): number => Number(name.slice(name.lastIndexOf(".") + 1));
   const rotated = await findRotatedLogs(connection, pool, machine);
-  const names = [...rotated.sort((a, b) => age(b) - age(a)), volumeName(machine, "console")];
-  const decoder = new TextDecoder();
-  let text: string | null = null;
+  const names = [volumeName(machine, "console"), ...rotated.sort((a, b) => age(a) - age(b))];
+  const parts: Uint8Array<ArrayBuffer>[] = [];
+  let left = mostBytes;
   for (const name of names) {
     using volume = await pool.findVolume(name);
     if (volume === null) continue; // it became an older part, or was cleaned up, just now
-    text = (text ?? "") + decoder.decode(await volume.download(0), { stream: true });
+    const part = await volume.download(Math.max(0, await volume.capacityBytes() - left));
+    parts.unshift(part);
+    left -= part.length;
+    if (left <= 0) break;
   }
-  return text;
+  if (parts.length === 0) return null;
+  return new Uint8Array(await new Blob(parts).arrayBuffer()).slice(-mostBytes);
 }

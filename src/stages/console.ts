@@ -30,7 +30,8 @@ export async function openConsole(
     await domain.withConsole({ force }, async (session) => {
       if (terminal === null) return await print(session, domain, stage);
       const end = await connect(session, { domain, terminal, stage });
-      stage.log(`\n${end === "left" ? "Left the console of" : ENDS[end]} "${machine}"`);
+      await stage.stdout(new TextEncoder().encode("\n")); // the guest's last line may be a prompt
+      stage.log(`${end === "left" ? "Left the console of" : ENDS[end]} "${machine}"`);
     });
   } catch (cause) {
     if (force || !isLibvirtError(cause, VIR_ERR.OPERATION_FAILED)) throw cause;

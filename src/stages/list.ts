@@ -22,10 +22,11 @@ export interface ListedMachine {
   /** ISO 8601. */
   readonly created: string | null;
   /**
-   * `starting` until it can be logged in to, then `ready`; `kept` if its job is over; `orphan` if it
-   * runs and nobody needs it; `leftover` if it does not even run.
+   * `starting` until it can be logged in to, then `ready`; `crashed` if its kernel panicked; `kept`
+   * if its job is over; `orphan` if it has a domain and nobody needs it; `leftover` if it has not
+   * even that.
    */
-  readonly state: "starting" | "ready" | "kept" | "orphan" | "leftover";
+  readonly state: "starting" | "ready" | "crashed" | "kept" | "orphan" | "leftover";
   /** Until when somebody wants it to stay, whatever becomes of its job, ISO 8601. */
   readonly keptUntil: string | null;
   /** Why gc would remove it. */
@@ -45,34 +46,46 @@ export async function listMachines(stage: FindStage): Promise<ListedMachine[]> {
   return await Promise.all(found.map(async (machine) => {
     const need = await lookupNeed(machine, stage);
     const { record, owner, why } = need;
+    const life = record && await lifeOf(machine.name, stage.connection);
     return {
       machine: machine.name,
       job: owner?.job ?? null,
       project: owner?.project ?? null,
       template: record?.template ?? null,
       created: owner?.created ?? null,
-      state: stateOf(need),
+      state: stateOf(need, life?.hasCrashed ?? false),
       keptUntil: record?.keptUntil || null,
       why,
       address: record?.address || null,
-      memoryMib: record && await memoryOf(machine.name, stage.connection),
+      memoryMib: life?.memoryMib ?? null,
       diskBytes: await diskOf(machine, stage.connection),
     };
   }));
 }
 
-function stateOf({ record, owner, why }: Need): ListedMachine["state"] {
+function stateOf({ record, owner, why }: Need, hasCrashed: boolean): ListedMachine["state"] {
   if (record !== null) {
     if (why !== null) return "orphan";
+    if (hasCrashed) return "crashed";
     return isKept(record) ? "kept" : record.address ? "ready" : "starting";
   }
   const young = owner === null || ageSeconds(owner) < STARTING_SECONDS;
   return why === null && young ? "starting" : "leftover";
 }
 
-async function memoryOf(machine: string, connection: Connection): Promise<number | null> {
+/** What its domain says now; null if it ends just then. */
+async function lifeOf(
+  machine: string,
+  connection: Connection,
+): Promise<{ readonly memoryMib: number; readonly hasCrashed: boolean } | null> {
   using domain = await connection.findDomain(machine);
-  return domain && await domain.memoryMib().catch(() => null); // it may end at any time
+  if (domain === null) return null;
+  try {
+    const hasCrashed = await domain.state() === "crashed";
+    return { memoryMib: await domain.memoryMib(), hasCrashed };
+  } catch {
+    return null;
+  }
 }
 
 async function diskOf({ volumes }: FoundMachine, connection: Connection): Promise<number> {
@@ -96,6 +109,7 @@ const STATE_COLOURS = {
   ready: "green",
   starting: "yellow",
   kept: "yellow",
+  crashed: "red",
   orphan: "red",
   leftover: "red",
 } as const;

@@ -11,12 +11,16 @@ export async function logs(
   { connection, config, stdout }: Pick<Stage, "connection" | "config" | "stdout">,
 ): Promise<void> {
   using pool = await lookupActivePool(connection, config.overlayPool, "overlay_pool");
-  const text = await readWholeConsole(connection, pool, machine);
-  if (text === null) {
+  const bytes = await readWholeConsole(connection, pool, { machine, mostBytes: Infinity });
+  if (bytes === null) {
     throw new SystemFailure({
       what: `There is no serial console of a machine "${machine}"`,
       advice: "See the machines: libvirt-gci list",
     });
   }
-  await stdout(new TextEncoder().encode(consoleLines(text).map((line) => `${line}\n`).join("")));
+  await stdout(
+    new TextEncoder().encode(
+      consoleLines(new TextDecoder().decode(bytes)).map((line) => `${line}\n`).join(""),
+    ),
+  );
 }

@@ -8,7 +8,6 @@ import type { Domain } from "../libvirt/domain.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
 import type { MachineSettings } from "../machine_settings.ts";
 import { refuseEnded, waitForAddress } from "../machine/address.ts";
-import { consoleEnd } from "../machine/console.ts";
 import { randomMac } from "../machine/domain_xml.ts";
 import { chooseDomainType } from "../machine/domain_type.ts";
 import { newOwner, type Owner } from "../machine/owner.ts";
@@ -22,7 +21,7 @@ import {
   requireUnchanged,
   type Template,
 } from "../machine/template.ts";
-import { readConsole, volumeName } from "../machine/volumes.ts";
+import { volumeName } from "../machine/volumes.ts";
 import { decide } from "../policy.ts";
 import { cleanup } from "./cleanup.ts";
 import { sweep } from "./gc.ts";
@@ -30,8 +29,6 @@ import { isolate, requireNetwork } from "./isolation.ts";
 import { createLogin, loginContents, loginTo, type MachineLogin } from "./login.ts";
 import type { Stage } from "./stage.ts";
 import { StepTimer } from "./step_timer.ts";
-
-const CONSOLE_LINES = 30;
 
 /** What the command line says to prepare. */
 export interface PrepareOptions {
@@ -96,7 +93,7 @@ export async function prepare(
   timer.end("start");
   log(`Started the machine "${name}" from the template "${choice.name}" (${domainType})`);
 
-  const ready = await explainedByConsole(name, stage, async () => {
+  const ready = await orExamined(name, stage, async () => {
     const addressed = { ...record, address: await addressOf(domain, { record, settings }, stage) };
     timer.end("address");
     const target = await loginTo(domain, addressed, login.key);
@@ -217,21 +214,14 @@ async function addressOf(
   return await waitForAddress(domain, { mac, network }, limits);
 }
 
-/** Adds the end of the machine's serial console to a failure, before undo removes it. */
-async function explainedByConsole<T>(
-  machine: string,
-  { connection, config, signal }: Stage,
-  wait: () => Promise<T>,
-): Promise<T> {
+/** Adds to a failure what can be known of the machine, before undo removes it. */
+async function orExamined<T>(machine: string, stage: Stage, wait: () => Promise<T>): Promise<T> {
   try {
     return await wait();
   } catch (cause) {
-    if (signal.aborted) throw cause;
-    const console = await readConsole(connection, config.overlayPool, machine);
-    throw new SystemFailure({
-      what: `The machine "${machine}" did not come up`,
-      cause,
-      details: consoleEnd(console, CONSOLE_LINES),
-    });
+    if (stage.signal.aborted) throw cause;
+    const { withPostMortem } = await import("./post_mortem.ts"); // what few machines need
+    const failure = new SystemFailure({ what: `The machine "${machine}" did not come up`, cause });
+    throw await withPostMortem(machine, failure, stage);
   }
 }

@@ -6,6 +6,7 @@ import type { SshConnection } from "../guest/ssh.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import type { Domain } from "../libvirt/domain.ts";
 import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
+import { refuseEnded } from "../machine/address.ts";
 import { type MachineRecord, readRecord } from "../machine/record.ts";
 import { loginTo } from "./login.ts";
 import type { Stage } from "./stage.ts";
@@ -28,18 +29,20 @@ export async function logIn(
   return await openSsh(await loginTo(domain, record, key), limits);
 }
 
-/** The machine of this name. Throws SystemFailure if it is gone, not ours, or not ready. */
+/** The machine of this name. Throws SystemFailure if it is gone, crashed, not ours, or not ready. */
 export async function lookupReadyMachine(
   machine: string,
   connection: Connection,
 ): Promise<OurMachine> {
-  const found = await lookupMachine(machine, connection);
-  if (found.record.address !== "") return found;
-  found[Symbol.dispose]();
-  throw unusable(`The machine "${machine}" is not ready`);
+  using undo = new DisposableStack();
+  const found = undo.use(await lookupMachine(machine, connection));
+  if (found.record.address === "") throw unusable(`The machine "${machine}" is not ready`);
+  await refuseEnded(found.domain);
+  undo.move();
+  return found;
 }
 
-/** As {@linkcode lookupReadyMachine}, ready or not. */
+/** As {@linkcode lookupReadyMachine}, ready or not, crashed or not. */
 export async function lookupMachine(
   machine: string,
   connection: Connection,

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { ScriptFailure, SystemFailure } from "../errors.ts";
+import { type Fault, faultOf, ScriptFailure, SystemFailure } from "../errors.ts";
 import { runScript } from "../guest/script.ts";
 import type { Connection } from "../libvirt/connection.ts";
+import type { DomainState } from "../libvirt/domain.ts";
+import { endedFailure } from "../machine/address.ts";
 import { sleep, within } from "../wait.ts";
 import { isFirstFailure, type JobScript, noteFailure, notePass } from "./keep.ts";
 import { logIn, lookupReadyMachine, type OurMachine } from "./ready_machine.ts";
@@ -9,6 +11,7 @@ import type { Stage } from "./stage.ts";
 
 const WATCH_MS = 2000;
 const WATCH_END_MS = 1000;
+const END_MS = 1000;
 
 /**
  * Runs a script in the machine. Throws ScriptFailure if it ends with a status other than 0, and
@@ -21,12 +24,51 @@ export async function run(
   stage: Stage,
   ofJob: JobScript | null = null,
 ): Promise<void> {
+  try {
+    await runInMachine(machine, script, stage, ofJob);
+  } catch (error) {
+    if (!(error instanceof SystemFailure) || stage.signal.aborted) throw error;
+    if (!LOSSES.includes(faultOf(error))) throw error;
+    const failure = await within(orEnded(machine, error, stage), END_MS) ?? error;
+    const { withPostMortem } = await import("./post_mortem.ts"); // what few machines need
+    throw await withPostMortem(machine, failure, stage);
+  }
+}
+
+const LOSSES: readonly Fault[] = ["guest_ended", "lost", "ssh_refused", "ssh_timeout", "host_key"];
+
+/** Says that the machine ended, where the connection was lost for that: libvirt may notice later. */
+async function orEnded(
+  machine: string,
+  failure: SystemFailure,
+  { connection, signal }: Stage,
+): Promise<SystemFailure> {
+  for (const end = performance.now() + END_MS; performance.now() < end; await sleep(100, signal)) {
+    if (faultOf(failure) === "guest_ended") break;
+    const state = await stateOf(machine, connection).catch(() => "active" as const);
+    if (state !== "active") return endedFailure(machine, state, failure);
+  }
+  return failure;
+}
+
+async function stateOf(machine: string, connection: Connection): Promise<DomainState> {
+  using domain = await connection.findDomain(machine);
+  return domain === null ? "gone" : await domain.state();
+}
+
+async function runInMachine(
+  machine: string,
+  script: Uint8Array,
+  stage: Stage,
+  ofJob: JobScript | null,
+): Promise<void> {
   using ready = await lookupReadyMachine(machine, stage.connection);
   const { record } = ready;
   try {
     await runIn(ready, script, stage);
   } catch (error) {
-    if (ofJob !== null && !stage.signal.aborted && isFirstFailure(record)) {
+    const isOver = stage.signal.aborted || faultOf(error) === "guest_ended"; // no use to keep it
+    if (ofJob !== null && !isOver && isFirstFailure(record)) {
       await noteFailure(machine, ofJob, stage);
     }
     throw error;
@@ -60,8 +102,8 @@ function rejectAtAbort(signal: AbortSignal): Promise<never> {
 }
 
 /**
- * Aborts `ended` when the machine is no longer there: SSH alone would notice after minutes. A daemon
- * that restarts is no reason to end the job.
+ * Aborts `ended` when the machine is no longer there, or its kernel panicked: SSH alone would notice
+ * after minutes. A daemon that restarts is no reason to end the job.
  */
 async function watch(
   machine: string,
@@ -73,16 +115,8 @@ async function watch(
     await sleep(WATCH_MS, ended.signal);
     if (ended.signal.aborted) break;
     try {
-      using domain = await (own ?? connection).findDomain(machine);
-      if (domain !== null) continue;
-      ended.abort(
-        new SystemFailure({
-          fault: "guest_ended",
-          what: `The machine "${machine}" ended while the script ran: it powered off, crashed, ` +
-            "or somebody destroyed it",
-          advice: `See why: /var/log/libvirt/qemu/${machine}.log on the host`,
-        }),
-      );
+      const state = await stateOf(machine, own ?? connection);
+      if (state !== "active") ended.abort(endedFailure(machine, state));
     } catch {
       await own?.[Symbol.asyncDispose]().catch(() => {}); // it is of no use any more
       own = await connect().catch(() => null);

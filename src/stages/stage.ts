@@ -9,8 +9,11 @@ import type { OnStep } from "./step_timer.ts";
 export interface Stage {
   readonly config: Config;
   readonly connection: Connection;
-  /** Opens another connection, for when the first no longer answers. */
-  readonly connect: () => Promise<Connection>;
+  /**
+   * Opens another connection, for when the first no longer answers. Its calls may take so long, by
+   * default as long as those of the first.
+   */
+  readonly connect: (callSeconds?: number) => Promise<Connection>;
   /** Aborts when the stage is to end; its reason is the error to end with. */
   readonly signal: AbortSignal;
   /** The caller's home directory. */
@@ -19,6 +22,8 @@ export interface Stage {
   readonly keyDirectory: string;
   /** Where they are kept that have to outlive the attempt; by hand that is the same. */
   readonly lastingKeyDirectory: string;
+  /** Where is kept what could be known of machines that failed. */
+  readonly postMortemDirectory: string;
   /** Progress, a line each. */
   readonly log: (line: string) => void;
   /** Shows at the terminal what is waited for; null where there is none. */

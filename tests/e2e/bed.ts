@@ -35,6 +35,7 @@ const SETTINGS: Settings = {
   overlay_pool: TESTBED.overlayPool,
   key: TESTBED.key,
   memory_mib: 512,
+  post_mortems: 0, // but for the tests of them, nothing is to stay
   templates: { lite: { login: "template" }, cloud: { aliases: ["example.org/cloud:1"] } },
 };
 
