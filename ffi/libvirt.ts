@@ -62,8 +62,30 @@ export const symbols = {
     nonblocking: true,
   },
 
+  virNodeGetMemoryStats: {
+    parameters: [
+      virConnectPtr, // virConnectPtr conn
+      "i32", // int cellNum
+      "buffer", // virNodeMemoryStatsPtr params
+      "buffer", // int *nparams
+      "u32", // unsigned int flags
+    ],
+    result: "i32", // 0, -1 on error
+    nonblocking: true,
+  },
+
   // libvirt-domain
 
+  virConnectGetAllDomainStats: {
+    parameters: [
+      virConnectPtr, // virConnectPtr conn
+      "u32", // unsigned int stats
+      "buffer", // virDomainStatsRecordPtr **retStats
+      "u32", // unsigned int flags
+    ],
+    result: "i32", // how many, -1 on error
+    nonblocking: true,
+  },
   virConnectListAllDomains: {
     parameters: [
       virConnectPtr, // virConnectPtr conn
@@ -199,6 +221,12 @@ export const symbols = {
     ],
     result: "i32", // 0, -1 on error
     nonblocking: true,
+  },
+  virDomainStatsRecordListFree: {
+    parameters: [
+      "pointer", // virDomainStatsRecordPtr *stats
+    ],
+    result: "void",
   },
 
   // libvirt-network

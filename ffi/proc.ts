@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
 /**
- * The C library's functions to read a file and a link. Deno itself opens nothing below /proc and /sys
+ * The C library's functions to read a file, a link and a file system's size. Deno itself opens nothing below /proc and /sys
  * unless it has all permissions, which the compiled program does not need for anything else.
  *
  * `open` is variadic in C. Declared with fixed parameters it works all the same, see kvm.ts.
@@ -33,6 +33,13 @@ const symbols = {
   close: {
     parameters: [
       "i32", // int fd
+    ],
+    result: "i32", // -1 on error
+  },
+  statvfs: {
+    parameters: [
+      "buffer", // const char *path
+      "buffer", // struct statvfs *buf
     ],
     result: "i32", // -1 on error
   },
@@ -86,4 +93,16 @@ export function readProcLink(path: string): string | null {
   const name = new TextEncoder().encode(`/proc/${path}\0`);
   const length = Number(loadProc().readlink(name, buffer, BigInt(buffer.length)));
   return length < 0 ? null : new TextDecoder().decode(buffer.subarray(0, length));
+}
+
+/**
+ * The size of the file system that holds this file, and what others than root can have of it, in
+ * bytes; null if nobody can tell. Deno has this only in node:fs, which takes longer to load.
+ */
+export function fileSystemSpace(path: string): { total: number; available: number } | null {
+  // struct statvfs on 64-bit Linux, of 112 bytes: f_frsize at 8, f_blocks at 16, f_bavail at 32.
+  const fields = new BigUint64Array(14);
+  if (loadProc().statvfs(new TextEncoder().encode(`${path}\0`), fields) < 0) return null;
+  const [, blockBytes = 0n, blocks = 0n, , available = 0n] = fields;
+  return { total: Number(blockBytes * blocks), available: Number(blockBytes * available) };
 }

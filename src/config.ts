@@ -56,6 +56,13 @@ export interface Config {
   readonly overlayPool: string;
   /** Where stages are counted, for node_exporter; null is nowhere. */
   readonly metricsFile: string | null;
+  /** How much machines may take of the host, see AdmissionLimits. */
+  readonly maxMachines: number | null;
+  readonly overcommitMemory: boolean;
+  readonly reserveMemoryMib: number;
+  readonly reserveDiskGib: number;
+  /** How long a machine may wait for that. */
+  readonly admissionSeconds: number;
   /** The template of a job that asks for none; null refuses such a job. */
   readonly defaultTemplate: string | null;
   /** Patterns of the names that a job may ask for besides those of `templates`. */
@@ -205,6 +212,11 @@ function toConfig(raw: RawConfig): Config {
     templatePool: raw.template_pool ?? "base_imgs",
     overlayPool: raw.overlay_pool ?? DEFAULT_OVERLAY_POOL,
     metricsFile: raw.metrics_file ?? null,
+    maxMachines: raw.max_machines ?? null,
+    overcommitMemory: raw.overcommit_memory ?? false,
+    reserveMemoryMib: raw.reserve_memory_mib ?? 512,
+    reserveDiskGib: raw.reserve_disk_gib ?? 1,
+    admissionSeconds: raw.admission_seconds ?? 1800,
     defaultTemplate: raw.default_template ?? null,
     allowedTemplates: raw.allowed_templates ?? ["*"],
     maxKeptMachines: raw.max_kept_machines ?? 4,

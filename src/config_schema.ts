@@ -52,6 +52,11 @@ const configEntries = {
   ),
   allowed_templates: v.optional(patterns),
   max_kept_machines: v.optional(count),
+  max_machines: v.optional(wholeNumber(1, 10_000)),
+  overcommit_memory: v.optional(v.boolean("true or false")),
+  reserve_memory_mib: v.optional(wholeNumber(0, 16_777_216)),
+  reserve_disk_gib: v.optional(wholeNumber(0, 65_536)),
+  admission_seconds: v.optional(wholeNumber(0, 86_400)),
   ...machineEntries,
   templates: v.optional(
     v.pipe(

@@ -16,6 +16,8 @@ export const FAULTS = [
   "storage",
   /** A network, or its filters. */
   "network",
+  /** The host had no room for the machine in time. */
+  "room",
   /** The domain did not start. */
   "start",
   /** The machine got no address in time. */

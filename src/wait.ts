@@ -35,6 +35,8 @@ export interface Limits {
   readonly log: (line: string) => void;
   /** Told it every second instead, where there is somebody to look. */
   readonly progress?: Progress | null;
+  /** How rare probes become, in milliseconds; by default ten a second. */
+  readonly longestPauseMs?: number;
 }
 
 const FIRST_PAUSE_MS = 10;
@@ -43,7 +45,7 @@ const REPORT_MS = 10_000;
 const PROGRESS_MS = 1000;
 
 /**
- * Probes until the condition holds: fast at first, then ten times a second. Throws SystemFailure
+ * Probes until the condition holds: fast at first, then more and more rarely. Throws SystemFailure
  * with the last reason when the time is over, and the signal's reason when it aborts.
  */
 export async function waitFor<T>(
@@ -52,6 +54,7 @@ export async function waitFor<T>(
 ): Promise<T> {
   const start = performance.now();
   const { timeoutSeconds, signal, log, progress = null } = limits;
+  const { longestPauseMs = LONGEST_PAUSE_MS } = limits;
   let pause = FIRST_PAUSE_MS;
   let nextReport = REPORT_MS;
   let reason = "";
@@ -76,7 +79,7 @@ export async function waitFor<T>(
       nextReport = elapsed + REPORT_MS;
     }
     await sleep(pause, signal);
-    pause = Math.min(pause * 1.5, LONGEST_PAUSE_MS);
+    pause = Math.min(pause * 1.5, longestPauseMs);
   }
 }
 

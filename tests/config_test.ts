@@ -120,6 +120,11 @@ Deno.test("the defaults are those that the manual names", () => {
     defaultTemplate: null,
     allowedTemplates: ["*"],
     maxKeptMachines: 4,
+    maxMachines: null,
+    overcommitMemory: false,
+    reserveMemoryMib: 512,
+    reserveDiskGib: 1,
+    admissionSeconds: 1800,
     templates: new Map(),
     rules: [],
   });
@@ -152,6 +157,11 @@ Deno.test("every setting of the host can be set", () => {
     metrics_file: /var/lib/metrics/gci.prom
     default_template: fedora-34
     allowed_templates: [ci-*, debian-12]
+    max_machines: 5
+    overcommit_memory: true
+    reserve_memory_mib: 0
+    reserve_disk_gib: 20
+    admission_seconds: 0
     `,
     "config.yaml",
   );
@@ -164,6 +174,11 @@ Deno.test("every setting of the host can be set", () => {
     metricsFile: "/var/lib/metrics/gci.prom",
     defaultTemplate: "fedora-34",
     allowedTemplates: ["ci-*", "debian-12"],
+    maxMachines: 5,
+    overcommitMemory: true,
+    reserveMemoryMib: 0,
+    reserveDiskGib: 20,
+    admissionSeconds: 0,
   });
 });
 
@@ -392,6 +407,11 @@ const WRONG: Readonly<Record<string, readonly unknown[]>> = {
   post_mortem_dir: ["", "relative", "~/here", "/a\nb", null],
   post_mortems: [-1, 10_001, "20"],
   post_mortem_mib: [0, 1.5, "100M"],
+  max_machines: [0, 10_001, null, "5"],
+  overcommit_memory: ["yes", 1, null],
+  reserve_memory_mib: [-1, 0.5, 16_777_217],
+  reserve_disk_gib: [-1, 65_537, "1"],
+  admission_seconds: [-1, 86_401],
   template_pool: ["", "a/b", " a", "a\nb", 7],
   overlay_pool: ["", "a/b", ["a"]],
   metrics_file: ["", "gci.prom", "/gci", "/.prom", "/a/.prom", "/a\n.prom", "/a.prom/", true],

@@ -325,7 +325,7 @@ for (
     ],
     [
       { "[runners.custom]": "[runners.custom]\nprepare_exec_timeout = 60" },
-      ...["warning", /prepare_exec_timeout 60$/, /= 300, or more/] as const,
+      ...["warning", /prepare_exec_timeout 60$/, /= 2100, or more/] as const,
     ],
     [{ "concurrent = 4": "concurrent = 8" }, "warning", /8 machines at once/, /# concurrent = 7$/],
     [{ "concurrent = 4": "concurrent = " }, "problem", /cannot read/, /config.toml$/],
@@ -359,6 +359,23 @@ Deno.test("limits of runners bound the memory, and the largest template counts",
   const config = parseConfig("templates: { giant: { memory_mib: 8192 } }", "x");
   const findings = await findingsOf({}, { config });
   only(findings.slice(1), "warning", /4 machines at once, of up to 8192 MiB/);
+});
+
+Deno.test("more jobs than max_machines would wait in prepare", async () => {
+  const findings = await findingsOf({}, { config: parseConfig("max_machines: 3", "x") });
+  const found = only(findings.slice(1), "warning", /4 jobs may come at once.*max_machines is 3/);
+  assert.match(found.remedy ?? "", /# concurrent = 3$/);
+  allOk(await findingsOf({}, { config: parseConfig("max_machines: 4", "x") }));
+});
+
+Deno.test("what becomes of jobs without memory depends on overcommit_memory", async () => {
+  for (
+    const [overcommit, meaning] of [[false, /jobs wait in prepare/], [true, /swaps/]] as const
+  ) {
+    const config = parseConfig(`memory_mib: 8192\novercommit_memory: ${overcommit}`, "x");
+    const found = only((await findingsOf({}, { config })).slice(1), "warning", /8192 MiB/);
+    assert.match(found.meaning ?? "", meaning);
+  }
 });
 
 Deno.test("no config.toml is a warning", async () => {

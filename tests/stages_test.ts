@@ -69,7 +69,7 @@ Deno.test("prepare says what each step took", () =>
     await prepare(JOB, {}, stage);
     assert.match(
       stage.lines.join("\n"),
-      /is ready at 127\.99\.0\.\d+: overlay [\d.]+ m?s, start [\d.]+ m?s, address .* ssh /,
+      /is ready at 127\.99\.0\.\d+: turn [\d.]+ m?s, overlay [\d.]+ m?s, start [\d.]+ m?s, address .* ssh /,
     );
   }));
 

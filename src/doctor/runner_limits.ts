@@ -16,9 +16,9 @@ export function checkTimeouts({ name, custom }: Runner, { config }: DoctorContex
   const limits = [
     {
       key: "prepare_exec_timeout",
-      least: boot,
-      meaning: "A machine that boots slowly is killed before address_seconds and ssh_seconds " +
-        "are over, and the job's log does not say why",
+      least: config.admissionSeconds + boot,
+      meaning: "A machine that waits long or boots slowly is killed before admission_seconds, " +
+        "address_seconds and ssh_seconds are over, and the job's log does not say why",
     },
     {
       key: "cleanup_exec_timeout",
@@ -45,24 +45,35 @@ export function checkTimeouts({ name, custom }: Runner, { config }: DoctorContex
   );
 }
 
-/** Whether all machines that may run at once fit into the host's memory. */
+/** Whether all jobs that may come at once have room, or would wait for it. */
 export async function checkMemory(
   { concurrent, runners }: RunnerConfig,
   context: DoctorContext,
 ): Promise<Finding[]> {
+  const sum = runners.reduce((sum, { limit }) => sum + (limit || Infinity), 0);
+  const { maxMachines, overcommitMemory } = context.config;
+  const jobs = Math.min(concurrent, sum);
+  if (maxMachines !== null && maxMachines < jobs) {
+    return [
+      warning(`${jobs} jobs may come at once, and max_machines is ${maxMachines}`, {
+        meaning: "When all are busy, jobs wait in prepare, while another host could take them",
+        remedy: `${EDIT} # concurrent = ${maxMachines}`,
+      }),
+    ];
+  }
   const text = await readHostFile(context, "/proc/meminfo");
   const totalKib = Number(/^MemTotal:\s+(\d+) kB$/m.exec(text ?? "")?.[1] ?? NaN);
-  const sum = runners.reduce((sum, { limit }) => sum + (limit || Infinity), 0);
-  const machines = Math.min(concurrent, sum);
   const largest = Math.max(...allMachines(context.config).map(({ memoryMib }) => memoryMib));
   const totalMib = Math.floor(totalKib / 1024);
-  const subject = `${machines} machine${machines === 1 ? "" : "s"} at once, of up to ` +
+  const subject = `${jobs} machine${jobs === 1 ? "" : "s"} at once, of up to ` +
     `${largest} MiB, and the host has ${totalMib} MiB`;
   if (Number.isNaN(totalMib)) return [];
-  if (machines * largest <= totalMib) return [ok(subject)];
+  if (jobs * largest <= totalMib) return [ok(subject)];
   return [
     warning(subject, {
-      meaning: "When all are busy, the host swaps, or the kernel kills machines: their jobs fail",
+      meaning: overcommitMemory
+        ? "When all are busy, the host swaps, or the kernel kills machines: their jobs fail"
+        : "When all are busy, jobs wait in prepare until there is memory for their machines",
       remedy: `${EDIT} # concurrent = ${Math.max(1, Math.floor(totalMib / largest))}`,
     }),
   ];

@@ -4,6 +4,17 @@ import { type LibvirtQemu, loadLibvirtQemu, qemuSymbols } from "../../ffi/libvir
 import { borrowedString, cString, OutCell, pointerAt } from "../../ffi/memory.ts";
 import { Domain, VIR_CONNECT_LIST_DOMAINS_ACTIVE } from "./domain.ts";
 import { LibvirtError, orNull, VIR_ERR } from "./error.ts";
+import {
+  type DomainMemory,
+  nodeMemoryBuffer,
+  readDomainMemory,
+  readNodeMemory,
+  recordsOf,
+  VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE,
+  VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT,
+  VIR_DOMAIN_STATS_BALLOON,
+  VIR_NODE_MEMORY_STATS_ALL_CELLS,
+} from "./memory_stats.ts";
 import { Network } from "./network.ts";
 import { NetworkFilter } from "./network_filter.ts";
 import { StoragePool } from "./storage_pool.ts";
@@ -253,6 +264,43 @@ export class Connection implements AsyncDisposable {
     return pointers.map((pointer) =>
       new Domain(this, pointer, borrowedString(this.#libvirt.virDomainGetName(pointer)) ?? "")
     );
+  }
+
+  /** The domains that run and their memory, in one call, which waits for none that is busy. */
+  async domainMemory(): Promise<DomainMemory[]> {
+    const list = new OutCell();
+    await this.call(
+      "virConnectGetAllDomainStats",
+      this.#pointer,
+      VIR_DOMAIN_STATS_BALLOON,
+      list.buffer,
+      VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE | VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT,
+    );
+    const records = list.pointer;
+    if (records === null) return [];
+    const nameOf = (domain: Pointer<"virDomain">): string =>
+      borrowedString(this.#libvirt.virDomainGetName(domain)) ?? "";
+    const domains = Array.from(recordsOf(records), (record) => readDomainMemory(record, nameOf));
+    this.#libvirt.virDomainStatsRecordListFree(records);
+    return domains;
+  }
+
+  /**
+   * The host's memory in MiB: `total`, `free`, `buffers` and `cached`; null where the driver does not
+   * say.
+   */
+  async nodeMemory(): Promise<ReadonlyMap<string, number> | null> {
+    const buffer = nodeMemoryBuffer(4); // Linux has four, and takes no other number
+    const asked = this.call(
+      "virNodeGetMemoryStats",
+      this.#pointer,
+      VIR_NODE_MEMORY_STATS_ALL_CELLS,
+      buffer,
+      new Int32Array([4]),
+      0,
+    );
+    const answered = await orNull(VIR_ERR.NO_SUPPORT, orNull(VIR_ERR.INVALID_ARG, asked));
+    return answered === null ? null : readNodeMemory(buffer);
   }
 
   /** The version of the daemon's libvirt: 9001002 is 9.1.2. */

@@ -41,7 +41,7 @@ export class StoragePool implements Disposable {
     await this.#connection.call("virStoragePoolRefresh", this.#pointer, 0);
   }
 
-  /** Its XML, with the path of its target. */
+  /** Its XML, with the path of its target, and its size as libvirt saw it at the last refresh. */
   xml(): Promise<string> {
     return this.#connection.callForString("virStoragePoolGetXMLDesc", this.#pointer, 0);
   }

@@ -76,12 +76,19 @@ export function createRawVolume(pool: StoragePool, name: string, bytes: number):
   return pool.createVolume(name, volumeXml.toString());
 }
 
-const KINDS = Object.keys(VOLUME_ENDINGS).join("|");
+const KINDS = [...Object.keys(VOLUME_ENDINGS), "[\\da-f-]+\\.turn"].join("|");
 const MACHINE_VOLUME = new RegExp(`^(.+)\\.(?:${KINDS})\\.libvirt-gci(?:\\.\\d+)?$`);
 
-/** The machine whose volume this is, or an older part of its serial log; null if it is none's. */
+/**
+ * The machine whose volume this is, or whose turn, or an older part of whose serial log; null if it
+ * is none's.
+ */
 export function machineOfVolume(volume: string): string | null {
   return MACHINE_VOLUME.exec(volume)?.[1] ?? null;
+}
+
+function isTurnOf(machine: string, volume: string): boolean {
+  return volume.endsWith(".turn.libvirt-gci") && machineOfVolume(volume) === machine;
 }
 
 /** Whether a volume of this name belongs to some machine, and so is no template. */
@@ -89,15 +96,23 @@ export function isMachineVolume(name: string): boolean {
   return name.endsWith(".libvirt-gci");
 }
 
+/** Which volumes are to go. */
+export interface Doomed {
+  readonly machine: string;
+  /** Some that somebody saw. */
+  readonly known?: readonly string[];
+  /** Whether prepare may have ended while it had a turn, which only a list of the pool finds. */
+  readonly mayHaveTurn?: boolean;
+}
+
 /**
- * Deletes all volumes of the machine that are there but its owner's, and gives their names. `known`
- * are some that somebody saw. It goes on where it cannot delete one, and throws that error in the
- * end.
+ * Deletes all volumes of the machine that are there but its owner's, and gives their names. It goes
+ * on where it cannot delete one, and throws that error in the end.
  */
 export async function deleteVolumes(
   connection: Connection,
   pool: StoragePool,
-  { machine, known = [] }: { readonly machine: string; readonly known?: readonly string[] },
+  { machine, known = [], mayHaveTurn = false }: Doomed,
 ): Promise<string[]> {
   const deleted: string[] = [];
   const errors: unknown[] = [];
@@ -110,6 +125,10 @@ export async function deleteVolumes(
   };
   for (const kind of ["seed", "credential", "nvram"] as const) {
     await tryDelete(volumeName(machine, kind));
+  }
+  if (mayHaveTurn) {
+    const turns = (await pool.volumeNames()).filter((name) => isTurnOf(machine, name));
+    for (const name of turns) await tryDelete(name);
   }
   // The console comes after its older parts: it is how they are found.
   const rotated = await findRotatedLogs(connection, pool, machine).catch((error) => {
@@ -133,7 +152,7 @@ export function deleteOwner(pool: StoragePool, machine: string): Promise<boolean
 const DELETE_ATTEMPTS = 20;
 
 /** Whether there was such a volume, which is gone now. */
-async function deleteVolume(pool: StoragePool, name: string): Promise<boolean> {
+export async function deleteVolume(pool: StoragePool, name: string): Promise<boolean> {
   using volume = await pool.findVolume(name);
   if (volume === null) return false;
   for (let attempt = 1;; attempt++) {

@@ -6,7 +6,7 @@ import { deleteKeyFile, isKeyFileOf, keyFile } from "../guest/key_file.ts";
 import { deleteFilter } from "../machine/filter.ts";
 import { type MachineRecord, readRecord } from "../machine/record.ts";
 import { lookupActivePool } from "../machine/template.ts";
-import { deleteOwner, deleteVolumes } from "../machine/volumes.ts";
+import { deleteOwner, deleteVolumes, type Doomed } from "../machine/volumes.ts";
 import type { Stage } from "./stage.ts";
 
 /** What somebody saw of a machine, where its name alone does not lead to it. */
@@ -27,7 +27,7 @@ export async function cleanup(
   { volumes = [], attemptDir = "" }: Seen = {},
 ): Promise<boolean> {
   const pools = [...new Set([config.overlayPool, ...volumes.map(({ pool }) => pool)])];
-  const { destroyed, key } = await destroyMachine(machine, connection);
+  const { destroyed, key, isReady } = await destroyMachine(machine, connection);
   const removals = await Promise.allSettled([
     deleteKeyFile(keyFile(keyDirectory, machine)),
     deleteKeyFile(keyFile(lastingKeyDirectory, machine)),
@@ -37,7 +37,7 @@ export async function cleanup(
     deleteFilter(connection, machine),
     ...pools.map((pool) => {
       const known = volumes.filter((volume) => volume.pool === pool).map(({ name }) => name);
-      return deleteDisks({ machine, known }, connection, pool);
+      return deleteDisks({ machine, known, mayHaveTurn: !isReady }, connection, pool);
     }),
   ]);
   for (const removal of removals) if (removal.status === "rejected") throw removal.reason;
@@ -53,23 +53,32 @@ export type CleanupStage = Pick<
   "connection" | "config" | "keyDirectory" | "lastingKeyDirectory" | "log"
 >;
 
-/** Whether there was a domain to destroy, and the file of the key that it let in. */
-async function destroyMachine(
-  machine: string,
-  connection: Connection,
-): Promise<{ readonly destroyed: boolean; readonly key: string }> {
+/** What there was of a domain. */
+interface Destroyed {
+  readonly destroyed: boolean;
+  /** The file of the key that it let in. */
+  readonly key: string;
+  /** Whether prepare was through with it. */
+  readonly isReady: boolean;
+}
+
+async function destroyMachine(machine: string, connection: Connection): Promise<Destroyed> {
   using domain = await connection.findDomain(machine);
-  if (domain === null) return { destroyed: false, key: "" };
+  if (domain === null) return { destroyed: false, key: "", isReady: false };
   let record: MachineRecord | null;
   try {
     record = await readRecord(domain);
     if (record !== null) await domain.destroy();
   } catch (error) {
     // It ended by itself just now.
-    if (isLibvirtError(error, VIR_ERR.NO_DOMAIN)) return { destroyed: true, key: "" };
+    if (isLibvirtError(error, VIR_ERR.NO_DOMAIN)) {
+      return { destroyed: true, key: "", isReady: false };
+    }
     throw error;
   }
-  if (record !== null) return { destroyed: true, key: record.key };
+  if (record !== null) {
+    return { destroyed: true, key: record.key, isReady: record.address !== "" };
+  }
   throw new SystemFailure({
     what: `The domain "${machine}" was not made by libvirt-gci, so it stays as it is`,
     advice: `See the domains of this host: virsh list --all --title`,
@@ -78,7 +87,7 @@ async function destroyMachine(
 
 /** Whether there was a volume to delete. Without the pool there is none. */
 async function deleteDisks(
-  disks: { readonly machine: string; readonly known: readonly string[] },
+  disks: Doomed,
   connection: Connection,
   poolName: string,
 ): Promise<boolean> {

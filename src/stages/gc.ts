@@ -2,7 +2,9 @@
 import { explain, SystemFailure } from "../errors.ts";
 import { isLibvirtError } from "../libvirt/error.ts";
 import { age, ageSeconds } from "../machine/owner.ts";
+import { endTurn, isLive, turnsOf } from "../machine/turn.ts";
 import { sleep } from "../wait.ts";
+import { longestTurnSeconds } from "./admission.ts";
 import { cleanup } from "./cleanup.ts";
 import {
   findActivePool,
@@ -45,7 +47,10 @@ export async function gc(
     try {
       const need = await lookupNeed(machine, stage); // somebody may have come or gone by now
       const why = need.why ?? whyTooOld(need, olderThanSeconds);
-      if (why === null) continue;
+      if (why === null) {
+        if (!dryRun) await endDeadTurns(machine, stage);
+        continue;
+      }
       const what = `"${machine.name}" (${partsOf(machine)}): ${why}`;
       if (dryRun) stage.log(`Would remove ${what}`);
       else if (await remove(machine, need, stage)) stage.log(`Removed ${what}`);
@@ -54,6 +59,20 @@ export async function gc(
     }
   }
   if (problems.length > 0) throw unremoved(problems);
+}
+
+/** Of a machine that is needed, somebody may have killed prepare. */
+async function endDeadTurns(
+  { name, volumes }: FoundMachine,
+  { connection, config, log }: GcStage,
+): Promise<void> {
+  const names = volumes.filter(({ pool }) => pool === config.overlayPool).map(({ name }) => name);
+  for (const turn of turnsOf(names)) {
+    if (await isLive(turn, { longestSeconds: longestTurnSeconds(config) })) continue;
+    using pool = await connection.lookupPool(config.overlayPool);
+    await endTurn(pool, turn);
+    log(`Removed the turn of "${name}": nobody waits for it any more`);
+  }
 }
 
 const TRACE_MS = 5000;

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { age, ageSeconds } from "../machine/owner.ts";
+import { isLive, turnsOf } from "../machine/turn.ts";
+import { volumeName } from "../machine/volumes.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import { isKept } from "../machine/record.ts";
 import { noPaint, type Paint } from "../paint.ts";
 import { toVisible } from "../quoted.ts";
+import { longestTurnSeconds } from "./admission.ts";
 import {
   findMachines,
   type FindStage,
@@ -22,11 +25,11 @@ export interface ListedMachine {
   /** ISO 8601. */
   readonly created: string | null;
   /**
-   * `starting` until it can be logged in to, then `ready`; `crashed` if its kernel panicked; `kept`
-   * if its job is over; `orphan` if it has a domain and nobody needs it; `leftover` if it has not
-   * even that.
+   * `waiting` until there is room for it, `starting` until it can be logged in to, then `ready`;
+   * `crashed` if its kernel panicked; `kept` if its job is over; `orphan` if it has a domain and
+   * nobody needs it; `leftover` if it has not even that.
    */
-  readonly state: "starting" | "ready" | "crashed" | "kept" | "orphan" | "leftover";
+  readonly state: "waiting" | "starting" | "ready" | "crashed" | "kept" | "orphan" | "leftover";
   /** Until when somebody wants it to stay, whatever becomes of its job, ISO 8601. */
   readonly keptUntil: string | null;
   /** Why gc would remove it. */
@@ -53,7 +56,7 @@ export async function listMachines(stage: FindStage): Promise<ListedMachine[]> {
       project: owner?.project ?? null,
       template: record?.template ?? null,
       created: owner?.created ?? null,
-      state: stateOf(need, life?.hasCrashed ?? false),
+      state: await hasTurn(machine, stage) ? "waiting" : stateOf(need, life?.hasCrashed ?? false),
       keptUntil: record?.keptUntil || null,
       why,
       address: record?.address || null,
@@ -61,6 +64,17 @@ export async function listMachines(stage: FindStage): Promise<ListedMachine[]> {
       diskBytes: await diskOf(machine, stage.connection),
     };
   }));
+}
+
+/** Whether it waits for its turn: once that has come, the machine gets its disk. */
+async function hasTurn(
+  { name, volumes }: FoundMachine,
+  { config }: FindStage,
+): Promise<boolean> {
+  if (volumes.some((volume) => volume.name === volumeName(name, "overlay"))) return false;
+  const turns = turnsOf(volumes.map((volume) => volume.name));
+  const limits = { longestSeconds: longestTurnSeconds(config) };
+  return (await Promise.all(turns.map((turn) => isLive(turn, limits)))).includes(true);
 }
 
 function stateOf({ record, owner, why }: Need, hasCrashed: boolean): ListedMachine["state"] {
@@ -107,6 +121,7 @@ const STATE_COLUMN = HEAD.indexOf("STATE");
 
 const STATE_COLOURS = {
   ready: "green",
+  waiting: "yellow",
   starting: "yellow",
   kept: "yellow",
   crashed: "red",

@@ -21,8 +21,10 @@ import {
   requireUnchanged,
   type Template,
 } from "../machine/template.ts";
+import { endTurn } from "../machine/turn.ts";
 import { volumeName } from "../machine/volumes.ts";
 import { decide } from "../policy.ts";
+import { admit } from "./admission.ts";
 import { cleanup } from "./cleanup.ts";
 import { sweep } from "./gc.ts";
 import { isolate, requireNetwork } from "./isolation.ts";
@@ -43,9 +45,9 @@ export interface PreparedMachine {
 }
 
 /**
- * Makes a machine for the job and waits until a command runs in it over SSH. If that fails, or the
- * signal aborts, it undoes what it did. Throws BuildFailure if the job asks for a template that does
- * not exist, else SystemFailure.
+ * Makes a machine for the job, once there is room for it, and waits until a command runs in it. If
+ * that fails, or the signal aborts, it undoes what it did. Throws BuildFailure if the job asks for a
+ * template that does not exist, else SystemFailure.
  */
 export async function prepare(
   job: Job,
@@ -57,12 +59,12 @@ export async function prepare(
   const name = job.machine ?? makeUpMachineName(choice.name);
   await sweep(stage);
 
-  const template = await findTemplate(connection, {
-    ...choice,
-    isAllowed,
-    pool: config.templatePool,
-  });
-  const diskGib = diskSize(template, settings);
+  const findDisk = async (): Promise<DiskSource> => {
+    const asked = { ...choice, isAllowed, pool: config.templatePool };
+    const template = await findTemplate(connection, asked);
+    return { template, diskGib: diskSize(template, settings) };
+  };
+  let disk = await findDisk();
   const subnets = await requireNetwork(connection, settings.network);
   const domainType = await chooseDomainType(connection, settings.domainType, log);
   using pool = await lookupOverlayPool(connection, config.overlayPool);
@@ -75,7 +77,10 @@ export async function prepare(
   await claimName(pool, name, owner);
   await using undo = new AsyncDisposableStack(); // only now is the name ours
   undo.defer(() => undoPrepare(name, stage));
-  const overlayPath = await createDisk(pool, name, { template, diskGib });
+  const { turn, hasWaited } = await admit(name, { pool, memoryMib: settings.memoryMib }, stage);
+  if (hasWaited) disk = await findDisk(); // somebody may have replaced the template
+  timer.end("turn");
+  const overlayPath = await createDisk(pool, name, disk);
   const login = await createLogin(name, { keyFile, settings }, stage);
   const volumes = await createVolumes(pool, name, {
     ...loginContents(name, login, settings),
@@ -88,8 +93,9 @@ export async function prepare(
   const record = newRecord(owner, { template: choice.name, login, settings });
   using domain = await startMachine(connection, {
     ...{ name, record, domainType, settings, filter, overlayPath, ...volumes },
-  }, { template });
-  await requireUnchanged(connection, template);
+  }, disk);
+  if (turn !== null) await endTurn(pool, turn);
+  await requireUnchanged(connection, disk.template);
   timer.end("start");
   log(`Started the machine "${name}" from the template "${choice.name}" (${domainType})`);
 
@@ -146,6 +152,13 @@ function newRecord(
     keepMinutes: owner.attemptDir === "" ? "" : String(settings.keepMinutes), // by hand it stays
     ...{ failed: "", keptUntil: "" },
   };
+}
+
+/** What a machine's disk is made of. */
+interface DiskSource {
+  readonly template: Template;
+  /** Its size, if that is more than the template's. */
+  readonly diskGib: number | null;
 }
 
 /** The size to make the disk, which is the template's own at least. Throws SystemFailure. */

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
 /** The steps of prepare that make a machine. */
-export const STEPS = ["overlay", "start", "address", "ssh"] as const;
+export const STEPS = ["turn", "overlay", "start", "address", "ssh"] as const;
 
 /** One of {@linkcode STEPS}. */
 export type Step = typeof STEPS[number];
@@ -27,7 +27,7 @@ export class StepTimer {
     this.#start = now;
   }
 
-  /** Such as `overlay 24 ms, start 0.7 s, address 7.2 s, ssh 0.9 s`. */
+  /** Such as `turn 9 ms, overlay 24 ms, start 0.7 s, address 7.2 s, ssh 0.9 s`. */
   summary(): string {
     return this.#steps.join(", ");
   }

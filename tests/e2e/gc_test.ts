@@ -110,9 +110,12 @@ const POINTS: readonly (readonly [call: string, count: number])[] = [
   ["virStorageVolUpload", 1],
   ["virStreamFinish", 1],
   ["virStorageVolCreateXML", 2],
+  ["virConnectGetAllDomainStats", 1],
   ["virStorageVolCreateXML", 3],
+  ["virStorageVolCreateXML", 4],
   ["virNWFilterDefineXML", 1],
   ["virDomainCreateXML", 1],
+  ["virStorageVolDelete", 1],
   ["virDomainInterfaceAddresses", 3],
 ];
 

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import type { Pointer } from "../../ffi/libvirt.ts";
+import { pointerAt } from "../../ffi/memory.ts";
+
+/** virDomainStatsTypes: what the domain may take of memory, and takes. */
+export const VIR_DOMAIN_STATS_BALLOON = 4;
+/** virConnectGetAllDomainStatsFlags: of domains that run. */
+export const VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE = 1;
+/** virConnectGetAllDomainStatsFlags: without waiting for a domain that is busy or hangs. */
+export const VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT = 1 << 29;
+/** virNodeGetCPUStatsAllCPUs: of all NUMA nodes together. */
+export const VIR_NODE_MEMORY_STATS_ALL_CELLS = -1;
+
+/** The memory of a domain that runs. */
+export interface DomainMemory {
+  readonly name: string;
+  /** What it may take, without QEMU's own; 0 where the driver does not say. */
+  readonly maximumMib: number;
+  /** What its process takes just now; 0 where that is unknown. */
+  readonly residentMib: number;
+}
+
+const TYPED_PARAMETER_BYTES = 96;
+const NAME_BYTES = 80; // VIR_TYPED_PARAM_FIELD_LENGTH, also VIR_NODE_MEMORY_STATS_FIELD_LENGTH
+const NODE_PARAMETER_BYTES = NAME_BYTES + 8;
+
+/**
+ * Reads a `virDomainStatsRecord` (libvirt-domain.h): dom at 0, params at 8, nparams at 16. A
+ * `virTypedParameter` (libvirt-common.h) has its name at 0, its type at 80 and its value at 88.
+ */
+export function readDomainMemory(
+  record: Deno.PointerObject,
+  nameOf: (domain: Pointer<"virDomain">) => string,
+): DomainMemory {
+  const view = new Deno.UnsafePointerView(record);
+  const domain = view.getPointer(0) as Pointer<"virDomain"> | null;
+  const kib = new Map<string, number>();
+  const parameters = view.getPointer(8);
+  for (let i = 0; parameters !== null && i < view.getInt32(16); i++) {
+    const parameter = new Deno.UnsafePointerView(parameters);
+    const at = i * TYPED_PARAMETER_BYTES;
+    kib.set(parameter.getCString(at), Number(parameter.getBigUint64(at + NAME_BYTES + 8)));
+  }
+  return {
+    name: domain === null ? "" : nameOf(domain),
+    maximumMib: (kib.get("balloon.maximum") ?? 0) / 1024,
+    residentMib: (kib.get("balloon.rss") ?? 0) / 1024,
+  };
+}
+
+/** The records of a list that ends with NULL. */
+export function* recordsOf(list: Deno.PointerObject): Generator<Deno.PointerObject> {
+  for (let i = 0;; i++) {
+    const record = pointerAt(list, i * 8);
+    if (record === null) return;
+    yield record;
+  }
+}
+
+/** A place for this many `virNodeMemoryStats` (libvirt-host.h): name at 0, value in KiB at 80. */
+export function nodeMemoryBuffer(count: number): Uint8Array<ArrayBuffer> {
+  return new Uint8Array(count * NODE_PARAMETER_BYTES);
+}
+
+/** What stands in a {@linkcode nodeMemoryBuffer}, in MiB, by its name. */
+export function readNodeMemory(buffer: Uint8Array<ArrayBuffer>): Map<string, number> {
+  const numbers = new DataView(buffer.buffer);
+  const mib = new Map<string, number>();
+  for (let at = 0; at < buffer.length; at += NODE_PARAMETER_BYTES) {
+    const name = buffer.subarray(at, at + NAME_BYTES);
+    const end = name.indexOf(0);
+    mib.set(
+      new TextDecoder().decode(name.subarray(0, end)),
+      Number(numbers.getBigUint64(at + NAME_BYTES, true)) / 1024,
+    );
+  }
+  return mib;
+}

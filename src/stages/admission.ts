@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import type { Config } from "../config.ts";
+import { SystemFailure } from "../errors.ts";
+import type { StoragePool } from "../libvirt/storage_pool.ts";
+import { findShortage, type HostLoad, type Shortage } from "../machine/admission.ts";
+import { hostMemory, poolSpace } from "../machine/host_load.ts";
+import { type TakenTurn, takeTurn, type Turn, turnsThatCount } from "../machine/turn.ts";
+import { volumeName } from "../machine/volumes.ts";
+import { NotYet, waitFor } from "../wait.ts";
+import { machinesOf } from "./machines.ts";
+import type { Stage } from "./stage.ts";
+
+/** From when a machine may start, making its disks takes seconds at most. */
+const MARGIN_SECONDS = 600;
+const LONGEST_PAUSE_MS = 1000;
+
+const ADVICE = "See what runs: libvirt-gci list; max_machines, reserve_memory_mib and " +
+  "reserve_disk_gib in the settings say how much may run at once, and admission_seconds how long " +
+  'a machine waits for that; GitLab Runner\'s "concurrent" says how many jobs it takes';
+
+/** That a machine may start. */
+export interface Admission {
+  /** It counts until it is ended; null if there is no limit. */
+  readonly turn: Turn | null;
+  readonly hasWaited: boolean;
+}
+
+/** How long a turn counts, whatever became of its prepare. */
+export function longestTurnSeconds({ admissionSeconds }: Config): number {
+  return admissionSeconds + MARGIN_SECONDS;
+}
+
+/**
+ * Waits until the machine and all that came before it fit into what the settings let machines take.
+ * Throws SystemFailure when the time is over, or at once if the machine can never fit.
+ */
+export async function admit(
+  machine: string,
+  { pool, memoryMib }: { readonly pool: StoragePool; readonly memoryMib: number },
+  stage: Pick<Stage, "connection" | "config" | "signal" | "log" | "progress">,
+): Promise<Admission> {
+  const { config, signal, log, progress } = stage;
+  if (!isLimited(config)) return { turn: null, hasWaited: false };
+  const limits = { memoryMib, longestSeconds: longestTurnSeconds(config), signal };
+  let told = "";
+  let taken: TakenTurn | null = await takeTurn(pool, machine, limits);
+  let { turn } = taken;
+  const probe = async (): Promise<Admission | NotYet> => {
+    const load = await lookAround(pool, { turn, volumes: taken?.volumes }, stage);
+    taken = null;
+    if (load === null) {
+      taken = await takeTurn(pool, machine, limits); // somebody took us for dead
+      turn = taken.turn;
+      return new NotYet("its turn was lost");
+    }
+    const shortage = findShortage(load, config);
+    if (shortage === null) return { turn, hasWaited: told !== "" };
+    if (shortage.isHopeless) throw hopeless(machine, shortage);
+    const reason = inWords(shortage);
+    if (told !== shortage.what + shortage.ahead) log(`Waiting for ${reason}`);
+    told = shortage.what + shortage.ahead;
+    return new NotYet(`it waits for ${reason}`);
+  };
+  return await waitFor({
+    goal: "get its turn",
+    awaited: "its turn",
+    probe,
+    advice: ADVICE,
+    fault: "room",
+  }, {
+    ...{ timeoutSeconds: config.admissionSeconds, signal, log, progress },
+    longestPauseMs: LONGEST_PAUSE_MS,
+  });
+}
+
+function isLimited(
+  { maxMachines, overcommitMemory, reserveDiskGib }: Config,
+): boolean {
+  return maxMachines !== null || !overcommitMemory || reserveDiskGib > 0;
+}
+
+/** Such as `8192 MiB of memory, 3 jobs ahead (2100 MiB are free)`. */
+function inWords({ what, ahead, figures }: Shortage): string {
+  return `${what}${ahead && `, ${ahead}`} (${figures})`;
+}
+
+function hopeless(machine: string, { what, figures }: Shortage): SystemFailure {
+  return new SystemFailure({
+    what: `The machine "${machine}" would wait forever for ${what}: ${figures}`,
+    advice: ADVICE,
+    fault: "room",
+  });
+}
+
+/** How the host is; null if the turn is not there any more. */
+async function lookAround(
+  pool: StoragePool,
+  { turn, volumes: seen }: { readonly turn: Turn; readonly volumes: readonly string[] | undefined },
+  { connection, config }: Pick<Stage, "connection" | "config">,
+): Promise<HostLoad | null> {
+  // The volumes first: a turn that ends between these calls has a domain that is seen.
+  const volumes = seen ?? await pool.volumeNames();
+  const turns = await turnsThatCount(pool, volumes, { longestSeconds: longestTurnSeconds(config) });
+  const place = turns.findIndex(({ volume }) => volume === turn.volume);
+  if (place < 0) return null;
+  const domains = await connection.domainMemory();
+  const machines = machinesOf(volumes);
+  return {
+    turn,
+    ahead: turns.slice(0, place),
+    running: new Set(domains.map(({ name }) => name).filter((name) => machines.has(name))),
+    hasOthers: [...machines].some(([name, all]) => all.includes(volumeName(name, "overlay"))),
+    memory: config.overcommitMemory ? null : await hostMemory(connection, domains),
+    space: config.reserveDiskGib === 0 ? null : await poolSpace(connection, pool),
+  };
+}

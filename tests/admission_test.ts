@@ -1,0 +1,554 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import fc from "fast-check";
+import assert from "node:assert/strict";
+import { fileSystemSpace } from "../ffi/proc.ts";
+import { SystemFailure } from "../src/errors.ts";
+import type { Connection } from "../src/libvirt/connection.ts";
+import type { StoragePool } from "../src/libvirt/storage_pool.ts";
+import { type AdmissionLimits, findShortage, type HostLoad } from "../src/machine/admission.ts";
+import { hostMark, processMark } from "../src/machine/owner.ts";
+import { isLive, parseTurn, takeTurn, turnsOf, turnsThatCount } from "../src/machine/turn.ts";
+import { createRawVolume, deleteVolume, machineOfVolume } from "../src/machine/volumes.ts";
+import { cleanup } from "../src/stages/cleanup.ts";
+import { gc } from "../src/stages/gc.ts";
+import { listMachines } from "../src/stages/list.ts";
+import { prepare } from "../src/stages/prepare.ts";
+import type { Stage } from "../src/stages/stage.ts";
+import { sleep } from "../src/wait.ts";
+import { TestGuest } from "./test_guest.ts";
+import { openTestHost } from "./test_host.ts";
+import { JOB, type TestStage, testStage, type TestStageOptions } from "./test_stage.ts";
+
+const GIB = 1024 ** 3;
+
+const LIMITS: AdmissionLimits = {
+  maxMachines: null,
+  overcommitMemory: false,
+  reserveMemoryMib: 500,
+  reserveDiskGib: 1,
+};
+
+const LOAD: HostLoad = {
+  turn: { machine: "m", memoryMib: 2000 },
+  ahead: [],
+  running: new Set(),
+  hasOthers: true,
+  memory: { total: 8000, available: 6000 },
+  space: { total: 100 * GIB, available: 50 * GIB },
+};
+
+/** What the machine waits for, in words; null if for nothing. */
+function shortage(load: Partial<HostLoad>, limits: Partial<AdmissionLimits> = {}): string | null {
+  const found = findShortage({ ...LOAD, ...load }, { ...LIMITS, ...limits });
+  if (found === null) return null;
+  const { what, ahead, figures, isHopeless } = found;
+  return [isHopeless ? "never" : "wait", what, ahead, figures].filter((part) => part).join("; ");
+}
+
+function machines(count: number, memoryMib = 1000): { machine: string; memoryMib: number }[] {
+  return Array.from({ length: count }, (_, i) => ({ machine: `other-${i}`, memoryMib }));
+}
+
+function names(count: number): Set<string> {
+  return new Set(machines(count).map(({ machine }) => machine));
+}
+
+Deno.test("a machine starts where there is room for it and for all ahead, to the last MiB", () => {
+  assert.equal(shortage({}), null);
+  assert.equal(shortage({ ahead: machines(3) }), null);
+  assert.equal(shortage({ ahead: machines(3, 1166) }), null);
+  assert.equal(
+    shortage({ ahead: machines(3, 1167) }),
+    "wait; 2000 MiB of memory; 3 jobs ahead; 5500 MiB are free",
+  );
+  assert.equal(
+    shortage({ memory: { total: 8000, available: 2499 } }),
+    "wait; 2000 MiB of memory; 1999 MiB are free",
+  );
+});
+
+Deno.test("promises that exceed the memory leave none, and not less than none", () => {
+  const memory = { total: 8000, available: -3000 };
+  assert.equal(shortage({ memory }), "wait; 2000 MiB of memory; 0 MiB are free");
+});
+
+Deno.test("a machine that runs and has not given up its turn counts once", () => {
+  const load = { ahead: machines(4), running: names(4) };
+  assert.equal(shortage(load), null);
+  assert.equal(shortage(load, { maxMachines: 5 }), null);
+});
+
+Deno.test("max_machines counts those that run and those that are about to", () => {
+  const load = { ahead: machines(2), running: names(1) };
+  assert.equal(shortage(load, { maxMachines: 3 }), null);
+  assert.equal(
+    shortage(load, { maxMachines: 2 }),
+    "wait; a machine to end; 1 job ahead; 1 of 2 machines run",
+  );
+  assert.equal(shortage({}, { maxMachines: 1 }), null);
+});
+
+Deno.test("a machine that is larger than the host never starts", () => {
+  assert.equal(
+    shortage({ turn: { machine: "m", memoryMib: 7501 } }),
+    "never; 7501 MiB of memory; the host has 8000 MiB in all, and 500 stay free",
+  );
+  assert.match(shortage({ turn: { machine: "m", memoryMib: 7500 } }) ?? "", /^wait/);
+});
+
+Deno.test("what is unknown or not limited keeps no machine", () => {
+  assert.equal(shortage({ memory: null, space: null, ahead: machines(100) }), null);
+  assert.equal(shortage({ ahead: machines(100) }, { overcommitMemory: true }), null);
+});
+
+Deno.test("a full pool is worth a wait while a machine may give space back", () => {
+  const space = { total: 100 * GIB, available: 0.5 * GIB };
+  assert.match(shortage({ space }) ?? "", /^wait; space .*, where 1 GiB stay free; 0\.5 of 100\.0/);
+  assert.match(shortage({ space, hasOthers: false }) ?? "", /^never; .*no machine is there/);
+  assert.match(shortage({ space }, { reserveDiskGib: 101 }) ?? "", /^never/);
+});
+
+/** Machines that come, look around, start and end in any order. */
+const STORY = fc.record({
+  maxMachines: fc.option(fc.integer({ min: 1, max: 4 })),
+  total: fc.integer({ min: 500, max: 5000 }),
+  steps: fc.array(
+    fc.oneof(
+      fc.record({
+        kind: fc.constant("come" as const),
+        memoryMib: fc.integer({ max: 2000, min: 64 }),
+      }),
+      fc.record({
+        kind: fc.constantFrom("look" as const, "start" as const, "end" as const, "die" as const),
+        who: fc.nat(),
+      }),
+    ),
+    { maxLength: 200 },
+  ),
+});
+
+Deno.test("whatever comes and goes, machines never exceed the limits, and nobody overtakes", () => {
+  fc.assert(
+    fc.property(STORY, ({ maxMachines, total, steps }) => {
+      const limits = { ...LIMITS, maxMachines };
+      const room = total - limits.reserveMemoryMib;
+      const turns: { machine: string; memoryMib: number; isAdmitted: boolean }[] = [];
+      const running = new Map<string, number>();
+      const sum = (numbers: Iterable<number>): number => [...numbers].reduce((a, b) => a + b, 0);
+      const look = (place: number) => {
+        const turn = turns[place];
+        assert(turn);
+        return findShortage({
+          ...LOAD,
+          ...{ turn, ahead: turns.slice(0, place), running: new Set(running.keys()) },
+          memory: { total, available: total - sum(running.values()) },
+        }, limits);
+      };
+      const pick = <T>(from: readonly T[], who: number): T | undefined => from[who % from.length];
+      for (const [i, step] of steps.entries()) {
+        if (step.kind === "come") {
+          const { memoryMib } = step;
+          turns.push({ machine: `m${i}`, memoryMib, isAdmitted: false });
+        } else if (step.kind === "end") {
+          running.delete(pick([...running.keys()], step.who) ?? "");
+        } else {
+          const turn = pick(
+            turns.filter((t) => t.isAdmitted === (step.kind === "start")),
+            step.who,
+          );
+          if (turn === undefined) continue;
+          const place = turns.indexOf(turn);
+          if (step.kind === "look" && look(place) === null) {
+            for (let j = 0; j < place; j++) assert.equal(look(j), null, "it overtakes");
+            turn.isAdmitted = true;
+          }
+          if (step.kind === "start") running.set(turn.machine, turn.memoryMib);
+          if (step.kind !== "look") turns.splice(place, 1);
+        }
+        const starting = turns.filter(({ isAdmitted }) => isAdmitted);
+        assert(running.size + starting.length <= (maxMachines ?? Infinity), "too many machines");
+        const promised = sum(running.values()) + sum(starting.map(({ memoryMib }) => memoryMib));
+        assert(promised <= Math.max(0, room), "too much memory");
+      }
+    }),
+    { numRuns: 500 },
+  );
+});
+
+Deno.test("the space of a file system is known where it is, and nowhere else", async () => {
+  const here = fileSystemSpace("/");
+  const { stdout } = await new Deno.Command("df", {
+    args: ["--block-size=1", "--output=size,avail", "/"],
+  }).output();
+  const [, , size, available] = new TextDecoder().decode(stdout).trim().split(/\s+/).slice(-4);
+  assert.equal(here?.total, Number(size));
+  assert(Math.abs((here?.available ?? 0) - Number(available)) < 2 * GIB); // others write meanwhile
+  assert.equal(fileSystemSpace("/nonexistent"), null);
+});
+
+// --- Turns ---------------------------------------------------------------------------------------
+
+const TURN_LIMITS = { longestSeconds: 60, signal: new AbortController().signal, memoryMib: 1 };
+
+/** Gives the test a host and its pool, and sees that no handle and no volume is left. */
+async function withPool(test: (pool: StoragePool) => Promise<void>): Promise<void> {
+  const connection = await openTestHost();
+  {
+    using pool = await connection.lookupPool("libvirt-gci");
+    await test(pool);
+    assert.deepEqual(await pool.volumeNames(), ["somebody.qcow2"]);
+  }
+  assert.equal(await connection.close(), 0, "a handle is left");
+}
+
+async function makeVolume(pool: StoragePool, name: string): Promise<void> {
+  using _ = await createRawVolume(pool, name, 0);
+}
+
+async function deleteTurns(pool: StoragePool): Promise<void> {
+  for (const name of await pool.volumeNames()) {
+    if (parseTurn(name) !== null) await deleteVolume(pool, name);
+  }
+}
+
+/** The name of a turn, by default one of another host that came just now. */
+function turnName(
+  machine: string,
+  { number = Date.now(), process = "4711-1234-0123abcd", host = "0123456789abcdef" } = {},
+): string {
+  return `${machine}.${number}-2048-${process}-${host}.turn.libvirt-gci`;
+}
+
+/** The process of a turn whose prepare was killed. */
+async function deadProcess(): Promise<string> {
+  const child = new Deno.Command("sleep", { args: ["100"] }).spawn();
+  const [pid, start, boot] = processMark(child.pid)?.split(" ") ?? [];
+  child.kill("SIGKILL");
+  await child.status;
+  return `${pid}-${start}-${boot?.slice(0, 8)}`;
+}
+
+Deno.test("a turn's name tells its machine, whatever that is called, and all of the turn", () => {
+  for (const machine of ["m", "m.17-1-1-1-0123abcd-", "m.12ab", "m.turn.libvirt-gci", "a.b-c_d"]) {
+    const volume = turnName(machine, { number: 17 });
+    assert.equal(machineOfVolume(volume), machine);
+    assert.deepEqual(parseTurn(volume), {
+      ...{ volume, machine, number: 17, memoryMib: 2048 },
+      ...{ process: "4711-1234-0123abcd", host: "0123456789abcdef" },
+    });
+  }
+  assert.equal(parseTurn("m.owner.libvirt-gci"), null);
+  assert.equal(parseTurn(`${turnName("m")}.qcow2`), null);
+});
+
+Deno.test("of turns that come at once, each has seen all that are before it", () =>
+  withPool(async (pool) => {
+    const taken = await Promise.all(
+      Array.from({ length: 40 }, (_, i) => takeTurn(pool, `m${i}`, TURN_LIMITS)),
+    );
+    const order = turnsOf(taken.map(({ turn }) => turn.volume)).map(({ volume }) => volume);
+    for (const { turn, volumes } of taken) {
+      const before = order.slice(0, order.indexOf(turn.volume));
+      assert.deepEqual(before.filter((volume) => !volumes.includes(volume)), []);
+    }
+    await deleteTurns(pool);
+  }));
+
+Deno.test("a turn that is there already is never behind a new one, whatever its clock says", () =>
+  withPool(async (pool) => {
+    const number = Date.now() + 30_000;
+    await makeVolume(pool, turnName("early", { number }));
+    const start = performance.now();
+    const { turn } = await takeTurn(pool, "late", TURN_LIMITS);
+    assert(turn.number > number);
+    assert(performance.now() - start < 10_000, "it waited until its clock said more");
+    const turns = turnsOf(await pool.volumeNames()).map(({ machine }) => machine);
+    assert.deepEqual(turns, ["early", "late"]);
+    await deleteTurns(pool);
+  }));
+
+Deno.test("a turn counts while its process runs, and not too long", async () => {
+  const [pid, start, boot] = processMark(Deno.pid)?.split(" ") ?? [];
+  const process = `${pid}-${start}-${boot?.slice(0, 8)}`;
+  const host = await hostMark();
+  const live = async (differences: Parameters<typeof turnName>[1]) => {
+    const turn = parseTurn(turnName("m", differences));
+    assert(turn);
+    return await isLive(turn, { longestSeconds: 60 });
+  };
+  assert(await live({ process, host }));
+  assert(!await live({ process: `${pid}-1-${boot?.slice(0, 8)}`, host }));
+  assert(!await live({ process: `${pid}-${start}-00000000`, host }));
+  assert(!await live({ process: await deadProcess(), host }));
+  assert(await live({ process: await deadProcess(), host: "" }));
+  assert(await live({ process: await deadProcess() })); // of another host
+  for (const seconds of [-61, 61]) {
+    assert(!await live({ process, host, number: Date.now() + seconds * 1000 }));
+  }
+});
+
+Deno.test("the turn of a prepare that was killed counts once more, and is gone then", () =>
+  withPool(async (pool) => {
+    const dead = turnName("dead", { process: await deadProcess(), host: await hostMark() });
+    await makeVolume(pool, dead);
+    const { volumes } = await takeTurn(pool, "m", TURN_LIMITS);
+    assert(!(await pool.volumeNames()).includes(dead));
+    await makeVolume(pool, dead);
+    const count = async () =>
+      (await turnsThatCount(pool, [...volumes, dead], TURN_LIMITS)).map(({ machine }) => machine);
+    assert.deepEqual((await count()).sort(), ["dead", "m"]);
+    assert.deepEqual(await count(), ["m"]);
+    await deleteTurns(pool);
+  }));
+
+// --- Stages --------------------------------------------------------------------------------------
+
+interface Bed {
+  readonly connection: Connection;
+  readonly stage: TestStage;
+}
+
+/** Gives the test a host and a stage, and sees that no handle, machine or key is left. */
+async function withBed(
+  test: (bed: Bed) => Promise<void>,
+  options: TestStageOptions = {},
+): Promise<void> {
+  const connection = await openTestHost();
+  {
+    await using guest = await TestGuest.start();
+    using stage = testStage(connection, guest, options);
+    await test({ connection, stage });
+  }
+  assert.deepEqual(await volumesOf(connection), ["somebody.qcow2"]);
+  assert.equal(await connection.close(), 0, "a handle is left");
+}
+
+async function volumesOf(connection: Connection): Promise<string[]> {
+  using pool = await connection.lookupPool("libvirt-gci");
+  return await pool.volumeNames();
+}
+
+/** A prepare that goes on beside the test. */
+interface Preparing {
+  readonly machine: string;
+  readonly lines: readonly string[];
+  readonly done: Promise<unknown>;
+  readonly abort: () => void;
+  /** Resolves once it has said so. */
+  readonly said: (words: RegExp) => Promise<void>;
+}
+
+function startPrepare(machine: string, stage: Stage): Preparing {
+  const lines: string[] = [];
+  const controller = new AbortController();
+  const done = prepare({ ...JOB, machine }, {}, {
+    ...{ ...stage, signal: controller.signal, log: (line: string) => void lines.push(line) },
+  });
+  done.catch(() => {}); // the test looks at it later
+  const said = async (words: RegExp): Promise<void> => {
+    for (let i = 0; i < 500 && !words.test(lines.join("\n")); i++) await sleep(10);
+    assert.match(lines.join("\n"), words);
+  };
+  return { machine, lines, done, abort: () => controller.abort(new Error("cancelled")), said };
+}
+
+const ONE = { config: { maxMachines: 1 } };
+
+Deno.test("machines start one after another, in the order in which they came", () =>
+  withBed(async ({ connection, stage }) => {
+    const first = startPrepare("m-1", stage);
+    await first.done;
+    assert.doesNotMatch(first.lines.join("\n"), /Waiting/);
+    const second = startPrepare("m-2", stage);
+    await second.said(/^Waiting for a machine to end \(1 of 1 machine run\)$/m);
+    const third = startPrepare("m-3", stage);
+    await third.said(/^Waiting for a machine to end, 1 job ahead \(1 of 1 machine run\)$/m);
+    const states = (await listMachines(stage)).map(({ machine, state }) => [machine, state]);
+    assert.deepEqual(states, [["m-1", "ready"], ["m-2", "waiting"], ["m-3", "waiting"]]);
+    await gc({}, { ...stage, log: assert.fail });
+
+    await cleanup("m-1", stage);
+    await second.done;
+    assert.equal(second.lines.filter((line) => line.startsWith("Waiting")).length, 1);
+    assert.doesNotMatch(third.lines.join("\n"), /Started/);
+    await third.said(/^Waiting for a machine to end \(1 of 1 machine run\)$/m);
+    await cleanup("m-2", stage);
+    await third.done;
+    await cleanup("m-3", stage);
+    assert.deepEqual(await volumesOf(connection), ["somebody.qcow2"]);
+  }, ONE));
+
+Deno.test("a template that is replaced during the wait is looked up again", () =>
+  withBed(async ({ connection, stage }) => {
+    await startPrepare("m-1", stage).done;
+    const second = startPrepare("m-2", stage);
+    await second.said(/Waiting/);
+    using templates = await connection.lookupPool("base_imgs");
+    await deleteVolume(templates, "debian-12.qcow2");
+    {
+      using _ = await createRawVolume(templates, "debian-12.qcow2", 5 * GIB);
+    }
+    await cleanup("m-1", stage);
+    await second.done;
+    using pool = await connection.lookupPool("libvirt-gci");
+    {
+      using overlay = await pool.lookupVolume("m-2.overlay.libvirt-gci");
+      assert.equal(await overlay.capacityBytes(), 5 * GIB);
+    }
+    await cleanup("m-2", stage);
+  }, ONE));
+
+Deno.test("of many at once, no more run than may, and each gets its turn", () =>
+  withBed(async ({ connection, stage }) => {
+    let most = 0;
+    const jobs = Array.from({ length: 9 }, async (_, i) => {
+      const { machine, done } = startPrepare(`m-${i}`, stage);
+      await done;
+      const domains = await connection.domainMemory();
+      most = Math.max(most, domains.length - 1); // without "somebody"
+      await cleanup(machine, stage);
+    });
+    await Promise.all(jobs);
+    assert.equal(most, 3);
+  }, { config: { maxMachines: 3 } }));
+
+Deno.test("a machine of somebody else is none of ours", () =>
+  withBed(async ({ connection, stage }) => {
+    assert.deepEqual((await connection.domainMemory()).map(({ name }) => name), ["somebody"]);
+    await startPrepare("m-1", stage).done;
+    await cleanup("m-1", stage);
+  }, ONE));
+
+Deno.test("a wait that is cancelled leaves neither turn nor name", () =>
+  withBed(async ({ connection, stage }) => {
+    await startPrepare("m-1", stage).done;
+    const before = await volumesOf(connection);
+    const second = startPrepare("m-2", stage);
+    await second.said(/Waiting/);
+    second.abort();
+    await assert.rejects(second.done, /cancelled/);
+    assert.deepEqual(await volumesOf(connection), before);
+    await cleanup("m-1", stage);
+  }, ONE));
+
+Deno.test("a wait that takes too long fails, says for what, and leaves nothing", () =>
+  withBed(async ({ connection, stage }) => {
+    await startPrepare("m-1", stage).done;
+    const before = await volumesOf(connection);
+    await assert.rejects(startPrepare("m-2", stage).done, (error) => {
+      assert(error instanceof SystemFailure);
+      const wait = /did not get its turn within 0 s: it waits for a machine to end \(1 of 1 /;
+      assert.match(error.message, wait);
+      assert.match(error.advice ?? "", /libvirt-gci list; max_machines/);
+      return true;
+    });
+    assert.deepEqual(await volumesOf(connection), before);
+    await cleanup("m-1", stage);
+  }, { config: { maxMachines: 1, admissionSeconds: 0 } }));
+
+Deno.test("a prepare that was killed while it waited holds nobody up", () =>
+  withBed(async ({ connection, stage }) => {
+    using pool = await connection.lookupPool("libvirt-gci");
+    await makeVolume(
+      pool,
+      turnName("dead", { process: await deadProcess(), host: await hostMark() }),
+    );
+    const start = performance.now();
+    await startPrepare("m-1", stage).done;
+    assert(performance.now() - start < 2000);
+    await cleanup("m-1", stage);
+    await cleanup("dead", stage);
+  }, ONE));
+
+Deno.test("a turn that is ahead and lives holds up, though it has nothing but its turn", () =>
+  withBed(async ({ connection, stage }) => {
+    using pool = await connection.lookupPool("libvirt-gci");
+    await makeVolume(pool, "ahead.owner.libvirt-gci"); // or it is nobody's, and swept away
+    const ahead = turnName("ahead");
+    await makeVolume(pool, ahead);
+    const behind = startPrepare("m-1", stage);
+    await behind.said(/Waiting for a machine to end, 1 job ahead \(0 of 1 machine run\)/);
+    await deleteVolume(pool, ahead);
+    await behind.done;
+    await cleanup("m-1", stage);
+    await cleanup("ahead", stage);
+  }, ONE));
+
+Deno.test("a prepare whom somebody took for dead takes another turn, and waits on", () =>
+  withBed(async ({ connection, stage }) => {
+    using pool = await connection.lookupPool("libvirt-gci");
+    await startPrepare("m-1", stage).done;
+    const second = startPrepare("m-2", stage);
+    await second.said(/Waiting/);
+    const turns = async () => turnsOf(await pool.volumeNames()).map(({ volume }) => volume);
+    const [lost = ""] = await turns();
+    await deleteVolume(pool, lost);
+    for (let i = 0; i < 300 && (await turns()).length === 0; i++) await sleep(10);
+    assert.notDeepEqual(await turns(), [lost]);
+    assert.equal((await turns()).length, 1);
+    await cleanup("m-1", stage);
+    await second.done;
+    await cleanup("m-2", stage);
+  }, ONE));
+
+Deno.test("cleanup and gc remove the turn of a prepare that was killed", () =>
+  withBed(async ({ connection, stage }) => {
+    using pool = await connection.lookupPool("libvirt-gci");
+    const dead = { process: await deadProcess(), host: await hostMark() };
+    await makeVolume(pool, turnName("m", dead));
+    await cleanup("m", stage);
+    assert.deepEqual(await volumesOf(connection), ["somebody.qcow2"]);
+
+    await startPrepare("m-1", stage).done;
+    const before = await volumesOf(connection);
+    await makeVolume(pool, turnName("m-1", dead));
+    await gc({ dryRun: true }, stage);
+    assert.equal((await volumesOf(connection)).length, before.length + 1);
+    await gc({}, stage);
+    assert.deepEqual(await volumesOf(connection), before);
+    assert.deepEqual(stage.lines.slice(1), [
+      'Removed the turn of "m-1": nobody waits for it any more',
+    ]);
+    await cleanup("m-1", stage);
+  }));
+
+Deno.test("a machine that cannot start gives its turn back", () =>
+  withBed(async ({ connection, stage }) => {
+    await assert.rejects(startPrepare("m-1", stage).done, /Cannot start the machine/);
+    assert.deepEqual(await volumesOf(connection), ["somebody.qcow2"]);
+  }, { machine: { cpuMode: "nonsense" } }));
+
+Deno.test("a pool that is full fails a job at once, before anything is made", () =>
+  withBed(async ({ stage }) => {
+    const preparing = startPrepare("m-1", stage);
+    await assert.rejects(preparing.done, (error) => {
+      assert(error instanceof SystemFailure);
+      assert.match(error.message, /would wait forever for space in the pool .* 100 GiB stay free/);
+      return true;
+    });
+  }, { config: { reserveDiskGib: 100 } }));
+
+Deno.test("a pool that is full beside another machine is waited for", () =>
+  withBed(async ({ stage }) => {
+    await startPrepare("m-1", { ...stage, config: { ...stage.config, reserveDiskGib: 0 } }).done;
+    const second = startPrepare("m-2", stage);
+    await second.said(/^Waiting for space in the pool .* \([\d.]+ of 100\.0 GiB are free\)$/m);
+    second.abort();
+    await assert.rejects(second.done, /cancelled/);
+    await cleanup("m-1", stage);
+  }, { config: { reserveDiskGib: 100 } }));
+
+Deno.test("without any limit, nobody takes a turn", async () => {
+  const calls: string[] = [];
+  await using connection = await openTestHost({ onCall: (name) => void calls.push(name) });
+  await using guest = await TestGuest.start();
+  using stage = testStage(connection, guest);
+  const look = "virConnectGetAllDomainStats";
+  await startPrepare("m-1", stage).done;
+  assert.equal(calls.filter((name) => name === look).length, 1);
+  const unlimited = { ...stage.config, overcommitMemory: true, reserveDiskGib: 0 };
+  await startPrepare("m-2", { ...stage, config: unlimited }).done;
+  assert.equal(calls.filter((name) => name === look).length, 1);
+  await cleanup("m-1", stage);
+  await cleanup("m-2", stage);
+});

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import assert from "node:assert/strict";
+import type { ListedMachine } from "../../src/stages/list.ts";
+import { sleep } from "../../src/wait.ts";
+import { call, e2eTest, PROGRAM, type Settings, settingsFile, TESTBED, virsh } from "./bed.ts";
+
+/** A prepare that goes on beside the test. */
+interface Preparing {
+  readonly process: Deno.ChildProcess;
+  /** What it printed so far, on both streams. */
+  readonly text: () => string;
+  /** Resolves once it has said so. */
+  readonly said: (words: RegExp, seconds?: number) => Promise<void>;
+}
+
+function startPrepare(machine: string, settings: string): Preparing {
+  const [program = "", ...args] = [...PROGRAM, "--config", settings];
+  const process = new Deno.Command(program, {
+    args: [...args, "prepare", "--distro", "lite", "--machine", machine],
+    ...{ stdin: "null", stdout: "piped", stderr: "piped" },
+  }).spawn();
+  let text = "";
+  const read = async (stream: ReadableStream<Uint8Array<ArrayBuffer>>): Promise<void> => {
+    for await (const part of stream.pipeThrough(new TextDecoderStream())) text += part;
+  };
+  read(process.stdout);
+  read(process.stderr);
+  const said = async (words: RegExp, seconds = 60): Promise<void> => {
+    for (let i = 0; i < seconds * 20 && !words.test(text); i++) await sleep(50);
+    assert.match(text, words);
+  };
+  return { process, text: () => text, said };
+}
+
+async function cleanUp(...machines: string[]): Promise<void> {
+  for (const machine of machines) {
+    const { status, stderr } = await call(["cleanup", "--machine", machine]);
+    assert.equal(status, 0, stderr);
+  }
+}
+
+async function statesOf(...machines: string[]): Promise<(string | undefined)[]> {
+  const all: ListedMachine[] = JSON.parse((await call(["list", "--json"])).stdout);
+  return machines.map((name) => all.find(({ machine }) => machine === name)?.state);
+}
+
+/** The files of the turns in the pool. */
+async function turns(): Promise<string[]> {
+  return (await virsh("vol-list", TESTBED.overlayPool)).match(/\/\S+\.turn\.libvirt-gci/g) ?? [];
+}
+
+e2eTest(
+  "machines start in turn, and one that is killed while it waits holds up nobody",
+  async () => {
+    const [a, b, c, d] = ["gci-e2e-turn-a", "gci-e2e-turn-b", "gci-e2e-turn-c", "gci-e2e-turn-d"];
+    using file = settingsFile({ max_machines: 1 });
+    await using undo = new AsyncDisposableStack();
+    undo.defer(() => cleanUp(a, b, c, d));
+
+    const first = startPrepare(a, file.path);
+    await first.said(/Started the machine/);
+    const second = startPrepare(b, file.path);
+    await second.said(/^Waiting for a machine to end \(1 of 1 machine run\)$/m);
+    const third = startPrepare(c, file.path);
+    await third.said(/^Waiting for a machine to end, 1 job ahead \(1 of 1 machine run\)$/m);
+    const fourth = startPrepare(d, file.path);
+    await fourth.said(/^Waiting for a machine to end, 2 jobs ahead \(1 of 1 machine run\)$/m);
+    assert.equal((await first.process.status).code, 0, first.text());
+    assert.deepEqual(await statesOf(a, b, c, d), ["ready", "waiting", "waiting", "waiting"]);
+
+    second.process.kill("SIGKILL");
+    await second.process.status;
+    await third.said(/^Waiting for a machine to end \(1 of 1 machine run\)$/m, 3);
+    third.process.kill("SIGTERM");
+    assert.equal((await third.process.status).code, 2, third.text());
+    await fourth.said(/^Waiting for a machine to end \(1 of 1 machine run\)$/m, 3);
+    assert.equal((await turns()).length, 1);
+    assert.doesNotMatch(await virsh("vol-list", TESTBED.overlayPool), new RegExp(c));
+
+    await cleanUp(a);
+    await fourth.said(/Started the machine/, 5);
+    assert.deepEqual(await turns(), []);
+    assert.equal((await fourth.process.status).code, 0, fourth.text());
+  },
+);
+
+e2eTest(
+  "a machine that waits too long is the host's fault, and the log says for what",
+  async () => {
+    const [a, b] = ["gci-e2e-turn-a", "gci-e2e-turn-b"];
+    await using undo = new AsyncDisposableStack();
+    undo.defer(() => cleanUp(a));
+    assert.equal((await call(["prepare", "-d", "lite", "-m", a])).status, 0);
+    const settings = { max_machines: 1, admission_seconds: 2 };
+    const waited = await call(["prepare", "-d", "lite", "-m", b], { settings });
+    assert.equal(waited.status, 2);
+    assert.match(waited.stdout, /^Waiting for a machine to end \(1 of 1 machine run\)$/m);
+    assert.match(waited.stderr, /did not get its turn within 2 s: it waits for a machine to end/);
+    assert.doesNotMatch(await virsh("vol-list", TESTBED.overlayPool), new RegExp(b));
+  },
+);
+
+e2eTest("memory is waited for while the host could have it, and not if it never can", async () => {
+  const total = Number((await virsh("nodememstats")).match(/total\s*:\s*(\d+)/)?.[1]) / 1024;
+  const prepare = async (settings: Settings) =>
+    await call(["prepare", "-d", "lite", "-m", "gci-e2e-turn"], { settings });
+  const never = await prepare({ reserve_memory_mib: Math.ceil(total) - 511 });
+  assert.equal(never.status, 2);
+  assert.match(never.stderr, /would wait forever for 512 MiB of memory: the host has \d+ MiB in/);
+  const wait = { reserve_memory_mib: Math.floor(total) - 512, admission_seconds: 1 };
+  const waited = await prepare(wait);
+  assert.equal(waited.status, 2);
+  assert.match(waited.stdout, /^Waiting for 512 MiB of memory \(\d+ MiB are free\)$/m);
+  const full = await prepare({ reserve_disk_gib: 65_536 });
+  assert.equal(full.status, 2);
+  assert.match(full.stderr, /forever for space .*: [\d.]+ of [\d.]+ GiB are free, and no machine/);
+});
+
+e2eTest("what a machine was promised and has not used yet is not there for another", async () => {
+  const total = Number((await virsh("nodememstats")).match(/total\s*:\s*(\d+)/)?.[1]) / 1024;
+  const giant = Math.floor(total / 2);
+  const machine = "gci-e2e-turn-giant";
+  const settings = { memory_mib: giant, reserve_memory_mib: 0, admission_seconds: 1 };
+  await using undo = new AsyncDisposableStack();
+  undo.defer(() => cleanUp(machine));
+  const prepared = await call(["prepare", "-d", "lite", "-m", machine], { settings });
+  assert.equal(prepared.status, 0, prepared.stderr);
+  const waited = await call(["prepare", "-d", "lite", "-m", "gci-e2e-turn"], { settings });
+  assert.equal(waited.status, 2);
+  assert.match(waited.stderr, new RegExp(`it waits for ${giant} MiB of memory`));
+});
+
+const TAKERS = 10;
+const ROUNDS = 8;
+
+/** Reads what many takers of turns told, and gives the most that had one at the same time. */
+function mostAtOnce(lines: readonly string[]): number {
+  const holding = new Set<string>();
+  let most = 0;
+  for (const [who = "", what = ""] of lines.map((line) => line.split(" "))) {
+    if (what === "gets") holding.add(who);
+    else holding.delete(who);
+    most = Math.max(most, holding.size);
+  }
+  return most;
+}
+
+for (const maxMachines of [1, 3]) {
+  e2eTest(
+    `of ${TAKERS} processes, some of them killed, ${maxMachines} have a turn at once`,
+    async () => {
+      const file = await Deno.makeTempFile({ prefix: "libvirt-gci-e2e-" });
+      const takers = Array.from({ length: TAKERS }, (_, i) => {
+        const program = new URL("turn_taker.ts", import.meta.url).pathname;
+        const args = [`gci-e2e-taker-${i}`, String(ROUNDS), String(maxMachines), file];
+        return new Deno.Command(Deno.execPath(), {
+          args: ["run", "--allow-all", "--no-check", program, ...args],
+          ...{ stdin: "null", stdout: "null", stderr: "inherit" },
+        }).spawn();
+      });
+      for (const taker of takers.slice(0, TAKERS / 2)) {
+        await sleep(500 + Math.random() * 1000);
+        // Said before, so that nobody seems to have a turn whom others saw die.
+        Deno.writeTextFileSync(file, `${taker.pid} dies\n`, { append: true });
+        try {
+          taker.kill("SIGKILL");
+        } catch { /* it was through */ }
+      }
+      const statuses = await Promise.all(takers.map(({ status }) => status));
+      assert(statuses.slice(TAKERS / 2).every(({ success }) => success));
+      const lines = (await Deno.readTextFile(file)).trim().split("\n");
+      await Deno.remove(file);
+      assert.equal(mostAtOnce(lines), maxMachines, lines.join("\n"));
+      const numbers = lines.map((line) => Number(/gets (\d+)$/.exec(line)?.[1])).filter((n) => n);
+      assert(numbers.length >= ROUNDS * TAKERS / 2);
+      // Where there is one at a time, also in the order in which they came.
+      if (maxMachines === 1) assert.deepEqual(numbers, numbers.toSorted((a, b) => a - b));
+      assert.equal((await call(["gc"])).status, 0); // the last may have been killed when all were through
+    },
+  );
+}
