@@ -12,8 +12,9 @@ import { command, job, runOnBed, TESTBED, virsh } from "../e2e/bed.ts";
 const JOBS = Number(Deno.args[0] ?? 50);
 /** As many that the daemons have filled their caches and started their threads. */
 const WARM_UP = 10;
-/** In the name of each machine. */
 const PROJECT = "endurance";
+/** The beginning of each machine's name. */
+const MACHINE = `gitlab-${PROJECT}-`;
 const DAEMONS = /^(libvirtd|virt\w+d|dnsmasq)$/;
 /** What memory and descriptors may still grow by after the warm-up, without being a leak. */
 const SLACK_MIB = 4;
@@ -79,10 +80,10 @@ async function measureHost(): Promise<Figure[]> {
     await same("network devices", "ip", "-oneline", "link"),
     await same("rules of iptables", "iptables-save"),
     await same("rules of ebtables", "ebtables-save"),
-    await same("control groups", "find", "/sys/fs/cgroup", "-type", "d", "-name", `*${PROJECT}*`),
-    await same("QEMUs", "pgrep", "-f", `qemu.*${PROJECT}`),
+    await same("control groups", "find", "/sys/fs/cgroup", "-type", "d", "-name", `*${MACHINE}*`),
+    await same("QEMUs", "pgrep", "-f", `qemu.*${MACHINE}`),
     await same("files in /run/libvirt", "find", "/run/libvirt", "-type", "f,s"),
-    await same("files of machines", "find", "/run", "/tmp", "-name", `*${PROJECT}*`),
+    await same("files of machines", "find", "/run", "/tmp", "-name", `*${MACHINE}*`),
     // The first go when they expire; of the others, libvirt keeps one for each machine.
     {
       name: "leases",
