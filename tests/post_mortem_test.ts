@@ -96,6 +96,17 @@ Deno.test("a script that fails, a job's mistake, a cancel or a machine that neve
     assert.deepEqual(await listed(stage.postMortemDirectory), []);
   }));
 
+Deno.test("a cancelled prepare has none, and warns of nothing", () =>
+  withStage(async ({ stage }) => {
+    const prepared = prepare(JOB, {}, stage);
+    const reason = new SystemFailure({ what: "cancelled" });
+    await Promise.all([
+      sleep(500).then(() => stage.abort(reason)),
+      assert.rejects(prepared, reason),
+    ]);
+    assert.deepEqual([await listed(stage.postMortemDirectory), stage.warnings], [[], []]);
+  }, { guest: { ignoreCommands: true }, machine: { sshSeconds: 60 } }));
+
 Deno.test("with post_mortems: 0, nothing is kept", () =>
   withStage(async ({ stage }) => {
     const words = await prepare(JOB, {}, stage).catch(explain);
