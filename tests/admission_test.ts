@@ -495,9 +495,12 @@ Deno.test("cleanup and gc remove the turn of a prepare that was killed", () =>
   withBed(async ({ connection, stage }) => {
     using pool = await connection.lookupPool("libvirt-gci");
     const dead = { process: await deadProcess(), host: await hostMark() };
+    const other = turnName("other", dead);
+    await makeVolume(pool, other);
     await makeVolume(pool, turnName("m", dead));
     await cleanup("m", stage);
-    assert.deepEqual(await volumesOf(connection), ["somebody.qcow2"]);
+    assert.deepEqual((await volumesOf(connection)).sort(), [other, "somebody.qcow2"]);
+    await deleteTurns(pool);
 
     await startPrepare("m-1", stage).done;
     const before = await volumesOf(connection);
