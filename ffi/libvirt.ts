@@ -95,6 +95,15 @@ export const symbols = {
     result: "i32", // how many, -1 on error
     nonblocking: true,
   },
+  virDomainAttachDeviceFlags: {
+    parameters: [
+      virDomainPtr, // virDomainPtr domain
+      "buffer", // const char *xml
+      "u32", // unsigned int flags
+    ],
+    result: "i32", // 0, -1 on error
+    nonblocking: true,
+  },
   virDomainCreateXML: {
     parameters: [
       virConnectPtr, // virConnectPtr conn
@@ -195,6 +204,26 @@ export const symbols = {
       virDomainPtr, // virDomainPtr dom
       "buffer", // const char *dev_name
       virStreamPtr, // virStreamPtr st
+      "u32", // unsigned int flags
+    ],
+    result: "i32", // 0, -1 on error
+    nonblocking: true,
+  },
+  virDomainRestoreFlags: {
+    parameters: [
+      virConnectPtr, // virConnectPtr conn
+      "buffer", // const char *from
+      "buffer", // const char *dxml
+      "u32", // unsigned int flags
+    ],
+    result: "i32", // 0, -1 on error
+    nonblocking: true,
+  },
+  virDomainSaveFlags: {
+    parameters: [
+      virDomainPtr, // virDomainPtr domain
+      "buffer", // const char *to
+      "buffer", // const char *dxml
       "u32", // unsigned int flags
     ],
     result: "i32", // 0, -1 on error
@@ -409,6 +438,16 @@ export const symbols = {
     parameters: [
       virStoragePoolPtr, // virStoragePoolPtr pool
       "buffer", // const char *xmlDesc
+      "u32", // unsigned int flags
+    ],
+    result: virStorageVolPtr, // NULL on error
+    nonblocking: true,
+  },
+  virStorageVolCreateXMLFrom: {
+    parameters: [
+      virStoragePoolPtr, // virStoragePoolPtr pool
+      "buffer", // const char *xmlDesc
+      virStorageVolPtr, // virStorageVolPtr clonevol
       "u32", // unsigned int flags
     ],
     result: virStorageVolPtr, // NULL on error

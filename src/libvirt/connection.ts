@@ -342,6 +342,14 @@ export class Connection implements AsyncDisposable {
     return new Domain(this, pointer, name);
   }
 
+  /**
+   * Starts the domain whose RAM and XML are in this file of the hypervisor's host, where it was when
+   * it was saved.
+   */
+  async restoreDomain(path: string): Promise<void> {
+    await this.call("virDomainRestoreFlags", this.#pointer, cString(path), null, 0);
+  }
+
   /** The network of this name. Throws {@linkcode LibvirtError} if there is none. */
   async lookupNetwork(name: string): Promise<Network> {
     const pointer = await this.call("virNetworkLookupByName", this.#pointer, cString(name));

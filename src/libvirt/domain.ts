@@ -182,6 +182,24 @@ export class Domain implements Disposable {
     }));
   }
 
+  /**
+   * Writes its RAM and its XML into this file of the hypervisor's host, and ends it. For
+   * {@linkcode Connection.restoreDomain}.
+   */
+  async save(path: string): Promise<void> {
+    await this.#connection.call("virDomainSaveFlags", this.#pointer, cString(path), null, 0);
+  }
+
+  /** Plugs in the device that the XML describes, while it runs. */
+  async attachDevice(deviceXml: string): Promise<void> {
+    await this.#connection.call(
+      "virDomainAttachDeviceFlags",
+      this.#pointer,
+      cString(deviceXml),
+      VIR_DOMAIN_AFFECT_LIVE,
+    );
+  }
+
   /** Its XML as it runs. */
   xml(): Promise<string> {
     return this.#connection.callForString("virDomainGetXMLDesc", this.#pointer, 0);

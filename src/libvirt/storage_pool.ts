@@ -2,8 +2,11 @@
 import type { Pointer } from "../../ffi/libvirt.ts";
 import { borrowedString, cString } from "../../ffi/memory.ts";
 import type { Connection } from "./connection.ts";
-import { orNull, VIR_ERR } from "./error.ts";
+import { isLibvirtError, orNull, VIR_ERR } from "./error.ts";
 import { Volume } from "./volume.ts";
+
+/** virStorageVolCreateFlags: share the blocks of the source. */
+const VIR_STORAGE_VOL_CREATE_REFLINK = 2;
 
 /** A handle of a storage pool. Whoever gets it disposes of it. */
 export class StoragePool implements Disposable {
@@ -70,6 +73,29 @@ export class StoragePool implements Disposable {
       0,
     );
     return new Volume(this.#connection, pointer, name);
+  }
+
+  /**
+   * Makes the volume that the XML describes with what is in another. Where the file system can, they
+   * share their blocks until one of them is written to. The caller disposes of the handle.
+   */
+  async copyVolume(name: string, volumeXml: string, source: Volume): Promise<Volume> {
+    const copy = async (flags: number): Promise<Volume> => {
+      const pointer = await this.#connection.call(
+        "virStorageVolCreateXMLFrom",
+        this.#pointer,
+        cString(volumeXml),
+        source.pointer,
+        flags,
+      );
+      return new Volume(this.#connection, pointer, name);
+    };
+    try {
+      return await copy(VIR_STORAGE_VOL_CREATE_REFLINK);
+    } catch (error) {
+      if (!isLibvirtError(error, VIR_ERR.SYSTEM_ERROR)) throw error;
+      return await copy(0); // a file system that cannot
+    }
   }
 
   /** The names of its volumes, as libvirt knows them without a refresh. */

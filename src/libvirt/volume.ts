@@ -7,22 +7,23 @@ import { orNull, VIR_ERR } from "./error.ts";
 export class Volume implements Disposable {
   readonly name: string;
   readonly #connection: Connection;
-  readonly #pointer: Pointer<"virStorageVol">;
+  /** For the pool alone, which copies it. */
+  readonly pointer: Pointer<"virStorageVol">;
 
   constructor(connection: Connection, pointer: Pointer<"virStorageVol">, name: string) {
     this.#connection = connection;
-    this.#pointer = pointer;
+    this.pointer = pointer;
     this.name = name;
   }
 
   /** Where it is on the hypervisor's host. */
   path(): Promise<string> {
-    return this.#connection.callForString("virStorageVolGetPath", this.#pointer);
+    return this.#connection.callForString("virStorageVolGetPath", this.pointer);
   }
 
   /** Its XML: format, capacity, backing store. */
   xml(): Promise<string> {
-    return this.#connection.callForString("virStorageVolGetXMLDesc", this.#pointer, 0);
+    return this.#connection.callForString("virStorageVolGetXMLDesc", this.pointer, 0);
   }
 
   /** Its size as its readers see it, in bytes, looked up afresh. */
@@ -38,7 +39,7 @@ export class Volume implements Disposable {
   /** virStorageVolInfo (libvirt-storage.h): type at 0, capacity at 8, allocation at 16. */
   async #info(): Promise<BigUint64Array> {
     const info = new BigUint64Array(3);
-    await this.#connection.call("virStorageVolGetInfo", this.#pointer, info);
+    await this.#connection.call("virStorageVolGetInfo", this.pointer, info);
     return info;
   }
 
@@ -46,7 +47,7 @@ export class Volume implements Disposable {
   async delete(): Promise<void> {
     await orNull(
       VIR_ERR.NO_STORAGE_VOL,
-      this.#connection.call("virStorageVolDelete", this.#pointer, 0),
+      this.#connection.call("virStorageVolDelete", this.pointer, 0),
     );
   }
 
@@ -55,7 +56,7 @@ export class Volume implements Disposable {
     const connection = this.#connection;
     const length = BigInt(bytes.length);
     return connection.withStream(async (stream) => {
-      await connection.call("virStorageVolUpload", this.#pointer, stream, 0n, length, 0);
+      await connection.call("virStorageVolUpload", this.pointer, stream, 0n, length, 0);
       for (let sent = 0; sent < bytes.length;) {
         const chunk = bytes.subarray(sent, sent + CHUNK_BYTES);
         sent += await connection.call("virStreamSend", stream, chunk, BigInt(chunk.length));
@@ -63,18 +64,18 @@ export class Volume implements Disposable {
     });
   }
 
-  /** Reads from this offset to its end. */
-  download(offset: number): Promise<Uint8Array<ArrayBuffer>> {
+  /** Reads as many bytes from this offset, or to its end. */
+  download(offset: number, bytes?: number): Promise<Uint8Array<ArrayBuffer>> {
     const connection = this.#connection;
-    const allTheRest = 0n;
     return connection.withStream(async (stream) => {
       const start = BigInt(offset);
-      await connection.call("virStorageVolDownload", this.#pointer, stream, start, allTheRest, 0);
+      const length = BigInt(bytes ?? 0); // 0 is all the rest
+      await connection.call("virStorageVolDownload", this.pointer, stream, start, length, 0);
       return await connection.receiveAll(stream);
     });
   }
 
   [Symbol.dispose](): void {
-    this.#connection.release("virStorageVolFree", this.#pointer);
+    this.#connection.release("virStorageVolFree", this.pointer);
   }
 }
