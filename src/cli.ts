@@ -2,7 +2,7 @@
 import { object, or } from "@optique/core/constructs";
 import { runParserSync } from "@optique/core/facade";
 import { message, optionName } from "@optique/core/message";
-import { optional, withDefault } from "@optique/core/modifiers";
+import { multiple, optional, withDefault } from "@optique/core/modifiers";
 import { argument, command, constant, flag, option } from "@optique/core/primitives";
 import { string } from "@optique/core/valueparser";
 import { UsageError } from "./errors.ts";
@@ -251,6 +251,27 @@ const explainCommand = command(
   },
 );
 
+const warmCommand = command(
+  "warm",
+  object({
+    command: constant("warm"),
+    templates: multiple(
+      argument(string({ metavar: "TEMPLATE" }), { description: message`The template.` }),
+      { min: 1 },
+    ),
+    drop: withDefault(
+      flag("--drop", { description: message`Remove the warm images of these templates.` }),
+      false,
+    ),
+  }),
+  {
+    description:
+      message`Save the RAM of a booted machine, from which jobs' machines of the template are resumed.`,
+    footer:
+      message`It takes the setting "start" for jobs to use it. It does nothing for a template whose warm image still holds.`,
+  },
+);
+
 const parser = object({
   debug: withDefault(
     flag("--debug", { description: message`Tell each call of libvirt, and where errors arose.` }),
@@ -274,6 +295,7 @@ const parser = object({
     consoleCommand,
     doctorCommand,
     explainCommand,
+    warmCommand,
   ),
 });
 

@@ -37,6 +37,8 @@ export interface MachineSettings {
   readonly firmware: "bios" | "efi";
   /** A CPU mode of libvirt; null is host-passthrough with KVM, and maximum without. */
   readonly cpuMode: string | null;
+  /** Whether the machine boots, or is resumed from the template's RAM where that is possible. */
+  readonly start: "cold" | "warm" | "auto";
   readonly user: string;
   readonly port: number;
   /** With `login: template`, the file of the private key; null is the first of the caller's own. */
@@ -74,6 +76,7 @@ export const DEFAULT_MACHINE: MachineSettings = {
   machineType: null,
   firmware: "bios",
   cpuMode: null,
+  start: "cold",
   login: "cloud-init",
   user: "gitlab-runner",
   port: 22,
@@ -145,6 +148,7 @@ export const machineEntries = {
   machine_type: v.optional(text(/^[\w.+-]+$/, "a machine type of QEMU, such as q35")),
   firmware: v.optional(oneOf(["bios", "efi"])),
   cpu_mode: v.optional(oneOf(["host-passthrough", "host-model", "maximum"])),
+  start: v.optional(oneOf(["cold", "warm", "auto"])),
   login: v.optional(oneOf(["cloud-init", "systemd", "template"])),
   user: v.optional(
     text(/^[a-z_][a-z0-9_-]{0,31}$/, "a user name: lower case letters, digits, _ and -"),
@@ -185,6 +189,7 @@ export function toMachine(raw: RawMachine, otherwise: MachineSettings): MachineS
     machineType: raw.machine_type ?? otherwise.machineType,
     firmware: raw.firmware ?? otherwise.firmware,
     cpuMode: raw.cpu_mode ?? otherwise.cpuMode,
+    start: raw.start ?? otherwise.start,
     login: raw.login ?? otherwise.login,
     user: raw.user ?? otherwise.user,
     port: raw.port ?? otherwise.port,

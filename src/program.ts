@@ -15,7 +15,7 @@ import { configJson } from "./stages/config.ts";
 import { explainJob, jobToExplain } from "./stages/explain.ts";
 import { gc } from "./stages/gc.ts";
 import { keep, keepAfterJob } from "./stages/keep.ts";
-import { listJson, listMachines, listTable } from "./stages/list.ts";
+import { listJson, listMachines, listTable, listWarmImages, warmTable } from "./stages/list.ts";
 import { logs } from "./stages/logs.ts";
 import { howToGoOn, prepare } from "./stages/prepare.ts";
 import { run } from "./stages/run.ts";
@@ -207,8 +207,10 @@ async function runAction(
     case "list": {
       return await withStage({ config, args, caller }, async (stage) => {
         const machines = await listMachines(stage);
-        if (action.json) printer.print(listJson(machines));
-        else printer.printVisible(listTable(machines, printer.paint));
+        if (action.json) return printer.print(listJson(machines));
+        printer.printVisible(listTable(machines, printer.paint));
+        const images = await listWarmImages(stage);
+        if (images.length > 0) printer.printVisible(`\n${warmTable(images)}`);
       });
     }
     case "keep": {
@@ -239,6 +241,16 @@ async function runAction(
         (stage) => openConsole(machine, { force: action.force, terminal, stage }),
       );
     }
+    case "warm": {
+      // Loaded here, since jobs never call it. To save much RAM takes longer than a job's calls may.
+      const { dropWarm, warm } = await import("./stages/warm.ts");
+      const patient = { ...config, callSeconds: Math.max(config.callSeconds, SAVE_SECONDS) };
+      const what = action.drop ? dropWarm : warm;
+      return await withStage(
+        { config: patient, args, caller },
+        (stage) => what(action.templates, stage),
+      );
+    }
     case "explain": {
       const { text, refusal } = explainJob(await jobToExplain(action, env), config, action);
       printer.print(text);
@@ -247,6 +259,8 @@ async function runAction(
     }
   }
 }
+
+const SAVE_SECONDS = 600;
 
 /** Prints what is right and wrong with this host. Throws SystemFailure if there is a problem. */
 async function examineHost(

@@ -6,6 +6,7 @@ import { networkFindings } from "../src/doctor/network_xml.ts";
 import { checkNetworks, startFindings } from "../src/doctor/networks.ts";
 import { checkOverlayPool, checkTemplatePool } from "../src/doctor/pools.ts";
 import { checkTemplates } from "../src/doctor/templates.ts";
+import { checkWarmImages } from "../src/doctor/warm.ts";
 import { Connection } from "../src/libvirt/connection.ts";
 import { sleep } from "../src/wait.ts";
 import { allOk, doctorHost, only } from "./test_doctor.ts";
@@ -416,3 +417,15 @@ async function openHostWithout(name: string): Promise<Connection> {
     await Deno.remove(file);
   }
 }
+
+Deno.test("a template whose machines are to be resumed needs a warm image", async () => {
+  await using connection = await openTestHost();
+  const yaml = "start: warm\ntemplates: { debian-12: {}, old-name: { start: cold } }";
+  await using host = await doctorHost({ connection, config: parseConfig(yaml, "x") });
+  const { remedy } = only(
+    await checkWarmImages(host),
+    "warning",
+    /^The template "debian-12" has no warm image$/,
+  );
+  assert.equal(remedy, "libvirt-gci warm debian-12");
+});

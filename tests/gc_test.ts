@@ -4,7 +4,14 @@ import { SystemFailure } from "../src/errors.ts";
 import type { Connection } from "../src/libvirt/connection.ts";
 import { age, type Owner, parseOwner, processMark, whyUnneeded } from "../src/machine/owner.ts";
 import { type MachineRecord, readRecord, writeRecord } from "../src/machine/record.ts";
-import { createRawVolume, machineOfVolume } from "../src/machine/volumes.ts";
+import {
+  createRawVolume,
+  deleteVolume,
+  isMachineVolume,
+  machineOfVolume,
+  volumeName,
+} from "../src/machine/volumes.ts";
+import { makerOf, warmIds, warmVolume } from "../src/machine/warm_image.ts";
 import { cleanup } from "../src/stages/cleanup.ts";
 import { cleanupAll } from "../src/stages/cleanup_all.ts";
 import { gc, sweep } from "../src/stages/gc.ts";
@@ -388,5 +395,31 @@ Deno.test("a volume's name tells its machine, whatever that is called", () => {
     const name of ["m.libvirt-gci", ".overlay.libvirt-gci", "m.other.libvirt-gci", "debian.qcow2"]
   ) {
     assert.equal(machineOfVolume(name), null);
+  }
+});
+
+Deno.test("gc removes half a warm image, but not while somebody makes it", () =>
+  withStage(async (stage) => {
+    const { connection } = stage;
+    const maker = volumeName(await makerOf("debian-12"), "owner");
+    for (const name of [warmVolume("debian-12", "0123456789", "disk"), maker]) {
+      await makeVolume(connection, "libvirt-gci", name);
+    }
+    await gc({}, stage);
+    assert.deepEqual(stage.lines, []);
+    using pool = await connection.lookupPool("libvirt-gci");
+    await deleteVolume(pool, maker);
+    await gc({ dryRun: true }, stage);
+    await gc({}, stage);
+    const words = 'a warm image of "debian-12": it is incomplete, or there is a newer one';
+    assert.deepEqual(stage.lines, [`Would remove ${words}`, `Removed ${words}`]);
+  }));
+
+Deno.test("no volume of a warm image is a machine's, or passes for a template", () => {
+  for (const part of ["disk", "ram", "info"] as const) {
+    const name = warmVolume("m.overlay", "0123456789", part);
+    assert.equal(machineOfVolume(name), null);
+    assert(isMachineVolume(name));
+    assert.deepEqual([...warmIds([name])], [["0123456789", "m.overlay"]]);
   }
 });

@@ -73,6 +73,20 @@ Deno.test("prepare says what each step took", () =>
     );
   }));
 
+for (
+  const [start, warning] of [["cold", /^$/], ["auto", /^$/], [
+    "warm",
+    /no warm image of "deb/,
+  ]] as const
+) {
+  Deno.test(`without a warm image, a machine with "start: ${start}" boots`, () =>
+    withBed(async ({ connection, stage }) => {
+      await prepare(JOB, {}, stage);
+      assert(await isRunning(connection, JOB.machine));
+      assert.match(stage.warnings.join("\n"), warning);
+    }, { machine: { start } }));
+}
+
 Deno.test("prepare writes into the domain whose it is and how to log in", () =>
   withBed(async ({ connection, stage, guest }) => {
     await prepare(JOB, {}, stage);

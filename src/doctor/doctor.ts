@@ -18,6 +18,7 @@ import { checkRunner } from "./runner.ts";
 import { checkSecurityModules } from "./security_modules.ts";
 import { checkSettings } from "./settings.ts";
 import { checkTemplates } from "./templates.ts";
+import { checkWarmImages } from "./warm.ts";
 
 /** A finding, and what it is about. */
 export interface GroupedFinding extends Finding {
@@ -32,7 +33,7 @@ const GROUPS: Readonly<Record<string, readonly Check[]>> = {
   "storage": [checkTemplatePool, checkOverlayPool],
   "network": [checkNetworks],
   "isolation": [checkFilters, checkBridgeTracking, checkFilterPrograms, checkFirewall],
-  "templates": [checkTemplates],
+  "templates": [checkTemplates, checkWarmImages],
   "SSH keys": [checkKeys],
   "security modules": [checkSecurityModules],
   "GitLab Runner": [checkRunner],

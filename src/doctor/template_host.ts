@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { orNull, VIR_ERR } from "../libvirt/error.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
-import { isMachineVolume } from "../machine/volumes.ts";
+import { isMachineVolume, machineOfVolume } from "../machine/volumes.ts";
 import { find, rootOf, textAt } from "../read_xml.ts";
 import { writtenDisks } from "../machine/template_writer.ts";
 import type { DoctorContext, HostDomain } from "./context.ts";
@@ -81,7 +81,9 @@ async function readOverlays({ connection, config }: DoctorContext): Promise<Map<
   if (connection instanceof Error) return overlays;
   using pool = await connection.findPool(config.overlayPool);
   if (pool === null || !await pool.isActive()) return overlays;
-  for (const { path, backing } of await readVolumes(pool, isMachineVolume)) {
+  for (
+    const { path, backing } of await readVolumes(pool, (name) => machineOfVolume(name) !== null)
+  ) {
     if (backing !== null) overlays.set(backing, [...overlays.get(backing) ?? [], path]);
   }
   return overlays;

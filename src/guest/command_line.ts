@@ -5,7 +5,10 @@ export function commandLine(command: readonly string[]): string {
   return `exec ${command.map(quote).join(" ")}\n`;
 }
 
-/** Single quotes keep everything but themselves (POSIX, Shell Command Language, 2.2.2). */
-function quote(argument: string): string {
+/**
+ * An argument for sh. Single quotes keep everything but themselves (POSIX, Shell Command Language,
+ * 2.2.2).
+ */
+export function quote(argument: string): string {
   return `'${argument.replaceAll("'", `'\\''`)}'`;
 }

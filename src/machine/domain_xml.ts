@@ -24,6 +24,8 @@ export interface MachineDomain {
   readonly credentialPath: string | null;
   /** Where the UEFI firmware keeps its variables; null is a BIOS. */
   readonly nvramPath: string | null;
+  /** Whether its RAM is to be saved and resumed: its card is plugged in only after that. */
+  readonly isWarm?: boolean;
 }
 
 /**
@@ -38,7 +40,8 @@ export function domainXml(machine: MachineDomain): Xml {
   return xml`
     <domain type="${machine.domainType}">
       <name>${machine.name}</name>
-      <title>${title(record)}</title>
+      ${machine.isWarm === true && genidXml()}
+      <title>${titleOf(record)}</title>
       <metadata>${recordXml(record)}</metadata>
       <memory unit="MiB">${settings.memoryMib}</memory>
       <vcpu>${settings.vcpus}</vcpu>
@@ -65,7 +68,7 @@ export function domainXml(machine: MachineDomain): Xml {
           ${iotuneXml(settings)}
         </disk>
         ${seedXml(machine.seedPath)}
-        ${settings.network === "none" ? sshChannelXml() : interfaceXml(machine)}
+        ${accessXml(machine)}
         <serial type="pty">
           <log file="${machine.consolePath}" append="off"/>
           <target port="0"/>
@@ -93,7 +96,8 @@ export function randomMac(): string {
     .join(":");
 }
 
-function title({ job, project, template }: MachineRecord): string {
+/** What the title of the domain says. */
+export function titleOf({ job, project, template }: MachineRecord): string {
   const what = job === "" ? template : `job ${job} of ${project} on ${template}`;
   return `libvirt-gci: ${what}`.replace(/\s+/g, " "); // libvirt refuses a line feed in a title
 }
@@ -162,8 +166,26 @@ function seedXml(path: string | null): Xml | null {
   `;
 }
 
-/** An isolated card's port of the bridge passes nothing to other isolated ports (libvirt 6.1). */
-function interfaceXml({ record, settings, filter }: MachineDomain): Xml {
+/** By which the guest's kernel learns that it is another machine; QEMU has it where it has ACPI. */
+function genidXml(): Xml | null {
+  return Deno.build.arch !== "x86_64" ? null : xml`
+    <genid />
+  `;
+}
+
+/** The way into the machine: its card or, without a network, a channel. */
+function accessXml(machine: MachineDomain): Xml | null {
+  if (machine.settings.network === "none") return sshChannelXml();
+  return machine.isWarm === true ? null : interfaceXml(machine);
+}
+
+/**
+ * The machine's card. An isolated card's port of the bridge passes nothing to other isolated ports
+ * (libvirt 6.1).
+ */
+export function interfaceXml(
+  { record, settings, filter }: Pick<MachineDomain, "record" | "settings" | "filter">,
+): Xml {
   const kibPerSecond = settings.networkMibPerSecond && settings.networkMibPerSecond * 1024;
   return xml`
     <interface type="network">

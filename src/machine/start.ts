@@ -11,7 +11,13 @@ import type { StoragePool } from "../libvirt/storage_pool.ts";
 import { domainXml, type MachineDomain } from "./domain_xml.ts";
 import type { Owner } from "./owner.ts";
 import type { Template } from "./template.ts";
-import { createOverlay, createRawVolume, type VolumeKind, volumeName } from "./volumes.ts";
+import {
+  type Base,
+  createOverlay,
+  createRawVolume,
+  type VolumeKind,
+  volumeName,
+} from "./volumes.ts";
 
 /** Where the volumes of a machine are on the hypervisor's host, besides its disk. */
 export type VolumePaths = Pick<
@@ -54,11 +60,15 @@ export function claimName(pool: StoragePool, machine: string, owner: Owner): Pro
 export function createDisk(
   pool: StoragePool,
   machine: string,
-  { template, diskGib }: { readonly template: Template; readonly diskGib: number | null },
+  { template, diskGib, volume = volumeName(machine, "overlay") }: {
+    readonly template: Base;
+    readonly diskGib: number | null;
+    readonly volume?: string;
+  },
 ): Promise<string> {
   return orExplain(pool, machine, async () => {
     const capacityBytes = (diskGib ?? 0) * 1024 ** 3;
-    using overlay = await createOverlay(pool, machine, { template, capacityBytes });
+    using overlay = await createOverlay(pool, volume, { template, capacityBytes });
     return await overlay.path();
   });
 }

@@ -14,6 +14,7 @@ import type { Template } from "./template.ts";
 const VOLUME_ENDINGS = {
   owner: ".owner.libvirt-gci",
   overlay: ".overlay.libvirt-gci",
+  ram: ".ram.libvirt-gci",
   seed: ".seed.libvirt-gci",
   credential: ".credential.libvirt-gci",
   console: ".console.libvirt-gci",
@@ -28,16 +29,18 @@ export function volumeName(machine: string, kind: VolumeKind): string {
   return machine + VOLUME_ENDINGS[kind];
 }
 
+/** What an overlay stands on. */
+export type Base = Pick<Template, "path" | "format" | "capacityBytes">;
+
 /**
- * Makes the machine's own disk, which reads from the template what nobody wrote. `capacityBytes`
- * holds if it is more than the template's. The caller disposes of the handle.
+ * Makes a disk which reads from its base what nobody wrote. `capacityBytes` holds if it is more than
+ * the base's. The caller disposes of the handle.
  */
 export function createOverlay(
   pool: StoragePool,
-  machine: string,
-  { template, capacityBytes }: { readonly template: Template; readonly capacityBytes: number },
+  name: string,
+  { template, capacityBytes }: { readonly template: Base; readonly capacityBytes: number },
 ): Promise<Volume> {
-  const name = volumeName(machine, "overlay");
   return pool.createVolume(
     name,
     overlayXml(name, template, Math.max(capacityBytes, template.capacityBytes)).toString(),
@@ -45,7 +48,7 @@ export function createOverlay(
 }
 
 /** The overlay as libvirt's volume XML (https://libvirt.org/formatstorage.html). */
-function overlayXml(name: string, template: Template, capacityBytes: number): Xml {
+function overlayXml(name: string, template: Base, capacityBytes: number): Xml {
   return xml`
     <volume type="file">
       <name>${name}</name>
@@ -64,7 +67,16 @@ function overlayXml(name: string, template: Template, capacityBytes: number): Xm
 
 /** Makes a volume for as many plain bytes. The caller disposes of the handle. */
 export function createRawVolume(pool: StoragePool, name: string, bytes: number): Promise<Volume> {
-  const volumeXml = xml`
+  return pool.createVolume(name, rawXml(name, bytes).toString());
+}
+
+/** Makes a volume with the plain bytes of another. The caller disposes of the handle. */
+export function copyRawVolume(pool: StoragePool, name: string, source: Volume): Promise<Volume> {
+  return pool.copyVolume(name, rawXml(name, 0).toString(), source); // libvirt takes its size
+}
+
+function rawXml(name: string, bytes: number): Xml {
+  return xml`
     <volume type="file">
       <name>${name}</name>
       <capacity unit="bytes">${bytes}</capacity>
@@ -73,7 +85,6 @@ export function createRawVolume(pool: StoragePool, name: string, bytes: number):
       </target>
     </volume>
   `;
-  return pool.createVolume(name, volumeXml.toString());
 }
 
 const KINDS = [...Object.keys(VOLUME_ENDINGS), "[\\da-f-]+\\.turn"].join("|");
@@ -123,7 +134,7 @@ export async function deleteVolumes(
       errors.push(error);
     }
   };
-  for (const kind of ["seed", "credential", "nvram"] as const) {
+  for (const kind of ["ram", "seed", "credential", "nvram"] as const) {
     await tryDelete(volumeName(machine, kind));
   }
   if (mayHaveTurn) {

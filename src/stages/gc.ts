@@ -58,6 +58,7 @@ export async function gc(
       problems.push(explain(error));
     }
   }
+  await removeDeadWarmImages(dryRun, problems, stage);
   if (problems.length > 0) throw unremoved(problems);
 }
 
@@ -72,6 +73,28 @@ async function endDeadTurns(
     using pool = await connection.lookupPool(config.overlayPool);
     await endTurn(pool, turn);
     log(`Removed the turn of "${name}": nobody waits for it any more`);
+  }
+}
+
+async function removeDeadWarmImages(
+  dryRun: boolean,
+  problems: string[],
+  { connection, config, log }: GcStage,
+): Promise<void> {
+  const { deleteWarmImage, findDeadWarmImages } = await import("../machine/warm_image.ts");
+  using pool = await findActivePool(connection, config.overlayPool);
+  for (const image of pool === null ? [] : await findDeadWarmImages(pool)) {
+    try {
+      const what = `a warm image of "${image.template}": it is incomplete, or there is a newer one`;
+      if (dryRun) {
+        log(`Would remove ${what}`);
+      } else if (pool !== null) {
+        await deleteWarmImage(pool, image);
+        log(`Removed ${what}`);
+      }
+    } catch (error) {
+      problems.push(explain(error));
+    }
   }
 }
 

@@ -8,6 +8,7 @@ import { noPaint, type Paint } from "../paint.ts";
 import { toVisible } from "../quoted.ts";
 import { longestTurnSeconds } from "./admission.ts";
 import {
+  findActivePool,
   findMachines,
   type FindStage,
   type FoundMachine,
@@ -102,7 +103,10 @@ async function lifeOf(
   }
 }
 
-async function diskOf({ volumes }: FoundMachine, connection: Connection): Promise<number> {
+async function diskOf(
+  { volumes }: Pick<FoundMachine, "volumes">,
+  connection: Connection,
+): Promise<number> {
   const sizes = volumes.map(async ({ pool: poolName, name }) => {
     using pool = await connection.findPool(poolName);
     using volume = pool && await pool.findVolume(name);
@@ -132,16 +136,27 @@ const STATE_COLOURS = {
 /** The machines as a table for people, a line each, fit to print. */
 export function listTable(machines: readonly ListedMachine[], paint: Paint = noPaint): string {
   const rows = [HEAD, ...machines.map(rowOf)];
-  const widths = HEAD.map((_, i) => Math.max(...rows.map((row) => (row[i] ?? "").length)));
-  return rows.map((row, i) => {
-    const state = machines[i - 1]?.state;
-    const cells = row.map((cell, column) => {
-      const padded = cell.padEnd(widths[column] ?? 0);
-      if (state === undefined || column !== STATE_COLUMN) return padded;
-      return paint(STATE_COLOURS[state], cell) + padded.slice(cell.length);
-    });
-    return cells.join("  ").trimEnd();
-  }).join("\n");
+  return tableOf(rows, (padded, { row, column, cell }) => {
+    const state = machines[row - 1]?.state;
+    if (state === undefined || column !== STATE_COLUMN) return padded;
+    return paint(STATE_COLOURS[state], cell) + padded.slice(cell.length);
+  });
+}
+
+/** The rows as a table; `paintCell` gets each cell filled up to the width of its column. */
+function tableOf(
+  rows: readonly (readonly string[])[],
+  paintCell: (padded: string, at: { row: number; column: number; cell: string }) => string = (
+    padded,
+  ) => padded,
+): string {
+  const widths = (rows[0] ?? []).map((_, i) =>
+    Math.max(...rows.map((row) => (row[i] ?? "").length))
+  );
+  return rows.map((cells, row) =>
+    cells.map((cell, column) => paintCell(cell.padEnd(widths[column] ?? 0), { row, column, cell }))
+      .join("  ").trimEnd()
+  ).join("\n");
 }
 
 function remaining(until: string | null): string {
@@ -161,5 +176,55 @@ function rowOf(machine: ListedMachine): string[] {
     memoryMib === null ? null : `${memoryMib} MiB`,
     `${Math.ceil(diskBytes / 1024 ** 2)} MiB`,
   ];
-  return cells.map((cell) => toVisible(cell || "-").replaceAll("\n", "\\n"));
+  return cells.map(toCell);
+}
+
+function toCell(text: string | null): string {
+  return toVisible(text || "-").replaceAll("\n", "\\n");
+}
+
+/** A warm image as the command `list` shows it. */
+export interface ListedWarmImage {
+  readonly template: string;
+  readonly created: string;
+  /** The machines that stand on its disk. */
+  readonly machines: readonly string[];
+  /** What its volumes take of the pool, together. */
+  readonly diskBytes: number;
+}
+
+/** The warm images from which machines can be resumed. */
+export async function listWarmImages(
+  { connection, config }: Pick<FindStage, "connection" | "config">,
+): Promise<ListedWarmImage[]> {
+  const { findWarmImages, machinesOn, warmVolume } = await import("../machine/warm_image.ts");
+  using pool = await findActivePool(connection, config.overlayPool);
+  const images = pool === null ? [] : await findWarmImages(pool, null);
+  return await Promise.all(images.map(async (image) => {
+    const { template, id, created } = image;
+    const volumes = (["disk", "ram", "info"] as const).map((part) => ({
+      pool: config.overlayPool,
+      name: warmVolume(template, id, part),
+    }));
+    return {
+      ...{ template, created },
+      machines: pool === null ? [] : await machinesOn(pool, image),
+      diskBytes: await diskOf({ volumes }, connection),
+    };
+  }));
+}
+
+const WARM_HEAD = ["WARM IMAGE OF", "AGE", "MACHINES", "DISK"];
+
+/** The warm images as a table for people, a line each. */
+export function warmTable(images: readonly ListedWarmImage[]): string {
+  return tableOf([
+    WARM_HEAD,
+    ...images.map(({ template, created, machines, diskBytes }) => [
+      toCell(template),
+      age(ageSeconds({ created })),
+      String(machines.length),
+      `${Math.ceil(diskBytes / 1024 ** 2)} MiB`,
+    ]),
+  ]);
 }

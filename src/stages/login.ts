@@ -64,7 +64,16 @@ export function loginContents(
     const credential = tmpfilesCredential({ user, publicKey: key.publicKey, hostKey });
     return { seed: null, credential };
   }
-  const hostName = machine.replace(/[._]/g, "-"); // cloud-init would cut it at the first dot
-  const seed = cloudInitSeed({ machine: hostName, user, publicKeys: [key.publicKey], hostKey });
+  const seed = cloudInitSeed({
+    machine: toHostName(machine),
+    user,
+    publicKeys: [key.publicKey],
+    hostKey,
+  });
   return { seed, credential: null };
+}
+
+/** What a machine calls itself. cloud-init would cut its name at the first dot. */
+export function toHostName(machine: string): string {
+  return machine.replace(/[._]/g, "-");
 }

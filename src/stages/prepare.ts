@@ -29,6 +29,7 @@ import { cleanup } from "./cleanup.ts";
 import { sweep } from "./gc.ts";
 import { isolate, requireNetwork } from "./isolation.ts";
 import { createLogin, loginContents, loginTo, type MachineLogin } from "./login.ts";
+import type { Reach } from "./resume.ts";
 import type { Stage } from "./stage.ts";
 import { StepTimer } from "./step_timer.ts";
 
@@ -80,38 +81,56 @@ export async function prepare(
   const { turn, hasWaited } = await admit(name, { pool, memoryMib: settings.memoryMib }, stage);
   if (hasWaited) disk = await findDisk(); // somebody may have replaced the template
   timer.end("turn");
-  const overlayPath = await createDisk(pool, name, disk);
   const login = await createLogin(name, { keyFile, settings }, stage);
   const volumes = await createVolumes(pool, name, {
     ...loginContents(name, login, settings),
     efi: settings.firmware === "efi",
   });
   const filter = await isolate(name, { settings, subnets }, connection);
-  timer.end("overlay");
 
   signal.throwIfAborted();
   const record = newRecord(owner, { template: choice.name, login, settings });
-  using domain = await startMachine(connection, {
-    ...{ name, record, domainType, settings, filter, overlayPath, ...volumes },
-  }, disk);
-  if (turn !== null) await endTurn(pool, turn);
-  await requireUnchanged(connection, disk.template);
-  timer.end("start");
-  log(`Started the machine "${name}" from the template "${choice.name}" (${domainType})`);
-
-  const ready = await orExamined(name, stage, async () => {
-    const addressed = { ...record, address: await addressOf(domain, { record, settings }, stage) };
-    timer.end("address");
-    const target = await loginTo(domain, addressed, login.key);
-    const timeoutSeconds = settings.sshSeconds +
-      (target.channel === null ? 0 : settings.addressSeconds); // nothing has waited for the boot
-    const hostKey = await waitForSsh(target, () => refuseEnded(domain), {
-      ...{ log, progress: stage.progress, signal, timeoutSeconds },
+  const machine = { name, record, domainType, settings, filter, ...volumes };
+  const onStart = async (): Promise<void> => {
+    if (turn !== null) await endTurn(pool, turn);
+    await requireUnchanged(connection, disk.template);
+  };
+  const reach: Reach = (domain, record, mostSeconds = Infinity) =>
+    orExamined(name, stage, async () => {
+      const addressSeconds = Math.min(settings.addressSeconds, mostSeconds);
+      const sshSeconds = Math.min(settings.sshSeconds, mostSeconds);
+      const patience = { ...settings, addressSeconds };
+      const address = await addressOf(domain, { record, settings: patience }, stage);
+      timer.end("address");
+      const target = await loginTo(domain, { ...record, address }, login.key);
+      const timeoutSeconds = sshSeconds +
+        (target.channel === null ? 0 : addressSeconds); // nothing has waited for the boot
+      const hostKey = await waitForSsh(target, () => refuseEnded(domain), {
+        ...{ log, progress: stage.progress, signal, timeoutSeconds },
+      });
+      timer.end("ssh");
+      const ready = { ...record, address, hostKey };
+      await writeRecord(domain, ready);
+      return ready;
     });
-    timer.end("ssh");
-    return { ...addressed, hostKey };
-  });
-  await writeRecord(domain, ready);
+  const boot = async (): Promise<MachineRecord> => {
+    const overlayPath = await createDisk(pool, name, disk);
+    timer.end("overlay");
+    // Not the card of an attempt to resume it, whose lease may not be the one that this guest gets.
+    const booting = { ...record, mac: randomMac() };
+    using domain = await startMachine(
+      connection,
+      { ...machine, record: booting, overlayPath },
+      disk,
+    );
+    await onStart();
+    timer.end("start");
+    log(`Started the machine "${name}" from the template "${choice.name}" (${domainType})`);
+    return await reach(domain, booting);
+  };
+  const how = { pool, reach, onStart, onStep: (step: string): void => timer.end(step) };
+  const ready = settings.start === "cold" ? await boot() : await (await import("./resume.ts"))
+    .resume({ ...machine, template: disk.template, login }, how, stage) ?? await boot();
   signal.throwIfAborted();
 
   undo.move(); // The machine now lives until cleanup.
@@ -131,7 +150,8 @@ export function howToGoOn({ name, record }: PreparedMachine): string[] {
   ];
 }
 
-function newRecord(
+/** The record of a machine that nobody has reached yet. */
+export function newRecord(
   owner: Owner,
   { template, login, settings }: {
     readonly template: string;
@@ -177,7 +197,10 @@ function diskSize(
 }
 
 /** The pool for overlays. The one that nobody chose is made at its first use. */
-async function lookupOverlayPool(connection: Connection, name: string): Promise<StoragePool> {
+export async function lookupOverlayPool(
+  connection: Connection,
+  name: string,
+): Promise<StoragePool> {
   if (name === DEFAULT_OVERLAY_POOL) await createDirPool(connection, name);
   return await lookupActivePool(connection, name, "overlay_pool");
 }

@@ -19,10 +19,11 @@ export class StepTimer {
     this.#onStep = onStep;
   }
 
-  /** Ends a step, which began when the one before it ended. */
-  end(step: Step): void {
+  /** Ends a step, which began when the one before it ended. Only {@linkcode STEPS} are told of. */
+  end(step: string): void {
     const now = performance.now();
-    this.#onStep?.(step, now - this.#start);
+    const known = STEPS.find((known) => known === step);
+    if (known !== undefined) this.#onStep?.(known, now - this.#start);
     this.#steps.push(`${step} ${formatDuration(now - this.#start)}`);
     this.#start = now;
   }

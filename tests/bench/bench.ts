@@ -10,6 +10,7 @@ import { PROGRAM, settingsFile, TESTBED } from "../e2e/bed.ts";
 import { measureCrowd } from "./crowd.ts";
 import { compare, median, report } from "./measure.ts";
 import { measurePrepare } from "./prepare.ts";
+import { measureWarm } from "./warm.ts";
 
 const settings = settingsFile();
 const OURS = [...PROGRAM, "--config", settings.path];
@@ -125,6 +126,7 @@ try {
   await measureStart();
   await measureRun();
   await measurePrepare(OURS, 7);
+  await measureWarm(PROGRAM, { templates: ["lite", "cloud"], runs: 11 });
 } finally {
   settings[Symbol.dispose]();
 }

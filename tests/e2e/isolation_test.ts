@@ -74,16 +74,22 @@ async function attempts(machine: string, neighbour: string, settings: Settings) 
 }
 
 for (
-  const [words, isolate, expected] of [
-    ["reach neither each other nor the host, nor lie about who they are", true, "blocked"],
-    ["do all of that where the settings turn isolation off", false, "through"],
+  const [words, isolate, expected, start] of [
+    ["reach neither each other nor the host, nor lie about who they are", true, "blocked", "cold"],
+    ["do all of that where the settings turn isolation off", false, "through", "cold"],
+    ["that are resumed from RAM are isolated as those that boot", true, "blocked", "warm"],
   ] as const
 ) {
   e2eTest(`machines ${words}`, async () => {
-    const settings = asRoot({ isolate, host_ports: [`tcp/${OPEN_PORT}`] });
+    const settings = asRoot({ isolate, start, host_ports: [`tcp/${OPEN_PORT}`] });
     const machines = ["gci-e2e-left", "gci-e2e-right"];
     await using undo = new AsyncDisposableStack();
     for (const port of [CLOSED_PORT, OPEN_PORT, CLIENTS_PORT]) undo.use(listen(port));
+    if (start === "warm") {
+      undo.defer(async () => void await call(["warm", "--drop", "lite"], { settings }));
+      const { status, stderr } = await call(["warm", "lite"], { settings });
+      assert.equal(status, 0, stderr);
+    }
     undo.defer(async () => {
       for (const machine of machines) await call(["cleanup", "-m", machine], { settings });
     });
@@ -101,6 +107,9 @@ for (
       other_mac: expected,
       other_arp: expected,
     });
+    const xml = await virsh("dumpxml", "gci-e2e-left");
+    assert.equal(/<genid>/.test(xml), start === "warm", "it was not started as it should");
+    assert.equal(/<port isolated='yes'\/>/.test(xml), isolate);
     const filters = await virsh("nwfilter-list");
     assert.equal(filters.includes("libvirt-gci-gci-e2e-left"), isolate);
   });

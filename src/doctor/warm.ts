@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { chooseDomainType } from "../machine/domain_type.ts";
+import { findTemplate, type Template } from "../machine/template.ts";
+import { changesSince, findWarmImages, warmOrigin } from "../machine/warm_image.ts";
+import { BuildFailure, SystemFailure } from "../errors.ts";
+import { chooseTemplate, type TemplateChoice } from "../template_choice.ts";
+import type { DoctorContext } from "./context.ts";
+import { type Finding, ok, warning } from "./finding.ts";
+
+/** Whether the templates of the settings whose machines are to be resumed can be. */
+export async function checkWarmImages(context: DoctorContext): Promise<Finding[]> {
+  const { config } = context;
+  const names = new Set([
+    ...config.templates.keys(),
+    ...config.defaultTemplate ? [config.defaultTemplate] : [],
+  ]);
+  const choices = [...names].map((name) => chooseTemplate(config, name, { isOperator: true }))
+    .filter(({ settings }) => settings.start !== "cold");
+  return (await Promise.all(choices.map((choice) => checkWarmImage(choice, context)))).flat();
+}
+
+async function checkWarmImage(
+  { name, settings, ...choice }: TemplateChoice,
+  { connection, config }: DoctorContext,
+): Promise<Finding[]> {
+  if (connection instanceof Error) return []; // checkDaemon() says so
+  using pool = await connection.findPool(config.overlayPool);
+  const images = pool !== null && await pool.isActive() ? await findWarmImages(pool, name) : [];
+  const remedy = `libvirt-gci warm ${name}`;
+  const meaning = "Its machines boot, which takes longer";
+  if (images.length === 0) {
+    return [warning(`The template "${name}" has no warm image`, { meaning, remedy })];
+  }
+  let template: Template;
+  try {
+    template = await findTemplate(connection, {
+      ...{ ...choice, name, pool: config.templatePool, isAllowed: () => false },
+    });
+  } catch (error) {
+    if (error instanceof BuildFailure || error instanceof SystemFailure) return [];
+    throw error; // checkTemplates() says that it is missing
+  }
+  const domainType = await chooseDomainType(connection, settings.domainType, () => {});
+  const origin = await warmOrigin(connection, {
+    ...{ template, settings, domainType },
+  });
+  const changes = images.map((image) => changesSince(image.origin, origin));
+  if (changes.includes(null)) {
+    return [ok(`The warm image of "${name}" holds: made ${images[0]?.created}`)];
+  }
+  return [
+    warning(`The warm image of "${name}" was made before a change of ${changes[0]}`, {
+      meaning,
+      remedy,
+    }),
+  ];
+}

@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import type { Agent } from "./agent_channel.ts";
+import { runByAgent } from "./agent_script.ts";
+import { quote } from "./command_line.ts";
+import type { KeyPair } from "./key.ts";
+
+/**
+ * What a guest needs to stop being the one whose RAM it has. All of it goes through the guest agent,
+ * before anybody can reach the guest.
+ */
+export interface Identity {
+  readonly hostName: string;
+  readonly hostKey: KeyPair;
+  /** Whom the user lets in, a line of authorized_keys; null leaves that to the template. */
+  readonly publicKey: string | null;
+  readonly user: string;
+}
+
+const TIMEOUT_SECONDS = 30;
+
+/**
+ * Gives the guest other random numbers, another machine-id and host name, and the time: all that it
+ * must have before its network card, or else two guests ask for one lease. Throws SystemFailure.
+ */
+export async function becomeAnother(agent: Agent, { hostName }: Identity): Promise<void> {
+  const random = (bytes: number): string => crypto.getRandomValues(new Uint8Array(bytes)).toHex();
+  const values = {
+    entropy: random(64),
+    id: random(16),
+    name: hostName,
+    now: String(Math.round(Date.now() / 1000)),
+  };
+  await runByAgent(agent, assignments(values) + BECOME_ANOTHER, {
+    what: "become another machine than the one whose RAM it has",
+    timeoutSeconds: TIMEOUT_SECONDS,
+  });
+}
+
+/** Gives the guest its SSH host key, and whom to let in. Throws SystemFailure. */
+export async function takeKeys(
+  agent: Agent,
+  { hostKey, publicKey, user }: Identity,
+): Promise<void> {
+  const values = {
+    private_key: hostKey.privateKey,
+    public_key: hostKey.publicKey,
+    user,
+    authorized: publicKey ?? "",
+  };
+  await runByAgent(agent, assignments(values) + TAKE_KEYS, {
+    what: "take its SSH keys",
+    timeoutSeconds: TIMEOUT_SECONDS,
+  });
+}
+
+/**
+ * Resolves when the guest has a network through the card with this MAC address: an address, and a way
+ * to its gateway. Whoever connects before that may wait a second for nothing, for that is how long a
+ * host takes to ask again for the hardware's address (ARP). Throws SystemFailure.
+ */
+export async function hasNetwork(agent: Agent, mac: string): Promise<void> {
+  await runByAgent(agent, assignments({ mac }) + HAS_NETWORK, {
+    what: "get an address by DHCP",
+    timeoutSeconds: TIMEOUT_SECONDS,
+  });
+}
+
+/** Resolves when the guest has booted as far as a job needs it. Throws SystemFailure until then. */
+export async function hasBooted(agent: Agent, port: number): Promise<void> {
+  await runByAgent(agent, assignments({ port: String(port) }) + HAS_BOOTED, {
+    what: "finish its boot",
+    timeoutSeconds: TIMEOUT_SECONDS,
+  });
+}
+
+/** Has the guest greet once by SSH, so that the programs for that are in its RAM. */
+export async function rehearse(agent: Agent, port: number): Promise<void> {
+  await runByAgent(agent, assignments({ port: String(port) }) + REHEARSE, {
+    what: "greet by SSH",
+    timeoutSeconds: TIMEOUT_SECONDS,
+  });
+}
+
+/**
+ * Stops the guest's processes until {@linkcode becomeAnother}: what is resumed does nothing before it
+ * has random numbers of its own.
+ */
+export async function standStill(agent: Agent): Promise<void> {
+  await runByAgent(agent, STAND_STILL, {
+    what: "stop its processes",
+    timeoutSeconds: TIMEOUT_SECONDS,
+  });
+}
+
+function assignments(values: Readonly<Record<string, string>>): string {
+  return Object.entries(values).map(([name, value]) => `${name}=${quote(value)}\n`).join("");
+}
+
+const START = `
+set -eu
+umask 022
+PATH=\${PATH:-/usr/bin:/bin}:/usr/local/sbin:/usr/sbin:/sbin
+fail() { echo "$1" >&2; exit 1; }
+`;
+
+/**
+ * By RNDADDENTROPY and RNDRESEEDCRNG (random(4)), the kernel draws its random numbers from the new
+ * ones at once: what is only written to /dev/urandom would count up to a minute later, and before
+ * Linux 5.18 not at all. A kernel with vmgenid needs nobody for that. Only then go the processes on
+ * that {@linkcode STAND_STILL} stopped.
+ */
+const BECOME_ANOTHER = `${START}
+if command -v perl >/dev/null; then
+  printf %s "$entropy" | perl -e '
+    my $bytes = <STDIN>;
+    my $credited = pack("iia*", 4 * length $bytes, length $bytes, $bytes);
+    open(my $random, "+<", "/dev/urandom") or die "/dev/urandom: $!";
+    ioctl($random, 0x40085203, $credited) or die "RNDADDENTROPY: $!";
+    ioctl($random, 0x5207, 0) or die "RNDRESEEDCRNG: $!";'
+elif command -v python3 >/dev/null; then
+  printf %s "$entropy" | python3 -S -c '
+import fcntl, struct, sys
+data = sys.stdin.buffer.read()
+random = open("/dev/urandom", "wb", buffering=0)
+fcntl.ioctl(random, 0x40085203, struct.pack("ii", 4 * len(data), len(data)) + data)
+fcntl.ioctl(random, 0x5207)'
+else
+  set -- /sys/bus/*/drivers/vmgenid/*:*
+  [ -e "$1" ] || fail "It has neither vmgenid in its kernel, nor perl or python3"
+  printf %s "$entropy" >/dev/urandom
+fi
+date -u -s "@$now" >/dev/null
+for file in /etc/machine-id /var/lib/dbus/machine-id; do
+  [ ! -e "$file" ] || [ -L "$file" ] || printf '%s\\n' "$id" >"$file"
+done
+read -r old </proc/sys/kernel/hostname
+printf %s "$name" >/proc/sys/kernel/hostname
+printf '%s\\n' "$name" >/etc/hostname
+case $old in
+"" | localhost | *[!A-Za-z0-9-]*) ;;
+*) [ ! -e /etc/hosts ] || sed -i "s/\\b$old\\b/$name/g" /etc/hosts ;;
+esac
+kill -CONT -1
+`;
+
+/** Process 1 cannot be stopped, and the agent is needed to go on. */
+const STAND_STILL = `${START}
+sync
+for round in 1 2 3; do
+  for process in /proc/[0-9]*; do
+    pid=\${process#/proc/}
+    case $pid in 1 | $$ | $PPID) ;; *) kill -STOP "$pid" 2>/dev/null || : ;; esac
+  done
+done
+`;
+
+/** An SSH server that a socket of systemd starts reads its keys then. */
+const TAKE_KEYS = `${START}
+rm -f /etc/ssh/ssh_host_*_key /etc/ssh/ssh_host_*_key.pub
+(umask 077 && printf '%s\\n' "$private_key" >/etc/ssh/ssh_host_ed25519_key)
+printf '%s\\n' "$public_key" >/etc/ssh/ssh_host_ed25519_key.pub
+if [ -n "$authorized" ]; then
+  home=$(eval echo "~$user") # which the settings let be a plain name only
+  [ -d "$home" ] || fail "The template has no user $user with a home"
+  mkdir -p "$home/.ssh"
+  printf '%s\\n' "$authorized" >"$home/.ssh/authorized_keys"
+  chmod 700 "$home/.ssh"
+  chmod 600 "$home/.ssh/authorized_keys"
+  chown "$user:" "$home/.ssh" "$home/.ssh/authorized_keys"
+fi
+for file in /run/sshd.pid /var/run/sshd.pid; do
+  if [ -s "$file" ] && read -r pid <"$file" && kill -HUP "$pid" 2>/dev/null; then break; fi
+done
+`;
+
+/**
+ * Asks the gateway for its hardware's address until the network filter lets the answer through, every
+ * 100 ms instead of every second. A guest without bash or a gateway goes without. In /proc/net/route
+ * the gateway is the third field, in hexadecimal, its bytes backwards.
+ */
+const HAS_NETWORK = `${START}
+card=
+gateway=
+for try in $(seq 600); do
+  for file in /sys/class/net/*/address; do
+    [ -e "$file" ] && read -r found <"$file" && [ "$found" = "$mac" ] || continue
+    card=\${file%/address}
+    card=\${card##*/}
+    neigh=/proc/sys/net/ipv4/neigh/$card
+    while read -r interface destination via rest; do
+      [ "$interface $destination" = "$card 00000000" ] && gateway=$via || :
+    done </proc/net/route
+  done
+  [ -z "$gateway" ] || break
+  sleep 0.05
+done
+[ -n "$gateway" ] || fail "there is no gateway behind its card"
+command -v bash >/dev/null || exit 0
+rest=$gateway gateway=
+while [ -n "$rest" ]; do
+  gateway=$(printf %d "0x\${rest%"\${rest#??}"}")\${gateway:+.$gateway}
+  rest=\${rest#??}
+done
+pause=$(cat "$neigh/retrans_time_ms")
+tries=$(cat "$neigh/mcast_solicit")
+echo 100 >"$neigh/retrans_time_ms"
+echo 100 >"$neigh/mcast_solicit"
+bash -c 'echo >"/dev/udp/$0/9"' "$gateway" || :
+for try in $(seq 200); do
+  while read -r address type flags rest; do
+    [ "$address $flags" != "$gateway 0x2" ] || break 2
+  done </proc/net/arp
+  sleep 0.02
+done
+echo "$pause" >"$neigh/retrans_time_ms"
+echo "$tries" >"$neigh/mcast_solicit"
+`;
+
+const HAS_BOOTED = `${START}
+if [ -e /run/cloud-init/enabled ] || [ -e /run/cloud-init/status.json ]; then
+  [ -e /run/cloud-init/result.json ] || fail "cloud-init is still at work"
+fi
+if [ -d /run/systemd/system ]; then
+  state=$(systemctl is-system-running) || :
+  case $state in running | degraded) ;; *) fail "systemd is still $state" ;; esac
+fi
+hex=$(printf %04X "$port")
+cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | grep -q ":$hex 0*:0000 0A " ||
+  fail "no SSH server listens at the port $port"
+`;
+
+const REHEARSE = `${START}
+command -v bash >/dev/null || exit 0
+timeout 20 bash -c 'exec 3<>"/dev/tcp/127.0.0.1/$0" && read -r line <&3' "$port"
+`;

@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { explain } from "../errors.ts";
+import { becomeAnother, hasNetwork, type Identity, takeKeys } from "../guest/identity.ts";
+import { makeKeyPair } from "../guest/key.ts";
+import type { Domain } from "../libvirt/domain.ts";
+import { isLibvirtError } from "../libvirt/error.ts";
+import type { StoragePool } from "../libvirt/storage_pool.ts";
+import { refuseEnded } from "../machine/address.ts";
+import { interfaceXml, type MachineDomain } from "../machine/domain_xml.ts";
+import type { MachineRecord } from "../machine/record.ts";
+import { savedXml, withSavedXml } from "../machine/saved_image.ts";
+import { createDisk } from "../machine/start.ts";
+import type { Template } from "../machine/template.ts";
+import { copyRawVolume, deleteVolume, volumeName } from "../machine/volumes.ts";
+import {
+  changesSince,
+  findWarmImages,
+  type WarmImage,
+  warmOrigin,
+  warmVolume,
+} from "../machine/warm_image.ts";
+import { xmlForMachine } from "../machine/warm_xml.ts";
+import { NotYet, waitFor } from "../wait.ts";
+import { type MachineLogin, toHostName } from "./login.ts";
+import type { Stage } from "./stage.ts";
+
+/** A machine that prepare is making, but for its disk. */
+export interface MachineToStart extends Omit<MachineDomain, "overlayPath"> {
+  readonly template: Template;
+  readonly login: MachineLogin;
+}
+
+/**
+ * How prepare waits until a machine that runs is ready, and what it then knows of it. The settings say
+ * how long, but no longer than so many seconds.
+ */
+export type Reach = (
+  domain: Domain,
+  record: MachineRecord,
+  mostSeconds?: number,
+) => Promise<MachineRecord>;
+
+/** What resuming a machine takes besides the machine. */
+interface How {
+  readonly pool: StoragePool;
+  /** Called when its domain runs. */
+  readonly onStart: () => Promise<void>;
+  /** Called at the end of each step. */
+  readonly onStep: (step: string) => void;
+}
+
+/** A guest that was ready when its RAM was saved needs no time for a boot. */
+const PATIENCE_SECONDS = 30;
+
+const AGENT_SECONDS = 10;
+
+/**
+ * Resumes the machine from a warm image of its template and waits until it is ready. Null if there is
+ * no such image that holds, or if anything goes wrong on the way, which is a warning: then there is
+ * nothing left of the attempt, and the machine has to boot.
+ */
+export async function resume(
+  machine: MachineToStart,
+  { reach, ...how }: How & { readonly reach: Reach },
+  stage: Stage,
+): Promise<MachineRecord | null> {
+  const { name } = machine;
+  const { pool } = how;
+  try {
+    const image = await chooseImage(machine, pool, stage);
+    if (image === null) return null;
+    const { domain, record } = await start(machine, { image, ...how }, stage);
+    using _ = domain;
+    stage.log(`Resumed the machine "${name}" from the warm image of "${image.template}"`);
+    return await reach(domain, record, PATIENCE_SECONDS);
+  } catch (error) {
+    stage.signal.throwIfAborted();
+    stage.warn(`Cannot resume the machine "${name}", so it boots: ${explain(error)}`);
+    await undo(name, pool, stage);
+    return null;
+  }
+}
+
+/** The newest warm image that still holds, or null; \`warm\` says why there is none. */
+async function chooseImage(
+  { record: { template }, template: base, settings, domainType }: MachineToStart,
+  pool: StoragePool,
+  { connection, warn }: Stage,
+): Promise<WarmImage | null> {
+  const images = await findWarmImages(pool, template);
+  const origin = images.length > 0 && await warmOrigin(connection, {
+    ...{ template: base, settings, domainType },
+  });
+  const changes = images.map((image) => origin && changesSince(image.origin, origin));
+  const fitting = images[changes.indexOf(null)];
+  if (fitting !== undefined) return fitting;
+  if (settings.start === "warm") {
+    warn(
+      (changes[0]
+        ? `The warm image of "${template}" was made before a change of ${changes[0]}, ` +
+          "or for others"
+        : `There is no warm image of "${template}"`) +
+        `, so the machine boots. The host's administrator can make one: libvirt-gci warm ${template}`,
+    );
+  }
+  return null;
+}
+
+/** Starts it with a card, keys and an identity of its own. */
+async function start(
+  machine: MachineToStart,
+  { image, pool, onStart, onStep }: How & { readonly image: WarmImage },
+  stage: Stage,
+): Promise<{ readonly domain: Domain; readonly record: MachineRecord }> {
+  const { connection, signal, log, progress } = stage;
+  const { name, settings, login } = machine;
+  const hostKey = login.hostKey ?? await makeKeyPair();
+  const record = { ...machine.record, hostKey: hostKey.fingerprint };
+  const overlayPath = await createFrozenOverlay(machine, image, pool);
+  onStep("overlay");
+  const ram = await copyRam({ ...machine, record, overlayPath }, image, pool);
+  onStep("RAM");
+  signal.throwIfAborted();
+  await connection.restoreDomain(ram);
+  await deleteVolume(pool, volumeName(name, "ram"));
+  await onStart();
+  onStep("resume");
+
+  using undo = new DisposableStack();
+  const domain = undo.use(await connection.lookupDomain(name));
+  const agent = (command: object, timeoutSeconds: number): Promise<unknown> =>
+    domain.agentCommand(command, timeoutSeconds);
+  await waitFor({
+    goal: "answer through its guest agent",
+    awaited: "its guest agent",
+    probe: () => answers(domain),
+    advice: "Make the warm image again",
+    fault: "template",
+  }, { log, progress, signal, timeoutSeconds: AGENT_SECONDS });
+  const identity: Identity = {
+    hostName: toHostName(name),
+    ...{ hostKey, user: settings.user },
+    publicKey: settings.login === "template" ? null : login.key.publicKey,
+  };
+  await becomeAnother(agent, identity);
+  onStep("identity");
+  if (settings.network !== "none") await domain.attachDevice(interfaceXml(machine).toString());
+  onStep("card");
+  await takeKeys(agent, identity);
+  onStep("keys");
+  if (settings.network !== "none") await hasNetwork(agent, record.mac);
+  onStep("network");
+  undo.move();
+  return { domain, record };
+}
+
+/** Whether its agent answers: at first, it may not know yet that somebody asks again. */
+async function answers(domain: Domain): Promise<true | NotYet> {
+  try {
+    await domain.agentCommand({ execute: "guest-ping" }, 1);
+    return true;
+  } catch (error) {
+    if (!isLibvirtError(error)) throw error;
+    await refuseEnded(domain, error);
+    return new NotYet(error.words);
+  }
+}
+
+async function createFrozenOverlay(
+  { name, template, settings }: MachineToStart,
+  image: WarmImage,
+  pool: StoragePool,
+): Promise<string> {
+  using disk = await pool.lookupVolume(warmVolume(image.template, image.id, "disk"));
+  const frozen = { ...template, path: await disk.path(), format: "qcow2" };
+  return await createDisk(pool, name, { template: frozen, diskGib: settings.diskGib });
+}
+
+/** Makes the machine's own copy of the RAM, with its own XML before it, and gives its path. */
+async function copyRam(
+  machine: MachineDomain,
+  image: WarmImage,
+  pool: StoragePool,
+): Promise<string> {
+  using source = await pool.lookupVolume(warmVolume(image.template, image.id, "ram"));
+  const beforeRam = await source.download(0, image.bytesBeforeRam);
+  const domainXml = xmlForMachine(savedXml(beforeRam), machine);
+  using copy = await copyRawVolume(pool, volumeName(machine.name, "ram"), source);
+  await copy.upload(withSavedXml(beforeRam, domainXml));
+  return await copy.path();
+}
+
+/** Removes what an attempt made, so that the machine can boot. */
+async function undo(
+  machine: string,
+  pool: StoragePool,
+  { connection }: Pick<Stage, "connection">,
+): Promise<void> {
+  using domain = await connection.findDomain(machine);
+  await domain?.destroy();
+  await deleteVolume(pool, volumeName(machine, "ram"));
+  await deleteVolume(pool, volumeName(machine, "overlay"));
+}

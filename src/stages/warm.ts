@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { BuildFailure, SystemFailure } from "../errors.ts";
+import { becomeAnother, hasBooted, rehearse, standStill, takeKeys } from "../guest/identity.ts";
+import { makeKeyPair } from "../guest/key.ts";
+import type { Domain } from "../libvirt/domain.ts";
+import type { StoragePool } from "../libvirt/storage_pool.ts";
+import type { MachineSettings } from "../machine_settings.ts";
+import { refuseEnded } from "../machine/address.ts";
+import { chooseDomainType } from "../machine/domain_type.ts";
+import { newOwner } from "../machine/owner.ts";
+import { bytesBeforeRam, HEADER_BYTES } from "../machine/saved_image.ts";
+import { claimName, createDisk, createVolumes, startMachine } from "../machine/start.ts";
+import { findTemplate, type Template } from "../machine/template.ts";
+import { createRawVolume, volumeName } from "../machine/volumes.ts";
+import {
+  changesSince,
+  deleteWarmImage,
+  findWarmImages,
+  makerOf,
+  newWarmId,
+  warmIds,
+  type WarmImage,
+  type WarmName,
+  warmOrigin,
+  warmVolume,
+  writeInfo,
+} from "../machine/warm_image.ts";
+import { chooseTemplate } from "../template_choice.ts";
+import { type Limits, NotYet, waitFor } from "../wait.ts";
+import { cleanup } from "./cleanup.ts";
+import { loginContents, toHostName } from "./login.ts";
+import { lookupOverlayPool, newRecord } from "./prepare.ts";
+import type { Stage } from "./stage.ts";
+import { StepTimer } from "./step_timer.ts";
+
+/**
+ * Makes the warm images of these templates anew where they do not hold any more: a machine of the
+ * template boots without a network card, and its RAM is saved. Throws SystemFailure, or BuildFailure
+ * for a template that there is not.
+ */
+export async function warm(templates: readonly string[], stage: Stage): Promise<void> {
+  for (const name of templates) await warmTemplate(name, stage);
+}
+
+async function warmTemplate(requested: string, stage: Stage): Promise<void> {
+  const { config, connection, log } = stage;
+  const choice = chooseTemplate(config, requested, { isOperator: true });
+  const { name, settings } = choice;
+  if (settings.firmware === "efi") {
+    throw new SystemFailure({
+      what: `The template "${name}" boots with EFI firmware, which cannot be resumed yet`,
+      advice: 'Leave "start" of this template at cold',
+      fault: "settings",
+    });
+  }
+  const template = await findTemplate(connection, {
+    ...choice,
+    isAllowed: () => true,
+    pool: config.templatePool,
+  });
+  const domainType = await chooseDomainType(connection, settings.domainType, log);
+  const origin = await warmOrigin(connection, {
+    ...{ template, settings, domainType },
+  });
+  using pool = await lookupOverlayPool(connection, config.overlayPool);
+  const before = await findWarmImages(pool, name);
+  if (before.some((image) => changesSince(image.origin, origin) === null)) {
+    log(`The template "${name}" has a warm image, made ${before[0]?.created}: nothing to do`);
+    return;
+  }
+  const timer = new StepTimer(null);
+  const image = { template: name, id: newWarmId(), created: new Date().toISOString(), origin };
+  await make(image, { template, settings, domainType, pool, timer }, stage);
+  log(`The template "${name}" is warm: ${timer.summary()}`);
+  for (const old of before) await drop(old, pool, stage);
+  if (settings.start === "cold") {
+    stage.warn(`Its jobs still boot: set "start" of the template "${name}" to warm or auto`);
+  }
+}
+
+/** What a warm image is made with. */
+interface Making {
+  readonly template: Template;
+  readonly settings: MachineSettings;
+  readonly domainType: string;
+  readonly pool: StoragePool;
+  readonly timer: StepTimer;
+}
+
+/** Makes the image and, with its last step, puts it in place; else nothing is left of it. */
+async function make(
+  image: Omit<WarmImage, "bytesBeforeRam">,
+  { template, settings, domainType, pool, timer }: Making,
+  stage: Stage,
+): Promise<void> {
+  const { connection, log, progress, signal } = stage;
+  const maker = await makerOf(image.template);
+  const seconds = settings.addressSeconds + settings.sshSeconds;
+  const job = { id: null, project: null, timeoutSeconds: seconds, attemptDir: null };
+  const owner = await newOwner(job);
+  await refuseOther(maker, image.template, pool);
+  await claimName(pool, maker, owner);
+  await using undo = new AsyncDisposableStack();
+  undo.defer(async () => {
+    await cleanup(maker, { ...stage, log: () => {} });
+  });
+  await using undoImage = new AsyncDisposableStack();
+  undoImage.defer(async () => {
+    await cleanup(maker, { ...stage, log: () => {} }); // which runs on the disk
+    await deleteWarmImage(pool, image);
+  });
+
+  const overlayPath = await createDisk(pool, maker, {
+    ...{ template, diskGib: settings.diskGib },
+    volume: warmVolume(image.template, image.id, "disk"),
+  });
+  const login = {
+    key: { ...await makeKeyPair(), file: "" }, // nobody has it
+    hostKey: settings.login === "template" ? null : await makeKeyPair(),
+  };
+  const volumes = await createVolumes(pool, maker, {
+    ...loginContents(maker, login, settings),
+    efi: false,
+  });
+  const record = newRecord(owner, { template: image.template, login, settings });
+  using domain = await startMachine(connection, {
+    ...{ name: maker, record, domainType, settings, filter: null, overlayPath, ...volumes },
+    isWarm: true,
+  }, { template });
+  log(`Started a machine from the template "${image.template}" to save its RAM (${domainType})`);
+  timer.end("start");
+  await bootUp(domain, settings, { log, progress, signal, timeoutSeconds: seconds });
+  timer.end("boot");
+  await tryIdentity(domain, maker, settings);
+  timer.end("rehearsal");
+
+  signal.throwIfAborted();
+  using ram = await createRawVolume(pool, warmVolume(image.template, image.id, "ram"), 0);
+  await standStill(agentOf(domain));
+  await domain.save(await ram.path());
+  timer.end("save");
+  const header = await ram.download(0, HEADER_BYTES);
+  await writeInfo(pool, { ...image, bytesBeforeRam: bytesBeforeRam(header) });
+  undoImage.move();
+}
+
+async function refuseOther(maker: string, template: string, pool: StoragePool): Promise<void> {
+  using owner = await pool.findVolume(volumeName(maker, "owner"));
+  if (owner === null) return;
+  throw new SystemFailure({
+    what: `Another process makes a warm image of "${template}", or died while it did`,
+    advice: `Wait for it; or remove what is left: libvirt-gci cleanup --machine ${maker}`,
+  });
+}
+
+/** Waits until the guest has booted and does what a clone of it will have to do. */
+async function bootUp(
+  domain: Domain,
+  { port }: MachineSettings,
+  limits: Limits,
+): Promise<void> {
+  const agent = agentOf(domain);
+  await waitFor({
+    goal: "finish its boot, as its guest agent sees it",
+    awaited: "its boot",
+    advice:
+      "A template to resume needs a running qemu-guest-agent that allows guest-exec (Fedora " +
+      "and RHEL forbid it in /etc/sysconfig/qemu-ga), and an SSH server",
+    fault: "template",
+    probe: async () => {
+      await refuseEnded(domain);
+      try {
+        await hasBooted(agent, port);
+        return true;
+      } catch (error) {
+        return new NotYet(error instanceof Error ? error.message : String(error));
+      }
+    },
+  }, limits);
+}
+
+/** Throws SystemFailure now if a clone of the guest could not take an identity of its own. */
+async function tryIdentity(
+  domain: Domain,
+  maker: string,
+  { login, user, port }: MachineSettings,
+): Promise<void> {
+  const agent = agentOf(domain);
+  const { publicKey } = await makeKeyPair();
+  const identity = {
+    ...{ hostName: toHostName(maker), hostKey: await makeKeyPair(), user },
+    publicKey: login === "template" ? null : publicKey,
+  };
+  await becomeAnother(agent, identity);
+  await takeKeys(agent, identity);
+  await rehearse(agent, port);
+}
+
+function agentOf(domain: Domain): (command: object, timeoutSeconds: number) => Promise<unknown> {
+  return (command, timeoutSeconds) => domain.agentCommand(command, timeoutSeconds);
+}
+
+/** Removes the warm images of these templates. Throws BuildFailure for a template without any. */
+export async function dropWarm(templates: readonly string[], stage: Stage): Promise<void> {
+  const { config, connection } = stage;
+  for (const requested of templates) {
+    const { name } = chooseTemplate(config, requested, { isOperator: true });
+    using pool = await lookupOverlayPool(connection, config.overlayPool);
+    const images = [...warmIds(await pool.volumeNames())].filter(([, template]) =>
+      template === name
+    );
+    if (images.length === 0) {
+      throw new BuildFailure({
+        what: `The template "${name}" has no warm image`,
+        advice: "See what there is: libvirt-gci list",
+      });
+    }
+    for (const [id, template] of images) await drop({ id, template }, pool, stage);
+  }
+}
+
+async function drop(
+  image: WarmName,
+  pool: StoragePool,
+  { log }: Pick<Stage, "log">,
+): Promise<void> {
+  const users = await deleteWarmImage(pool, image);
+  log(
+    `Removed a warm image of "${image.template}"` +
+      (users.length === 0
+        ? ""
+        : `, but for its disk, which gc removes when these machines are gone: ${users.join(", ")}`),
+  );
+}

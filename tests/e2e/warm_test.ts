@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import assert from "node:assert/strict";
+import {
+  allOf,
+  call,
+  type Called,
+  command,
+  e2eTest,
+  job,
+  machineOf,
+  runOnBed,
+  type Settings,
+  TESTBED,
+  virsh,
+} from "./bed.ts";
+
+const TEMPLATE = "gci-e2e-random";
+const VOLUME = `${TEMPLATE}.qcow2`;
+
+/** A template whose guest has a process that writes random numbers into /run/random, without end. */
+const WARM: Settings = { start: "warm", templates: { [TEMPLATE]: { login: "template" } } };
+
+/** It runs before the RAM is saved, and goes on in each machine: 16 bytes of getrandom(2) a line. */
+const WRITER = `
+use strict; $| = 1;
+open(my $out, ">>", "/run/random") or die; select $out; $| = 1;
+while (1) { my $bytes = "\\0" x 16; syscall(318, $bytes, 16, 0) == 16 or die; print unpack("H*", $bytes), "\\n"; select undef, undef, undef, 0.02; }
+`;
+
+async function done(called: Promise<Called>): Promise<string> {
+  const { status, stdout, stderr } = await called;
+  assert.equal(status, 0, stderr);
+  return stdout + stderr;
+}
+
+const inMachine = (machine: string, script: string): Promise<string> =>
+  done(call(["run", "-m", machine, "--", "sh", "-c", script], { settings: WARM }));
+
+/** Makes the template of a machine on which that process has been set up. */
+async function makeTemplate(): Promise<AsyncDisposable> {
+  const machine = "gci-e2e-template";
+  await done(call(["prepare", "-d", "lite", "-m", machine]));
+  const line = "::respawn:/usr/bin/perl /usr/local/sbin/random_writer";
+  await inMachine(
+    machine,
+    `printf %s '${btoa(WRITER)}' | base64 -d | sudo tee /usr/local/sbin/random_writer >/dev/null
+    echo '${line}' | sudo tee -a /etc/inittab >/dev/null
+    sudo rm /etc/ssh/ssh_host_*; sync`,
+  );
+  const overlay = `/var/lib/libvirt-gci-testbed/overlays/${machine}.overlay.libvirt-gci`;
+  const path = `/var/lib/libvirt-gci-testbed/templates/${VOLUME}`;
+  await virsh("destroy", machine);
+  const copied = await command(["qemu-img", "convert", "-O", "qcow2", overlay, path]);
+  await done(call(["cleanup", "-m", machine]));
+  assert.equal(copied.status, 0, copied.stderr);
+  await virsh("pool-refresh", TESTBED.templatePool);
+  return {
+    async [Symbol.asyncDispose]() {
+      await call(["warm", "--drop", TEMPLATE], { settings: WARM });
+      await virsh("vol-delete", VOLUME, TESTBED.templatePool);
+    },
+  };
+}
+
+async function prepareTwo(machines: readonly string[]): Promise<string[]> {
+  return await allOf(
+    machines.map((machine) =>
+      done(call(["prepare", "-d", TEMPLATE, "-m", machine], { settings: WARM }))
+    ),
+  );
+}
+
+/** Two machines at once, from one image, and what must differ between them. */
+async function sharesNothing(): Promise<void> {
+  const machines = ["gci-e2e-first", "gci-e2e-second"];
+  await using undo = new AsyncDisposableStack();
+  undo.defer(async () => {
+    for (const machine of machines) await call(["cleanup", "-m", machine]);
+  });
+  const logs = await prepareTwo(machines);
+  for (const log of logs) assert.match(log, /Resumed the machine .* from the warm image of/);
+  const addresses = logs.map((log) => /is ready at ([\d.]+)/.exec(log)?.[1]);
+
+  const facts = await allOf(machines.map((machine) =>
+    inMachine(
+      machine,
+      "cat /etc/machine-id /etc/ssh/*.pub /sys/class/net/eth0/address; cat /run/random",
+    )
+  ));
+  const [first = [], second = []] = facts.map((text) => text.trim().split("\n"));
+  assert.notEqual(addresses[0], addresses[1]);
+  for (const line of [0, 1, 2]) assert.notEqual(first[line], second[line]);
+  assert.match(first[0] ?? "", /^[0-9a-f]{32}$/);
+  assert.match(first[1] ?? "", /^ssh-ed25519 \S+ libvirt-gci$/);
+
+  // What was written before the RAM was saved is the same; from then on, nothing is.
+  const [a, b] = [first.slice(3), second.slice(3)];
+  const common = a.filter((line) => b.includes(line));
+  assert(common.length > 20, "the writer did not run before the RAM was saved");
+  assert.deepEqual(common, a.slice(0, common.length));
+  assert.deepEqual(common, b.slice(0, common.length));
+  assert(a.length > common.length + 20 && b.length > common.length + 20, "the writer stopped");
+
+  for (const machine of machines) {
+    const seconds = Number(await inMachine(machine, "date +%s"));
+    assert(Math.abs(seconds - Date.now() / 1000) < 5, `the clock is wrong: ${seconds}`);
+    const files = (await virsh("vol-list", TESTBED.overlayPool)).split("\n");
+    assert.deepEqual(files.filter((line) => line.includes(`${machine}.ram.`)), []);
+  }
+  await dropsUnder(machines);
+}
+
+/** The disk on which machines stand outlives its image, until gc. */
+async function dropsUnder(machines: readonly string[]): Promise<void> {
+  const listed = await done(call(["list"], { settings: WARM }));
+  assert.match(listed, new RegExp(`\\n${TEMPLATE} +\\d+ \\w+ +2 +\\d+ MiB\\n`));
+  const dropped = await done(call(["warm", "--drop", TEMPLATE], { settings: WARM }));
+  assert.match(dropped, /but for its disk, .*: gci-e2e-first, gci-e2e-second/);
+  assert.doesNotMatch(await done(call(["gc", "--dry-run"])), /warm image/);
+  await inMachine(machines[0] ?? "", "cat /usr/bin/perl /bin/bash | sha256sum; sudo sync");
+  for (const machine of machines) await done(call(["cleanup", "-m", machine]));
+  assert.match(await done(call(["gc"])), /Removed a warm image of "gci-e2e-random"/);
+  assert.doesNotMatch(await virsh("vol-list", TESTBED.overlayPool), /gci-e2e-/);
+}
+
+/** What is half-made goes, what holds stays, and one maker works at a time. */
+async function isMadeOnce(): Promise<void> {
+  const half = `${TEMPLATE}.0123456789.warm-disk.libvirt-gci`;
+  await virsh("vol-create-as", TESTBED.overlayPool, half, "1M", "--format", "qcow2");
+  assert.match(await done(call(["gc"])), /Removed a warm image of .*: it is incomplete/);
+  const two = [1, 2].map(() => call(["warm", TEMPLATE], { settings: WARM }));
+  const ends = (await Promise.all(two)).sort((a, b) => a.status - b.status);
+  assert.deepEqual(ends.map(({ status }) => status), [0, 2], ends.map((end) => end.stderr).join());
+  assert.match(ends[0]?.stdout ?? "", /is warm: start .* boot .* rehearsal .* save /);
+  assert.match(ends[1]?.stderr ?? "", /Another process makes a warm image/);
+  assert.match(
+    await done(call(["warm", TEMPLATE], { settings: WARM })),
+    /has a warm image, made .*: nothing to do/,
+  );
+  assert.doesNotMatch(await done(call(["gc"])), /warm image/);
+  const { stdout } = await call(["doctor"], { settings: WARM });
+  assert.match(stdout, new RegExp(`The warm image of "${TEMPLATE}" holds`));
+}
+
+/** A job runs in a resumed machine; in one that boots after a change, with a warning. */
+async function servesJobs(): Promise<void> {
+  const variables = [{ key: "DISTRO", value: TEMPLATE }];
+  const script = ["id -un; cat /proc/uptime; echo $CI_JOB_ID"];
+  const warm = await runOnBed(job({ variables, script }), { settings: WARM });
+  assert.equal(warm.verdict, "success", warm.logText);
+  assert.match(warm.logText, /Resumed the machine/);
+  assert.match(warm.logText, /\ngitlab-runner\n[\d. ]+\n4242\n/);
+  assert.doesNotMatch(await virsh("list", "--name"), new RegExp(machineOf(warm)));
+
+  const more = { ...WARM, memory_mib: 640 };
+  const cold = await runOnBed(job({ variables, script }), { settings: more });
+  assert.equal(cold.verdict, "success", cold.logText);
+  assert.match(cold.logText, /was made before a change of the machine's settings/);
+  assert.match(cold.logText, /Started the machine/);
+}
+
+/** An image that cannot be resumed costs a job time, and nothing else. */
+async function survivesABrokenImage(): Promise<void> {
+  const files = (await virsh("vol-list", TESTBED.overlayPool)).split(/\s+/);
+  const ram = files.find((name) => name.startsWith(TEMPLATE) && name.includes(".warm-ram."));
+  const path = `/var/lib/libvirt-gci-testbed/overlays/${ram}`;
+  const end = await Deno.open(path, { write: true });
+  await end.truncate((await end.stat()).size / 2);
+  end.close();
+  const result = await runOnBed(
+    job({ variables: [{ key: "DISTRO", value: TEMPLATE }], script: ["echo it runs"] }),
+    { settings: WARM },
+  );
+  assert.equal(result.verdict, "success", result.logText);
+  assert.match(result.logText, /Cannot resume the machine .*, so it boots/);
+  assert.match(result.logText, /\nit runs\n/);
+}
+
+e2eTest(
+  "machines resumed from one image share no secret, and jobs pass with and without it",
+  async () => {
+    await using _ = await makeTemplate();
+    await isMadeOnce();
+    await servesJobs();
+    await sharesNothing();
+    await done(call(["warm", TEMPLATE], { settings: WARM }));
+    await survivesABrokenImage();
+  },
+);
