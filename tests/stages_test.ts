@@ -4,6 +4,7 @@ import { BuildFailure, type Fault, faultOf, ScriptFailure, SystemFailure } from 
 import type { Connection } from "../src/libvirt/connection.ts";
 import { readRecord } from "../src/machine/record.ts";
 import { createDirPool } from "../src/machine/template.ts";
+import { createRawVolume } from "../src/machine/volumes.ts";
 import { cleanup } from "../src/stages/cleanup.ts";
 import { prepare } from "../src/stages/prepare.ts";
 import { run } from "../src/stages/run.ts";
@@ -280,6 +281,15 @@ Deno.test("prepare blames the job for a template that does not exist", () =>
 Deno.test("a template's name may be the volume's, with or without .qcow2", () =>
   withBed(async ({ stage }) => {
     await prepare({ ...JOB, template: "old-name" }, {}, stage);
+  }));
+
+Deno.test("prepare refuses a template whose header is gone", () =>
+  withBed(async ({ connection, stage }) => {
+    using pool = await connection.lookupPool("base_imgs");
+    using volume = await createRawVolume(pool, "broken.qcow2", 1);
+    const failed = prepare({ ...JOB, template: "broken" }, {}, stage);
+    await assert.rejects(failed, /"broken.qcow2" is no qcow2 image/);
+    await volume.delete();
   }));
 
 Deno.test("prepare blames the host for a template that only its settings name", () =>

@@ -147,9 +147,20 @@ async function findFirst(pool: StoragePool, volumes: readonly string[]): Promise
     using volume = await pool.findVolume(name);
     if (volume === null) continue;
     const path = await volume.path();
-    return { pool: pool.name, volume: name, path, ...readVolumeXml(await volume.xml()) };
+    const template = { pool: pool.name, volume: name, path, ...readVolumeXml(await volume.xml()) };
+    if (name.endsWith(".qcow2") && template.format !== "qcow2") throw corrupt(template);
+    return template;
   }
   return null;
+}
+
+/** As a raw disk it would start, and boot nothing. */
+function corrupt({ volume, path, format }: Template): SystemFailure {
+  return new SystemFailure({
+    fault: "template",
+    what: `The template's disk "${volume}" is no qcow2 image: libvirt takes it for "${format}"`,
+    advice: `Look at it: qemu-img check ${path}; then make the template again`,
+  });
 }
 
 /** Whether the refresh took place. libvirt refuses one while another job's volume is being made. */
