@@ -182,6 +182,7 @@ close_kvm() {
   chmod "$mode" /dev/kvm
 }
 
+# A daemon that is killed starts again, as systemd would have it (Restart=on-failure).
 # The daemons outlive this script, so they must keep none of its descriptors
 # open: whoever reads its output through a pipe would wait for ever.
 # start_daemon NAME [ARGUMENT...]
@@ -195,7 +196,8 @@ start_daemon() {
     # A D-Bus that half works would delay each start of a domain by 45 s. QEMU's processes fall to
     # tini: the first process of a container may reap them late or never, and libvirt waits for it.
     DBUS_SYSTEM_BUS_ADDRESS=unix:path=/nonexistent setsid \
-      tini -s -- "$@" --pid-file "$STATE/$1.pid" </dev/null >"$STATE/$1.log" 2>&1 &
+      tini -s -- sh -c 'while "$@"; [ $? -eq 137 ]; do :; done' "$1" \
+      "$@" --pid-file "$STATE/$1.pid" </dev/null >"$STATE/$1.log" 2>&1 &
   )
 }
 
