@@ -5,8 +5,12 @@
  * are in `faults/`.
  */
 import { Bystanders } from "./faults/bystanders.ts";
+import "./faults/daemon.ts";
+import "./faults/guest.ts";
+import "./faults/host.ts";
 import "./faults/kills.ts";
 import { isMatrixIgnored, table } from "./faults/matrix.ts";
+import "./faults/rivals.ts";
 
 let bystanders: Bystanders;
 

@@ -161,10 +161,17 @@ export function faultTest(name: string, test: (t: Deno.TestContext) => Promise<v
 export async function meetFault(
   fault: Fault,
   meet: (attempt: Attempt) => Promise<Called>,
-  options: AttemptOptions = {},
+  { isBesideOthers = false, ...options }: AttemptOptions & {
+    /** Whether there are others at the same time, whose machines come and go. */
+    readonly isBesideOthers?: boolean;
+  } = {},
 ): Promise<void> {
   const before = await inventory();
   using attempt = await Attempt.begin(options);
+  const findChanges = async (): Promise<string> => {
+    const changes = differences(before, await inventory());
+    return changes.filter((it) => !isBesideOthers || it.includes(attempt.machine)).join(", ");
+  };
   let met: Called | undefined;
   const wrong: string[] = [];
   const removals: string[] = [];
@@ -174,14 +181,15 @@ export async function meetFault(
     const removed = /^Removed.*/m.exec(stdout)?.[0].replace(attempt.machine, "M");
     if (removed !== undefined) removals.push(`${name}: ${removed}`);
   };
-  const isClean = async () => differences(before, await inventory()) === "";
   try {
     met = await meet(attempt);
     wrong.push(...wrongIn(met, fault));
-    if (fault.then === "nothing" && !await isClean()) wrong.push("it left something behind");
+    if (fault.then === "nothing" && await findChanges() !== "") {
+      wrong.push("it left something behind");
+    }
     if (fault.then !== "gc") {
       await remove("cleanup", attempt.cleanup());
-      if (!await isClean()) wrong.push("cleanup left something behind");
+      if (await findChanges() !== "") wrong.push("cleanup left something behind");
       await remove("gc", attempt.gc());
     }
   } finally {
@@ -189,7 +197,7 @@ export async function meetFault(
     await attempt.age();
     await remove("gc", attempt.gc());
   }
-  const left = differences(before, await inventory());
+  const left = await findChanges();
   if (left !== "") wrong.push(`left, or missing: ${left}`);
   const message = messageOf(met) || removals.join("; ");
   addRow(fault, met, { message, left: left || "nothing", wrong });
@@ -218,24 +226,25 @@ export function addRow(
   assert.deepEqual(cells.wrong, [], `${stage}: ${fault}`);
 }
 
-/** The line of ours that says what, and the last of those that say why. */
+/** The line of ours that says what, and the first of those that say why. */
 export function messageOf({ stderr }: Called): string {
   const lines = stderr.split("\n");
   const what = lines.find((line) => line.startsWith("libvirt-gci: ")) ?? "";
-  const why = lines.filter((line) => line.startsWith("because: ")).at(-1) ?? "";
+  const why = lines.find((line) => line.startsWith("because: ")) ?? "";
   return [what.replace("libvirt-gci: ", ""), why].filter((line) => line !== "").join("; ");
 }
 
+/** The lines that went (-) and came (+). */
 function differences(
   before: Readonly<Record<string, string>>,
   after: Readonly<Record<string, string>>,
-): string {
+): string[] {
   return Object.keys(before).flatMap((key) => {
     const lines = (record: typeof before) => new Set((record[key] ?? "").split("\n"));
     const gone = lines(before).difference(lines(after));
     const come = lines(after).difference(lines(before));
-    return [...[...gone].map((line) => `-${line.trim()}`), ...[...come].map((line) => `+${line}`)];
-  }).join(", ");
+    return [...[...gone].map((line) => `-${line.trim()}`), ...[...come].map((it) => `+${it}`)];
+  });
 }
 
 const COLUMNS = ["fault", "stage", "exit", "whose", "left", "message"] as const;

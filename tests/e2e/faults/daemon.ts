@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import assert from "node:assert/strict";
+import { dirname } from "node:path";
+import { command, TESTBED } from "../bed.ts";
+import type { Point, Strike } from "./killed_program.ts";
+import { type Attempt, type Fault, faultTest, meetFault } from "./matrix.ts";
+import { PROCEDURE, StallingProxy } from "./stalling_proxy.ts";
+
+const LIBVIRTD = `${dirname(TESTBED.key)}/libvirtd.pid`;
+
+/** Kills the daemon; whatever started it starts it again. */
+export async function killDaemon(): Promise<void> {
+  Deno.kill(Number(await Deno.readTextFile(LIBVIRTD)), "SIGKILL");
+}
+
+function killDaemonAt(point: Point): Strike {
+  return { ...point, signal: "SIGKILL", pidFile: LIBVIRTD };
+}
+
+function killQemuAt(point: Point, { machine }: Attempt): Strike {
+  return { ...point, signal: "SIGKILL", pidFile: `/run/libvirt/qemu/${machine}.pid` };
+}
+
+export async function untilLibvirtAnswers(): Promise<void> {
+  for (let i = 0; i < 300; i++) {
+    if ((await command(["virsh", "-c", "qemu:///system", "version"])).status === 0) return;
+    await new Promise((resolve) => setTimeout(resolve, 100));
+  }
+  assert.fail("libvirtd does not start again");
+}
+
+const BOOTING: Point = { name: "virDomainInterfaceAddresses", count: 3, when: "done" };
+const SCRIPT_RUNS: Point = { name: "virDomainLookupByName", count: 2, when: "done" };
+
+faultTest("libvirtd is killed and starts again", async (t) => {
+  const inPrepare: Point[] = [
+    { name: "virStorageVolLookupByName", count: 1, when: "done" },
+    { name: "virStorageVolCreateXML", count: 1, when: "done" },
+    { name: "virStorageVolUpload", count: 1, when: "done" },
+    { name: "virStorageVolCreateXML", count: 2, when: "done" },
+    { name: "virDomainCreateXML", count: 1, when: "midway" },
+    { name: "virDomainCreateXML", count: 1, when: "done" },
+    BOOTING,
+  ];
+  for (const point of inPrepare) {
+    const fault = `libvirtd killed ${point.when === "midway" ? "in" : "after"} ${point.name}`;
+    await t.step(fault, () =>
+      meetFault(
+        { fault, stage: "prepare", status: 2, says: /libvirt: .*/, then: "cleanup" },
+        async (attempt) => {
+          const met = await attempt.prepare({ strike: killDaemonAt(point) });
+          await untilLibvirtAnswers();
+          return met;
+        },
+      ));
+  }
+  const inRun: Fault = {
+    fault: "libvirtd killed while the script runs",
+    ...{ stage: "run", status: 0, says: /^end$/m, then: "cleanup" },
+  };
+  await t.step(inRun.fault, () =>
+    meetFault(inRun, async (attempt) => {
+      await attempt.mustPrepare();
+      return await attempt.run("sleep 8; echo end", { strike: killDaemonAt(SCRIPT_RUNS) });
+    }));
+  const inCleanup: Point[] = [
+    { name: "virDomainDestroy", count: 1, when: "midway" },
+    { name: "virDomainDestroy", count: 1, when: "done" },
+    { name: "virStorageVolDelete", count: 1, when: "done" },
+  ];
+  for (const point of inCleanup) {
+    const fault = `libvirtd killed ${point.when === "midway" ? "in" : "after"} ${point.name}`;
+    await t.step(fault, () =>
+      meetFault(
+        { fault, stage: "cleanup", status: 2, says: /libvirt: .*/, then: "gc" },
+        async (attempt) => {
+          await attempt.mustPrepare();
+          const met = await attempt.cleanup({ strike: killDaemonAt(point) });
+          await untilLibvirtAnswers();
+          return met;
+        },
+      ));
+  }
+});
+
+faultTest("QEMU is killed", async (t) => {
+  await t.step("prepare", () =>
+    meetFault(
+      {
+        fault: "QEMU killed while the guest boots",
+        ...{ stage: "prepare", status: 2, says: /ended/, then: "nothing" },
+      },
+      (attempt) => attempt.prepare({ strike: killQemuAt(BOOTING, attempt) }),
+    ));
+  await t.step("run", () =>
+    meetFault(
+      {
+        fault: "QEMU killed while the script runs",
+        ...{ stage: "run", status: 2, says: /ended while the script ran/, then: "cleanup" },
+      },
+      async (attempt) => {
+        await attempt.mustPrepare();
+        return await attempt.run("sleep 60", { strike: killQemuAt(SCRIPT_RUNS, attempt) });
+      },
+    ));
+  await t.step("cleanup", () =>
+    meetFault(
+      {
+        fault: "QEMU killed in virDomainDestroy",
+        ...{ stage: "cleanup", status: 0, says: /Removed/, then: "nothing" },
+      },
+      async (attempt) => {
+        await attempt.prepare({ strike: { ...BOOTING, signal: "SIGKILL", pidFile: null } });
+        const point: Point = { name: "virDomainDestroy", count: 1, when: "sent" };
+        return await attempt.cleanup({ strike: killQemuAt(point, attempt) });
+      },
+    ));
+});
+
+const CALL_SECONDS = 4;
+
+faultTest("the daemon hangs", async (t) => {
+  const says = new RegExp(`no answer from the daemon within ${CALL_SECONDS} s`);
+  for (
+    const name of [
+      ...["CONNECT_OPEN", "STORAGE_VOL_CREATE_XML", "DOMAIN_CREATE_XML"] as const,
+      "DOMAIN_INTERFACE_ADDRESSES" as const,
+    ]
+  ) {
+    await t.step(`prepare: ${name}`, async () => {
+      await using proxy = new StallingProxy(PROCEDURE[name]);
+      const settings = { uri: proxy.uri, call_seconds: CALL_SECONDS };
+      const fault = `libvirtd hangs in ${name}`;
+      await meetFault(
+        { fault, stage: "prepare", status: 2, says, then: "cleanup" },
+        async (attempt) => {
+          const met = await attempt.prepare();
+          assert(proxy.hasStalled);
+          proxy.recover();
+          return met;
+        },
+        { settings },
+      );
+    });
+  }
+  await t.step("run", async () => {
+    await using proxy = new StallingProxy(PROCEDURE.DOMAIN_LOOKUP_BY_NAME, Infinity);
+    const settings = { uri: proxy.uri, call_seconds: CALL_SECONDS };
+    const fault = "libvirtd hangs while the script runs";
+    await meetFault(
+      { fault, stage: "run", status: 0, says: /^end$/m, then: "cleanup" },
+      async (attempt) => {
+        await attempt.mustPrepare();
+        proxy.stallAtCall(2);
+        const met = await attempt.run("sleep 8; echo end");
+        assert(proxy.hasStalled);
+        proxy.recover();
+        return met;
+      },
+      { settings },
+    );
+  });
+  for (const name of ["DOMAIN_DESTROY", "STORAGE_VOL_DELETE"] as const) {
+    await t.step(`cleanup: ${name}`, async () => {
+      await using proxy = new StallingProxy(PROCEDURE[name], Infinity);
+      const settings = { uri: proxy.uri, call_seconds: CALL_SECONDS };
+      const fault = `libvirtd hangs in ${name}`;
+      await meetFault(
+        { fault, stage: "cleanup", status: 2, says, then: "gc" },
+        async (attempt) => {
+          await attempt.prepare({ strike: { ...BOOTING, signal: "SIGKILL", pidFile: null } });
+          proxy.stallAtCall(1);
+          const met = await attempt.cleanup();
+          assert(proxy.hasStalled);
+          proxy.recover();
+          return met;
+        },
+        { settings },
+      );
+    });
+  }
+});

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { allOf } from "../bed.ts";
+import { type Fault, faultTest, meetFault } from "./matrix.ts";
+
+/** What happens in the guest while a script runs: a script that does it. */
+const IN_RUN: readonly (Omit<Fault, "stage" | "then"> & { readonly script: string })[] = [
+  {
+    fault: "the guest's kernel panics",
+    script: "echo c | sudo tee /proc/sysrq-trigger",
+    ...{ status: 2, says: /ended while the script ran|connection to the guest broke|panic/ },
+  },
+  {
+    fault: "the guest powers off",
+    script: "sudo poweroff -f",
+    ...{ status: 2, says: /ended while the script ran|connection to the guest broke/ },
+  },
+  {
+    fault: "the guest reboots",
+    script: "sudo reboot -f",
+    ...{ status: 2, says: /ended while the script ran|connection to the guest broke/ },
+  },
+  {
+    fault: "the guest's disk is full",
+    script: `
+      free=$(df --output=avail --block-size=1 ~ | tail -1)
+      fallocate --length $((free - 20000000)) ~/most
+      dd if=/dev/zero of=~/rest bs=1M
+    `,
+    ...{ status: 1, says: /No space left on device/ },
+  },
+  {
+    fault: "the script kills its SSH session",
+    script: "kill -KILL $PPID; sleep 5",
+    ...{ status: 2, says: /broke while the script ran|with the signal/ },
+  },
+];
+
+faultTest("the guest fails while the script runs", async (t) => {
+  for (const { script, ...fault } of IN_RUN) {
+    await t.step(
+      fault.fault,
+      () =>
+        meetFault({ ...fault, stage: "run", then: "cleanup" }, async (attempt) => {
+          await attempt.mustPrepare();
+          return await attempt.run(script);
+        }),
+    );
+  }
+});
+
+const NO_SSHD = "sudo sed -i /sshd/d /etc/inittab; sudo kill -HUP 1; sudo pkill -f '[s]shd -D'";
+
+/** What an earlier script did to the guest. */
+const BEFORE_RUN: typeof IN_RUN = [
+  {
+    fault: "the guest shows another host key",
+    script: "sudo rm /etc/ssh/ssh_host_*; sudo pkill -f '[s]shd -D'; sleep 3",
+    ...{ status: 2, says: /does not show the machine's host key/ },
+  },
+  {
+    fault: "the guest lets nobody in any more",
+    script: "rm ~/.ssh/authorized_keys",
+    ...{ status: 2, says: /refuses the key/ },
+  },
+];
+
+/** The same, where run waits for a minute: it may get better. */
+const BEFORE_WAITING_RUN: typeof IN_RUN = [
+  {
+    fault: "the guest has lost its network",
+    script: "(sleep 1; sudo ip link set eth0 down) >/dev/null 2>&1 & sleep 0.5",
+    ...{ status: 2, says: /within 60 s: (Timed out|connect E)/ },
+  },
+  {
+    fault: "SSH is refused",
+    script: NO_SSHD,
+    ...{ status: 2, says: /within 60 s: connect ECONNREFUSED/ },
+  },
+  {
+    fault: "SSH stalls",
+    script: "sudo pkill -STOP -f '[s]shd -D'",
+    ...{ status: 2, says: /within 60 s: Timed out/ },
+  },
+  {
+    fault: "SSH is reset",
+    script: `${NO_SSHD}
+      cat >/tmp/reset.pl <<'END'
+      use Socket;
+      socket(S, PF_INET, SOCK_STREAM, 0);
+      setsockopt(S, SOL_SOCKET, SO_REUSEADDR, 1);
+      bind(S, sockaddr_in(22, INADDR_ANY)) or die;
+      listen(S, 9);
+      while (accept(C, S)) { setsockopt(C, SOL_SOCKET, SO_LINGER, pack("ii", 1, 0)); close(C) }
+END
+      sudo setsid perl /tmp/reset.pl >/dev/null 2>&1 </dev/null & sleep 1`,
+    ...{ status: 2, says: /within 60 s: .*(ECONNRESET|closed)/ },
+  },
+];
+
+faultTest("a script finds the guest as an earlier one left it", async (t) => {
+  for (const { script, ...fault } of BEFORE_RUN) {
+    await t.step(
+      fault.fault,
+      () =>
+        meetFault({ ...fault, stage: "run", then: "cleanup" }, async (attempt) => {
+          await attempt.mustPrepare();
+          await attempt.run(script);
+          return await attempt.run("true");
+        }),
+    );
+  }
+  let turn = Promise.resolve(); // one machine starts after the other
+  const meetTogether = ({ script, ...fault }: typeof IN_RUN[number]): Promise<void> =>
+    meetFault({ ...fault, stage: "run", then: "cleanup" }, async (attempt) => {
+      turn = turn.then(async () => {
+        await attempt.mustPrepare();
+        await attempt.run(script);
+        await new Promise((resolve) => setTimeout(resolve, 1000));
+      });
+      await turn;
+      return await attempt.run("true");
+    }, { isBesideOthers: true });
+  await t.step("and cannot reach it", async () => {
+    await allOf(BEFORE_WAITING_RUN.map(meetTogether));
+  });
+});
+
+faultTest("the guest does not come up", async (t) => {
+  const faults: readonly (Pick<Fault, "fault" | "says"> & { readonly settings: object })[] = [
+    {
+      fault: "nothing listens at the SSH port",
+      settings: { port: 2, ssh_seconds: 3 },
+      says: /within 3 s: connect ECONNREFUSED/,
+    },
+    {
+      fault: "the guest refuses the key",
+      settings: { user: "daemon" },
+      says: /refuses the key for the user "daemon"/,
+    },
+    {
+      fault: "the guest has no key of ours, and another host key",
+      settings: { ssh_seconds: 3, templates: { lite: { login: "cloud-init" } } },
+      says: /does not show the machine's host key/,
+    },
+  ];
+  for (const { fault, says, settings } of faults) {
+    await t.step(fault, () =>
+      meetFault(
+        { fault, stage: "prepare", status: 2, says, then: "nothing" },
+        (attempt) => attempt.prepare(),
+        { settings: { ...settings } },
+      ));
+  }
+});

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import assert from "node:assert/strict";
+import { command, type Settings, TESTBED, virsh, virshXml } from "../bed.ts";
+import { type Fault, faultTest, meetFault } from "./matrix.ts";
+
+const NAME = "gci-e2e-faults";
+
+/** A pool of this test alone, on a file system of so many bytes, or on none. */
+async function startPool(
+  size: string | null,
+): Promise<AsyncDisposable & { readonly path: string }> {
+  const path = await Deno.makeTempDir({ prefix: "libvirt-gci-faults-" });
+  await Deno.chmod(path, 0o755);
+  if (size !== null) await must("mount", "-t", "tmpfs", "-o", `size=${size},mode=755`, NAME, path);
+  await virsh("pool-define-as", NAME, "dir", "--target", path);
+  await virsh("pool-start", NAME);
+  return {
+    path,
+    [Symbol.asyncDispose]: async () => {
+      await command(["virsh", "-c", "qemu:///system", "pool-destroy", NAME]); // which it may be
+      await virsh("pool-undefine", NAME);
+      if (size !== null) await must("umount", path);
+      await Deno.remove(path, { recursive: true });
+    },
+  };
+}
+
+/** A network of this test alone, which leases one address, and that to nobody. */
+async function startNetwork(): Promise<AsyncDisposable> {
+  await virshXml(
+    ["net-define"],
+    `<network>
+      <name>${NAME}</name>
+      <bridge name="gcifault0" stp="off" delay="0"/>
+      <ip address="192.168.214.1" netmask="255.255.255.0">
+        <dhcp>
+          <range start="192.168.214.2" end="192.168.214.2"/>
+          <host mac="52:54:00:00:00:01" ip="192.168.214.2"/>
+        </dhcp>
+      </ip>
+    </network>`,
+  );
+  await virsh("net-start", NAME);
+  return {
+    [Symbol.asyncDispose]: async () => {
+      await command(["virsh", "-c", "qemu:///system", "net-destroy", NAME]); // which it may be
+      await virsh("net-undefine", NAME);
+    },
+  };
+}
+
+async function must(...args: string[]): Promise<void> {
+  const { status, stderr } = await command(args);
+  assert.equal(status, 0, stderr);
+}
+
+/** Has prepare meet a fault of the host, which then is mended, since else nobody can clean up. */
+async function meetInPrepare(
+  fault: Pick<Fault, "fault" | "says">,
+  settings: Settings,
+  mend?: () => Promise<unknown>,
+): Promise<void> {
+  await meetFault(
+    { ...fault, stage: "prepare", status: 2, then: "nothing" },
+    async (attempt) => {
+      const met = await attempt.prepare();
+      await mend?.();
+      return met;
+    },
+    { settings },
+  );
+}
+
+faultTest("a storage pool fails", async (t) => {
+  for (const key of ["template_pool", "overlay_pool"]) {
+    await t.step(`${key} missing`, () =>
+      meetInPrepare(
+        { fault: `no ${key}`, says: /The host has no storage pool "gci-e2e-faults"/ },
+        { [key]: NAME },
+      ));
+    await t.step(`${key} inactive`, async () => {
+      await using _ = await startPool(null);
+      await virsh("pool-destroy", NAME);
+      await meetInPrepare(
+        { fault: `${key} inactive`, says: /The storage pool "gci-e2e-faults" is not active/ },
+        { [key]: NAME },
+        () => virsh("pool-start", NAME),
+      );
+    });
+    await t.step(`the directory of ${key} is gone`, async () => {
+      await using pool = await startPool(null);
+      await Deno.remove(pool.path, { recursive: true });
+      await meetInPrepare(
+        { fault: `directory of ${key} gone`, says: /Cannot make the disks|cannot open directory/ },
+        { [key]: NAME },
+        async () => {
+          await Deno.mkdir(pool.path);
+          await command(["virsh", "-c", "qemu:///system", "pool-start", NAME]); // if libvirt stopped it
+        },
+      );
+    });
+  }
+  await t.step("full", async () => {
+    await using pool = await startPool("1M");
+    await command(["dd", "if=/dev/zero", `of=${pool.path}/theirs`, "bs=4k"]);
+    await meetInPrepare(
+      { fault: "overlay_pool full", says: /No space left on device|free/ },
+      { overlay_pool: NAME },
+    );
+  });
+  await t.step("inactive at cleanup", async () => {
+    await using _ = await startPool(null);
+    await meetFault(
+      {
+        fault: "overlay_pool inactive",
+        ...{ stage: "cleanup", status: 2, says: /"gci-e2e-faults" is not active/, then: "gc" },
+      },
+      async (attempt) => {
+        await attempt.mustPrepare();
+        await virsh("pool-destroy", NAME);
+        const met = await attempt.cleanup();
+        await virsh("pool-start", NAME);
+        return met;
+      },
+      { settings: { overlay_pool: NAME } },
+    );
+  });
+});
+
+faultTest("the network fails", async (t) => {
+  await t.step("missing", () =>
+    meetInPrepare(
+      { fault: "no network", says: /has no network "gci-e2e-faults"/ },
+      { network: NAME },
+    ));
+  await t.step("no free lease", async () => {
+    await using _ = await startNetwork();
+    await meetInPrepare(
+      { fault: "no free lease", says: /did not get an address .* no DHCP lease/ },
+      { network: NAME, address_seconds: 10 },
+    );
+  });
+  await t.step("inactive", async () => {
+    await using _ = await startNetwork();
+    await virsh("net-destroy", NAME);
+    await meetInPrepare(
+      { fault: "network inactive", says: /"gci-e2e-faults" is not active/ },
+      { network: NAME },
+    );
+  });
+});
+
+faultTest("the template is corrupt", async (t) => {
+  const template = await virsh("vol-path", "--pool", TESTBED.templatePool, "lite.qcow2");
+  const corruptions: readonly (Pick<Fault, "fault" | "says"> & {
+    /** Where in the file these bytes are written. */
+    readonly at: number;
+    readonly bytes: readonly number[];
+  })[] = [
+    {
+      fault: "template's L1 table is nowhere", // a qcow2 header has its offset in bytes 40 to 47
+      ...{ at: 47, bytes: [1] },
+      says: /Cannot (start the machine|make the disks)/,
+    },
+    {
+      fault: "template's header is no qcow2's",
+      ...{ at: 0, bytes: [0, 0, 0, 0] },
+      says: /"lite.qcow2" .* no qcow2 image/,
+    },
+    {
+      fault: "template is cut off",
+      ...{ at: -1, bytes: [] },
+      says: /did not come up/,
+    },
+  ];
+  for (const { fault, says, at, bytes } of corruptions) {
+    await t.step(fault, async () => {
+      await using pool = await startPool(null);
+      const path = `${pool.path}/lite.qcow2`;
+      await must("cp", "--reflink=auto", template, path);
+      using file = await Deno.open(path, { write: true });
+      if (at < 0) await file.truncate(4 * 1024 ** 2);
+      await file.seek(Math.max(at, 0), Deno.SeekMode.Start);
+      await file.write(new Uint8Array(bytes));
+      await virsh("pool-refresh", NAME);
+      await meetInPrepare({ fault, says }, { template_pool: NAME, address_seconds: 8 });
+    });
+  }
+});

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import assert from "node:assert/strict";
+import { type Called, command, virsh } from "../bed.ts";
+import { faultTest, meetFault } from "./matrix.ts";
+import type { Point } from "./killed_program.ts";
+import { killDaemon, untilLibvirtAnswers } from "./daemon.ts";
+
+const BOOTING: Point = { name: "virDomainInterfaceAddresses", count: 3, when: "done" };
+
+faultTest("stages of one job come at once", async (t) => {
+  await t.step("two prepares", () =>
+    meetFault(
+      {
+        fault: "two prepares for one job",
+        ...{ stage: "prepare", status: 2, says: /already|Cannot make the disks/, then: "cleanup" },
+      },
+      async (attempt) => {
+        const ends = await Promise.all([attempt.prepare(), attempt.prepare()]);
+        ends.sort((a, b) => a.status - b.status);
+        const [winner, loser] = ends as [Called, Called];
+        assert.equal(winner.status, 0, winner.stderr);
+        assert.equal((await attempt.run("true")).status, 0, "the loser removed the machine");
+        return loser;
+      },
+    ));
+  await t.step("cleanup beside run", () =>
+    meetFault(
+      {
+        fault: "cleanup in parallel",
+        ...{ stage: "run", status: 2, says: /ended while the script ran|broke/, then: "nothing" },
+      },
+      async (attempt) => {
+        await attempt.mustPrepare();
+        const running = attempt.run("sleep 60");
+        await new Promise((resolve) => setTimeout(resolve, 2000));
+        assert.equal((await attempt.cleanup()).status, 0);
+        return await running;
+      },
+    ));
+  await t.step("cleanup beside prepare", () =>
+    meetFault(
+      {
+        fault: "cleanup in parallel",
+        ...{ stage: "prepare", status: 2, says: /ended|Cannot start/, then: "cleanup" },
+      },
+      async (attempt) => {
+        const preparing = attempt.prepare();
+        while (!(await virsh("list", "--name")).includes(attempt.machine)) continue;
+        assert.equal((await attempt.cleanup()).status, 0);
+        return await preparing;
+      },
+    ));
+  await t.step("three cleanups", () =>
+    meetFault(
+      {
+        fault: "three cleanups of one job",
+        ...{ stage: "cleanup", status: 0, says: /Removed|There is no machine/, then: "nothing" },
+      },
+      async (attempt) => {
+        await attempt.prepare({ strike: { ...BOOTING, signal: "SIGKILL", pidFile: null } });
+        const calls = [attempt.cleanup(), attempt.cleanup(), attempt.cleanup()];
+        const ends = (await Promise.all(calls)).sort((a, b) => b.status - a.status);
+        return ends[0] as Called;
+      },
+    ));
+});
+
+faultTest("the host reboots", async (t) => {
+  for (const then of ["cleanup", "gc"] as const) {
+    await t.step(then, () =>
+      meetFault(
+        {
+          fault: `the host reboots, then ${then}`,
+          ...{ stage: "run", status: 2, says: /is gone/, then },
+        },
+        async (attempt) => {
+          await attempt.mustPrepare();
+          const qemu = await Deno.readTextFile(`/run/libvirt/qemu/${attempt.machine}.pid`);
+          await killDaemon();
+          await command(["kill", "-KILL", qemu]);
+          await untilLibvirtAnswers();
+          return await attempt.run("true");
+        },
+      ));
+  }
+});
