@@ -96,7 +96,7 @@ faultTest("QEMU is killed", async (t) => {
     meetFault(
       {
         fault: "QEMU killed while the script runs",
-        ...{ stage: "run", status: 2, says: /ended while the script ran/, then: "cleanup" },
+        ...{ stage: "run", status: 2, says: /ended: it powered off/, then: "cleanup" },
       },
       async (attempt) => {
         await attempt.mustPrepare();

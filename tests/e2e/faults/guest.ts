@@ -7,17 +7,17 @@ const IN_RUN: readonly (Omit<Fault, "stage" | "then"> & { readonly script: strin
   {
     fault: "the guest's kernel panics",
     script: "echo c | sudo tee /proc/sysrq-trigger",
-    ...{ status: 2, says: /ended while the script ran|connection to the guest broke|panic/ },
+    ...{ status: 2, says: /its kernel panicked/ },
   },
   {
     fault: "the guest powers off",
     script: "sudo poweroff -f",
-    ...{ status: 2, says: /ended while the script ran|connection to the guest broke/ },
+    ...{ status: 2, says: /ended: it powered off|connection to the guest broke/ },
   },
   {
     fault: "the guest reboots",
     script: "sudo reboot -f",
-    ...{ status: 2, says: /ended while the script ran|connection to the guest broke/ },
+    ...{ status: 2, says: /ended: it powered off|connection to the guest broke/ },
   },
   {
     fault: "the guest's disk is full",

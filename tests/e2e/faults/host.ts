@@ -104,8 +104,8 @@ faultTest("a storage pool fails", async (t) => {
     await using pool = await startPool("1M");
     await command(["dd", "if=/dev/zero", `of=${pool.path}/theirs`, "bs=4k"]);
     await meetInPrepare(
-      { fault: "overlay_pool full", says: /No space left on device|free/ },
-      { overlay_pool: NAME },
+      { fault: "overlay_pool full", says: /No space left on device|room|free/ },
+      { overlay_pool: NAME, admission_seconds: 3 },
     );
   });
   await t.step("inactive at cleanup", async () => {

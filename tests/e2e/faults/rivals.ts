@@ -27,7 +27,7 @@ faultTest("stages of one job come at once", async (t) => {
     meetFault(
       {
         fault: "cleanup in parallel",
-        ...{ stage: "run", status: 2, says: /ended while the script ran|broke/, then: "nothing" },
+        ...{ stage: "run", status: 2, says: /ended: it powered off|broke/, then: "nothing" },
       },
       async (attempt) => {
         await attempt.mustPrepare();
