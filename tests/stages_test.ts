@@ -432,6 +432,12 @@ Deno.test("cleanup succeeds without a machine, and twice", () =>
     await cleanup(JOB.machine, stage);
   }));
 
+Deno.test("three cleanups of one machine at once all succeed", () =>
+  withBed(async ({ stage }) => {
+    await prepare(JOB, {}, stage);
+    await Promise.all([1, 2, 3].map(() => cleanup(JOB.machine, stage)));
+  }));
+
 Deno.test("cleanup removes the disk of a machine whose domain is gone", () =>
   withBed(async ({ connection, stage }) => {
     await prepare(JOB, {}, stage);

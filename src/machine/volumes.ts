@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { Connection } from "../libvirt/connection.ts";
-import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
+import { isLibvirtError, orNull, VIR_ERR } from "../libvirt/error.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
 import type { Volume } from "../libvirt/volume.ts";
 import { sleep } from "../wait.ts";
@@ -171,6 +171,7 @@ export async function deleteVolume(pool: StoragePool, name: string): Promise<boo
       await volume.delete();
       return true;
     } catch (error) {
+      if (isLibvirtError(error, VIR_ERR.NO_STORAGE_VOL)) return false; // another cleanup was faster
       // Somebody reads it just now, such as another gc.
       if (!isLibvirtError(error, VIR_ERR.OPERATION_INVALID) || attempt === DELETE_ATTEMPTS) {
         throw error;
@@ -205,8 +206,8 @@ async function findRotatedLogs(
   machine: string,
 ): Promise<string[]> {
   using console = await pool.findVolume(volumeName(machine, "console"));
-  if (console === null) return [];
-  if (connection.isLocal && !await mayExist(`${await console.path()}.0`)) return [];
+  const path = console && await orNull(VIR_ERR.NO_STORAGE_VOL, console.path());
+  if (path === null || connection.isLocal && !await mayExist(`${path}.0`)) return [];
   await refreshPool(pool);
   const start = `${volumeName(machine, "console")}.`;
   return (await pool.volumeNames()).filter((name) =>
