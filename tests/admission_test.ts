@@ -386,7 +386,7 @@ Deno.test("a template that is replaced during the wait is looked up again", () =
     using templates = await connection.lookupPool("base_imgs");
     await deleteVolume(templates, "debian-12.qcow2");
     {
-      using _ = await createRawVolume(templates, "debian-12.qcow2", 5 * GIB);
+      using _ = await createRawVolume(templates, "debian-12", 5 * GIB); // which is no qcow2 image
     }
     await cleanup("m-1", stage);
     await second.done;
