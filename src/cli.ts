@@ -139,7 +139,7 @@ const listCommand = command(
   {
     description: message`Show the machines of libvirt-gci, and what is left of earlier ones.`,
     footer:
-      message`States: starting; ready; crashed, by a panic; kept after its job; orphan, which runs and nobody needs; leftover, which does not run.`,
+      message`States: starting; ready; crashed, by a panic; halted, for its disk cannot be written; kept after its job; orphan, which runs and nobody needs; leftover, which does not run.`,
   },
 );
 

@@ -19,7 +19,8 @@ const VIR_DOMAIN_METADATA_ELEMENT = 2;
 export const VIR_DOMAIN_PAUSED = 3;
 export const VIR_DOMAIN_SHUTOFF = 5;
 export const VIR_DOMAIN_CRASHED = 6;
-/** virDomainPausedReason: its system crashed. */
+/** virDomainPausedReason: a disk could not be written, its system crashed. */
+export const VIR_DOMAIN_PAUSED_IOERROR = 5;
 export const VIR_DOMAIN_PAUSED_CRASHED = 10;
 /** virStreamFlags: a stream that has nothing says so. */
 export const VIR_STREAM_NONBLOCK = 1;
@@ -28,8 +29,11 @@ const WOULD_BLOCK = -2;
 export const VIR_DOMAIN_CONSOLE_FORCE = 1;
 const CONSOLE_BYTES = 64 * 1024;
 
-/** What has become of a domain. One that crashed is kept as it was when its system did. */
-export type DomainState = "active" | "crashed" | "gone";
+/**
+ * What has become of a domain. One that crashed is kept as it was when its system did; one that is
+ * halted waits for space where its disk is.
+ */
+export type DomainState = "active" | "crashed" | "halted" | "gone";
 
 /** A session at a domain's serial console. It waits for nothing. */
 export interface ConsoleSession {
@@ -82,9 +86,10 @@ export class Domain implements Disposable {
     const call = this.#connection.call("virDomainGetState", this.#pointer, state, reason, 0);
     if (await orNull(VIR_ERR.NO_DOMAIN, call) === null) return "gone";
     if (state[0] === VIR_DOMAIN_SHUTOFF) return "gone"; // it is about to be
-    const isPausedByCrash = state[0] === VIR_DOMAIN_PAUSED &&
-      reason[0] === VIR_DOMAIN_PAUSED_CRASHED;
-    return state[0] === VIR_DOMAIN_CRASHED || isPausedByCrash ? "crashed" : "active";
+    if (state[0] === VIR_DOMAIN_CRASHED) return "crashed";
+    if (state[0] !== VIR_DOMAIN_PAUSED) return "active";
+    if (reason[0] === VIR_DOMAIN_PAUSED_CRASHED) return "crashed";
+    return reason[0] === VIR_DOMAIN_PAUSED_IOERROR ? "halted" : "active";
   }
 
   /** Ends it as a power cut does. Nothing happens to one that has ended already. */

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { SystemFailure } from "../errors.ts";
+import { type Failure, SystemFailure } from "../errors.ts";
 import { ADDRESS_SOURCE, type Domain, type DomainState } from "../libvirt/domain.ts";
 import { LibvirtError } from "../libvirt/error.ts";
 import { type Limits, NotYet, waitFor } from "../wait.ts";
@@ -49,16 +49,33 @@ export function endedFailure(
   state: Exclude<DomainState, "active">,
   cause?: unknown,
 ): SystemFailure {
-  return new SystemFailure({
-    fault: "guest_ended",
-    what: state === "crashed"
-      ? `The machine "${machine}" crashed: its kernel panicked`
-      : `The machine "${machine}" ended: it powered off, crashed, or somebody destroyed it`,
-    cause,
-    advice: state === "crashed"
-      ? "See what its kernel says in the end: on its serial console, if the template has one"
-      : `See why: /var/log/libvirt/qemu/${machine}.log on the host`,
-  });
+  return new SystemFailure({ ...endOf(machine, state), cause });
+}
+
+function endOf(machine: string, state: Exclude<DomainState, "active">): Failure {
+  const log = `/var/log/libvirt/qemu/${machine}.log on the host`;
+  switch (state) {
+    case "crashed":
+      return {
+        fault: "guest_ended",
+        what: `The machine "${machine}" crashed: its kernel panicked`,
+        advice:
+          "See what its kernel says in the end: on its serial console, if the template has one",
+      };
+    case "halted":
+      return {
+        fault: "storage",
+        what: `The machine "${machine}" is halted: the host could not write to its disk`,
+        advice: "See what space is left in the pool of machines' disks (overlay_pool), and see " +
+          `${log}; reserve_disk_gib in the settings keeps machines from starting without space`,
+      };
+    case "gone":
+      return {
+        fault: "guest_ended",
+        what: `The machine "${machine}" ended: it powered off, crashed, or somebody destroyed it`,
+        advice: `See why: ${log}`,
+      };
+  }
 }
 
 async function findAddress(

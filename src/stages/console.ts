@@ -49,6 +49,7 @@ type End = Exclude<DomainState, "active">;
 
 const ENDS: Readonly<Record<End, string>> = {
   crashed: "The kernel panicked in the machine",
+  halted: "The host could not write to the disk of the machine",
   gone: "There is no longer a machine",
 };
 

@@ -3,6 +3,7 @@ import { age, ageSeconds } from "../machine/owner.ts";
 import { isLive, turnsOf } from "../machine/turn.ts";
 import { volumeName } from "../machine/volumes.ts";
 import type { Connection } from "../libvirt/connection.ts";
+import type { DomainState } from "../libvirt/domain.ts";
 import { isKept } from "../machine/record.ts";
 import { noPaint, type Paint } from "../paint.ts";
 import { toVisible } from "../quoted.ts";
@@ -27,10 +28,18 @@ export interface ListedMachine {
   readonly created: string | null;
   /**
    * `waiting` until there is room for it, `starting` until it can be logged in to, then `ready`;
-   * `crashed` if its kernel panicked; `kept` if its job is over; `orphan` if it has a domain and
+   * `crashed` if its kernel panicked, `halted` if its disk cannot be written; `kept` if its job is over; `orphan` if it has a domain and
    * nobody needs it; `leftover` if it has not even that.
    */
-  readonly state: "waiting" | "starting" | "ready" | "crashed" | "kept" | "orphan" | "leftover";
+  readonly state:
+    | "waiting"
+    | "starting"
+    | "ready"
+    | "crashed"
+    | "halted"
+    | "kept"
+    | "orphan"
+    | "leftover";
   /** Until when somebody wants it to stay, whatever becomes of its job, ISO 8601. */
   readonly keptUntil: string | null;
   /** Why gc would remove it. */
@@ -57,7 +66,7 @@ export async function listMachines(stage: FindStage): Promise<ListedMachine[]> {
       project: owner?.project ?? null,
       template: record?.template ?? null,
       created: owner?.created ?? null,
-      state: await hasTurn(machine, stage) ? "waiting" : stateOf(need, life?.hasCrashed ?? false),
+      state: await hasTurn(machine, stage) ? "waiting" : stateOf(need, life?.state ?? null),
       keptUntil: record?.keptUntil || null,
       why,
       address: record?.address || null,
@@ -78,10 +87,13 @@ async function hasTurn(
   return (await Promise.all(turns.map((turn) => isLive(turn, limits)))).includes(true);
 }
 
-function stateOf({ record, owner, why }: Need, hasCrashed: boolean): ListedMachine["state"] {
+function stateOf(
+  { record, owner, why }: Need,
+  domainState: DomainState | null,
+): ListedMachine["state"] {
   if (record !== null) {
     if (why !== null) return "orphan";
-    if (hasCrashed) return "crashed";
+    if (domainState === "crashed" || domainState === "halted") return domainState;
     return isKept(record) ? "kept" : record.address ? "ready" : "starting";
   }
   const young = owner === null || ageSeconds(owner) < STARTING_SECONDS;
@@ -92,12 +104,11 @@ function stateOf({ record, owner, why }: Need, hasCrashed: boolean): ListedMachi
 async function lifeOf(
   machine: string,
   connection: Connection,
-): Promise<{ readonly memoryMib: number; readonly hasCrashed: boolean } | null> {
+): Promise<{ readonly memoryMib: number; readonly state: DomainState } | null> {
   using domain = await connection.findDomain(machine);
   if (domain === null) return null;
   try {
-    const hasCrashed = await domain.state() === "crashed";
-    return { memoryMib: await domain.memoryMib(), hasCrashed };
+    return { memoryMib: await domain.memoryMib(), state: await domain.state() };
   } catch {
     return null;
   }
@@ -129,6 +140,7 @@ const STATE_COLOURS = {
   starting: "yellow",
   kept: "yellow",
   crashed: "red",
+  halted: "red",
   orphan: "red",
   leftover: "red",
 } as const;

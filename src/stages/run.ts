@@ -35,7 +35,9 @@ export async function run(
   }
 }
 
-const LOSSES: readonly Fault[] = ["guest_ended", "lost", "ssh_refused", "ssh_timeout", "host_key"];
+/** What ends a machine; it is of no use to keep it. */
+const ENDS: readonly Fault[] = ["guest_ended", "storage"];
+const LOSSES: readonly Fault[] = [...ENDS, "lost", "ssh_refused", "ssh_timeout", "host_key"];
 
 /** Says that the machine ended, where the connection was lost for that: libvirt may notice later. */
 async function orEnded(
@@ -44,7 +46,7 @@ async function orEnded(
   { connection, signal }: Stage,
 ): Promise<SystemFailure> {
   for (const end = performance.now() + END_MS; performance.now() < end; await sleep(100, signal)) {
-    if (faultOf(failure) === "guest_ended") break;
+    if (ENDS.includes(faultOf(failure))) break;
     const state = await stateOf(machine, connection).catch(() => "active" as const);
     if (state !== "active") return endedFailure(machine, state, failure);
   }
@@ -67,7 +69,7 @@ async function runInMachine(
   try {
     await runIn(ready, script, stage);
   } catch (error) {
-    const isOver = stage.signal.aborted || faultOf(error) === "guest_ended"; // no use to keep it
+    const isOver = stage.signal.aborted || ENDS.includes(faultOf(error));
     if (ofJob !== null && !isOver && isFirstFailure(record)) {
       await noteFailure(machine, ofJob, stage);
     }
@@ -102,8 +104,8 @@ function rejectAtAbort(signal: AbortSignal): Promise<never> {
 }
 
 /**
- * Aborts `ended` when the machine is no longer there, or its kernel panicked: SSH alone would notice
- * after minutes. A daemon that restarts is no reason to end the job.
+ * Aborts `ended` when the machine is no longer there, its kernel panicked, or its disk cannot be
+ * written: SSH alone would notice after minutes. A daemon that restarts is no reason to end the job.
  */
 async function watch(
   machine: string,

@@ -108,6 +108,25 @@ faultTest("a storage pool fails", async (t) => {
       { overlay_pool: NAME, admission_seconds: 3 },
     );
   });
+  await t.step("runs full while the script runs", async () => {
+    await using _ = await startPool("64M");
+    await meetFault(
+      {
+        fault: "overlay_pool runs full",
+        ...{
+          stage: "run",
+          status: 2,
+          says: /is halted: the host could not write/,
+          then: "cleanup",
+        },
+      },
+      async (attempt) => {
+        await attempt.mustPrepare();
+        return await attempt.run("dd if=/dev/zero of=$HOME/much bs=1M count=200; sync; sleep 600");
+      },
+      { settings: { overlay_pool: NAME, reserve_disk_gib: 0 } },
+    );
+  });
   await t.step("inactive at cleanup", async () => {
     await using _ = await startPool(null);
     await meetFault(
