@@ -81,7 +81,7 @@ export async function resume(
   }
 }
 
-/** The newest warm image that still holds, or null; \`warm\` says why there is none. */
+/** The newest warm image that still holds, or null; `start: warm` says why there is none. */
 async function chooseImage(
   { record: { template }, template: base, settings, domainType }: MachineToStart,
   pool: StoragePool,
@@ -142,16 +142,25 @@ async function start(
     ...{ hostKey, user: settings.user },
     publicKey: settings.login === "template" ? null : login.key.publicKey,
   };
-  await becomeAnother(agent, identity);
+  // At once: whatever asks for an address there stands still until the guest is another.
+  await Promise.all([becomeAnother(agent, identity), plugIn(machine, stage)]);
   onStep("identity");
-  if (settings.network !== "none") await domain.attachDevice(interfaceXml(machine).toString());
-  onStep("card");
   await takeKeys(agent, identity);
   onStep("keys");
-  if (settings.network !== "none") await hasNetwork(agent, record.mac);
-  onStep("network");
+  if (settings.network !== "none") {
+    await hasNetwork(agent, record.mac);
+    onStep("network");
+  }
   undo.move();
   return { domain, record };
+}
+
+/** Plugs in its card, over a connection of its own: the calls of one take turns. */
+async function plugIn(machine: MachineToStart, { connect }: Stage): Promise<void> {
+  if (machine.settings.network === "none") return;
+  await using connection = await connect();
+  using domain = await connection.lookupDomain(machine.name);
+  await domain.attachDevice(interfaceXml(machine).toString());
 }
 
 /** Whether its agent answers: at first, it may not know yet that somebody asks again. */
