@@ -1,35 +1,29 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { DEFAULT_OVERLAY_POOL } from "../config.ts";
 import { explain, SystemFailure } from "../errors.ts";
-import { waitForSsh } from "../guest/ready.ts";
 import { type Job, makeUpMachineName } from "../job.ts";
 import type { Connection } from "../libvirt/connection.ts";
-import type { Domain } from "../libvirt/domain.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
 import type { MachineSettings } from "../machine_settings.ts";
-import { refuseEnded, waitForAddress } from "../machine/address.ts";
-import { randomMac } from "../machine/domain_xml.ts";
 import { chooseDomainType } from "../machine/domain_type.ts";
-import { newOwner, type Owner } from "../machine/owner.ts";
-import { type MachineRecord, writeRecord } from "../machine/record.ts";
+import { newOwner } from "../machine/owner.ts";
+import type { MachineRecord } from "../machine/record.ts";
 import { CHANNEL_ADDRESS } from "../machine/ssh_channel.ts";
-import { claimName, createDisk, createVolumes, startMachine } from "../machine/start.ts";
+import { claimName, createVolumes } from "../machine/start.ts";
 import {
   createDirPool,
   findTemplate,
   lookupActivePool,
-  requireUnchanged,
   type Template,
 } from "../machine/template.ts";
-import { endTurn } from "../machine/turn.ts";
 import { volumeName } from "../machine/volumes.ts";
 import { decide } from "../policy.ts";
 import { admit } from "./admission.ts";
 import { cleanup } from "./cleanup.ts";
 import { sweep } from "./gc.ts";
 import { isolate, requireNetwork } from "./isolation.ts";
-import { createLogin, loginContents, loginTo, type MachineLogin } from "./login.ts";
-import type { Reach } from "./resume.ts";
+import { createLogin, loginContents } from "./login.ts";
+import { boot, type DiskSource, type NewMachine, newRecord } from "./new_machine.ts";
 import type { Stage } from "./stage.ts";
 import { StepTimer } from "./step_timer.ts";
 
@@ -90,47 +84,21 @@ export async function prepare(
 
   signal.throwIfAborted();
   const record = newRecord(owner, { template: choice.name, login, settings });
-  const machine = { name, record, domainType, settings, filter, ...volumes };
-  const onStart = async (): Promise<void> => {
-    if (turn !== null) await endTurn(pool, turn);
-    await requireUnchanged(connection, disk.template);
+  const machine: NewMachine = {
+    name,
+    record,
+    domainType,
+    settings,
+    filter,
+    disk,
+    login,
+    ...volumes,
   };
-  const reach: Reach = (domain, record, mostSeconds = Infinity) =>
-    orExamined(name, stage, async () => {
-      const addressSeconds = Math.min(settings.addressSeconds, mostSeconds);
-      const sshSeconds = Math.min(settings.sshSeconds, mostSeconds);
-      const patience = { ...settings, addressSeconds };
-      const address = await addressOf(domain, { record, settings: patience }, stage);
-      timer.end("address");
-      const target = await loginTo(domain, { ...record, address }, login.key);
-      const timeoutSeconds = sshSeconds +
-        (target.channel === null ? 0 : addressSeconds); // nothing has waited for the boot
-      const hostKey = await waitForSsh(target, () => refuseEnded(domain), {
-        ...{ log, progress: stage.progress, signal, timeoutSeconds },
-      });
-      timer.end("ssh");
-      const ready = { ...record, address, hostKey };
-      await writeRecord(domain, ready);
-      return ready;
-    });
-  const boot = async (): Promise<MachineRecord> => {
-    const overlayPath = await createDisk(pool, name, disk);
-    timer.end("overlay");
-    // Not the card of an attempt to resume it, whose lease may not be the one that this guest gets.
-    const booting = { ...record, mac: randomMac() };
-    using domain = await startMachine(
-      connection,
-      { ...machine, record: booting, overlayPath },
-      disk,
-    );
-    await onStart();
-    timer.end("start");
-    log(`Started the machine "${name}" from the template "${choice.name}" (${domainType})`);
-    return await reach(domain, booting);
-  };
-  const how = { pool, reach, onStart, onStep: (step: string): void => timer.end(step) };
-  const ready = settings.start === "cold" ? await boot() : await (await import("./resume.ts"))
-    .resume({ ...machine, template: disk.template, login }, how, stage) ?? await boot();
+  const making = { pool, turn, timer };
+  const resumed = settings.start === "cold"
+    ? null
+    : await (await import("./resume.ts")).resume(machine, making, stage);
+  const ready = resumed ?? await boot(machine, making, stage);
   signal.throwIfAborted();
 
   undo.move(); // The machine now lives until cleanup.
@@ -148,37 +116,6 @@ export function howToGoOn({ name, record }: PreparedMachine): string[] {
     `Run:      libvirt-gci run --machine ${name} -- COMMAND`,
     `Clean up: libvirt-gci cleanup --machine ${name}`,
   ];
-}
-
-/** The record of a machine that nobody has reached yet. */
-export function newRecord(
-  owner: Owner,
-  { template, login, settings }: {
-    readonly template: string;
-    readonly login: MachineLogin;
-    readonly settings: MachineSettings;
-  },
-): MachineRecord {
-  return {
-    ...owner,
-    template,
-    mac: randomMac(),
-    user: settings.user,
-    port: String(settings.port),
-    key: login.key.file,
-    shell: settings.shell,
-    address: "",
-    hostKey: login.hostKey?.fingerprint ?? "",
-    keepMinutes: owner.attemptDir === "" ? "" : String(settings.keepMinutes), // by hand it stays
-    ...{ failed: "", keptUntil: "" },
-  };
-}
-
-/** What a machine's disk is made of. */
-interface DiskSource {
-  readonly template: Template;
-  /** Its size, if that is more than the template's. */
-  readonly diskGib: number | null;
 }
 
 /** The size to make the disk, which is the template's own at least. Throws SystemFailure. */
@@ -205,7 +142,7 @@ export async function lookupOverlayPool(
   return await lookupActivePool(connection, name, "overlay_pool");
 }
 
-/** Says early and clearly what {@linkcode claimName} and {@linkcode createDisk} would refuse. */
+/** Says early and clearly what {@linkcode claimName} would refuse, and who makes its disk. */
 async function refuseTakenName(
   machine: string,
   connection: Connection,
@@ -233,31 +170,5 @@ async function undoPrepare(machine: string, stage: Stage): Promise<void> {
     });
   } catch (error) {
     stage.warn(`Could not remove the machine "${machine}" again: ${explain(error)}`);
-  }
-}
-
-/** Where the machine is reached, once it has its address, if it gets one. */
-async function addressOf(
-  domain: Domain,
-  { record: { mac }, settings: { network, addressSeconds } }: {
-    readonly record: MachineRecord;
-    readonly settings: MachineSettings;
-  },
-  { log, progress, signal }: Stage,
-): Promise<string> {
-  if (network === "none") return CHANNEL_ADDRESS;
-  const limits = { log, progress, signal, timeoutSeconds: addressSeconds };
-  return await waitForAddress(domain, { mac, network }, limits);
-}
-
-/** Adds to a failure what can be known of the machine, before undo removes it. */
-async function orExamined<T>(machine: string, stage: Stage, wait: () => Promise<T>): Promise<T> {
-  try {
-    return await wait();
-  } catch (cause) {
-    if (stage.signal.aborted) throw cause;
-    const { withPostMortem } = await import("./post_mortem.ts"); // what few machines need
-    const failure = new SystemFailure({ what: `The machine "${machine}" did not come up`, cause });
-    throw await withPostMortem(machine, failure, stage);
   }
 }

@@ -10,7 +10,6 @@ import { interfaceXml, type MachineDomain } from "../machine/domain_xml.ts";
 import type { MachineRecord } from "../machine/record.ts";
 import { savedXml, withSavedXml } from "../machine/saved_image.ts";
 import { createDisk } from "../machine/start.ts";
-import type { Template } from "../machine/template.ts";
 import { copyRawVolume, deleteVolume, volumeName } from "../machine/volumes.ts";
 import {
   changesSince,
@@ -21,33 +20,9 @@ import {
 } from "../machine/warm_image.ts";
 import { xmlForMachine } from "../machine/warm_xml.ts";
 import { NotYet, waitFor } from "../wait.ts";
-import { type MachineLogin, toHostName } from "./login.ts";
+import { toHostName } from "./login.ts";
+import { type Making, type NewMachine, reach, takePlace } from "./new_machine.ts";
 import type { Stage } from "./stage.ts";
-
-/** A machine that prepare is making, but for its disk. */
-export interface MachineToStart extends Omit<MachineDomain, "overlayPath"> {
-  readonly template: Template;
-  readonly login: MachineLogin;
-}
-
-/**
- * How prepare waits until a machine that runs is ready, and what it then knows of it. The settings say
- * how long, but no longer than so many seconds.
- */
-export type Reach = (
-  domain: Domain,
-  record: MachineRecord,
-  mostSeconds?: number,
-) => Promise<MachineRecord>;
-
-/** What resuming a machine takes besides the machine. */
-interface How {
-  readonly pool: StoragePool;
-  /** Called when its domain runs. */
-  readonly onStart: () => Promise<void>;
-  /** Called at the end of each step. */
-  readonly onStep: (step: string) => void;
-}
 
 /** A guest that was ready when its RAM was saved needs no time for a boot. */
 const PATIENCE_SECONDS = 30;
@@ -60,19 +35,24 @@ const AGENT_SECONDS = 10;
  * nothing left of the attempt, and the machine has to boot.
  */
 export async function resume(
-  machine: MachineToStart,
-  { reach, ...how }: How & { readonly reach: Reach },
+  machine: NewMachine,
+  making: Making,
   stage: Stage,
 ): Promise<MachineRecord | null> {
   const { name } = machine;
-  const { pool } = how;
+  const { pool, timer } = making;
   try {
     const image = await chooseImage(machine, pool, stage);
     if (image === null) return null;
-    const { domain, record } = await start(machine, { image, ...how }, stage);
+    const { domain, record } = await start(machine, { image, ...making }, stage);
     using _ = domain;
     stage.log(`Resumed the machine "${name}" from the warm image of "${image.template}"`);
-    return await reach(domain, record, PATIENCE_SECONDS);
+    return await reach(
+      domain,
+      { ...machine, record },
+      { timer, mostSeconds: PATIENCE_SECONDS },
+      stage,
+    );
   } catch (error) {
     stage.signal.throwIfAborted();
     stage.warn(`Cannot resume the machine "${name}", so it boots: ${explain(error)}`);
@@ -83,13 +63,13 @@ export async function resume(
 
 /** The newest warm image that still holds, or null; `start: warm` says why there is none. */
 async function chooseImage(
-  { record: { template }, template: base, settings, domainType }: MachineToStart,
+  { record: { template }, disk, settings, domainType }: NewMachine,
   pool: StoragePool,
   { connection, warn }: Stage,
 ): Promise<WarmImage | null> {
   const images = await findWarmImages(pool, template);
   const origin = images.length > 0 && await warmOrigin(connection, {
-    ...{ template: base, settings, domainType },
+    ...{ template: disk.template, settings, domainType },
   });
   const changes = images.map((image) => origin && changesSince(image.origin, origin));
   const fitting = images[changes.indexOf(null)];
@@ -108,23 +88,24 @@ async function chooseImage(
 
 /** Starts it with a card, keys and an identity of its own. */
 async function start(
-  machine: MachineToStart,
-  { image, pool, onStart, onStep }: How & { readonly image: WarmImage },
+  machine: NewMachine,
+  { image, ...making }: Making & { readonly image: WarmImage },
   stage: Stage,
 ): Promise<{ readonly domain: Domain; readonly record: MachineRecord }> {
   const { connection, signal, log, progress } = stage;
-  const { name, settings, login } = machine;
+  const { name, settings, login, disk } = machine;
+  const { pool, timer } = making;
   const hostKey = login.hostKey ?? await makeKeyPair();
   const record = { ...machine.record, hostKey: hostKey.fingerprint };
   const overlayPath = await createFrozenOverlay(machine, image, pool);
-  onStep("overlay");
+  timer.end("overlay");
   const ram = await copyRam({ ...machine, record, overlayPath }, image, pool);
-  onStep("RAM");
+  timer.end("RAM");
   signal.throwIfAborted();
   await connection.restoreDomain(ram);
   await deleteVolume(pool, volumeName(name, "ram"));
-  await onStart();
-  onStep("resume");
+  await takePlace(disk, making, stage);
+  timer.end("resume");
 
   using undo = new DisposableStack();
   const domain = undo.use(await connection.lookupDomain(name));
@@ -144,19 +125,19 @@ async function start(
   };
   // At once: whatever asks for an address there stands still until the guest is another.
   await Promise.all([becomeAnother(agent, identity), plugIn(machine, stage)]);
-  onStep("identity");
+  timer.end("identity");
   await takeKeys(agent, identity);
-  onStep("keys");
+  timer.end("keys");
   if (settings.network !== "none") {
     await hasNetwork(agent, record.mac);
-    onStep("network");
+    timer.end("network");
   }
   undo.move();
   return { domain, record };
 }
 
 /** Plugs in its card, over a connection of its own: the calls of one take turns. */
-async function plugIn(machine: MachineToStart, { connect }: Stage): Promise<void> {
+async function plugIn(machine: NewMachine, { connect }: Stage): Promise<void> {
   if (machine.settings.network === "none") return;
   await using connection = await connect();
   using domain = await connection.lookupDomain(machine.name);
@@ -176,13 +157,13 @@ async function answers(domain: Domain): Promise<true | NotYet> {
 }
 
 async function createFrozenOverlay(
-  { name, template, settings }: MachineToStart,
+  { name, disk: { template, diskGib } }: NewMachine,
   image: WarmImage,
   pool: StoragePool,
 ): Promise<string> {
-  using disk = await pool.lookupVolume(warmVolume(image.template, image.id, "disk"));
-  const frozen = { ...template, path: await disk.path(), format: "qcow2" };
-  return await createDisk(pool, name, { template: frozen, diskGib: settings.diskGib });
+  using base = await pool.lookupVolume(warmVolume(image.template, image.id, "disk"));
+  const frozen = { ...template, path: await base.path(), format: "qcow2" };
+  return await createDisk(pool, name, { template: frozen, diskGib });
 }
 
 /** Makes the machine's own copy of the RAM, with its own XML before it, and gives its path. */

@@ -29,7 +29,8 @@ import { chooseTemplate } from "../template_choice.ts";
 import { type Limits, NotYet, waitFor } from "../wait.ts";
 import { cleanup } from "./cleanup.ts";
 import { loginContents, toHostName } from "./login.ts";
-import { lookupOverlayPool, newRecord } from "./prepare.ts";
+import { newRecord } from "./new_machine.ts";
+import { lookupOverlayPool } from "./prepare.ts";
 import type { Stage } from "./stage.ts";
 import { StepTimer } from "./step_timer.ts";
 

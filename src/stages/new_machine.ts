@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { SystemFailure } from "../errors.ts";
+import { waitForSsh } from "../guest/ready.ts";
+import type { Domain } from "../libvirt/domain.ts";
+import type { StoragePool } from "../libvirt/storage_pool.ts";
+import { refuseEnded, waitForAddress } from "../machine/address.ts";
+import { type MachineDomain, randomMac } from "../machine/domain_xml.ts";
+import type { Owner } from "../machine/owner.ts";
+import { type MachineRecord, writeRecord } from "../machine/record.ts";
+import { CHANNEL_ADDRESS } from "../machine/ssh_channel.ts";
+import { createDisk, startMachine } from "../machine/start.ts";
+import { requireUnchanged, type Template } from "../machine/template.ts";
+import { endTurn, type Turn } from "../machine/turn.ts";
+import type { MachineSettings } from "../machine_settings.ts";
+import { loginTo, type MachineLogin } from "./login.ts";
+import type { Stage } from "./stage.ts";
+import type { StepTimer } from "./step_timer.ts";
+
+/** A machine that prepare is making, but for its disk. */
+export interface NewMachine extends Omit<MachineDomain, "overlayPath"> {
+  readonly login: MachineLogin;
+  readonly disk: DiskSource;
+}
+
+/** What a machine's disk is made of. */
+export interface DiskSource {
+  readonly template: Template;
+  /** Its size, if that is more than the template's. */
+  readonly diskGib: number | null;
+}
+
+/** What it takes to make a machine. */
+export interface Making {
+  readonly pool: StoragePool;
+  /** Counts until the machine's domain does. */
+  readonly turn: Turn | null;
+  readonly timer: StepTimer;
+}
+
+/** The record of a machine that nobody has reached yet. */
+export function newRecord(
+  owner: Owner,
+  { template, login, settings }: {
+    readonly template: string;
+    readonly login: MachineLogin;
+    readonly settings: MachineSettings;
+  },
+): MachineRecord {
+  return {
+    ...owner,
+    template,
+    mac: randomMac(),
+    user: settings.user,
+    port: String(settings.port),
+    key: login.key.file,
+    shell: settings.shell,
+    address: "",
+    hostKey: login.hostKey?.fingerprint ?? "",
+    keepMinutes: owner.attemptDir === "" ? "" : String(settings.keepMinutes), // by hand it stays
+    ...{ failed: "", keptUntil: "" },
+  };
+}
+
+/** Boots the machine on a disk of its own and waits until it is ready. Throws SystemFailure. */
+export async function boot(
+  { name, disk, ...machine }: NewMachine,
+  making: Making,
+  stage: Stage,
+): Promise<MachineRecord> {
+  const { pool, timer } = making;
+  const overlayPath = await createDisk(pool, name, disk);
+  timer.end("overlay");
+  // Not the card of an attempt to resume it, whose lease may not be the one that this guest gets.
+  const record = { ...machine.record, mac: randomMac() };
+  const booting = { ...machine, name, record, overlayPath };
+  using domain = await startMachine(stage.connection, booting, disk);
+  await takePlace(disk, making, stage);
+  timer.end("start");
+  const { template } = record;
+  stage.log(
+    `Started the machine "${name}" from the template "${template}" (${machine.domainType})`,
+  );
+  return await reach(domain, booting, { timer }, stage);
+}
+
+/** Has the domain, which runs now, count in place of its turn. Throws SystemFailure. */
+export async function takePlace(
+  { template }: DiskSource,
+  { pool, turn }: Pick<Making, "pool" | "turn">,
+  { connection }: Pick<Stage, "connection">,
+): Promise<void> {
+  if (turn !== null) await endTurn(pool, turn);
+  await requireUnchanged(connection, template);
+}
+
+/**
+ * Waits until a command runs in the machine, and gives its record, which says that it is ready. The
+ * settings say for how long at most, unless `mostSeconds` is less. Throws SystemFailure, with what can
+ * be known of the machine.
+ */
+export async function reach(
+  domain: Domain,
+  { record, settings, login }: Pick<NewMachine, "record" | "settings" | "login">,
+  { timer, mostSeconds = Infinity }: Pick<Making, "timer"> & { readonly mostSeconds?: number },
+  stage: Stage,
+): Promise<MachineRecord> {
+  const { log, progress, signal } = stage;
+  const addressSeconds = Math.min(settings.addressSeconds, mostSeconds);
+  const sshSeconds = Math.min(settings.sshSeconds, mostSeconds);
+  return await orExamined(domain.name, stage, async () => {
+    const limits = { log, progress, signal };
+    const { mac } = record;
+    const { network } = settings;
+    const address = network === "none"
+      ? CHANNEL_ADDRESS
+      : await waitForAddress(domain, { mac, network }, {
+        ...limits,
+        timeoutSeconds: addressSeconds,
+      });
+    timer.end("address");
+    const target = await loginTo(domain, { ...record, address }, login.key);
+    const hostKey = await waitForSsh(target, () => refuseEnded(domain), {
+      ...limits,
+      // Without a network, nothing has waited for the boot.
+      timeoutSeconds: sshSeconds + (target.channel === null ? 0 : addressSeconds),
+    });
+    timer.end("ssh");
+    const ready = { ...record, address, hostKey };
+    await writeRecord(domain, ready);
+    return ready;
+  });
+}
+
+/** Adds to a failure what can be known of the machine, before undo removes it. */
+async function orExamined<T>(machine: string, stage: Stage, wait: () => Promise<T>): Promise<T> {
+  try {
+    return await wait();
+  } catch (cause) {
+    if (stage.signal.aborted) throw cause;
+    const { withPostMortem } = await import("./post_mortem.ts"); // what few machines need
+    const failure = new SystemFailure({ what: `The machine "${machine}" did not come up`, cause });
+    throw await withPostMortem(machine, failure, stage);
+  }
+}
