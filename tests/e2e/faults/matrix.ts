@@ -249,12 +249,17 @@ function differences(
 
 const COLUMNS = ["fault", "stage", "exit", "whose", "left", "message"] as const;
 const MESSAGE_CHARACTERS = 150;
+const LEFT_CHARACTERS = 40; // the message then says all
 
 /** The table of all faults so far. */
 export function table(): string {
   const lines = rows.map(({ wrong, ...row }) => {
     const message = wrong.length > 0 ? `WRONG: ${wrong.join("; ")}` : row.message;
-    const cells = { ...row, message: message.slice(0, MESSAGE_CHARACTERS) };
+    const cells = {
+      ...row,
+      left: row.left.slice(0, LEFT_CHARACTERS),
+      message: message.slice(0, MESSAGE_CHARACTERS),
+    };
     return COLUMNS.map((column) => cells[column]);
   });
   const all = [COLUMNS, ...lines];
