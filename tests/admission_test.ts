@@ -401,11 +401,14 @@ Deno.test("a template that is replaced during the wait is looked up again", () =
 Deno.test("of many at once, no more run than may, and each gets its turn", () =>
   withBed(async ({ connection, stage }) => {
     let most = 0;
+    const { promise: full, resolve } = Promise.withResolvers<void>();
     const jobs = Array.from({ length: 9 }, async (_, i) => {
       const { machine, done } = startPrepare(`m-${i}`, stage);
       await done;
       const domains = await connection.domainMemory();
       most = Math.max(most, domains.length - 1); // without "somebody"
+      if (most === 3) resolve();
+      await full; // so that none ends before as many run as may
       await cleanup(machine, stage);
     });
     await Promise.all(jobs);

@@ -29,7 +29,7 @@ export async function run(
   } catch (error) {
     if (!(error instanceof SystemFailure) || stage.signal.aborted) throw error;
     if (!LOSSES.includes(faultOf(error))) throw error;
-    const failure = await within(orEnded(machine, error, stage), END_MS) ?? error;
+    const failure = await orEnded(machine, error, stage);
     const { withPostMortem } = await import("./post_mortem.ts"); // what few machines need
     throw await withPostMortem(machine, failure, stage);
   }
@@ -47,7 +47,8 @@ async function orEnded(
 ): Promise<SystemFailure> {
   for (const end = performance.now() + END_MS; performance.now() < end; await sleep(100, signal)) {
     if (ENDS.includes(faultOf(failure))) break;
-    const state = await stateOf(machine, connection).catch(() => "active" as const);
+    const asked = stateOf(machine, connection).catch(() => null);
+    const state = await within(asked, end - performance.now()) ?? "active"; // a daemon that hangs
     if (state !== "active") return endedFailure(machine, state, failure);
   }
   return failure;
