@@ -412,7 +412,7 @@ Deno.test("of many at once, no more run than may, and each gets its turn", () =>
       await cleanup(machine, stage);
     });
     await Promise.all(jobs);
-    assert(most === 2 || most === 3, `${most}`); // a slow host may never have three at once
+    assert.equal(most, 3);
   }, { config: { maxMachines: 3 } }));
 
 Deno.test("a machine of somebody else is none of ours", () =>
