@@ -195,6 +195,13 @@ export async function inventory(): Promise<Record<string, string>> {
 }
 
 async function volumes(pool: string): Promise<string> {
-  await virsh("pool-refresh", pool);
-  return await virsh("vol-list", pool);
+  for (let attempt = 1;; attempt++) {
+    try {
+      await virsh("pool-refresh", pool);
+      return await virsh("vol-list", pool);
+    } catch (error) {
+      if (attempt === 50) throw error; // libvirt refuses while a volume is being made there
+      await new Promise((resolve) => setTimeout(resolve, 100));
+    }
+  }
 }

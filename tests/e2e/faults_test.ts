@@ -12,7 +12,7 @@ import "./faults/kills.ts";
 import { isMatrixIgnored, table } from "./faults/matrix.ts";
 import "./faults/rivals.ts";
 
-let bystanders: Bystanders;
+let bystanders: Bystanders | undefined;
 
 if (!isMatrixIgnored) {
   Deno.test.beforeAll(async () => {
@@ -20,6 +20,7 @@ if (!isMatrixIgnored) {
   });
   Deno.test.afterAll(async () => {
     console.log(table());
+    if (bystanders === undefined) return; // why is said above
     await bystanders.end();
     console.log(
       "the job beside them has passed; somebody's domain, volume and filter are untouched",
