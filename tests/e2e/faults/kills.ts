@@ -17,6 +17,11 @@ import {
 const SEEDED: AttemptOptions = { template: "cloud" };
 const IN_BOOT: Point = { name: "virDomainInterfaceAddresses", count: 3, when: "done" };
 
+/** Whether the call is one that a stage repeats while it waits. */
+function isOfWait({ name }: Point): boolean {
+  return /^virDomain(InterfaceAddresses|GetState|IsActive)$/.test(name);
+}
+
 /** The calls of libvirt that a stage makes, in their order, the repeated ones of a wait but once. */
 function pointsOf({ stderr }: Called): Point[] {
   const names = [...stderr.matchAll(/^debug: (vir\w+) /gm)].map(([_, name]) => name ?? "");
@@ -26,9 +31,7 @@ function pointsOf({ stderr }: Called): Point[] {
     counts.set(name, count);
     return { name, count, when: "done" };
   });
-  const isWait = ({ name, count }: Point): boolean =>
-    count > 3 && ["virDomainInterfaceAddresses", "virDomainIsActive"].includes(name);
-  return points.filter((point) => !isWait(point));
+  return points.filter((point) => !isOfWait(point) || point.count <= 3);
 }
 
 /** As {@linkcode pointsOf}, and before the daemon has answered those that change something. */
@@ -79,7 +82,8 @@ async function pointsOfPrepare(): Promise<{ point: Point; options: AttemptOption
   const whole = await traceOf((it, options) => it.prepare(options), {});
   assert.equal(whole.status, 0, whole.stderr);
   const all = allPointsOf(whole);
-  const late = all.slice(all.findLastIndex(({ name }) => name === "virDomainIsActive"));
+  const late = all.slice(all.findLastIndex(isOfWait));
+  assert(late.some(({ name }) => name === "virDomainSetMetadata"), "the last points are not there");
   return [
     ...allPointsOf(early).map((point) => ({ point, options: SEEDED })),
     ...late.map((point) => ({ point, options: {} })),
