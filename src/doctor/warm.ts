@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { chooseDomainType } from "../machine/domain_type.ts";
 import { findTemplate, type Template } from "../machine/template.ts";
-import { changesSince, findWarmImages, warmOrigin } from "../machine/warm_image.ts";
+import { changesSince, findFitting, findWarmImages, warmOrigin } from "../machine/warm_image.ts";
 import { BuildFailure, SystemFailure } from "../errors.ts";
 import { chooseTemplate, type TemplateChoice } from "../template_choice.ts";
 import type { DoctorContext } from "./context.ts";
@@ -28,7 +28,8 @@ async function checkWarmImage(
   const images = pool !== null && await pool.isActive() ? await findWarmImages(pool, name) : [];
   const remedy = `libvirt-gci warm ${name}`;
   const meaning = "Its machines boot, which takes longer";
-  if (images.length === 0) {
+  const [newest] = images;
+  if (newest === undefined) {
     return [warning(`The template "${name}" has no warm image`, { meaning, remedy })];
   }
   let template: Template;
@@ -44,12 +45,13 @@ async function checkWarmImage(
   const origin = await warmOrigin(connection, {
     ...{ template, settings, domainType },
   });
-  const changes = images.map((image) => changesSince(image.origin, origin));
-  if (changes.includes(null)) {
-    return [ok(`The warm image of "${name}" holds: made ${images[0]?.created}`)];
+  const fitting = findFitting(images, origin);
+  if (fitting !== undefined) {
+    return [ok(`The warm image of "${name}" holds: made ${fitting.created}`)];
   }
+  const changes = changesSince(newest.origin, origin);
   return [
-    warning(`The warm image of "${name}" was made before a change of ${changes[0]}`, {
+    warning(`The warm image of "${name}" was made before a change of ${changes}`, {
       meaning,
       remedy,
     }),

@@ -21,10 +21,15 @@ export async function sshChannel(domain: Domain): Promise<SshChannel> {
     throw new SystemFailure({ what: `The domain "${domain.name}" has no channel for SSH` });
   }
   return {
-    agent: (command, timeoutSeconds) => domain.agentCommand(command, timeoutSeconds),
+    agent: agentOf(domain),
     name: SSH_CHANNEL,
     socketPath: path,
   };
+}
+
+/** Asks the domain's guest agent, as long as the handle is good. */
+export function agentOf(domain: Domain): SshChannel["agent"] {
+  return (command, timeoutSeconds) => domain.agentCommand(command, timeoutSeconds);
 }
 
 /** Where the host's end of the channel is, from the XML of a running domain. */

@@ -132,6 +132,14 @@ export function changesSince(then: WarmOrigin, now: WarmOrigin): string | null {
   return changed.length === 0 ? null : changed.join(" and ");
 }
 
+/** The first of these warm images that still holds. */
+export function findFitting(
+  images: readonly WarmImage[],
+  now: WarmOrigin,
+): WarmImage | undefined {
+  return images.find(({ origin }) => changesSince(origin, now) === null);
+}
+
 /** All that the settings do to the XML of a machine, without what is its own. */
 function sampleXml(settings: MachineSettings, domainType: string): string {
   const empty = { job: "", project: "", created: "", deadline: "", attemptDir: "", runner: "" };

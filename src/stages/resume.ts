@@ -9,10 +9,12 @@ import { refuseEnded } from "../machine/address.ts";
 import { interfaceXml, type MachineDomain } from "../machine/domain_xml.ts";
 import type { MachineRecord } from "../machine/record.ts";
 import { savedXml, withSavedXml } from "../machine/saved_image.ts";
+import { agentOf } from "../machine/ssh_channel.ts";
 import { createDisk } from "../machine/start.ts";
 import { copyRawVolume, deleteVolume, volumeName } from "../machine/volumes.ts";
 import {
   changesSince,
+  findFitting,
   findWarmImages,
   type WarmImage,
   warmOrigin,
@@ -68,16 +70,17 @@ async function chooseImage(
   { connection, warn }: Stage,
 ): Promise<WarmImage | null> {
   const images = await findWarmImages(pool, template);
-  const origin = images.length > 0 && await warmOrigin(connection, {
+  const [newest] = images;
+  const origin = newest && await warmOrigin(connection, {
     ...{ template: disk.template, settings, domainType },
   });
-  const changes = images.map((image) => origin && changesSince(image.origin, origin));
-  const fitting = images[changes.indexOf(null)];
+  const fitting = origin && findFitting(images, origin);
   if (fitting !== undefined) return fitting;
   if (settings.start === "warm") {
     warn(
-      (changes[0]
-        ? `The warm image of "${template}" was made before a change of ${changes[0]}, ` +
+      (newest && origin
+        ? `The warm image of "${template}" was made before a change of ` +
+          `${changesSince(newest.origin, origin)}, ` +
           "or for others"
         : `There is no warm image of "${template}"`) +
         `, so the machine boots. The host's administrator can make one: libvirt-gci warm ${template}`,
@@ -109,8 +112,7 @@ async function start(
 
   using undo = new DisposableStack();
   const domain = undo.use(await connection.lookupDomain(name));
-  const agent = (command: object, timeoutSeconds: number): Promise<unknown> =>
-    domain.agentCommand(command, timeoutSeconds);
+  const agent = agentOf(domain);
   await waitFor({
     goal: "answer through its guest agent",
     awaited: "its guest agent",

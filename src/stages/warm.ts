@@ -9,12 +9,13 @@ import { refuseEnded } from "../machine/address.ts";
 import { chooseDomainType } from "../machine/domain_type.ts";
 import { newOwner } from "../machine/owner.ts";
 import { bytesBeforeRam, HEADER_BYTES } from "../machine/saved_image.ts";
+import { agentOf } from "../machine/ssh_channel.ts";
 import { claimName, createDisk, createVolumes, startMachine } from "../machine/start.ts";
 import { findTemplate, type Template } from "../machine/template.ts";
 import { createRawVolume, volumeName } from "../machine/volumes.ts";
 import {
-  changesSince,
   deleteWarmImage,
+  findFitting,
   findWarmImages,
   makerOf,
   newWarmId,
@@ -65,8 +66,9 @@ async function warmTemplate(requested: string, stage: Stage): Promise<void> {
   });
   using pool = await lookupOverlayPool(connection, config.overlayPool);
   const before = await findWarmImages(pool, name);
-  if (before.some((image) => changesSince(image.origin, origin) === null)) {
-    log(`The template "${name}" has a warm image, made ${before[0]?.created}: nothing to do`);
+  const fitting = findFitting(before, origin);
+  if (fitting !== undefined) {
+    log(`The template "${name}" has a warm image, made ${fitting.created}: nothing to do`);
     return;
   }
   const timer = new StepTimer(null);
@@ -195,10 +197,6 @@ async function tryIdentity(
   await becomeAnother(agent, identity);
   await takeKeys(agent, identity);
   await rehearse(agent, port);
-}
-
-function agentOf(domain: Domain): (command: object, timeoutSeconds: number) => Promise<unknown> {
-  return (command, timeoutSeconds) => domain.agentCommand(command, timeoutSeconds);
 }
 
 /** Removes the warm images of these templates. Throws BuildFailure for a template without any. */
