@@ -374,6 +374,8 @@ Deno.test("of two prepares for one name at once, the one that fails leaves the o
   withBed(async ({ connection, stage }) => {
     const both = await Promise.allSettled([prepare(JOB, {}, stage), prepare(JOB, {}, stage)]);
     assert.deepEqual(both.map(({ status }) => status).sort(), ["fulfilled", "rejected"]);
+    const loser = both.find((end) => end.status === "rejected");
+    assert.match(String(loser?.reason), /There is a .* already/);
     await run(JOB.machine, script("true"), stage);
     using pool = await connection.lookupPool("libvirt-gci");
     using overlay = await pool.findVolume(`${JOB.machine}.overlay.libvirt-gci`);

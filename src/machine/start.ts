@@ -36,20 +36,28 @@ export interface VolumeContents {
 }
 
 /**
- * Claims the machine's name by the volume that says whose it is: of two at once, one fails. Until
- * it is deleted, nobody else takes the name. Throws SystemFailure.
+ * Claims the machine's name by the volume that says whose it is. Resolves to whether it is ours now:
+ * of two at once, one gets it, and until that volume is deleted nobody else. Throws SystemFailure.
  */
-export function claimName(pool: StoragePool, machine: string, owner: Owner): Promise<void> {
+export function claimName(pool: StoragePool, machine: string, owner: Owner): Promise<boolean> {
   return orExplain(pool, machine, async () => {
     const bytes = new TextEncoder().encode(`${JSON.stringify(owner)}\n`);
-    using volume = await createRawVolume(pool, volumeName(machine, "owner"), bytes.length);
+    const name = volumeName(machine, "owner");
+    const creation = createRawVolume(pool, name, bytes.length);
+    using volume = await creation.catch(async (error) => {
+      using other = await pool.findVolume(name).catch(() => null); // the first failure counts
+      if (other === null) throw error;
+      return null;
+    });
+    if (volume === null) return false;
     try {
       await volume.upload(bytes);
     } catch (error) {
-      if (isLibvirtError(error, VIR_ERR.NO_SUPPORT)) return; // libvirt's test driver
-      await volume.delete().catch(() => {}); // the first failure counts
+      if (isLibvirtError(error, VIR_ERR.NO_SUPPORT)) return true; // libvirt's test driver
+      await volume.delete().catch(() => {}); // as above
       throw error;
     }
+    return true;
   });
 }
 

@@ -69,7 +69,7 @@ export async function prepare(
 
   const timer = new StepTimer(stage.onStep);
   const owner = await newOwner(job);
-  await claimName(pool, name, owner);
+  if (!await claimName(pool, name, owner)) throw takenName(name, EARLIER_DISK);
   await using undo = new AsyncDisposableStack(); // only now is the name ours
   undo.defer(() => undoPrepare(name, stage));
   const { turn, hasWaited } = await admit(name, { pool, memoryMib: settings.memoryMib }, stage);
@@ -142,20 +142,24 @@ export async function lookupOverlayPool(
   return await lookupActivePool(connection, name, "overlay_pool");
 }
 
-/** Says early and clearly what {@linkcode claimName} would refuse, and who makes its disk. */
+/** Says early what {@linkcode claimName} would refuse, and whose name it cannot know of. */
 async function refuseTakenName(
   machine: string,
   connection: Connection,
   pool: StoragePool,
 ): Promise<void> {
   using domain = await connection.findDomain(machine);
+  if (domain !== null) throw takenName(machine, "a domain");
   using owner = await pool.findVolume(volumeName(machine, "owner"));
   using overlay = await pool.findVolume(volumeName(machine, "overlay"));
-  if (domain === null && owner === null && overlay === null) return;
-  throw new SystemFailure({
-    what: domain !== null
-      ? `There is a domain "${machine}" already`
-      : `There is a disk of an earlier machine "${machine}" already`,
+  if (owner !== null || overlay !== null) throw takenName(machine, EARLIER_DISK);
+}
+
+const EARLIER_DISK = "a disk of an earlier machine";
+
+function takenName(machine: string, what: string): SystemFailure {
+  return new SystemFailure({
+    what: `There is ${what} "${machine}" already`,
     advice: `Remove the machine if nobody needs it: libvirt-gci cleanup --machine ${machine}; ` +
       "or choose another name",
   });

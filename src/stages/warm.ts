@@ -12,7 +12,7 @@ import { bytesBeforeRam, HEADER_BYTES } from "../machine/saved_image.ts";
 import { agentOf } from "../machine/ssh_channel.ts";
 import { claimName, createDisk, createVolumes, startMachine } from "../machine/start.ts";
 import { findTemplate, type Template } from "../machine/template.ts";
-import { createRawVolume, volumeName } from "../machine/volumes.ts";
+import { createRawVolume } from "../machine/volumes.ts";
 import {
   deleteWarmImage,
   findFitting,
@@ -101,8 +101,7 @@ async function make(
   const seconds = settings.addressSeconds + settings.sshSeconds;
   const job = { id: null, project: null, timeoutSeconds: seconds, attemptDir: null };
   const owner = await newOwner(job);
-  await refuseOther(maker, image.template, pool);
-  await claimName(pool, maker, owner);
+  if (!await claimName(pool, maker, owner)) throw otherMaker(maker, image.template);
   await using undo = new AsyncDisposableStack();
   undo.defer(async () => {
     await cleanup(maker, { ...stage, log: () => {} });
@@ -147,10 +146,8 @@ async function make(
   undoImage.move();
 }
 
-async function refuseOther(maker: string, template: string, pool: StoragePool): Promise<void> {
-  using owner = await pool.findVolume(volumeName(maker, "owner"));
-  if (owner === null) return;
-  throw new SystemFailure({
+function otherMaker(maker: string, template: string): SystemFailure {
+  return new SystemFailure({
     what: `Another process makes a warm image of "${template}", or died while it did`,
     advice: `Wait for it; or remove what is left: libvirt-gci cleanup --machine ${maker}`,
   });

@@ -12,7 +12,7 @@ faultTest("stages of one job come at once", async (t) => {
     meetFault(
       {
         fault: "two prepares for one job",
-        ...{ stage: "prepare", status: 2, says: /already|Cannot make the disks/, then: "cleanup" },
+        ...{ stage: "prepare", status: 2, says: /There is a .* already/, then: "cleanup" },
       },
       async (attempt) => {
         const ends = await Promise.all([attempt.prepare(), attempt.prepare()]);
