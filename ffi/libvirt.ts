@@ -260,6 +260,21 @@ export const symbols = {
 
   // libvirt-network
 
+  virConnectListAllNetworks: {
+    parameters: [
+      virConnectPtr, // virConnectPtr conn
+      "buffer", // virNetworkPtr **nets
+      "u32", // unsigned int flags
+    ],
+    result: "i32", // how many, -1 on error
+    nonblocking: true,
+  },
+  virNetworkDHCPLeaseFree: {
+    parameters: [
+      "pointer", // virNetworkDHCPLeasePtr lease
+    ],
+    result: "void",
+  },
   virNetworkFree: {
     parameters: [
       virNetworkPtr, // virNetworkPtr network
@@ -273,6 +288,22 @@ export const symbols = {
     ],
     result: "i32", // 0, -1 on error
     nonblocking: true,
+  },
+  virNetworkGetDHCPLeases: {
+    parameters: [
+      virNetworkPtr, // virNetworkPtr network
+      "buffer", // const char *mac
+      "buffer", // virNetworkDHCPLeasePtr **leases
+      "u32", // unsigned int flags
+    ],
+    result: "i32", // how many, -1 on error
+    nonblocking: true,
+  },
+  virNetworkGetName: {
+    parameters: [
+      virNetworkPtr, // virNetworkPtr network
+    ],
+    result: "pointer", // const char *, the handle's, NULL on error
   },
   virNetworkGetXMLDesc: {
     parameters: [
@@ -295,6 +326,18 @@ export const symbols = {
       "buffer", // const char *name
     ],
     result: virNetworkPtr, // NULL on error
+    nonblocking: true,
+  },
+  virNetworkUpdate: {
+    parameters: [
+      virNetworkPtr, // virNetworkPtr network
+      "u32", // unsigned int command
+      "u32", // unsigned int section
+      "i32", // int parentIndex
+      "buffer", // const char *xml
+      "u32", // unsigned int flags
+    ],
+    result: "i32", // 0, -1 on error
     nonblocking: true,
   },
 

@@ -15,7 +15,7 @@ import {
   VIR_DOMAIN_STATS_BALLOON,
   VIR_NODE_MEMORY_STATS_ALL_CELLS,
 } from "./memory_stats.ts";
-import { Network } from "./network.ts";
+import { Network, VIR_CONNECT_LIST_NETWORKS_ACTIVE } from "./network.ts";
 import { NetworkFilter } from "./network_filter.ts";
 import { StoragePool } from "./storage_pool.ts";
 
@@ -40,6 +40,7 @@ type FreeName =
 /** The functions that list handles into an array, and what they list. */
 interface Lists {
   readonly virConnectListAllDomains: "virDomain";
+  readonly virConnectListAllNetworks: "virNetwork";
   readonly virConnectListAllNWFilters: "virNWFilter";
   readonly virStoragePoolListAllVolumes: "virStorageVol";
 }
@@ -48,6 +49,7 @@ interface Lists {
 type LocalName =
   | "virDomainGetName"
   | "virDomainInterfaceFree"
+  | "virNetworkDHCPLeaseFree"
   | "virNWFilterGetName"
   | "virStorageVolGetName"
   | "free";
@@ -359,6 +361,15 @@ export class Connection implements AsyncDisposable {
   /** The network of this name, or null if there is none. */
   findNetwork(name: string): Promise<Network | null> {
     return orNull(VIR_ERR.NO_NETWORK, this.lookupNetwork(name));
+  }
+
+  /** The networks that are started. The caller disposes of each. */
+  async activeNetworks(): Promise<Network[]> {
+    const flags = VIR_CONNECT_LIST_NETWORKS_ACTIVE;
+    const pointers = await this.callForList("virConnectListAllNetworks", this.#pointer, flags);
+    return pointers.map((pointer) =>
+      new Network(this, pointer, borrowedString(this.#libvirt.virNetworkGetName(pointer)) ?? "")
+    );
   }
 
   /** Defines a network filter of this name and XML, which stays until it is undefined. */
