@@ -201,14 +201,15 @@ export async function findDeadWarmImages(pool: StoragePool): Promise<WarmName[]>
   return dead;
 }
 
-/** The machines whose disks stand on that of a warm image. */
+/** The machines whose disks stand on that of a warm image, by name. */
 export async function machinesOn(pool: StoragePool, { template, id }: WarmName): Promise<string[]> {
   using base = await pool.findVolume(warmVolume(template, id, "disk"));
   if (base === null) return [];
   const path = await base.path();
   const ending = volumeName("", "overlay");
   const machines: string[] = [];
-  for (const name of (await pool.volumeNames()).filter((name) => name.endsWith(ending))) {
+  for (const name of (await pool.volumeNames()).toSorted()) {
+    if (!name.endsWith(ending)) continue;
     using overlay = await pool.findVolume(name);
     const xml = overlay && await orNull(VIR_ERR.NO_STORAGE_VOL, overlay.xml());
     const backing = xml && textAt(rootOf(xml), "backingStore", "path");
