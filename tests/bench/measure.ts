@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { interrupted } from "./program.ts";
 
 /** The middle of these numbers. */
 export function median(numbers: readonly number[]): number {
@@ -23,6 +24,7 @@ export async function compare(
 
 /** Milliseconds that something takes. */
 export async function time(action: () => Promise<unknown>): Promise<number> {
+  interrupted.throwIfAborted();
   const start = performance.now();
   await action();
   return performance.now() - start;

@@ -4,6 +4,7 @@ import { Connection } from "../../src/libvirt/connection.ts";
 import { ADDRESS_SOURCE } from "../../src/libvirt/domain.ts";
 import { sleep } from "../../src/wait.ts";
 import { median, report } from "./measure.ts";
+import { interrupted } from "./program.ts";
 
 const MACHINE = "gci-bench-prepare";
 
@@ -30,6 +31,7 @@ export async function measurePrepare(program: readonly string[], runs: number): 
 async function measureOnce(
   [program, ...args]: readonly string[],
 ): Promise<{ total: number; boot: number }> {
+  interrupted.throwIfAborted();
   const start = performance.now();
   const child = new Deno.Command(program ?? "", {
     args: [...args, "--debug", "prepare", "--distro", "lite", "--machine", MACHINE],

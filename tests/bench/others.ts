@@ -7,7 +7,7 @@ import { JOB, testStage } from "../test_stage.ts";
 import { compare, report } from "./measure.ts";
 
 /** prepare and cleanup on libvirt's test driver, beside 500 other domains and volumes and beside 5. */
-export async function measureCrowd(): Promise<void> {
+export async function measureOthers(runs: number): Promise<void> {
   await using guest = await TestGuest.start();
   const few = await hostWith(5);
   const many = await hostWith(500);
@@ -18,7 +18,7 @@ export async function measureCrowd(): Promise<void> {
   };
   await prepareAndCleanUp(few);
   const { ours, theirs, ratio } = await compare(
-    21,
+    runs,
     () => prepareAndCleanUp(many),
     () => prepareAndCleanUp(few),
   );

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { compare, report } from "./measure.ts";
+import { done } from "./program.ts";
+
+/** How fast the program starts, beside an empty one that was compiled the same way. */
+export async function measureVersion(program: readonly string[], runs: number): Promise<void> {
+  const directory = await Deno.makeTempDir({ prefix: "libvirt-gci-bench-" });
+  try {
+    await Deno.writeTextFile(`${directory}/empty.js`, 'console.log("0.1.0");\n');
+    const args = ["compile", "--quiet", "--no-check", "--no-code-cache", "-o", "empty", "empty.js"];
+    const compiled = await new Deno.Command("deno", { args, cwd: directory }).output();
+    if (!compiled.success) return console.log("No empty program could be compiled to compare with");
+    const empty = [`${directory}/empty`];
+    const { ours, theirs, ratio } = await compare(
+      runs,
+      () => done([...program, "--version"]),
+      () => done(empty),
+    );
+    report(
+      "--version",
+      `${ours.toFixed(0)} ms, an empty program ${theirs.toFixed(0)} ms, ratio ${ratio.toFixed(2)}`,
+      { goal: "1.2", met: ratio <= 1.2 },
+    );
+  } finally {
+    await Deno.remove(directory, { recursive: true });
+  }
+}
