@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { parseXml, XmlElement } from "@rgrove/parse-xml";
 import assert from "node:assert/strict";
+import { withKsm } from "./bench/ksm.ts";
 import { parseOptions } from "./bench/options.ts";
 import { type Bar, barOf, phaseNames, phaseTable, stepsOf } from "./bench/phases.ts";
 import { plot } from "./bench/plot.ts";
@@ -21,6 +22,36 @@ Deno.test("deno task bench measures the parts that are named, or all", () => {
 Deno.test("deno task bench says which parts and options there are to who asks for others", () => {
   for (const args of [["cold"], ["--run", "3"], ["--runs", "many"], ["--runs", "0"], ["--runs"]]) {
     assert.throws(() => parseOptions(args, PARTS), /The parts are run, warm; .* --runs NUMBER/);
+  }
+});
+
+Deno.test("KSM's settings are as before it was measured, also if that fails", async () => {
+  const directory = await Deno.makeTempDir({ prefix: "libvirt-gci-test-" });
+  const files = { run: "0", pages_to_scan: "100", sleep_millisecs: "20", pages_sharing: "512" };
+  const write = (name: string, text: string) => Deno.writeTextFile(`${directory}/${name}`, text);
+  try {
+    for (const [name, text] of Object.entries(files)) await write(name, `${text}\n`);
+    let scans = 0;
+    const timer = setInterval(() => write("full_scans", String(scans += 8)), 300);
+    try {
+      await write("full_scans", "0");
+      await assert.rejects(
+        withKsm(async ({ savedMib, isSettled }) => {
+          assert.deepEqual({ savedMib, isSettled }, { savedMib: 2, isSettled: true });
+          assert.equal(await Deno.readTextFile(`${directory}/run`), "1");
+          throw new Error("on purpose");
+        }, directory),
+        /on purpose/,
+      );
+    } finally {
+      clearInterval(timer);
+    }
+    for (const [name, text] of Object.entries(files)) {
+      assert.equal((await Deno.readTextFile(`${directory}/${name}`)).trim(), text);
+    }
+    assert.equal(await withKsm(() => Promise.resolve(1), `${directory}/none`), null);
+  } finally {
+    await Deno.remove(directory, { recursive: true });
   }
 });
 

@@ -7,6 +7,8 @@
  */
 
 import { PROGRAM, settingsFile } from "../e2e/bed.ts";
+import { measureCrowd } from "./crowd.ts";
+import { measureMemory } from "./memory.ts";
 import { type BenchOptions, parseOptions } from "./options.ts";
 import { measureOthers } from "./others.ts";
 import { measurePrepare } from "./prepare.ts";
@@ -23,6 +25,9 @@ const PARTS = {
   prepare: ({ runs }) => withSettings((ours) => measurePrepare(ours, runs ?? 7)),
   warm: ({ runs, templates, svg }) =>
     measureWarm(PROGRAM, { templates: templates ?? ["lite", "cloud"], runs: runs ?? 11, svg }),
+  crowd: ({ runs, templates }) =>
+    measureCrowd(PROGRAM, { templates: templates ?? ["lite"], runs: runs ?? 3 }),
+  memory: ({ templates }) => measureMemory(PROGRAM, templates ?? ["lite", "cloud"]),
 } satisfies Record<string, (options: BenchOptions) => Promise<void>>;
 
 async function withSettings(measure: (ours: readonly string[]) => Promise<void>): Promise<void> {

@@ -37,3 +37,9 @@ export function report(what: string, measured: string, { goal, met }: {
 }): void {
   console.log(`${met ? "reached " : "MISSED  "} ${what}: ${measured} (goal: ${goal})`);
 }
+
+/** Markdown of a table whose first row is its head, and whose other columns hold numbers. */
+export function table([head = [], ...rows]: readonly (readonly string[])[]): string {
+  const rule = head.map((_, i) => i === 0 ? "---" : "---:");
+  return [head, rule, ...rows].map((cells) => `| ${cells.join(" | ")} |`).join("\n");
+}

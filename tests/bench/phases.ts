@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { median } from "./measure.ts";
+import { median, table } from "./measure.ts";
 
 /** Seconds by the name of a step of prepare. */
 export type Steps = ReadonlyMap<string, number>;
@@ -58,16 +58,14 @@ export function phaseNames(bars: readonly Bar[]): string[] {
 
 /** A table in Markdown: a row for each phase, a column for each bar. */
 export function phaseTable(bars: readonly Bar[]): string {
-  const rows = [
+  return table([
     ["seconds", ...bars.map(({ name }) => name)],
-    ["---", ...bars.map(() => "---:")],
     ...phaseNames(bars).map((phase) => [
       phase,
       ...bars.map(({ phases }) => phases.get(phase)?.toFixed(2) ?? ""),
     ]),
     ["all", ...bars.map(({ seconds }) => seconds.toFixed(2))],
-  ];
-  return rows.map((cells) => `| ${cells.join(" | ")} |`).join("\n");
+  ]);
 }
 
 function sum(numbers: readonly number[]): number {

@@ -24,3 +24,9 @@ export async function done([program = "", ...args]: readonly string[]): Promise<
   assert.equal(code, 0, `${program} ${args.join(" ")}: ${decoder.decode(stderr)}`);
   return decoder.decode(stdout) + decoder.decode(stderr);
 }
+
+/** Removes something by this command, also after an interruption; says so if it cannot. */
+export async function undo([program = "", ...args]: readonly string[]): Promise<void> {
+  const { code, stderr } = await new Deno.Command(program, { args, stdin: "null" }).output();
+  if (code !== 0) console.error(`${args.join(" ")} failed: ${new TextDecoder().decode(stderr)}`);
+}

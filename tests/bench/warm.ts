@@ -1,25 +1,32 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { command, settingsFile, TESTBED, virsh } from "../e2e/bed.ts";
+import { type Settings, settingsFile } from "../e2e/bed.ts";
+import { cleanUpAll, makeWarm, prepareAll } from "./machines.ts";
 import { median, report, time } from "./measure.ts";
 import { type Bar, barOf, phaseTable, type Steps, stepsOf } from "./phases.ts";
 import { type BarGroup, plot } from "./plot.ts";
-import { done } from "./program.ts";
 
 const MACHINE = "gci-bench-warm";
-const STARTS = ["cold", "warm"] as const;
+
+/** The ways to start a machine, each with its settings and with what prepare says of it. */
+const STARTS = {
+  cold: { settings: { start: "cold" }, says: /^Started the machine /m },
+  warm: { settings: { start: "warm" }, says: /^Resumed the machine /m },
+} as const satisfies Record<string, { readonly settings: Settings; readonly says: RegExp }>;
+
+type Start = keyof typeof STARTS;
+const NAMES = Object.keys(STARTS) as Start[];
 
 /** What a prepare took, and in which steps. */
 interface Run {
   readonly seconds: number;
   readonly steps: Steps;
+  readonly isKvm: boolean;
 }
-
-type Start = typeof STARTS[number];
 
 /**
  * A whole prepare, until a command has run over SSH, of machines that are resumed, beside one that
- * boots each time. Then the steps of both, and what a resumed machine takes of the host.
+ * boots each time. Then the steps of each.
  */
 export async function measureWarm(
   program: readonly string[],
@@ -34,8 +41,10 @@ export async function measureWarm(
   let accelerator = "";
   for (const template of templates) {
     const measured = await measureTemplate(program, template, runs);
-    groups.push({ name: template, bars: measured.bars });
-    accelerator = measured.isKvm ? "with KVM" : "emulated";
+    accelerator = measured.cold.some(({ isKvm }) => isKvm) ? "with KVM" : "emulated";
+    const bars = NAMES.map((start) => barOf(start, measured[start]));
+    groups.push({ name: template, bars });
+    reportAll(template, bars, measured);
   }
   if (svg === null) return;
   const times = groups.map(({ name, bars }) =>
@@ -54,59 +63,59 @@ async function measureTemplate(
   program: readonly string[],
   template: string,
   runs: number,
-): Promise<{ readonly bars: readonly Bar[]; readonly isKvm: boolean }> {
-  const files = STARTS.map((start) => settingsFile({ start }));
-  const [cold = [], warm = []] = files.map(({ path }) => [...program, "--config", path]);
-  const programs = { cold, warm };
+): Promise<Record<Start, Run[]>> {
+  using files = new DisposableStack();
+  const programOf = (start: Start): readonly string[] => {
+    const file = files.use(settingsFile(STARTS[start].settings));
+    return [...program, "--config", file.path];
+  };
+  const programs = { cold: programOf("cold"), warm: programOf("warm") };
   const measured: Record<Start, Run[]> = { cold: [], warm: [] };
-  let taken = "";
-  let isKvm = false;
-  try {
-    await done([...warm, "warm", template]);
-    for (let i = 0; i < runs; i++) {
-      for (const start of STARTS) {
-        const ours = programs[start];
-        let output = "";
-        const prepare = [...ours, "prepare", "--distro", template, "--machine", MACHINE];
-        const ms = await time(async () => output = await done(prepare));
-        assert(!/boots/.test(output), output);
-        measured[start].push({ seconds: ms / 1000, steps: stepsOf(output) });
-        if (start === "cold") isKvm = /^Started the machine .*\(kvm\)$/m.test(output);
-        else taken = await takenBy();
-        await done([...ours, "cleanup", "--machine", MACHINE]);
-      }
-    }
-  } finally {
-    await command([...warm, "cleanup", "--machine", MACHINE]);
-    await command([...warm, "warm", "--drop", template]);
-    for (const file of files) file[Symbol.dispose]();
+  await using _ = await makeWarm(programs.warm, template);
+  for (let i = 0; i < runs; i++) {
+    for (const start of NAMES) measured[start].push(await measureOnce(start, template, programs));
   }
+  return measured;
+}
+
+async function measureOnce(
+  start: Start,
+  template: string,
+  programs: Readonly<Record<Start, readonly string[]>>,
+): Promise<Run> {
+  try {
+    let output = "";
+    const milliseconds = await time(async () => {
+      output = (await prepareAll(programs[start], template, [MACHINE])).join();
+    });
+    assert.match(output, STARTS[start].says);
+    const isKvm = /\(kvm\)$/m.test(output);
+    return { seconds: milliseconds / 1000, steps: stepsOf(output), isKvm };
+  } finally {
+    await cleanUpAll(programs.cold, [MACHINE]);
+  }
+}
+
+function reportAll(
+  template: string,
+  bars: readonly Bar[],
+  measured: Readonly<Record<Start, readonly Run[]>>,
+): void {
+  const [cold, warm] = bars;
   const ratio = ratioOf(measured.warm, measured.cold);
-  const [booted, resumed] = [barOf("cold", measured.cold), barOf("warm", measured.warm)];
+  const seconds = warm?.seconds ?? NaN;
   report(
     `prepare of a resumed "${template}"`,
-    `${resumed.seconds.toFixed(2)} s, of one that boots ${booted.seconds.toFixed(2)} s, ` +
+    `${seconds.toFixed(2)} s, of one that boots ${cold?.seconds.toFixed(2)} s, ` +
       `ratio ${ratio.toFixed(2)}`,
-    isKvm
-      ? { goal: "0.1 and 0.2 s", met: ratio <= 0.1 && resumed.seconds <= 0.2 }
+    measured.cold.some(({ isKvm }) => isKvm)
+      ? { goal: "0.1 and 0.2 s", met: ratio <= 0.1 && seconds <= 0.2 }
       : { goal: "0.3", met: ratio <= 0.3 },
   );
-  console.log(`${phaseTable([booted, resumed])}\na resumed machine: ${taken}`);
-  return { bars: [booted, resumed], isKvm };
+  console.log(phaseTable(bars));
 }
 
 /** The median of the ratios of runs that followed each other. */
 function ratioOf(runs: readonly Run[], others: readonly Run[]): number {
   return median(runs.map(({ seconds }, i) => seconds / (others[i]?.seconds ?? NaN)));
-}
-
-/** The memory that QEMU has, and what the machine's disk takes of the pool. */
-async function takenBy(): Promise<string> {
-  const rss = /rss (\d+)/.exec(await virsh("dommemstat", MACHINE))?.[1];
-  const disk = await virsh(
-    ...["vol-info", "--bytes", `${MACHINE}.overlay.libvirt-gci`, TESTBED.overlayPool],
-  );
-  const bytes = /Allocation: +(\d+)/.exec(disk)?.[1];
-  return `${Math.round(Number(rss) / 1024)} MiB of memory for QEMU, ` +
-    `${(Number(bytes) / 1024 ** 2).toFixed(1)} MiB of disk`;
 }

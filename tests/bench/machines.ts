@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { allOf } from "../e2e/bed.ts";
+import { done, undo } from "./program.ts";
+
+/** Has prepare make these machines, all at once, and gives what it prints of each. */
+export async function prepareAll(
+  ours: readonly string[],
+  template: string,
+  machines: readonly string[],
+): Promise<string[]> {
+  return await allOf(
+    machines.map((machine) =>
+      done([...ours, "prepare", "--distro", template, "--machine", machine])
+    ),
+  );
+}
+
+/** Removes these machines, or what there is of them. */
+export async function cleanUpAll(
+  ours: readonly string[],
+  machines: readonly string[],
+): Promise<void> {
+  await Promise.all(machines.map((machine) => undo([...ours, "cleanup", "--machine", machine])));
+}
+
+/** Makes a warm image of the template, which goes when it is disposed of. */
+export async function makeWarm(
+  ours: readonly string[],
+  template: string,
+): Promise<AsyncDisposable> {
+  await done([...ours, "warm", template]);
+  return { [Symbol.asyncDispose]: () => undo([...ours, "warm", "--drop", template]) };
+}
+
+/** Why prepare booted a machine that was to be resumed; null if it did not. */
+export function whyBooted(output: string): string | null {
+  if (!/^Started the machine /m.test(output)) return null;
+  return /^.*Cannot resume the machine "[^"]+", so it boots: (.*)$/m.exec(output)?.[1] ?? "unknown";
+}
