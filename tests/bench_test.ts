@@ -27,7 +27,14 @@ Deno.test("deno task bench says which parts and options there are to who asks fo
 
 Deno.test("KSM's settings are as before it was measured, also if that fails", async () => {
   const directory = await Deno.makeTempDir({ prefix: "libvirt-gci-test-" });
-  const files = { run: "0", pages_to_scan: "100", sleep_millisecs: "20", pages_sharing: "512" };
+  const settings = { run: "0", pages_to_scan: "100", sleep_millisecs: "20" };
+  const pages = {
+    pages_sharing: "512",
+    pages_shared: "2",
+    pages_unshared: "4",
+    pages_volatile: "6",
+  };
+  const files = { ...settings, ...pages };
   const write = (name: string, text: string) => Deno.writeTextFile(`${directory}/${name}`, text);
   try {
     for (const [name, text] of Object.entries(files)) await write(name, `${text}\n`);
@@ -36,8 +43,8 @@ Deno.test("KSM's settings are as before it was measured, also if that fails", as
     try {
       await write("full_scans", "0");
       await assert.rejects(
-        withKsm(async ({ savedMib, isSettled }) => {
-          assert.deepEqual({ savedMib, isSettled }, { savedMib: 2, isSettled: true });
+        withKsm(async ({ savedMib, guestMib, isSettled }) => {
+          assert.deepEqual([savedMib, guestMib, isSettled], [2, 524 / 256, true]);
           assert.equal(await Deno.readTextFile(`${directory}/run`), "1");
           throw new Error("on purpose");
         }, directory),

@@ -9,6 +9,8 @@ const FAST = { pages_to_scan: "10000", sleep_millisecs: "10", run: "1" } as cons
 
 const MOST_SECONDS = 120;
 
+const MIB_OF_PAGE = 4096 / 1024 ** 2;
+
 /** The kernel leaves out pages at some scans that were alone at others before. */
 const SCANS = 8;
 
@@ -16,6 +18,8 @@ const SCANS = 8;
 export interface Merged {
   /** Pages that are there once instead of once each: what was saved. */
   readonly savedMib: number;
+  /** The memory that may be merged: what guests have used of theirs. */
+  readonly guestMib: number;
   /** Until {@linkcode SCANS} scans of all memory found hardly more. */
   readonly seconds: number;
   readonly cpuSeconds: number;
@@ -60,18 +64,26 @@ async function settle(directory: string): Promise<Merged> {
     isSettled = last.sharing > 0 && now.sharing <= last.sharing * 1.01;
     last = now;
   }
+  const { sharing, all } = await count(directory);
   return {
-    savedMib: (await count(directory)).sharing * 4096 / 1024 ** 2,
+    savedMib: sharing * MIB_OF_PAGE,
+    guestMib: all * MIB_OF_PAGE,
     seconds: seconds(),
     cpuSeconds: await cpuSecondsOfKsmd() - cpuBefore,
     isSettled,
   };
 }
 
-async function count(directory: string): Promise<{ scans: number; sharing: number }> {
+async function count(
+  directory: string,
+): Promise<{ readonly scans: number; readonly sharing: number; readonly all: number }> {
+  const numberIn = async (name: string) => Number(await read(directory, name));
+  const sharing = await numberIn("pages_sharing");
+  const others = ["pages_shared", "pages_unshared", "pages_volatile"].map(numberIn);
   return {
-    scans: Number(await read(directory, "full_scans")),
-    sharing: Number(await read(directory, "pages_sharing")),
+    scans: await numberIn("full_scans"),
+    sharing,
+    all: (await Promise.all(others)).reduce((a, b) => a + b, sharing),
   };
 }
 

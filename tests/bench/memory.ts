@@ -52,8 +52,9 @@ async function measureTemplate(program: readonly string[], template: string): Pr
   }
 }
 
-function sentenceOf({ savedMib, seconds, cpuSeconds, isSettled }: Merged): string {
-  return `KSM saved ${savedMib.toFixed(0)} MiB, ${(savedMib / COUNT).toFixed(0)} a machine, ` +
+function sentenceOf({ savedMib, guestMib, seconds, cpuSeconds, isSettled }: Merged): string {
+  return `KSM saved ${(savedMib / COUNT).toFixed(0)} MiB of ` +
+    `${(guestMib / COUNT).toFixed(0)} that each guest uses, ` +
     `in ${seconds.toFixed(0)} s, ${cpuSeconds.toFixed(1)} s of a processor` +
     (isSettled ? "" : ", and had not settled");
 }
