@@ -23,9 +23,11 @@ globalThis.addEventListener("error", async (event) => {
   Deno.exit(await endWith(event.error, { env, printer }));
 });
 
+const KEPT_VARIABLES = /^(HOME|PATH|SSH_AUTH_SOCK|XDG_\w+|DENO_\w+)$/;
+
 const status = await runProgram({
   ...{ args: Deno.args, env, version, exit: Deno.exit, signal: await cancelOnSignals() },
-  ...{ stdin: Deno.stdin, printer },
+  ...{ stdin: Deno.stdin, printer, startInBackground },
   stdout: sinkTo(Deno.stdout),
   stderr: sinkTo(Deno.stderr),
 });
@@ -41,6 +43,20 @@ async function cancelOnSignals(): Promise<AbortSignal> {
     });
   }
   return controller.signal;
+}
+
+/**
+ * In a session of its own, so that nobody ends it with a stage, and with none of the job's variables,
+ * which may be secret.
+ */
+function startInBackground(args: readonly string[]): void {
+  const program = Deno.build.standalone ? [] : ["run", "--allow-all", import.meta.filename ?? ""];
+  const kept = Object.entries(env).filter(([name]) => KEPT_VARIABLES.test(name));
+  new Deno.Command(Deno.execPath(), {
+    args: [...program, ...args],
+    ...{ clearEnv: true, env: Object.fromEntries(kept), detached: true },
+    ...{ stdin: "null", stdout: "null", stderr: "null" },
+  }).spawn().unref();
 }
 
 /** Writes each part whole before it asks for the next: a slow reader slows the guest. */

@@ -139,7 +139,7 @@ const listCommand = command(
   {
     description: message`Show the machines of libvirt-gci, and what is left of earlier ones.`,
     footer:
-      message`States: starting; ready; crashed, by a panic; halted, for its disk cannot be written; kept after its job; orphan, which runs and nobody needs; leftover, which does not run.`,
+      message`States: standby, which waits for a job; waiting, for room; starting; ready; crashed, by a panic; halted, for its disk cannot be written; kept after its job; orphan, which runs and nobody needs; leftover, which does not run.`,
   },
 );
 
@@ -272,6 +272,22 @@ const warmCommand = command(
   },
 );
 
+const standbyCommand = command(
+  "standby",
+  object({
+    command: constant("standby"),
+    drop: withDefault(
+      flag("--drop", { description: message`Have none wait any more.` }),
+      false,
+    ),
+  }),
+  {
+    description:
+      message`Have as many resumed machines wait for jobs as the setting "standby" says, and remove those that no job could get.`,
+    footer: message`Each prepare and cleanup does so in the background.`,
+  },
+);
+
 const parser = object({
   debug: withDefault(
     flag("--debug", { description: message`Tell each call of libvirt, and where errors arose.` }),
@@ -296,6 +312,7 @@ const parser = object({
     doctorCommand,
     explainCommand,
     warmCommand,
+    standbyCommand,
   ),
 });
 

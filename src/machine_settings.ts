@@ -39,6 +39,8 @@ export interface MachineSettings {
   readonly cpuMode: string | null;
   /** Whether the machine boots, or is resumed from the template's RAM where that is possible. */
   readonly start: "cold" | "warm" | "auto";
+  /** How many machines of a template that the file names wait, resumed, until a job comes. */
+  readonly standby: number;
   readonly user: string;
   readonly port: number;
   /** With `login: template`, the file of the private key; null is the first of the caller's own. */
@@ -77,6 +79,7 @@ export const DEFAULT_MACHINE: MachineSettings = {
   firmware: "bios",
   cpuMode: null,
   start: "cold",
+  standby: 0,
   login: "cloud-init",
   user: "gitlab-runner",
   port: 22,
@@ -149,6 +152,7 @@ export const machineEntries = {
   firmware: v.optional(oneOf(["bios", "efi"])),
   cpu_mode: v.optional(oneOf(["host-passthrough", "host-model", "maximum"])),
   start: v.optional(oneOf(["cold", "warm", "auto"])),
+  standby: v.optional(wholeNumber(0, 100)),
   login: v.optional(oneOf(["cloud-init", "systemd", "template"])),
   user: v.optional(
     text(/^[a-z_][a-z0-9_-]{0,31}$/, "a user name: lower case letters, digits, _ and -"),
@@ -190,6 +194,7 @@ export function toMachine(raw: RawMachine, otherwise: MachineSettings): MachineS
     firmware: raw.firmware ?? otherwise.firmware,
     cpuMode: raw.cpu_mode ?? otherwise.cpuMode,
     start: raw.start ?? otherwise.start,
+    standby: raw.standby ?? otherwise.standby,
     login: raw.login ?? otherwise.login,
     user: raw.user ?? otherwise.user,
     port: raw.port ?? otherwise.port,

@@ -18,9 +18,11 @@ import { keep, keepAfterJob } from "./stages/keep.ts";
 import { listJson, listMachines, listTable, listWarmImages, warmTable } from "./stages/list.ts";
 import { logs } from "./stages/logs.ts";
 import { howToGoOn, prepare } from "./stages/prepare.ts";
+import { refillArguments } from "./stages/refill.ts";
 import { run } from "./stages/run.ts";
 import { ssh } from "./stages/ssh.ts";
 import type { Stage } from "./stages/stage.ts";
+import { domainName } from "./stages/standby_names.ts";
 import { ownTerminal } from "./terminal.ts";
 
 /** What the program gets from its caller. */
@@ -31,6 +33,8 @@ export interface Caller extends Pick<Stage, "signal" | "stdout" | "stderr"> {
   readonly exit: CliOutput["exit"];
   readonly stdin: Stdin;
   readonly printer: Printer;
+  /** Starts the program once more, with these arguments, and does not wait for it. */
+  readonly startInBackground: (args: readonly string[]) => void;
 }
 
 /** A caller who is told something in the end. */
@@ -132,6 +136,24 @@ async function runCommand(args: Arguments, caller: RunningCaller): Promise<void>
     throw error;
   } finally {
     await meter?.end(failure);
+    refillStandbys(args, config, caller);
+  }
+}
+
+/** What a job took, or made room for, is made again while nobody waits for it. */
+function refillStandbys(
+  { action, config: file }: Arguments,
+  config: Config,
+  { startInBackground, printer, signal }: Caller,
+): void {
+  const { command } = action;
+  if (command !== "prepare" && !(command === "cleanup" && !action.all)) return;
+  const refill = refillArguments(config, { file });
+  if (signal.aborted || refill === null) return;
+  try {
+    startInBackground(refill);
+  } catch (error) {
+    printer.warn(`Cannot have machines wait for the next jobs: ${explain(error)}`);
   }
 }
 
@@ -181,10 +203,9 @@ async function runAction(
       const machine = requireMachine(job);
       const script = await readScript(action.path, guestCommand);
       const ofJob = job.byHand ? null : { name: action.stage ?? "script", say: caller.say };
-      return await withStage(
-        { config, args, caller, meter },
-        (stage) => run(machine, script, stage, ofJob),
-      );
+      return await withStage({ config, args, caller, meter }, async (stage) => {
+        await run(await domainName(machine, stage), script, stage, ofJob);
+      });
     }
     case "cleanup": {
       if (action.all) {
@@ -194,7 +215,7 @@ async function runAction(
       const job = await jobFromEnv(env, action);
       const machine = requireMachine(job);
       return await withStage({ config, args, caller, meter }, async (stage) => {
-        if (!job.byHand && await keepAfterJob(machine, stage)) return;
+        if (!job.byHand && await keepAfterJob(await domainName(machine, stage), stage)) return;
         await cleanup(machine, stage);
       });
     }
@@ -216,30 +237,33 @@ async function runAction(
     case "keep": {
       const machine = requireMachine(await jobFromEnv({}, action)); // which checks the name
       const seconds = durationSeconds(action.extend);
-      return await withStage({ config, args, caller }, (stage) => keep(machine, seconds, stage));
+      return await withStage({ config, args, caller }, async (stage) => {
+        await keep(await domainName(machine, stage), seconds, stage);
+      });
     }
     case "ssh": {
       const machine = requireMachine(await jobFromEnv({}, action)); // which checks the name
       const terminal = ownTerminal(env["TERM"]);
       if (terminal === null) throw noTerminal(machine);
       const command = guestCommand === null ? null : commandLine(guestCommand);
-      return await withStage(
-        { config, args, caller },
-        (stage) => ssh(machine, { command, terminal, stage }),
-      );
+      return await withStage({ config, args, caller }, async (stage) => {
+        await ssh(await domainName(machine, stage), { command, terminal, stage });
+      });
     }
     case "logs": {
       const machine = requireMachine(await jobFromEnv({}, action)); // which checks the name
-      return await withStage({ config, args, caller }, (stage) => logs(machine, stage));
+      return await withStage({ config, args, caller }, async (stage) => {
+        await logs(await domainName(machine, stage), stage);
+      });
     }
     case "console": {
       const machine = requireMachine(await jobFromEnv({}, action)); // which checks the name
       const { openConsole } = await import("./stages/console.ts");
       const terminal = ownTerminal(env["TERM"]);
-      return await withStage(
-        { config, args, caller },
-        (stage) => openConsole(machine, { force: action.force, terminal, stage }),
-      );
+      return await withStage({ config, args, caller }, async (stage) => {
+        const name = await domainName(machine, stage);
+        await openConsole(name, { force: action.force, terminal, stage });
+      });
     }
     case "warm": {
       // Loaded here, since jobs never call it. To save much RAM takes longer than a job's calls may.
@@ -250,6 +274,11 @@ async function runAction(
         { config: patient, args, caller },
         (stage) => what(action.templates, stage),
       );
+    }
+    case "standby": {
+      const { dropStandbys, fillStandbys } = await import("./stages/standby.ts"); // no job calls it
+      const what = action.drop ? dropStandbys : fillStandbys;
+      return await withStage({ config, args, caller }, what);
     }
     case "explain": {
       const { text, refusal } = explainJob(await jobToExplain(action, env), config, action);

@@ -62,6 +62,15 @@ export function chooseTemplate(
   };
 }
 
+/** The templates of which the settings want machines to wait for jobs. */
+export function templatesToWait(config: Config): TemplateChoice[] {
+  const { templates, defaultTemplate } = config;
+  const names = new Set([...templates.keys(), ...defaultTemplate ? [defaultTemplate] : []]);
+  const choices = [...names].map((name) => chooseTemplate(config, name, { isOperator: true }));
+  const byName = new Map(choices.map((choice) => [choice.name, choice])); // the default by an alias
+  return [...byName.values()].filter(({ settings }) => settings.standby > 0);
+}
+
 /** Whether who asks may have the template that goes by this name. It never throws. */
 export function isTemplateAllowed(config: Config, name: string, asker: Asker): boolean {
   const found = findTemplateName(config, name);

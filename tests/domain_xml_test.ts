@@ -21,6 +21,7 @@ const MACHINE: MachineDomain = {
       key: "/root/.ssh/id_ed25519",
     },
     ...{ shell: "bash", address: "", hostKey: "", keepMinutes: "60", failed: "", keptUntil: "" },
+    machine: "",
   },
   domainType: "kvm",
   settings: DEFAULT_CONFIG.machine,

@@ -57,6 +57,7 @@ Deno.test("list shows machines that are ready, that start, that are kept, that n
 });
 
 const MACHINE: ListedMachine = {
+  domain: "m",
   ...{ machine: "m", job: "", project: "grp/proj", template: "debian-12" },
   ...{ created: new Date(Date.now() - 7200_000).toISOString(), state: "ready", why: null },
   keptUntil: null,

@@ -2,6 +2,7 @@
 import { chooseDomainType } from "../machine/domain_type.ts";
 import { findTemplate, type Template } from "../machine/template.ts";
 import { changesSince, findFitting, findWarmImages, warmOrigin } from "../machine/warm_image.ts";
+import { standbyKind, waitingIn } from "../machine/standby.ts";
 import { BuildFailure, SystemFailure } from "../errors.ts";
 import { chooseTemplate, type TemplateChoice } from "../template_choice.ts";
 import type { DoctorContext } from "./context.ts";
@@ -15,7 +16,7 @@ export async function checkWarmImages(context: DoctorContext): Promise<Finding[]
     ...config.defaultTemplate ? [config.defaultTemplate] : [],
   ]);
   const choices = [...names].map((name) => chooseTemplate(config, name, { isOperator: true }))
-    .filter(({ settings }) => settings.start !== "cold");
+    .filter(({ settings }) => settings.start !== "cold" || settings.standby > 0);
   return (await Promise.all(choices.map((choice) => checkWarmImage(choice, context)))).flat();
 }
 
@@ -46,14 +47,35 @@ async function checkWarmImage(
     ...{ template, settings, domainType },
   });
   const fitting = findFitting(images, origin);
-  if (fitting !== undefined) {
-    return [ok(`The warm image of "${name}" holds: made ${fitting.created}`)];
+  if (fitting !== undefined && pool !== null) {
+    const kind = await standbyKind({ imageId: fitting.id, domainType, settings });
+    const waiting = waitingIn(await pool.volumeNames()).filter((each) => each.kind === kind).length;
+    return [
+      ok(`The warm image of "${name}" holds: made ${fitting.created}`),
+      ...checkWaiting(name, { waiting, wanted: settings.standby }),
+    ];
   }
   const changes = changesSince(newest.origin, origin);
   return [
     warning(`The warm image of "${name}" was made before a change of ${changes}`, {
       meaning,
       remedy,
+    }),
+  ];
+}
+
+/** Whether as many machines wait for jobs as the settings want. */
+function checkWaiting(
+  template: string,
+  { waiting, wanted }: { readonly waiting: number; readonly wanted: number },
+): Finding[] {
+  if (wanted === 0) return [];
+  const what = `${waiting} of ${wanted} machines of "${template}" wait for a job`;
+  if (waiting >= wanted) return [ok(what)];
+  return [
+    warning(what, {
+      meaning: "The next jobs wait longer; after a job it is so for a moment, or there was no room",
+      remedy: "libvirt-gci standby",
     }),
   ];
 }

@@ -17,6 +17,8 @@ export interface Identity {
 }
 
 const TIMEOUT_SECONDS = 30;
+/** Of a guest that was ready before. */
+const READY_SECONDS = 8;
 
 /**
  * Gives the guest other random numbers, another machine-id and host name, and the time: all that it
@@ -50,6 +52,21 @@ export async function takeKeys(
   await runByAgent(agent, assignments(values) + TAKE_KEYS, {
     what: "take its SSH keys",
     timeoutSeconds: TIMEOUT_SECONDS,
+  });
+}
+
+/**
+ * Gives a guest that has its own identity another host name, and lets in whom it was not made for.
+ * Throws SystemFailure.
+ */
+export async function letIn(
+  agent: Agent,
+  { hostName, publicKey, user }: Omit<Identity, "hostKey">,
+): Promise<void> {
+  const values = { name: hostName, user, authorized: publicKey ?? "" };
+  await runByAgent(agent, assignments(values) + LET_IN, {
+    what: "let its user in",
+    timeoutSeconds: READY_SECONDS,
   });
 }
 
@@ -103,6 +120,29 @@ PATH=\${PATH:-/usr/bin:/bin}:/usr/local/sbin:/usr/sbin:/sbin
 fail() { echo "$1" >&2; exit 1; }
 `;
 
+const SET_NAME = `
+read -r old </proc/sys/kernel/hostname
+printf %s "$name" >/proc/sys/kernel/hostname
+printf '%s\\n' "$name" >/etc/hostname
+case $old in
+"" | localhost | *[!A-Za-z0-9-]*) ;;
+*) [ ! -e /etc/hosts ] || sed -i "s/\\b$old\\b/$name/g" /etc/hosts ;;
+esac`;
+
+const AUTHORIZE = `
+if [ -n "$authorized" ]; then
+  home=$(eval echo "~$user") # which the settings let be a plain name only
+  [ -d "$home" ] || fail "The template has no user $user with a home"
+  mkdir -p "$home/.ssh"
+  printf '%s\\n' "$authorized" >"$home/.ssh/authorized_keys"
+  chmod 700 "$home/.ssh"
+  chmod 600 "$home/.ssh/authorized_keys"
+  chown "$user:" "$home/.ssh" "$home/.ssh/authorized_keys"
+fi`;
+
+const LET_IN = `${START}${SET_NAME}${AUTHORIZE}
+`;
+
 /**
  * By RNDADDENTROPY and RNDRESEEDCRNG (random(4)), the kernel draws its random numbers from the new
  * ones at once: what is only written to /dev/urandom would count up to a minute later, and before
@@ -133,13 +173,7 @@ date -u -s "@$now" >/dev/null
 for file in /etc/machine-id /var/lib/dbus/machine-id; do
   [ ! -e "$file" ] || [ -L "$file" ] || printf '%s\\n' "$id" >"$file"
 done
-read -r old </proc/sys/kernel/hostname
-printf %s "$name" >/proc/sys/kernel/hostname
-printf '%s\\n' "$name" >/etc/hostname
-case $old in
-"" | localhost | *[!A-Za-z0-9-]*) ;;
-*) [ ! -e /etc/hosts ] || sed -i "s/\\b$old\\b/$name/g" /etc/hosts ;;
-esac
+${SET_NAME}
 kill -CONT -1
 `;
 
@@ -159,15 +193,7 @@ const TAKE_KEYS = `${START}
 rm -f /etc/ssh/ssh_host_*_key /etc/ssh/ssh_host_*_key.pub
 (umask 077 && printf '%s\\n' "$private_key" >/etc/ssh/ssh_host_ed25519_key)
 printf '%s\\n' "$public_key" >/etc/ssh/ssh_host_ed25519_key.pub
-if [ -n "$authorized" ]; then
-  home=$(eval echo "~$user") # which the settings let be a plain name only
-  [ -d "$home" ] || fail "The template has no user $user with a home"
-  mkdir -p "$home/.ssh"
-  printf '%s\\n' "$authorized" >"$home/.ssh/authorized_keys"
-  chmod 700 "$home/.ssh"
-  chmod 600 "$home/.ssh/authorized_keys"
-  chown "$user:" "$home/.ssh" "$home/.ssh/authorized_keys"
-fi
+${AUTHORIZE}
 for file in /run/sshd.pid /var/run/sshd.pid; do
   if [ -s "$file" ] && read -r pid <"$file" && kill -HUP "$pid" 2>/dev/null; then break; fi
 done

@@ -13,6 +13,7 @@ export const VIR_CONNECT_LIST_DOMAINS_ACTIVE = 1;
 /** virDomainModificationImpact: change what runs. */
 const VIR_DOMAIN_AFFECT_LIVE = 1;
 /** virDomainMetadataType: an element of our own. */
+const VIR_DOMAIN_METADATA_TITLE = 1;
 const VIR_DOMAIN_METADATA_ELEMENT = 2;
 
 /** virDomainState. */
@@ -129,6 +130,19 @@ export class Domain implements Disposable {
       cString(element),
       cString(prefix),
       cString(namespace),
+      VIR_DOMAIN_AFFECT_LIVE,
+    );
+  }
+
+  /** Replaces the title of the running domain, a line. */
+  async setTitle(title: string): Promise<void> {
+    await this.#connection.call(
+      "virDomainSetMetadata",
+      this.#pointer,
+      VIR_DOMAIN_METADATA_TITLE,
+      cString(title),
+      null,
+      null,
       VIR_DOMAIN_AFFECT_LIVE,
     );
   }

@@ -43,12 +43,10 @@ export class Volume implements Disposable {
     return info;
   }
 
-  /** Deletes it. Nothing happens if it is gone already. */
-  async delete(): Promise<void> {
-    await orNull(
-      VIR_ERR.NO_STORAGE_VOL,
-      this.#connection.call("virStorageVolDelete", this.pointer, 0),
-    );
+  /** Deletes it. Resolves to whether it was there: of many who delete it, one hears that. */
+  async delete(): Promise<boolean> {
+    const deletion = this.#connection.call("virStorageVolDelete", this.pointer, 0);
+    return await orNull(VIR_ERR.NO_STORAGE_VOL, deletion) !== null;
   }
 
   /** Writes these bytes at its beginning. */

@@ -20,7 +20,10 @@ export interface Owner {
   readonly deadline: string;
   /** The directory that GitLab Runner removes after the attempt; empty by hand. */
   readonly attemptDir: string;
-  /** The process of GitLab Runner, see {@linkcode processMark}; empty by hand. */
+  /**
+   * The process that needs it, see {@linkcode processMark}: GitLab Runner, or our own while it makes
+   * the machine for later. Empty by hand.
+   */
   readonly runner: string;
   /** Where that directory and that process are, see {@linkcode hostMark}. */
   readonly host: string;
@@ -39,21 +42,34 @@ const UNSAID_SECONDS = 600;
  * The owner of a machine that is made now. `timeoutSeconds` is the job's; without an attempt's
  * directory, it is a person's machine.
  */
-export async function newOwner({ id, project, timeoutSeconds, attemptDir }: {
+export function newOwner({ id, project, timeoutSeconds, attemptDir }: {
   readonly id: string | null;
   readonly project: string | null;
   readonly timeoutSeconds: number | null;
   readonly attemptDir: string | null;
 }): Promise<Owner> {
+  const runner = attemptDir === null ? "" : processMark(Deno.ppid) ?? "";
+  return ownerNow({ job: id ?? "", project: project ?? "", attemptDir: attemptDir ?? "", runner }, {
+    timeoutSeconds,
+  });
+}
+
+/** The owner of a machine that is no job's yet: nobody needs it if this process ends meanwhile. */
+export function ownProcess(timeoutSeconds: number): Promise<Owner> {
+  const runner = processMark(Deno.pid) ?? "";
+  return ownerNow({ job: "", project: "", attemptDir: "", runner }, { timeoutSeconds });
+}
+
+async function ownerNow(
+  whose: Pick<Owner, "job" | "project" | "attemptDir" | "runner">,
+  { timeoutSeconds }: { readonly timeoutSeconds: number | null },
+): Promise<Owner> {
   const now = Date.now();
   const milliseconds = timeoutSeconds && (timeoutSeconds + MARGIN_SECONDS) * 1000;
   return {
-    job: id ?? "",
-    project: project ?? "",
+    ...whose,
     created: new Date(now).toISOString(),
     deadline: milliseconds === null ? "" : new Date(now + milliseconds).toISOString(),
-    attemptDir: attemptDir ?? "",
-    runner: attemptDir === null ? "" : processMark(Deno.ppid) ?? "",
     host: await hostMark(),
   };
 }
@@ -74,9 +90,13 @@ export async function whyUnneeded(
       ? `it was kept until ${moment(keptUntil)}`
       : `its deadline passed ${age(late)} ago`;
   }
-  if (owner.attemptDir === "" || owner.host === "" || owner.host !== await hostMark()) return null;
-  if (await exists(owner.attemptDir) || isRunning(owner.runner)) return null;
-  return "its runner is gone, and so is the attempt's directory";
+  const { attemptDir, runner } = owner;
+  const isByHand = attemptDir === "" && runner === "";
+  if (isByHand || owner.host === "" || owner.host !== await hostMark()) return null;
+  if (isRunning(runner) || (attemptDir !== "" && await exists(attemptDir))) return null;
+  return attemptDir === ""
+    ? "who made it is gone"
+    : "its runner is gone, and so is the attempt's directory";
 }
 
 /** The seconds since it was made; NaN if it does not say. */

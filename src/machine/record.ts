@@ -26,6 +26,8 @@ export interface MachineRecord extends Owner {
   readonly failed: string;
   /** Until when it is to stay, whatever becomes of its job, ISO 8601; empty if nobody said so. */
   readonly keptUntil: string;
+  /** The name of the machine that took over the one that waited here; else empty. */
+  readonly machine: string;
 }
 
 /** Whether its job is over and it was kept: cleanup made that its deadline. */
@@ -60,6 +62,7 @@ function attributesXml(record: MachineRecord): Xml {
     keepMinutes="${record.keepMinutes}"
     failed="${record.failed}"
     keptUntil="${record.keptUntil}"
+    machine="${record.machine}"
   `;
 }
 
@@ -88,6 +91,7 @@ export async function readRecord(domain: Domain): Promise<MachineRecord | null> 
     keepMinutes: read("keepMinutes"),
     failed: read("failed"),
     keptUntil: read("keptUntil"),
+    machine: read("machine"),
   };
 }
 

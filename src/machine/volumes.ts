@@ -87,19 +87,20 @@ function rawXml(name: string, bytes: number): Xml {
   `;
 }
 
-const KINDS = [...Object.keys(VOLUME_ENDINGS), "[\\da-f-]+\\.turn"].join("|");
+const NAMED_KINDS = ["[\\da-f-]+\\.turn", "standby-[\\da-f]+\\.taken", "[\\da-f]+\\.waiting"];
+const KINDS = [...Object.keys(VOLUME_ENDINGS), ...NAMED_KINDS].join("|");
 const MACHINE_VOLUME = new RegExp(`^(.+)\\.(?:${KINDS})\\.libvirt-gci(?:\\.\\d+)?$`);
 
 /**
- * The machine whose volume this is, or whose turn, or an older part of whose serial log; null if it
- * is none's.
+ * The machine whose volume this is, or an older part of whose serial log; null if it is none's.
  */
 export function machineOfVolume(volume: string): string | null {
   return MACHINE_VOLUME.exec(volume)?.[1] ?? null;
 }
 
-function isTurnOf(machine: string, volume: string): boolean {
-  return volume.endsWith(".turn.libvirt-gci") && machineOfVolume(volume) === machine;
+/** Whether it is one of the machine's empty volumes whose names say all. */
+function isNamedOf(machine: string, volume: string): boolean {
+  return /\.(turn|taken|waiting)\.libvirt-gci$/.test(volume) && machineOfVolume(volume) === machine;
 }
 
 /** Whether a volume of this name belongs to some machine, and so is no template. */
@@ -112,8 +113,8 @@ export interface Doomed {
   readonly machine: string;
   /** Some that somebody saw. */
   readonly known?: readonly string[];
-  /** Whether prepare may have ended while it had a turn, which only a list of the pool finds. */
-  readonly mayHaveTurn?: boolean;
+  /** Whether it may have an empty volume whose name says all, which only a list of the pool finds. */
+  readonly mayHaveNamed?: boolean;
 }
 
 /**
@@ -123,7 +124,7 @@ export interface Doomed {
 export async function deleteVolumes(
   connection: Connection,
   pool: StoragePool,
-  { machine, known = [], mayHaveTurn = false }: Doomed,
+  { machine, known = [], mayHaveNamed = false }: Doomed,
 ): Promise<string[]> {
   const deleted: string[] = [];
   const errors: unknown[] = [];
@@ -137,9 +138,9 @@ export async function deleteVolumes(
   for (const kind of ["ram", "seed", "credential", "nvram"] as const) {
     await tryDelete(volumeName(machine, kind));
   }
-  if (mayHaveTurn) {
-    const turns = (await pool.volumeNames()).filter((name) => isTurnOf(machine, name));
-    for (const name of turns) await tryDelete(name);
+  if (mayHaveNamed) {
+    const named = (await pool.volumeNames()).filter((name) => isNamedOf(machine, name));
+    for (const name of named) await tryDelete(name);
   }
   // The console comes after its older parts: it is how they are found.
   const rotated = await findRotatedLogs(connection, pool, machine).catch((error) => {
@@ -162,16 +163,14 @@ export function deleteOwner(pool: StoragePool, machine: string): Promise<boolean
 
 const DELETE_ATTEMPTS = 20;
 
-/** Whether there was such a volume, which is gone now. */
+/** Whether there was such a volume, which is gone now; of many who delete it, one hears that. */
 export async function deleteVolume(pool: StoragePool, name: string): Promise<boolean> {
   using volume = await pool.findVolume(name);
   if (volume === null) return false;
   for (let attempt = 1;; attempt++) {
     try {
-      await volume.delete();
-      return true;
+      return await volume.delete();
     } catch (error) {
-      if (isLibvirtError(error, VIR_ERR.NO_STORAGE_VOL)) return false; // another cleanup was faster
       // Somebody reads it just now, such as another gc.
       if (!isLibvirtError(error, VIR_ERR.OPERATION_INVALID) || attempt === DELETE_ATTEMPTS) {
         throw error;

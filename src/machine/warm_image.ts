@@ -144,7 +144,7 @@ export function findFitting(
 function sampleXml(settings: MachineSettings, domainType: string): string {
   const empty = { job: "", project: "", created: "", deadline: "", attemptDir: "", runner: "" };
   const login = { mac: "", user: "", port: "", key: "", shell: "", address: "", hostKey: "" };
-  const keep = { keepMinutes: "", failed: "", keptUntil: "" };
+  const keep = { keepMinutes: "", failed: "", keptUntil: "", machine: "" };
   return domainXml({
     ...{
       name: "",

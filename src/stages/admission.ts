@@ -4,9 +4,11 @@ import { SystemFailure } from "../errors.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
 import { findShortage, type HostLoad, type Shortage } from "../machine/admission.ts";
 import { hostMemory, poolSpace } from "../machine/host_load.ts";
-import { type TakenTurn, takeTurn, type Turn, turnsThatCount } from "../machine/turn.ts";
+import { waitingIn } from "../machine/standby.ts";
+import { endTurn, type TakenTurn, takeTurn, type Turn, turnsThatCount } from "../machine/turn.ts";
 import { volumeName } from "../machine/volumes.ts";
 import { NotYet, waitFor } from "../wait.ts";
+import type { CleanupStage } from "./cleanup.ts";
 import { machinesOf } from "./machines.ts";
 import type { Stage } from "./stage.ts";
 
@@ -17,6 +19,8 @@ const LONGEST_PAUSE_MS = 1000;
 const ADVICE = "See what runs: libvirt-gci list; max_machines, reserve_memory_mib and " +
   "reserve_disk_gib in the settings say how much may run at once, and admission_seconds how long " +
   'a machine waits for that; GitLab Runner\'s "concurrent" says how many jobs it takes';
+
+type AdmissionStage = CleanupStage & Pick<Stage, "signal" | "progress">;
 
 /** That a machine may start. */
 export interface Admission {
@@ -37,7 +41,7 @@ export function longestTurnSeconds({ admissionSeconds }: Config): number {
 export async function admit(
   machine: string,
   { pool, memoryMib }: { readonly pool: StoragePool; readonly memoryMib: number },
-  stage: Pick<Stage, "connection" | "config" | "signal" | "log" | "progress">,
+  stage: AdmissionStage,
 ): Promise<Admission> {
   const { config, signal, log, progress } = stage;
   if (!isLimited(config)) return { turn: null, hasWaited: false };
@@ -56,6 +60,9 @@ export async function admit(
     const shortage = findShortage(load, config);
     if (shortage === null) return { turn, hasWaited: told !== "" };
     if (shortage.isHopeless) throw hopeless(machine, shortage);
+    if (await makeRoom(pool, stage)) {
+      return new NotYet("a machine that waited for a job is removed");
+    }
     const reason = inWords(shortage);
     if (told !== shortage.what + shortage.ahead) log(`Waiting for ${reason}`);
     told = shortage.what + shortage.ahead;
@@ -71,6 +78,34 @@ export async function admit(
     ...{ timeoutSeconds: config.admissionSeconds, signal, log, progress },
     longestPauseMs: LONGEST_PAUSE_MS,
   });
+}
+
+/**
+ * As {@linkcode admit}, for a machine that no job needs yet: it does not wait. Resolves to null if it
+ * would have to.
+ */
+export async function admitNow(
+  machine: string,
+  { pool, memoryMib }: { readonly pool: StoragePool; readonly memoryMib: number },
+  stage: Pick<Stage, "connection" | "config" | "signal">,
+): Promise<Admission | null> {
+  const { config, signal } = stage;
+  if (!isLimited(config)) return { turn: null, hasWaited: false };
+  const limits = { memoryMib, longestSeconds: longestTurnSeconds(config), signal };
+  const { turn, volumes } = await takeTurn(pool, machine, limits);
+  const load = await lookAround(pool, { turn, volumes }, stage);
+  if (load !== null && findShortage(load, config) === null) return { turn, hasWaited: false };
+  await endTurn(pool, turn);
+  return null;
+}
+
+/** Removes a machine that no job has yet. Resolves to whether there was one. */
+async function makeRoom(pool: StoragePool, stage: AdmissionStage): Promise<boolean> {
+  const waiting = waitingIn(await pool.volumeNames());
+  if (waiting.length === 0) return false;
+  const { removeWaiting } = await import("./standby.ts"); // where nobody lets machines wait, not needed
+  for (const standby of waiting) if (await removeWaiting(standby, pool, stage)) return true;
+  return false;
 }
 
 function isLimited(

@@ -4,10 +4,12 @@ import type { Connection } from "../libvirt/connection.ts";
 import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
 import { deleteKeyFile, isKeyFileOf, keyFile } from "../guest/key_file.ts";
 import { deleteFilter } from "../machine/filter.ts";
+import { isStandbyName } from "../machine/standby.ts";
 import { type MachineRecord, readRecord } from "../machine/record.ts";
 import { lookupActivePool } from "../machine/template.ts";
 import { deleteOwner, deleteVolumes, type Doomed } from "../machine/volumes.ts";
 import type { Stage } from "./stage.ts";
+import { takenOverBy } from "./standby_names.ts";
 
 /** What somebody saw of a machine, where its name alone does not lead to it. */
 export interface Seen {
@@ -23,11 +25,16 @@ export interface Seen {
  */
 export async function cleanup(
   machine: string,
-  { connection, config, keyDirectory, lastingKeyDirectory, log }: CleanupStage,
+  stage: CleanupStage,
   { volumes = [], attemptDir = "" }: Seen = {},
 ): Promise<boolean> {
+  const { connection, config, keyDirectory, lastingKeyDirectory, log } = stage;
   const pools = [...new Set([config.overlayPool, ...volumes.map(({ pool }) => pool)])];
   const { destroyed, key, isReady } = await destroyMachine(machine, connection);
+  const standbys = destroyed ? [] : await takenOverBy(machine, stage);
+  for (const standby of standbys) {
+    await cleanup(standby, { ...stage, log: () => {} }, { attemptDir });
+  }
   const removals = await Promise.allSettled([
     deleteKeyFile(keyFile(keyDirectory, machine)),
     deleteKeyFile(keyFile(lastingKeyDirectory, machine)),
@@ -37,11 +44,13 @@ export async function cleanup(
     deleteFilter(connection, machine),
     ...pools.map((pool) => {
       const known = volumes.filter((volume) => volume.pool === pool).map(({ name }) => name);
-      return deleteDisks({ machine, known, mayHaveTurn: !isReady }, connection, pool);
+      const mayHaveNamed = !isReady || isStandbyName(machine);
+      return deleteDisks({ machine, known, mayHaveNamed }, connection, pool);
     }),
   ]);
   for (const removal of removals) if (removal.status === "rejected") throw removal.reason;
-  let found = destroyed || removals.some((removal) => "value" in removal && removal.value);
+  let found = destroyed || standbys.length > 0 ||
+    removals.some((removal) => "value" in removal && removal.value);
   for (const pool of pools) found = await disown(machine, connection, pool) || found;
   log(found ? `Removed the machine "${machine}"` : `There is no machine "${machine}"`);
   return found;

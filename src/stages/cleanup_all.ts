@@ -24,10 +24,13 @@ export async function cleanupAll(
       machines.map(async (machine) => [machine.name, await lookupNeed(machine, stage)] as const),
     ),
   );
-  const needed = [...needs.values()].filter(({ owner, why }) => why === null && owner?.job !== "");
+  // Of a machine that took over another, only the name is its own.
+  const heirs = new Set([...needs.values()].map(({ record }) => record?.machine));
+  const all = [...needs].filter(([name]) => !heirs.has(name)).map(([, need]) => need);
+  const needed = all.filter(({ owner, why }) => why === null && owner?.job !== "");
   const kept = needed.filter(({ record }) => record !== null && isKept(record)).length;
   const running = needed.length - kept;
-  const question = `Remove ${machines.length} machine${machines.length === 1 ? "" : "s"}` +
+  const question = `Remove ${all.length} machine${all.length === 1 ? "" : "s"}` +
     (running === 0 ? "" : `, ${running} of them of running jobs`) +
     (kept === 0 ? "" : `, ${kept} of them kept after their jobs`) + "?";
   if (!yes) {

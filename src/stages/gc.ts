@@ -2,6 +2,7 @@
 import { explain, SystemFailure } from "../errors.ts";
 import { isLibvirtError } from "../libvirt/error.ts";
 import { age, ageSeconds } from "../machine/owner.ts";
+import { waitingIn } from "../machine/standby.ts";
 import { endTurn, isLive, turnsOf } from "../machine/turn.ts";
 import { sleep } from "../wait.ts";
 import { longestTurnSeconds } from "./admission.ts";
@@ -59,6 +60,7 @@ export async function gc(
     }
   }
   await removeDeadWarmImages(dryRun, problems, stage);
+  await removeUnwantedStandbys(dryRun, problems, stage);
   if (problems.length > 0) throw unremoved(problems);
 }
 
@@ -92,6 +94,29 @@ async function removeDeadWarmImages(
         await deleteWarmImage(pool, image);
         log(`Removed ${what}`);
       }
+    } catch (error) {
+      problems.push(explain(error));
+    }
+  }
+}
+
+/** Removes the machines that wait for jobs which no job could get. */
+async function removeUnwantedStandbys(
+  dryRun: boolean,
+  problems: string[],
+  stage: GcStage,
+): Promise<void> {
+  using pool = await findActivePool(stage.connection, stage.config.overlayPool);
+  const volumes = await pool?.volumeNames() ?? [];
+  if (pool === null || waitingIn(volumes).length === 0) return;
+  const { findWanted, unwantedOf } = await import("./standby_wanted.ts");
+  const { removeWaiting } = await import("./standby.ts");
+  const { wanted } = await findWanted(stage);
+  for (const standby of unwantedOf(wanted, volumes)) {
+    try {
+      const what = `"${standby.name}": it waited for a job, and no job could get it any more`;
+      if (dryRun) stage.log(`Would remove ${what}`);
+      else if (await removeWaiting(standby, pool, stage)) stage.log(`Removed ${what}`);
     } catch (error) {
       problems.push(explain(error));
     }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { age, ageSeconds } from "../machine/owner.ts";
+import { waitingIn } from "../machine/standby.ts";
 import { isLive, turnsOf } from "../machine/turn.ts";
 import { volumeName } from "../machine/volumes.ts";
 import type { Connection } from "../libvirt/connection.ts";
@@ -20,6 +21,8 @@ import {
 /** A machine as the command `list` shows it; null is what nothing says. */
 export interface ListedMachine {
   readonly machine: string;
+  /** What libvirt calls it: another name where the machine took over one that waited. */
+  readonly domain: string;
   /** Empty by hand. */
   readonly job: string | null;
   readonly project: string | null;
@@ -27,11 +30,12 @@ export interface ListedMachine {
   /** ISO 8601. */
   readonly created: string | null;
   /**
-   * `waiting` until there is room for it, `starting` until it can be logged in to, then `ready`;
+   * `standby` if it waits for a job; `waiting` until there is room for it, `starting` until it can be logged in to, then `ready`;
    * `crashed` if its kernel panicked, `halted` if its disk cannot be written; `kept` if its job is over; `orphan` if it has a domain and
    * nobody needs it; `leftover` if it has not even that.
    */
   readonly state:
+    | "standby"
     | "waiting"
     | "starting"
     | "ready"
@@ -56,17 +60,22 @@ const STARTING_SECONDS = 600;
 /** All machines of which anything is left. */
 export async function listMachines(stage: FindStage): Promise<ListedMachine[]> {
   const found = await findMachines(stage, { refresh: false });
-  return await Promise.all(found.map(async (machine) => {
+  const listed = await Promise.all(found.map(async (machine) => {
     const need = await lookupNeed(machine, stage);
     const { record, owner, why } = need;
     const life = record && await lifeOf(machine.name, stage.connection);
     return {
-      machine: machine.name,
+      machine: record?.machine || machine.name,
+      domain: machine.name,
       job: owner?.job ?? null,
       project: owner?.project ?? null,
       template: record?.template ?? null,
       created: owner?.created ?? null,
-      state: await hasTurn(machine, stage) ? "waiting" : stateOf(need, life?.state ?? null),
+      state: isWaiting(machine)
+        ? "standby"
+        : await hasTurn(machine, stage)
+        ? "waiting"
+        : stateOf(need, life?.state ?? null),
       keptUntil: record?.keptUntil || null,
       why,
       address: record?.address || null,
@@ -74,6 +83,13 @@ export async function listMachines(stage: FindStage): Promise<ListedMachine[]> {
       diskBytes: await diskOf(machine, stage.connection),
     };
   }));
+  // Of one that took over another, only the name and what says so are its own.
+  const heirs = new Set(listed.filter((it) => it.machine !== it.domain).map((it) => it.machine));
+  return listed.filter(({ domain }) => !heirs.has(domain));
+}
+
+function isWaiting({ hasDomain, volumes }: FoundMachine): boolean {
+  return hasDomain && waitingIn(volumes.map(({ name }) => name)).length > 0;
 }
 
 /** Whether it waits for its turn: once that has come, the machine gets its disk. */
@@ -135,6 +151,7 @@ const HEAD = ["MACHINE", "JOB", "PROJECT", "TEMPLATE", "AGE", "STATE", "ADDRESS"
 const STATE_COLUMN = HEAD.indexOf("STATE");
 
 const STATE_COLOURS = {
+  standby: "green",
   ready: "green",
   waiting: "yellow",
   starting: "yellow",

@@ -8,6 +8,7 @@ import type { StoragePool } from "../libvirt/storage_pool.ts";
 import { filterName } from "../machine/filter.ts";
 import { findOwner, isFresh, type Owner, type OwnerFound, whyUnneeded } from "../machine/owner.ts";
 import { type MachineRecord, readRecord } from "../machine/record.ts";
+import { isStandbyName, takenIn, waitingIn } from "../machine/standby.ts";
 import { machineOfVolume, refreshPool } from "../machine/volumes.ts";
 import type { Stage } from "./stage.ts";
 
@@ -102,7 +103,18 @@ export async function lookupNeed(
 ): Promise<Need> {
   using domain = await connection.findDomain(name);
   const record = domain && await readOurs(domain);
-  if (record !== null) return { record, owner: record, why: await whyUnneeded(record) };
+  if (record !== null) {
+    const need = { record, owner: record };
+    if (!isStandbyName(name) || record.machine !== "") {
+      return { ...need, why: await whyUnneeded(record) };
+    }
+    return {
+      ...need,
+      why: await isAwaited(name, { connection, config }) ? null : await whyUnneeded(record),
+    };
+  }
+  const taken = await recordTakenBy(name, volumes, connection);
+  if (taken !== null) return { record, owner: taken, why: await whyUnneeded(taken) };
   const found = await findOwnerIn([config.overlayPool, config.templatePool], name, connection);
   if (found === "unknown") return { record, owner: null, why: null };
   if (found === null) {
@@ -111,6 +123,39 @@ export async function lookupNeed(
   }
   if ("why" in found) return { record, owner: null, why: found.why };
   return { record, owner: found, why: await whyUnneeded(found) };
+}
+
+/**
+ * Whether a machine that no job has yet waits for one, or is about to be taken over by one that is
+ * needed itself. Its record has to be read before.
+ */
+async function isAwaited(
+  standby: string,
+  { connection, config }: Pick<Stage, "connection" | "config">,
+): Promise<boolean> {
+  using pool = await findActivePool(connection, config.overlayPool);
+  const volumes = await pool?.volumeNames() ?? [];
+  if (waitingIn(volumes).some(({ name }) => name === standby)) return true;
+  for (const { machine } of takenIn(volumes).filter((taken) => taken.standby === standby)) {
+    const owner = pool && await findOwner(pool, machine);
+    if (owner === "unknown") return true;
+    if (owner !== null && !("why" in owner) && await whyUnneeded(owner) === null) return true;
+  }
+  return false;
+}
+
+/** The record of the machine that this one took over, by its volumes; null if there is none. */
+async function recordTakenBy(
+  machine: string,
+  volumes: FoundMachine["volumes"],
+  connection: Connection,
+): Promise<MachineRecord | null> {
+  for (const { standby } of takenIn(volumes.map(({ name }) => name))) {
+    using domain = await connection.findDomain(standby);
+    const record = domain && await readOurs(domain);
+    if (record?.machine === machine) return record;
+  }
+  return null;
 }
 
 async function findOwnerIn(

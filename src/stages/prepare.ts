@@ -72,6 +72,19 @@ export async function prepare(
   if (!await claimName(pool, name, owner)) throw takenName(name, EARLIER_DISK);
   await using undo = new AsyncDisposableStack(); // only now is the name ours
   undo.defer(() => undoPrepare(name, stage));
+  if (settings.standby > 0) {
+    const { takeOver } = await import("./take_over.ts");
+    const wanted = {
+      ...{ name, owner, template: choice.name, disk, settings, domainType },
+      keyFile,
+    };
+    const taken = await takeOver(wanted, { pool, timer }, stage);
+    signal.throwIfAborted();
+    if (taken !== null) {
+      undo.move();
+      return ready({ name, record: taken }, timer, stage);
+    }
+  }
   const { turn, hasWaited } = await admit(name, { pool, memoryMib: settings.memoryMib }, stage);
   if (hasWaited) disk = await findDisk(); // somebody may have replaced the template
   timer.end("turn");
@@ -98,13 +111,18 @@ export async function prepare(
   const resumed = settings.start === "cold"
     ? null
     : await (await import("./resume.ts")).resume(machine, making, stage);
-  const ready = resumed ?? await boot(machine, making, stage);
+  const made = resumed ?? await boot(machine, making, stage);
   signal.throwIfAborted();
 
   undo.move(); // The machine now lives until cleanup.
-  const where = ready.address === CHANNEL_ADDRESS ? "without a network" : `at ${ready.address}`;
+  return ready({ name, record: made }, timer, stage);
+}
+
+function ready(machine: PreparedMachine, timer: StepTimer, { log }: Stage): PreparedMachine {
+  const { name, record: { address } } = machine;
+  const where = address === CHANNEL_ADDRESS ? "without a network" : `at ${address}`;
   log(`The machine "${name}" is ready ${where}: ${timer.summary()}`);
-  return { name, record: ready };
+  return machine;
 }
 
 /** What a person can do with the machine, a line each. */

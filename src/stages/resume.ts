@@ -42,25 +42,35 @@ export async function resume(
   stage: Stage,
 ): Promise<MachineRecord | null> {
   const { name } = machine;
-  const { pool, timer } = making;
+  const { pool } = making;
   try {
     const image = await chooseImage(machine, pool, stage);
     if (image === null) return null;
-    const { domain, record } = await start(machine, { image, ...making }, stage);
-    using _ = domain;
-    stage.log(`Resumed the machine "${name}" from the warm image of "${image.template}"`);
-    return await reach(
-      domain,
-      { ...machine, record },
-      { timer, mostSeconds: PATIENCE_SECONDS },
-      stage,
-    );
+    return await resumeFrom(image, machine, making, stage);
   } catch (error) {
     stage.signal.throwIfAborted();
     stage.warn(`Cannot resume the machine "${name}", so it boots: ${explain(error)}`);
     await undo(name, pool, stage);
     return null;
   }
+}
+
+/** Resumes the machine from this image and waits until it is ready. Throws SystemFailure. */
+export async function resumeFrom(
+  image: WarmImage,
+  machine: NewMachine,
+  making: Making,
+  stage: Stage,
+): Promise<MachineRecord> {
+  const { domain, record } = await start(machine, { image, ...making }, stage);
+  using _ = domain;
+  stage.log(`Resumed the machine "${machine.name}" from the warm image of "${image.template}"`);
+  return await reach(
+    domain,
+    { ...machine, record },
+    { timer: making.timer, mostSeconds: PATIENCE_SECONDS },
+    stage,
+  );
 }
 
 /** The newest warm image that still holds, or null; `start: warm` says why there is none. */

@@ -7,7 +7,7 @@ import type { StoragePool } from "../libvirt/storage_pool.ts";
 import type { MachineSettings } from "../machine_settings.ts";
 import { refuseEnded } from "../machine/address.ts";
 import { chooseDomainType } from "../machine/domain_type.ts";
-import { newOwner } from "../machine/owner.ts";
+import { ownProcess } from "../machine/owner.ts";
 import { bytesBeforeRam, HEADER_BYTES } from "../machine/saved_image.ts";
 import { agentOf } from "../machine/ssh_channel.ts";
 import { claimName, createDisk, createVolumes, startMachine } from "../machine/start.ts";
@@ -99,8 +99,7 @@ async function make(
   const { connection, log, progress, signal } = stage;
   const maker = await makerOf(image.template);
   const seconds = settings.addressSeconds + settings.sshSeconds;
-  const job = { id: null, project: null, timeoutSeconds: seconds, attemptDir: null };
-  const owner = await newOwner(job);
+  const owner = await ownProcess(seconds);
   if (!await claimName(pool, maker, owner)) throw otherMaker(maker, image.template);
   await using undo = new AsyncDisposableStack();
   undo.defer(async () => {

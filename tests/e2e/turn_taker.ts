@@ -10,6 +10,7 @@ import { admit } from "../../src/stages/admission.ts";
 import { sleep } from "../../src/wait.ts";
 import { TESTBED } from "./bed.ts";
 
+const DIRECTORIES = { keyDirectory: "/nonexistent", lastingKeyDirectory: "/nonexistent" };
 const [name = "", rounds, maxMachines, file = ""] = Deno.args;
 const config = {
   ...{ ...DEFAULT_CONFIG, overlayPool: TESTBED.overlayPool, maxMachines: Number(maxMachines) },
@@ -19,7 +20,7 @@ await using connection = await Connection.open(config.uri);
 using pool = await connection.lookupPool(config.overlayPool);
 const signal = new AbortController().signal;
 for (let round = 1; round <= Number(rounds); round++) {
-  const stage = { connection, config, signal, log: () => {}, progress: null };
+  const stage = { connection, config, signal, log: () => {}, progress: null, ...DIRECTORIES };
   const { turn } = await admit(`${name}-${round}`, { pool, memoryMib: 1 }, stage);
   if (turn === null) throw new Error("there is no limit");
   tell(`gets ${turn.number}`);

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import type { StoragePool } from "../libvirt/storage_pool.ts";
+import type { MachineSettings } from "../machine_settings.ts";
+import { createRawVolume, deleteVolume } from "./volumes.ts";
+
+/**
+ * Machines that were resumed before any job asked for them. Two kinds of empty volumes say what
+ * becomes of them, by their names alone: `STANDBY.KIND.waiting` as long as it waits, and
+ * `MACHINE.STANDBY.taken` from before a machine of this name tries to take it over until cleanup.
+ * Only one can delete the first, and whoever did has the machine.
+ */
+export interface Standby {
+  /** The name of its domain, and of all volumes but the last kind. */
+  readonly name: string;
+  /** See {@linkcode standbyKind}. */
+  readonly kind: string;
+}
+
+const NAME = /^standby-[0-9a-f]{16}$/;
+const WAITING = /^(standby-[0-9a-f]{16})\.([0-9a-f]{16})\.waiting\.libvirt-gci$/;
+const TAKEN = /^(.+)\.(standby-[0-9a-f]{16})\.taken\.libvirt-gci$/;
+
+/** A name for a new machine. */
+export function newStandbyName(): string {
+  return `standby-${randomHex(8)}`;
+}
+
+/** Whether this is the name of a machine that waits, or waited once. */
+export function isStandbyName(machine: string): boolean {
+  return NAME.test(machine);
+}
+
+/** The machines that wait, of these volumes. */
+export function waitingIn(volumes: readonly string[]): Standby[] {
+  return volumes.map((volume) => WAITING.exec(volume)).filter((match) => match !== null)
+    .map(([, name = "", kind = ""]) => ({ name, kind }));
+}
+
+/** Which machines took these over, or tried to. */
+export function takenIn(
+  volumes: readonly string[],
+): { readonly machine: string; readonly standby: string }[] {
+  return volumes.map((volume) => TAKEN.exec(volume)).filter((match) => match !== null)
+    .map(([, machine = "", standby = ""]) => ({ machine, standby }));
+}
+
+/** From now on, any job may have it. */
+export async function letWait(pool: StoragePool, { name, kind }: Standby): Promise<void> {
+  using _ = await createRawVolume(pool, `${name}.${kind}.waiting.libvirt-gci`, 0);
+}
+
+/** Whether it is ours now: of all who try, one gets it. */
+export function claimStandby(pool: StoragePool, { name, kind }: Standby): Promise<boolean> {
+  return deleteVolume(pool, `${name}.${kind}.waiting.libvirt-gci`);
+}
+
+/** Says that the machine of this name is the one that waited, if whoever says it can claim that. */
+export async function noteTaken(
+  pool: StoragePool,
+  machine: string,
+  standby: string,
+): Promise<void> {
+  using _ = await createRawVolume(pool, takenVolume(machine, standby), 0);
+}
+
+/** Takes that back. */
+export async function forgetTaken(
+  pool: StoragePool,
+  machine: string,
+  standby: string,
+): Promise<void> {
+  await deleteVolume(pool, takenVolume(machine, standby));
+}
+
+function takenVolume(machine: string, standby: string): string {
+  return `${machine}.${standby}.taken.libvirt-gci`;
+}
+
+/**
+ * What tells the machines that a job may have from those that it may not: from which RAM they were
+ * resumed, and with which settings, but for those that only say how to get there, or what may be
+ * asked for.
+ */
+export async function standbyKind(
+  { imageId, domainType, settings }: {
+    readonly imageId: string;
+    readonly domainType: string;
+    readonly settings: MachineSettings;
+  },
+): Promise<string> {
+  const { keepMinutes: _, maxVcpus: _v, maxMemoryMib: _m, ...others } = settings;
+  const { maxDiskGib: _d, maxKeepMinutes: _k, ...rest } = others;
+  const text = JSON.stringify([imageId, domainType, rest]);
+  const hash = await crypto.subtle.digest("SHA-256", new TextEncoder().encode(text));
+  return new Uint8Array(hash).toHex().slice(0, 16);
+}
+
+function randomHex(bytes: number): string {
+  return crypto.getRandomValues(new Uint8Array(bytes)).toHex();
+}

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { explain, SystemFailure } from "../errors.ts";
+import { makeKeyPair } from "../guest/key.ts";
+import type { StoragePool } from "../libvirt/storage_pool.ts";
+import { type Owner, ownProcess } from "../machine/owner.ts";
+import { claimStandby, letWait, newStandbyName, type Standby } from "../machine/standby.ts";
+import { claimName, createVolumes } from "../machine/start.ts";
+import type { Turn } from "../machine/turn.ts";
+import { deleteOwner } from "../machine/volumes.ts";
+import { admitNow } from "./admission.ts";
+import { cleanup, type CleanupStage } from "./cleanup.ts";
+import { isolate, requireNetwork } from "./isolation.ts";
+import { createLogin, loginContents, type MachineLogin } from "./login.ts";
+import { newRecord } from "./new_machine.ts";
+import { lookupOverlayPool } from "./prepare.ts";
+import { resumeFrom } from "./resume.ts";
+import type { Stage } from "./stage.ts";
+import { countWaiting, findWanted, unwantedOf, type WantedStandbys } from "./standby_wanted.ts";
+import { StepTimer } from "./step_timer.ts";
+
+/** The name that whoever makes machines wait has meanwhile, so that one process at a time does. */
+const FILLER = "standby-filler";
+
+/** How long one of them may take. */
+const MAKING_SECONDS = 600;
+
+/**
+ * Has as many machines wait for jobs as the settings want, while there is room, and removes those
+ * that no job could get. If another process does that already, it is left to that one. Throws
+ * SystemFailure for what it could not make.
+ */
+export async function fillStandbys(stage: Stage): Promise<void> {
+  const { connection, config, log } = stage;
+  using pool = await lookupOverlayPool(connection, config.overlayPool);
+  const full = new Set<string>(); // templates of which no more can be made now
+  for (;;) {
+    if (!await claimName(pool, FILLER, await ownProcess(MAKING_SECONDS))) {
+      return log("Another process has machines wait for jobs: it is left to that one");
+    }
+    const { wanted, problems } = await findWanted(stage);
+    try {
+      await removeUnwanted(wanted, pool, stage);
+      for (const each of wanted) {
+        while (!full.has(each.template) && await isLacking(each, pool)) {
+          const made = await makeOne(each, pool, stage).catch((error) => {
+            stage.signal.throwIfAborted();
+            problems.push(error);
+            return false;
+          });
+          if (!made) full.add(each.template);
+        }
+      }
+    } finally {
+      await deleteOwner(pool, FILLER);
+    }
+    if (problems.length > 0) throw unmade(problems);
+    // Whoever took one and came while we had the name left it to us to make another.
+    const open = wanted.filter(({ template }) => !full.has(template));
+    const lacks = await Promise.all(open.map((each) => isLacking(each, pool)));
+    if (!lacks.includes(true)) return;
+  }
+}
+
+async function isLacking(wanted: WantedStandbys, pool: StoragePool): Promise<boolean> {
+  return countWaiting(wanted, await pool.volumeNames()) < wanted.count;
+}
+
+/** Has no machine wait any more. Those that jobs have stay. */
+export async function dropStandbys(stage: Stage): Promise<void> {
+  const { connection, config } = stage;
+  using pool = await lookupOverlayPool(connection, config.overlayPool);
+  await removeUnwanted([], pool, stage);
+}
+
+/** Removes what waits and is not wanted, or too many. */
+export async function removeUnwanted(
+  wanted: readonly WantedStandbys[],
+  pool: StoragePool,
+  stage: CleanupStage,
+): Promise<void> {
+  for (const standby of unwantedOf(wanted, await pool.volumeNames())) {
+    if (await removeWaiting(standby, pool, stage)) {
+      stage.log(`Removed the machine "${standby.name}", which waited for a job`);
+    }
+  }
+}
+
+/** Removes a machine if it still waits. Resolves to whether it did. */
+export async function removeWaiting(
+  standby: Standby,
+  pool: StoragePool,
+  stage: CleanupStage,
+): Promise<boolean> {
+  if (!await claimStandby(pool, standby)) return false;
+  await cleanup(standby.name, { ...stage, log: () => {} });
+  return true;
+}
+
+/** Has one more wait. Resolves to false if there is no room for it now. Throws SystemFailure. */
+async function makeOne(wanted: WantedStandbys, pool: StoragePool, stage: Stage): Promise<boolean> {
+  const name = newStandbyName();
+  const owner = await ownProcess(MAKING_SECONDS);
+  if (!await claimName(pool, name, owner)) throw new Error(`"${name}" is there already`);
+  await using undo = new AsyncDisposableStack();
+  undo.defer(async () => {
+    await cleanup(name, { ...stage, log: () => {} });
+  });
+  const { memoryMib } = wanted.settings;
+  const admission = await admitNow(name, { pool, memoryMib }, stage);
+  if (admission === null) {
+    stage.log(`There is no room now for another machine of "${wanted.template}" that waits`);
+    return false;
+  }
+  const timer = new StepTimer(null);
+  await make({ name, owner, turn: admission.turn }, wanted, { pool, timer }, stage);
+  stage.signal.throwIfAborted();
+  await letWait(pool, { name, kind: wanted.kind });
+  undo.move();
+  stage.log(`The machine "${name}" of "${wanted.template}" waits for a job: ${timer.summary()}`);
+  return true;
+}
+
+async function make(
+  { name, owner, turn }: {
+    readonly name: string;
+    readonly owner: Owner;
+    readonly turn: Turn | null;
+  },
+  { template, image, disk, settings, domainType }: WantedStandbys,
+  { pool, timer }: { readonly pool: StoragePool; readonly timer: StepTimer },
+  stage: Stage,
+): Promise<void> {
+  const { connection } = stage;
+  const subnets = await requireNetwork(connection, settings.network);
+  const login = await ownLogin(name, settings, stage);
+  const volumes = await createVolumes(pool, name, {
+    ...loginContents(name, login, settings),
+    efi: false,
+  });
+  const filter = await isolate(name, { settings, subnets }, connection);
+  const record = newRecord(owner, { template, login, settings });
+  const source = { template: disk, diskGib: settings.diskGib };
+  const machine = { name, record, domainType, settings, filter, disk: source, login, ...volumes };
+  await resumeFrom(image, machine, { pool, turn, timer }, { ...stage, log: () => {} });
+}
+
+/** A key that nobody has later: whoever takes the machine over brings another. */
+async function ownLogin(
+  name: string,
+  settings: WantedStandbys["settings"],
+  stage: Stage,
+): Promise<MachineLogin> {
+  if (settings.login === "template") {
+    return await createLogin(name, { keyFile: undefined, settings }, stage);
+  }
+  return { key: { ...await makeKeyPair(), file: "" }, hostKey: await makeKeyPair() };
+}
+
+function unmade(problems: readonly Error[]): SystemFailure {
+  return new SystemFailure({
+    what: "Cannot have all machines wait that the settings want",
+    details: problems.map((problem) => `- ${explain(problem).replaceAll("\n", "\n  ")}`).join("\n"),
+  });
+}

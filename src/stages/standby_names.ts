@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { orNull, VIR_ERR } from "../libvirt/error.ts";
+import { readRecord } from "../machine/record.ts";
+import { takenIn } from "../machine/standby.ts";
+import { findActivePool } from "./machines.ts";
+import type { Stage } from "./stage.ts";
+
+type NameStage = Pick<Stage, "connection" | "config">;
+
+/**
+ * The name of a machine's domain, and of all that belongs to it: its own, or that of the machine which
+ * it took over, since libvirt renames no domain that runs.
+ */
+export async function domainName(machine: string, stage: NameStage): Promise<string> {
+  using domain = await stage.connection.findDomain(machine);
+  if (domain !== null) return machine;
+  return (await takenOverBy(machine, stage)).at(-1) ?? machine;
+}
+
+/**
+ * The names of what is left of the machines that this one took over: one at most, unless it had to
+ * give another up. One that somebody else has, or that waits, is none.
+ */
+export async function takenOverBy(
+  machine: string,
+  { connection, config }: NameStage,
+): Promise<string[]> {
+  using pool = await findActivePool(connection, config.overlayPool);
+  const taken = takenIn(await pool?.volumeNames() ?? []);
+  const ours: string[] = [];
+  for (const { standby } of taken.filter((each) => each.machine === machine)) {
+    using domain = await connection.findDomain(standby);
+    const record = domain && await orNull(VIR_ERR.NO_DOMAIN, readRecord(domain));
+    const isOurs = record === null
+      ? !taken.some((other) => other.standby === standby && other.machine !== machine)
+      : record.machine === machine;
+    if (isOurs) ours.push(standby);
+  }
+  return ours;
+}

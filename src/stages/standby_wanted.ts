@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { BuildFailure, SystemFailure } from "../errors.ts";
+import { chooseDomainType } from "../machine/domain_type.ts";
+import { type Standby, standbyKind, waitingIn } from "../machine/standby.ts";
+import { findTemplate, type Template } from "../machine/template.ts";
+import { findFitting, findWarmImages, type WarmImage, warmOrigin } from "../machine/warm_image.ts";
+import type { MachineSettings } from "../machine_settings.ts";
+import { type TemplateChoice, templatesToWait } from "../template_choice.ts";
+import { lookupOverlayPool } from "./prepare.ts";
+import type { Stage } from "./stage.ts";
+
+/** Machines of one template that the settings want to wait, and what they are made of. */
+export interface WantedStandbys {
+  readonly template: string;
+  readonly count: number;
+  /** See standbyKind. */
+  readonly kind: string;
+  readonly image: WarmImage;
+  readonly disk: Template;
+  readonly settings: MachineSettings;
+  readonly domainType: string;
+}
+
+type WantingStage = Pick<Stage, "connection" | "config">;
+
+/** What the settings want, and for the templates where that cannot be, why. */
+export async function findWanted(
+  stage: WantingStage,
+): Promise<{ readonly wanted: WantedStandbys[]; readonly problems: Error[] }> {
+  const wanted: WantedStandbys[] = [];
+  const problems: Error[] = [];
+  for (const choice of templatesToWait(stage.config)) {
+    try {
+      wanted.push(await lookupWanted(choice, stage));
+    } catch (error) {
+      if (!(error instanceof SystemFailure || error instanceof BuildFailure)) throw error;
+      problems.push(error);
+    }
+  }
+  return { wanted, problems };
+}
+
+async function lookupWanted(
+  { name, settings, ...choice }: TemplateChoice,
+  { connection, config }: WantingStage,
+): Promise<WantedStandbys> {
+  const asked = { ...choice, name, isAllowed: () => true, pool: config.templatePool };
+  const disk = await findTemplate(connection, asked);
+  const domainType = await chooseDomainType(connection, settings.domainType, () => {});
+  const origin = await warmOrigin(connection, { template: disk, settings, domainType });
+  using pool = await lookupOverlayPool(connection, config.overlayPool);
+  const image = findFitting(await findWarmImages(pool, name), origin);
+  if (image === undefined) {
+    throw new SystemFailure({
+      what: `No machine of "${name}" can wait for a job: the template has no warm image that holds`,
+      advice: `Make it: libvirt-gci warm ${name}`,
+      fault: "template",
+    });
+  }
+  const kind = await standbyKind({ imageId: image.id, domainType, settings });
+  return { template: name, count: settings.standby, kind, image, disk, settings, domainType };
+}
+
+/** How many of these wait, of the volumes of the overlay pool. */
+export function countWaiting({ kind }: WantedStandbys, volumes: readonly string[]): number {
+  return waitingIn(volumes).filter((standby) => standby.kind === kind).length;
+}
+
+/** Those that wait, of the volumes of the overlay pool, and are not wanted, or too many. */
+export function unwantedOf(
+  wanted: readonly WantedStandbys[],
+  volumes: readonly string[],
+): Standby[] {
+  const left = new Map(wanted.map(({ kind, count }) => [kind, count]));
+  return waitingIn(volumes).filter(({ kind }) => {
+    const count = left.get(kind) ?? 0;
+    left.set(kind, count - 1);
+    return count <= 0;
+  });
+}

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { explain } from "../errors.ts";
+import { letIn } from "../guest/identity.ts";
+import type { StoragePool } from "../libvirt/storage_pool.ts";
+import { refuseEnded } from "../machine/address.ts";
+import { titleOf } from "../machine/domain_xml.ts";
+import type { Owner } from "../machine/owner.ts";
+import { type MachineRecord, readRecord, writeRecord } from "../machine/record.ts";
+import { agentOf } from "../machine/ssh_channel.ts";
+import {
+  claimStandby,
+  forgetTaken,
+  noteTaken,
+  type Standby,
+  standbyKind,
+  waitingIn,
+} from "../machine/standby.ts";
+import { findFitting, findWarmImages, warmOrigin } from "../machine/warm_image.ts";
+import type { MachineSettings } from "../machine_settings.ts";
+import { cleanup } from "./cleanup.ts";
+import { createLogin, toHostName } from "./login.ts";
+import { type DiskSource, reach } from "./new_machine.ts";
+import type { Stage } from "./stage.ts";
+import type { StepTimer } from "./step_timer.ts";
+
+/** It was ready already. */
+const PATIENCE_SECONDS = 15;
+
+/** The machine that a job is to get, and for whom it is. */
+export interface Wanted {
+  readonly name: string;
+  readonly owner: Owner;
+  /** The template, as the settings know it. */
+  readonly template: string;
+  readonly disk: DiskSource;
+  readonly settings: MachineSettings;
+  readonly domainType: string;
+  readonly keyFile: string | undefined;
+}
+
+/**
+ * Gives the job a machine that waits for one, if any is as the job's is to be. Null if there is none.
+ * One that does not work is removed, with a warning, and the next is tried.
+ */
+export async function takeOver(
+  wanted: Wanted,
+  { pool, timer }: { readonly pool: StoragePool; readonly timer: StepTimer },
+  stage: Stage,
+): Promise<MachineRecord | null> {
+  const { connection, signal, warn } = stage;
+  const { template, disk, settings, domainType } = wanted;
+  const waiting = waitingIn(await pool.volumeNames());
+  if (waiting.length === 0) return null;
+  const origin = await warmOrigin(connection, { template: disk.template, settings, domainType });
+  const image = findFitting(await findWarmImages(pool, template), origin);
+  if (image === undefined) return null;
+  const kind = await standbyKind({ imageId: image.id, domainType, settings });
+  for (const standby of waiting.filter((each) => each.kind === kind)) {
+    signal.throwIfAborted();
+    await noteTaken(pool, wanted.name, standby.name);
+    if (!await claimStandby(pool, standby)) {
+      await forgetTaken(pool, wanted.name, standby.name);
+      continue;
+    }
+    timer.end("claim");
+    try {
+      return await handOver(standby, wanted, timer, stage);
+    } catch (error) {
+      await cleanup(standby.name, { ...stage, log: () => {} });
+      await forgetTaken(pool, wanted.name, standby.name);
+      signal.throwIfAborted();
+      warn(`The waiting machine "${standby.name}" is of no use: ${explain(error)}`);
+    }
+  }
+  return null;
+}
+
+async function handOver(
+  { name: standby }: Standby,
+  { name, owner, settings, keyFile }: Wanted,
+  timer: StepTimer,
+  stage: Stage,
+): Promise<MachineRecord> {
+  using domain = await stage.connection.lookupDomain(standby);
+  const waited = await readRecord(domain);
+  if (waited === null) throw new Error(`The domain "${standby}" has no record`);
+  await refuseEnded(domain);
+  const login = await createLogin(standby, { keyFile, settings }, stage);
+  const record: MachineRecord = {
+    ...waited,
+    ...owner,
+    machine: name,
+    key: login.key.file,
+    keepMinutes: owner.attemptDir === "" ? "" : String(settings.keepMinutes),
+    address: "", // not ready
+  };
+  await writeRecord(domain, record);
+  await domain.setTitle(titleOf(record));
+  timer.end("record");
+  await letIn(agentOf(domain), {
+    hostName: toHostName(name),
+    user: settings.user,
+    publicKey: settings.login === "template" ? null : login.key.publicKey,
+  });
+  timer.end("keys");
+  stage.log(`Took over the machine "${standby}", which waited for a job`);
+  return await reach(
+    domain,
+    { record, settings, login },
+    { timer, mostSeconds: PATIENCE_SECONDS },
+    stage,
+  );
+}

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import assert from "node:assert/strict";
+import { Connection } from "../../src/libvirt/connection.ts";
+import { claimStandby, letWait, newStandbyName, waitingIn } from "../../src/machine/standby.ts";
+import type { ListedMachine } from "../../src/stages/list.ts";
+import { sleep } from "../../src/wait.ts";
+import { runJob, runnerFor } from "../harness/runner.ts";
+import {
+  allOf,
+  call,
+  type Called,
+  command,
+  e2eTest,
+  job,
+  PROGRAM,
+  type Settings,
+  settingsFile,
+  TESTBED,
+  virsh,
+} from "./bed.ts";
+
+/** The guest gets its keys by the agent, so that only a resumed one lets a job in. */
+const STANDBY: Settings = {
+  start: "warm",
+  templates: { lite: { login: "cloud-init", standby: 2 } },
+};
+
+/** The settings stay for processes in the background, until all of those have ended. */
+async function withSettings(test: (file: string) => Promise<void>): Promise<void> {
+  using file = settingsFile(STANDBY);
+  try {
+    await done(file.path, ["warm", "lite"]);
+    await test(file.path);
+  } finally {
+    await untilNobodyFills();
+    await by(file.path, ["standby", "--drop"]);
+    await by(file.path, ["warm", "--drop", "lite"]);
+  }
+}
+
+function by(file: string, args: readonly string[]): Promise<Called> {
+  return command([...PROGRAM, "--config", file, ...args]);
+}
+
+async function done(file: string, args: readonly string[]): Promise<string> {
+  const { status, stdout, stderr } = await by(file, args);
+  assert.equal(status, 0, stderr);
+  return stdout + stderr;
+}
+
+async function untilNobodyFills(): Promise<void> {
+  const runs = () => command(["pgrep", "-f", "libvirt-gci-e2e-.* standby$"]);
+  while ((await runs()).status === 0) await sleep(200);
+}
+
+async function waiting(file: string): Promise<string[]> {
+  const machines: ListedMachine[] = JSON.parse(await done(file, ["list", "--json"]));
+  return machines.filter(({ state }) => state === "standby").map(({ machine }) => machine);
+}
+
+async function untilTwoWait(file: string): Promise<void> {
+  await untilNobodyFills();
+  assert.equal((await waiting(file)).length, 2);
+}
+
+/** A job gets one, and in the background another is made. */
+async function servesAJob(file: string): Promise<void> {
+  const before = await waiting(file);
+  const script = [
+    "hostname; cut -d' ' -f1,3 ~/.ssh/authorized_keys",
+  ];
+  const result = await runJob(runnerFor(PROGRAM, ["--config", file]), job({ script }));
+  assert.equal(result.verdict, "success", result.logText);
+  const [, taken] =
+    /Took over the machine "([^"]+)", which waited for a job/.exec(result.logText) ??
+      [];
+  assert(taken !== undefined && before.includes(taken), result.logText);
+  const machine = result.config.jobEnv?.["LIBVIRT_GCI_MACHINE"];
+  assert.match(result.logText, new RegExp(`\\n${machine}\\nssh-ed25519 libvirt-gci\\n`));
+  assert.doesNotMatch(await virsh("list", "--name"), new RegExp(taken));
+  await untilTwoWait(file);
+}
+
+/** Three at once, for two that wait: no two get the same, and nobody goes without. */
+async function goesToOne(file: string): Promise<void> {
+  const machines = ["gci-e2e-one", "gci-e2e-two", "gci-e2e-three"];
+  await using undo = new AsyncDisposableStack();
+  undo.defer(async () => {
+    for (const machine of machines) await by(file, ["cleanup", "-m", machine]);
+  });
+  const logs = await allOf(
+    machines.map((machine) => done(file, ["prepare", "-d", "lite", "-m", machine])),
+  );
+  const taken = logs.flatMap((log) => /Took over the machine "([^"]+)"/.exec(log)?.[1] ?? []);
+  assert.equal(taken.length, 2, logs.join("\n"));
+  assert.equal(new Set(taken).size, 2);
+  for (const machine of machines) {
+    await done(file, ["run", "-m", machine, "--", "true"]);
+    assert.match(await done(file, ["logs", machine]), /\S/);
+  }
+  const listed = (await done(file, ["list"])).split("\n");
+  for (const machine of machines) {
+    assert.equal(listed.filter((line) => line.startsWith(`${machine} `)).length, 1);
+  }
+  assert.match(await virsh("list", "--title"), /standby-\w+ +running +libvirt-gci: lite/);
+  await untilTwoWait(file);
+}
+
+/** A guest that died while it waited is removed, and one that hangs costs the next job a warning. */
+async function survivesDeadGuests(file: string): Promise<void> {
+  const [one = "", two = ""] = await waiting(file);
+  await virsh("destroy", one);
+  await virsh("suspend", two);
+  const log = await done(file, ["prepare", "-d", "lite", "-m", "gci-e2e-one"]);
+  assert.match(log, /Removed a machine that nobody needs/);
+  assert.match(
+    log,
+    new RegExp(`The waiting machine "${two}" is of no use: libvirt: .* not running`),
+  );
+  assert.match(log, /Resumed the machine "gci-e2e-one"/);
+  await done(file, ["cleanup", "-m", "gci-e2e-one"]);
+  await untilTwoWait(file);
+}
+
+/** A job for which there is no room gets that of a machine that waits; gc removes what is unwanted. */
+async function givesWay(file: string): Promise<void> {
+  const settings = { max_machines: 2 };
+  const prepare = ["prepare", "-d", "lite", "-m", "gci-e2e-one"];
+  const { status, stderr } = await call(prepare, { settings });
+  assert.equal(status, 0, stderr);
+  assert.equal((await waiting(file)).length, 1);
+  assert.match(await done(file, ["gc"]), /^$/);
+  const { stdout } = await call(["gc"]);
+  assert.match(stdout, /Removed "standby-\w+": it waited for a job, and no job could get it/);
+  await call(["cleanup", "-m", "gci-e2e-one"]);
+}
+
+e2eTest("machines that wait are handed over, each to one job, and are made anew", async () => {
+  await withSettings(async (file) => {
+    assert.match(await done(file, ["standby"]), /waits for a job: .*\n.*waits for a job: /);
+    await servesAJob(file);
+    await goesToOne(file);
+    await survivesDeadGuests(file);
+    await givesWay(file);
+  });
+});
+
+e2eTest("of many who want the same waiting machine, libvirt gives it to one", async () => {
+  await using stack = new AsyncDisposableStack();
+  const pools = await Promise.all(Array.from({ length: 8 }, async () => {
+    const connection = stack.use(await Connection.open("qemu:///system"));
+    return stack.use(await connection.lookupPool(TESTBED.overlayPool));
+  }));
+  for (let round = 0; round < 25; round++) {
+    const standby = { name: newStandbyName(), kind: "0123456789abcdef" };
+    await letWait(pools[0]!, standby);
+    const got = await Promise.all(pools.map((pool) => claimStandby(pool, standby)));
+    assert.equal(got.filter((isOurs) => isOurs).length, 1);
+  }
+  assert.deepEqual(waitingIn(await pools[0]!.volumeNames()), []);
+});

@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import assert from "node:assert/strict";
+import { DEFAULT_MACHINE } from "../src/machine_settings.ts";
+import type { Connection } from "../src/libvirt/connection.ts";
+import { type MachineRecord, readRecord, writeRecord } from "../src/machine/record.ts";
+import {
+  claimStandby,
+  isStandbyName,
+  letWait,
+  newStandbyName,
+  noteTaken,
+  standbyKind,
+  takenIn,
+  waitingIn,
+} from "../src/machine/standby.ts";
+import { isMachineVolume, machineOfVolume } from "../src/machine/volumes.ts";
+import { cleanup } from "../src/stages/cleanup.ts";
+import { cleanupAll } from "../src/stages/cleanup_all.ts";
+import { gc, sweep } from "../src/stages/gc.ts";
+import { listMachines } from "../src/stages/list.ts";
+import { prepare } from "../src/stages/prepare.ts";
+import { dropStandbys, fillStandbys } from "../src/stages/standby.ts";
+import { domainName } from "../src/stages/standby_names.ts";
+import { TestGuest } from "./test_guest.ts";
+import { openTestHost } from "./test_host.ts";
+import { JOB, type TestStage, testStage, type TestStageOptions } from "./test_stage.ts";
+
+const KIND = "0123456789abcdef";
+const ENDED = { runner: "1 1 0", attemptDir: "" };
+
+/** Gives the test a stage, and sees that no domain, volume or handle is left. */
+async function withStage(
+  test: (stage: TestStage) => Promise<void>,
+  options: TestStageOptions = {},
+): Promise<void> {
+  const connection = await openTestHost();
+  const before = [await domains(connection), await volumes(connection)];
+  {
+    await using guest = await TestGuest.start();
+    using stage = testStage(connection, guest, options);
+    await test(stage);
+  }
+  assert.deepEqual([await domains(connection), await volumes(connection)], before);
+  assert.equal(await connection.close(), 0, "a handle is left");
+}
+
+async function domains(connection: Connection): Promise<string[]> {
+  const found = await connection.activeDomains();
+  return found.map((domain) => {
+    using _ = domain;
+    return domain.name;
+  }).sort();
+}
+
+async function volumes(connection: Connection): Promise<string[]> {
+  using pool = await connection.lookupPool("libvirt-gci");
+  return (await pool.volumeNames()).sort();
+}
+
+/** A machine that waits; libvirt's test driver resumes none, so it was booted. */
+async function makeStandby(
+  stage: TestStage,
+  differences: Partial<MachineRecord> = ENDED,
+): Promise<string> {
+  const name = newStandbyName();
+  await prepare({ ...JOB, machine: name }, {}, stage);
+  await change(stage, name, differences);
+  using pool = await stage.connection.lookupPool("libvirt-gci");
+  await letWait(pool, { name, kind: KIND });
+  stage.lines.length = 0;
+  return name;
+}
+
+async function change(
+  { connection }: TestStage,
+  name: string,
+  differences: Partial<MachineRecord>,
+): Promise<void> {
+  using domain = await connection.lookupDomain(name);
+  const record = await readRecord(domain);
+  assert(record);
+  await writeRecord(domain, { ...record, ...differences });
+}
+
+/** What prepare does to have it, step by step. */
+async function take(
+  stage: TestStage,
+  standby: string,
+  differences: Partial<MachineRecord> = {},
+): Promise<void> {
+  using pool = await stage.connection.lookupPool("libvirt-gci");
+  await noteTaken(pool, JOB.machine, standby);
+  assert(await claimStandby(pool, { name: standby, kind: KIND }));
+  await change(stage, standby, { machine: JOB.machine, ...differences });
+}
+
+Deno.test("the names of volumes tell who waits and who took whom", () => {
+  const name = newStandbyName();
+  assert(isStandbyName(name));
+  assert(!isStandbyName(JOB.machine) && !isStandbyName("standby-filler"));
+  const waiting = `${name}.${KIND}.waiting.libvirt-gci`;
+  for (const machine of ["m", "m.overlay", "m.turn", "a.b-c_d"]) {
+    const taken = `${machine}.${name}.taken.libvirt-gci`;
+    assert.deepEqual(takenIn([waiting, taken, "m.owner.libvirt-gci"]), [{
+      machine,
+      standby: name,
+    }]);
+    assert.deepEqual(waitingIn([taken, waiting]), [{ name, kind: KIND }]);
+    assert.equal(machineOfVolume(taken), machine);
+    assert(isMachineVolume(taken));
+  }
+  assert.equal(machineOfVolume(waiting), name);
+});
+
+Deno.test("a machine waits for the jobs that would get the same, and for no others", async () => {
+  const made = { imageId: "0123456789", domainType: "kvm", settings: DEFAULT_MACHINE };
+  const kind = await standbyKind(made);
+  assert.match(kind, /^[0-9a-f]{16}$/);
+  const same = { ...DEFAULT_MACHINE, keepMinutes: 9, maxVcpus: 9, maxDiskGib: 9 };
+  assert.equal(await standbyKind({ ...made, settings: same }), kind);
+  const others = [
+    { ...made, imageId: "0123456780" },
+    { ...made, domainType: "qemu" },
+    ...[{ vcpus: 3 }, { memoryMib: 4096 }, { diskGib: 9 }, { isolate: false }, { nested: true }, {
+      hostPorts: ["tcp/80"],
+    }].map((change) => ({ ...made, settings: { ...DEFAULT_MACHINE, ...change } })),
+  ];
+  for (const other of others) assert.notEqual(await standbyKind(other), kind);
+});
+
+Deno.test("of many who want the same machine, one gets it", () =>
+  withStage(async (stage) => {
+    using pool = await stage.connection.lookupPool("libvirt-gci");
+    for (let round = 0; round < 20; round++) {
+      const standby = { name: newStandbyName(), kind: KIND };
+      await letWait(pool, standby);
+      const got = await Promise.all(
+        Array.from({ length: 8 }, () => claimStandby(pool, standby)),
+      );
+      assert.equal(got.filter((isOurs) => isOurs).length, 1);
+    }
+  }));
+
+Deno.test("a machine that waits is listed, no gc takes it for lost, and it goes when unwanted", () =>
+  withStage(async (stage) => {
+    const standby = await makeStandby(stage);
+    assert.deepEqual(
+      (await listMachines(stage)).map(({ machine, state, why }) => [machine, state, why]),
+      [[standby, "standby", null]],
+    );
+    await sweep(stage);
+    assert((await domains(stage.connection)).includes(standby));
+    await gc({ dryRun: true }, stage);
+    await gc({}, stage);
+    const words = `"${standby}": it waited for a job, and no job could get it any more`;
+    assert.deepEqual(stage.lines, [`Would remove ${words}`, `Removed ${words}`]);
+  }));
+
+Deno.test("a machine that was made to wait and does not is lost once its maker is gone", () =>
+  withStage(async (stage) => {
+    const standby = await makeStandby(stage, { attemptDir: "", runner: "" });
+    using pool = await stage.connection.lookupPool("libvirt-gci");
+    await claimStandby(pool, { name: standby, kind: KIND });
+    await gc({}, stage); // by this record, a person has it
+    assert.deepEqual(stage.lines, []);
+    await change(stage, standby, ENDED);
+    await gc({}, stage);
+    assert.deepEqual(stage.lines, [
+      `Removed "${standby}" (domain, 3 volumes): who made it is gone`,
+    ]);
+  }));
+
+Deno.test("a machine that is just being taken over is not lost", () =>
+  withStage(async (stage) => {
+    const standby = await makeStandby(stage);
+    using pool = await stage.connection.lookupPool("libvirt-gci");
+    await prepare({ ...JOB, machine: "taker" }, {}, stage); // whose owner's volume tells that it lives
+    await noteTaken(pool, "taker", standby);
+    await claimStandby(pool, { name: standby, kind: KIND });
+    await gc({}, stage);
+    assert((await domains(stage.connection)).includes(standby));
+    await cleanup("taker", stage); // which never got it
+    assert((await domains(stage.connection)).includes(standby));
+    await gc({}, stage);
+  }));
+
+Deno.test("a machine goes by its job's name once it has one, to the end", () =>
+  withStage(async (stage) => {
+    const standby = await makeStandby(stage);
+    assert.equal(await domainName(JOB.machine, stage), JOB.machine);
+    await take(stage, standby, { job: "4242", runner: "" });
+    assert.equal(await domainName(JOB.machine, stage), standby);
+    assert.equal(await domainName(standby, stage), standby);
+    const listed = (await listMachines(stage)).map((it) => [it.machine, it.domain, it.job]);
+    assert.deepEqual(listed, [[JOB.machine, standby, "4242"]]);
+    const asked: string[] = [];
+    const ask = (question: string) => Promise.resolve(asked.push(question) < 0);
+    await cleanupAll({ yes: false, ask }, stage);
+    assert.deepEqual(asked, ["Remove 1 machine, 1 of them of running jobs?"]);
+    stage.lines.length = 0;
+    assert(await cleanup(JOB.machine, stage));
+    assert.deepEqual(stage.lines, [`Removed the machine "${JOB.machine}"`]);
+  }));
+
+Deno.test("a machine whose guest has powered off is removed by its job's name", () =>
+  withStage(async (stage) => {
+    const standby = await makeStandby(stage);
+    await take(stage, standby);
+    {
+      using domain = await stage.connection.lookupDomain(standby);
+      await domain.destroy();
+    }
+    assert.equal(await domainName(JOB.machine, stage), standby);
+    assert(await cleanup(JOB.machine, stage));
+  }));
+
+Deno.test("cleanup of a job that another was faster than leaves the other's machine alone", () =>
+  withStage(async (stage) => {
+    const standby = await makeStandby(stage);
+    using pool = await stage.connection.lookupPool("libvirt-gci");
+    await noteTaken(pool, "slower", standby); // and was killed
+    await take(stage, standby);
+    assert.equal(await domainName("slower", stage), "slower");
+    await cleanup("slower", stage);
+    assert((await domains(stage.connection)).includes(standby));
+    await cleanup(JOB.machine, stage);
+  }));
+
+Deno.test("a kept machine outlives its attempt by either name", () =>
+  withStage(async (stage) => {
+    const standby = await makeStandby(stage);
+    const keptUntil = new Date(Date.now() + 3600_000).toISOString();
+    const owner = { ...ENDED, attemptDir: "/nonexistent", keptUntil, deadline: keptUntil };
+    await take(stage, standby, owner);
+    await gc({}, stage);
+    assert.deepEqual(stage.lines, []);
+    const over = new Date(Date.now() - 1000).toISOString();
+    await change(stage, standby, { keptUntil: over, deadline: over });
+    await gc({}, stage);
+    assert.match(stage.lines.join("\n"), /^Removed .*: it was kept until /);
+  }));
+
+Deno.test("a job that has no room gets that of a machine that waits", () =>
+  withStage(async (stage) => {
+    const standby = await makeStandby(stage);
+    await prepare(JOB, {}, stage);
+    assert(!(await domains(stage.connection)).includes(standby));
+    await cleanup(JOB.machine, stage);
+  }, { config: { maxMachines: 1, admissionSeconds: 5 } }));
+
+Deno.test("a template without a warm image has none wait, which is an error; --drop removes all", () =>
+  withStage(async (stage) => {
+    const machine = { ...stage.config.machine, standby: 1 };
+    const templates = new Map([["debian-12", {
+      machine,
+      volume: null,
+      aliases: [],
+      ownKeys: new Set<string>(),
+    }]]);
+    const wanting = { ...stage, config: { ...stage.config, templates } };
+    await assert.rejects(fillStandbys(wanting), (error) => {
+      assert(error instanceof Error && "details" in error);
+      assert.match(String(error.details), /"debian-12" can wait for a job: .* no warm image/);
+      return true;
+    });
+    const standby = await makeStandby(stage);
+    await dropStandbys(stage);
+    assert.deepEqual(stage.lines, [`Removed the machine "${standby}", which waited for a job`]);
+  }));
