@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { allOf } from "../e2e/bed.ts";
+import { sleep } from "../../src/wait.ts";
+import { allOf, command } from "../e2e/bed.ts";
 import { done, undo } from "./program.ts";
 
 /** Has prepare make these machines, all at once, and gives what it prints of each. */
@@ -36,4 +37,21 @@ export async function makeWarm(
 export function whyBooted(output: string): string | null {
   if (!/^Started the machine /m.test(output)) return null;
   return /^.*Cannot resume the machine "[^"]+", so it boots: (.*)$/m.exec(output)?.[1] ?? "unknown";
+}
+
+/**
+ * Has machines wait as the settings say. Disposed of, none waits any more, nor is another made, as
+ * prepare with these settings would have it done in the background.
+ */
+export async function haveWait(ours: readonly string[]): Promise<AsyncDisposable> {
+  const words = [...ours, "standby"];
+  await done(words);
+  return {
+    async [Symbol.asyncDispose]() {
+      const fill = ["-f", "--", `${ours.at(-1)} standby$`]; // with our own file
+      await command(["pkill", "-TERM", ...fill]);
+      while ((await command(["pgrep", ...fill])).status === 0) await sleep(100);
+      await undo([...words, "--drop"]);
+    },
+  };
 }
