@@ -260,15 +260,6 @@ export const symbols = {
 
   // libvirt-network
 
-  virConnectListAllNetworks: {
-    parameters: [
-      virConnectPtr, // virConnectPtr conn
-      "buffer", // virNetworkPtr **nets
-      "u32", // unsigned int flags
-    ],
-    result: "i32", // how many, -1 on error
-    nonblocking: true,
-  },
   virNetworkDHCPLeaseFree: {
     parameters: [
       "pointer", // virNetworkDHCPLeasePtr lease
@@ -298,12 +289,6 @@ export const symbols = {
     ],
     result: "i32", // how many, -1 on error
     nonblocking: true,
-  },
-  virNetworkGetName: {
-    parameters: [
-      virNetworkPtr, // virNetworkPtr network
-    ],
-    result: "pointer", // const char *, the handle's, NULL on error
   },
   virNetworkGetXMLDesc: {
     parameters: [
@@ -371,6 +356,13 @@ export const symbols = {
       virNWFilterPtr, // virNWFilterPtr nwfilter
     ],
     result: "pointer", // const char *, the handle's, NULL on error
+  },
+  virNWFilterGetUUIDString: {
+    parameters: [
+      virNWFilterPtr, // virNWFilterPtr nwfilter
+      "buffer", // char *buf
+    ],
+    result: "i32", // 0, -1 on error
   },
   virNWFilterLookupByName: {
     parameters: [

@@ -157,11 +157,14 @@ Deno.test("a network without DHCP is a problem", () => {
 });
 
 Deno.test("a range that throw-away machines use up is a warning", () => {
-  const range = (end: string, lease: string) =>
+  const machine = { ...DEFAULT_CONFIG.machine, network: "n", isolate: false };
+  const range = (end: string, lease: string, isolate = false) =>
     networkFindings(
       networkXml({ dhcp: `<dhcp><range start='10.0.0.2' end='${end}'>${lease}</range></dhcp>` }),
-      N,
+      { name: "n", config: { ...DEFAULT_CONFIG, machine: { ...machine, isolate } } },
     );
+  only(range("10.0.0.254", "<lease expiry='0'/>", true), "ok", /leased for ever/);
+  only(range("10.0.0.16", "", true), "warning", /has 15 addresses/);
   only(range("10.0.0.16", ""), "warning", /has 15 addresses/);
   only(range("10.0.0.254", "<lease expiry='24' unit='hours'/>"), "warning", /leased for 24 h/);
   only(range("10.0.0.254", "<lease expiry='0'/>"), "warning", /leased for ever/);

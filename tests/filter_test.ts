@@ -10,11 +10,12 @@ const NAT: Isolation = {
   hostAddresses: ["192.168.122.1", "10.0.0.5"],
   hostPorts: ["tcp/3142", "udp/123"],
   sshPort: 2222,
+  uuid: "01234567-89ab-cdef-0123-456789abcdef",
 };
 
 const CASES: Readonly<Record<string, Isolation>> = {
   nat: NAT,
-  bridged: { ...NAT, subnets: [], hostAddresses: ["10.0.0.5"], hostPorts: [] },
+  bridged: { ...NAT, subnets: [], hostAddresses: ["10.0.0.5"], hostPorts: [], uuid: null },
 };
 
 for (const [name, isolation] of Object.entries(CASES)) {

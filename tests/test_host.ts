@@ -14,7 +14,7 @@ export const TEST_HOST_URI = `test://${new URL("data/host.xml", import.meta.url)
 
 /**
  * A hypervisor of its own in libvirt's test driver: the network `default`, whose addresses are of
- * 127.99.0.0/24; the pools `base_imgs`, with two templates, and `libvirt-gci`; and a domain
+ * 127.99.0.0/24, and `bridged`, where libvirt serves none; the pools `base_imgs`, with two templates, and `libvirt-gci`; and a domain
  * `somebody` that is not ours.
  */
 export function openTestHost(options: ConnectionOptions = {}): Promise<Connection> {

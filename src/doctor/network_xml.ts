@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { XmlElement } from "@rgrove/parse-xml";
 import { virsh } from "./command.ts";
-import type { DoctorContext } from "./context.ts";
+import { allMachines, type DoctorContext } from "./context.ts";
 import { type Finding, ok, problem, warning } from "./finding.ts";
+import { addressNumber } from "../machine/network_info.ts";
 import { childrenOf, find, rootOf } from "../read_xml.ts";
 
 /** Kinds of networks whose bridge and addresses are not libvirt's. */
@@ -63,9 +64,13 @@ function checkDhcp(root: XmlElement | null, context: NetworkContext): Finding[] 
   return [checkRanges(childrenOf(dhcp, "range"), context), ...checkPing(root, context)];
 }
 
-/** Each machine has a new MAC address, and so takes a new lease. */
+/**
+ * A machine that is not isolated has a MAC address of its own, and so takes a new lease; the others
+ * have those of machines before them.
+ */
 function checkRanges(ranges: readonly XmlElement[], context: NetworkContext): Finding {
-  const { name } = context;
+  const { name, config } = context;
+  const isReused = allMachines(config).every(({ network, isolate }) => network !== name || isolate);
   const sizes = ranges.map(({ attributes: { start = "", end = "" } }) =>
     addressNumber(end) - addressNumber(start) + 1
   );
@@ -75,10 +80,14 @@ function checkRanges(ranges: readonly XmlElement[], context: NetworkContext): Fi
   const lease = Number.isFinite(hours) ? `leased for ${hoursWords(hours)}` : "leased for ever";
   const subject = `The network "${name}" has ${size} addresses, ${lease}`;
   const range = "widen <range start='…' end='…'>, or put <lease expiry='10' unit='minutes'/> in it";
-  if (size >= FEWEST_ADDRESSES && perHour >= FEWEST_MACHINES_PER_HOUR) return ok(subject);
+  if (size >= FEWEST_ADDRESSES && (isReused || perHour >= FEWEST_MACHINES_PER_HOUR)) {
+    return ok(subject);
+  }
   return warning(subject, {
-    meaning: `After ${size} machines in that time, the next gets no address and its job fails: ` +
-      "a lease outlives its machine",
+    meaning: isReused
+      ? `Of more than ${size} machines at once, the jobs fail: there is no address for them`
+      : `After ${size} machines in that time, the next gets no address and its job fails: ` +
+        "a lease outlives its machine",
     remedy: edit(context, range),
   });
 }
@@ -118,8 +127,4 @@ function leaseHours(range: XmlElement): number {
 
 function hoursWords(hours: number): string {
   return hours >= 2 ? `${Math.round(hours)} h` : `${Math.round(hours * 60)} min`;
-}
-
-function addressNumber(address: string): number {
-  return address.split(".").reduce((number, byte) => number * 256 + Number(byte), 0);
 }

@@ -15,7 +15,7 @@ import {
   VIR_DOMAIN_STATS_BALLOON,
   VIR_NODE_MEMORY_STATS_ALL_CELLS,
 } from "./memory_stats.ts";
-import { Network, VIR_CONNECT_LIST_NETWORKS_ACTIVE } from "./network.ts";
+import { Network } from "./network.ts";
 import { NetworkFilter } from "./network_filter.ts";
 import { StoragePool } from "./storage_pool.ts";
 
@@ -40,7 +40,6 @@ type FreeName =
 /** The functions that list handles into an array, and what they list. */
 interface Lists {
   readonly virConnectListAllDomains: "virDomain";
-  readonly virConnectListAllNetworks: "virNetwork";
   readonly virConnectListAllNWFilters: "virNWFilter";
   readonly virStoragePoolListAllVolumes: "virStorageVol";
 }
@@ -68,6 +67,7 @@ const SECONDS_AFTER_ABORT = 5;
 const CLOSE_MS = 3000;
 /** The most that a message of libvirt's streams carries. */
 export const CHUNK_BYTES = 256 * 1024;
+const UUID_STRING_BYTES = 37; // VIR_UUID_STRING_BUFLEN
 const SIZE_OF_VIR_ERROR = 80; // on 64-bit machines; code at 0, message at 8
 
 /**
@@ -363,15 +363,6 @@ export class Connection implements AsyncDisposable {
     return orNull(VIR_ERR.NO_NETWORK, this.lookupNetwork(name));
   }
 
-  /** The networks that are started. The caller disposes of each. */
-  async activeNetworks(): Promise<Network[]> {
-    const flags = VIR_CONNECT_LIST_NETWORKS_ACTIVE;
-    const pointers = await this.callForList("virConnectListAllNetworks", this.#pointer, flags);
-    return pointers.map((pointer) =>
-      new Network(this, pointer, borrowedString(this.#libvirt.virNetworkGetName(pointer)) ?? "")
-    );
-  }
-
   /** Defines a network filter of this name and XML, which stays until it is undefined. */
   async defineNetworkFilter(name: string, filterXml: string): Promise<NetworkFilter> {
     const pointer = await this.call("virNWFilterDefineXML", this.#pointer, cString(filterXml));
@@ -387,11 +378,22 @@ export class Connection implements AsyncDisposable {
 
   /** The names of all network filters; none where the driver has no filters. */
   async networkFilterNames(): Promise<string[]> {
+    return (await this.#listFilters()).map(({ name }) => name);
+  }
+
+  /** The UUIDs of all network filters, likewise. */
+  async networkFilterUuids(): Promise<string[]> {
+    return (await this.#listFilters()).map(({ uuid }) => uuid);
+  }
+
+  async #listFilters(): Promise<{ readonly name: string; readonly uuid: string }[]> {
     const list = this.callForList("virConnectListAllNWFilters", this.#pointer, 0);
     return (await orNull(VIR_ERR.NO_SUPPORT, list) ?? []).map((pointer) => {
       const name = borrowedString(this.#libvirt.virNWFilterGetName(pointer)) ?? "";
+      const uuid = new Uint8Array(UUID_STRING_BYTES);
+      this.#libvirt.virNWFilterGetUUIDString(pointer, uuid);
       this.release("virNWFilterFree", pointer);
-      return name;
+      return { name, uuid: new TextDecoder().decode(uuid.subarray(0, -1)) };
     });
   }
 

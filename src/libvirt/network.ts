@@ -3,13 +3,17 @@ import type { Pointer } from "../../ffi/libvirt.ts";
 import { borrowedString, cString, OutCell, pointerAt } from "../../ffi/memory.ts";
 import type { Connection } from "./connection.ts";
 
-export const VIR_CONNECT_LIST_NETWORKS_ACTIVE = 2;
-export const VIR_NETWORK_UPDATE_COMMAND_DELETE = 2;
 export const VIR_NETWORK_UPDATE_COMMAND_ADD_LAST = 3;
 export const VIR_NETWORK_SECTION_IP_DHCP_HOST = 4;
 export const VIR_NETWORK_UPDATE_AFFECT_LIVE = 1;
 
-const LEASE_ADDRESS = 40; // ipaddr in virNetworkDHCPLease (libvirt-network.h)
+/** An address of IPv4 or IPv6 that a guest has for a time. */
+export interface DhcpLease {
+  readonly mac: string;
+  readonly address: string;
+  /** In seconds since 1970; 0 is for ever. */
+  readonly until: number;
+}
 
 /** A handle of a virtual network. Whoever gets it disposes of it. */
 export class Network implements Disposable {
@@ -40,8 +44,8 @@ export class Network implements Disposable {
     return this.#connection.callForString("virNetworkGetXMLDesc", this.#pointer, 0);
   }
 
-  /** The addresses that its DHCP server has leased, to whomever; of IPv4 and IPv6. */
-  async leasedAddresses(): Promise<string[]> {
+  /** What its DHCP server has leased and what has not expired. */
+  async dhcpLeases(): Promise<DhcpLease[]> {
     const list = new OutCell();
     const connection = this.#connection;
     const count = await connection.call(
@@ -51,36 +55,29 @@ export class Network implements Disposable {
       list.buffer,
       0,
     );
-    const leases = list.pointer;
-    if (leases === null) return [];
-    const addresses = Array.from({ length: count }, (_, i) => {
-      const lease = pointerAt(leases, i * 8);
-      const address = lease && borrowedString(pointerAt(lease, LEASE_ADDRESS));
-      connection.local.virNetworkDHCPLeaseFree(lease);
-      return address ?? "";
-    });
-    connection.local.free(leases);
-    return addresses;
+    const array = list.pointer;
+    if (array === null) return [];
+    const leases: DhcpLease[] = [];
+    for (let i = 0; i < count; i++) {
+      const pointer = pointerAt(array, i * 8);
+      if (pointer === null) continue;
+      leases.push(readLease(pointer));
+      connection.local.virNetworkDHCPLeaseFree(pointer);
+    }
+    connection.local.free(array);
+    return leases;
   }
 
   /**
    * Adds this `<host>` to the DHCP of its n-th `<ip>`, from 0, until the network ends. libvirt refuses
-   * (OPERATION_INVALID) what has the MAC or the IP address of one that is there.
+   * (OPERATION_INVALID) what has the MAC or the IP address of one that is there. It takes the network's
+   * firewall rules away for a moment: connections that guests begin just then may be lost.
    */
   async addDhcpHost(hostXml: string, ipIndex: number): Promise<void> {
-    await this.#updateDhcpHosts(VIR_NETWORK_UPDATE_COMMAND_ADD_LAST, hostXml, ipIndex);
-  }
-
-  /** Removes the `<host>` with these addresses there; if there is none, OPERATION_INVALID. */
-  async removeDhcpHost(hostXml: string, ipIndex: number): Promise<void> {
-    await this.#updateDhcpHosts(VIR_NETWORK_UPDATE_COMMAND_DELETE, hostXml, ipIndex);
-  }
-
-  async #updateDhcpHosts(command: number, hostXml: string, ipIndex: number): Promise<void> {
     await this.#connection.call(
       "virNetworkUpdate",
       this.#pointer,
-      command,
+      VIR_NETWORK_UPDATE_COMMAND_ADD_LAST,
       VIR_NETWORK_SECTION_IP_DHCP_HOST,
       ipIndex,
       cString(hostXml),
@@ -91,4 +88,17 @@ export class Network implements Disposable {
   [Symbol.dispose](): void {
     this.#connection.release("virNetworkFree", this.#pointer);
   }
+}
+
+/**
+ * Reads a `virNetworkDHCPLease` (libvirt-network.h): expirytime at 8, mac at 24, ipaddr at 40. They
+ * are the pointer's until it is freed.
+ */
+function readLease(pointer: Deno.PointerObject): DhcpLease {
+  const view = new Deno.UnsafePointerView(pointer);
+  return {
+    mac: borrowedString(view.getPointer(24)) ?? "",
+    address: borrowedString(view.getPointer(40)) ?? "",
+    until: Number(view.getBigInt64(8)),
+  };
 }

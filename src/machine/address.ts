@@ -1,24 +1,45 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { type Failure, SystemFailure } from "../errors.ts";
+import type { Connection } from "../libvirt/connection.ts";
 import { ADDRESS_SOURCE, type Domain, type DomainState } from "../libvirt/domain.ts";
 import { LibvirtError } from "../libvirt/error.ts";
+import { type Card, isLeased } from "./card.ts";
 import { type Limits, NotYet, waitFor } from "../wait.ts";
 
 const OTHER_SOURCES_MS = 2000;
+const NO_LEASE = "no DHCP lease for its card";
 
 /**
  * The address at which the host reaches the machine's card: from the network's leases, else from the
  * guest agent, else from the host's ARP table. All go by the card's MAC address: a host name is what
  * the guest claims. Throws SystemFailure if the machine ends or the time is over.
+ *
+ * Also where it is known before, by a `card`: the guest must have it, or what is sent to it is lost, and
+ * the next is sent a second later.
  */
 export function waitForAddress(
   domain: Domain,
-  { mac, network }: { readonly mac: string; readonly network: string },
+  { mac, network, card, connection }: {
+    readonly mac: string;
+    readonly network: string;
+    readonly card: Card | null;
+    readonly connection: Connection;
+  },
   limits: Limits,
 ): Promise<string> {
   // The agent and the ARP table serve networks without leases; asking them is slow, and libvirt
   // logs an error each time that no agent runs.
   let nextOtherSources = performance.now() + OTHER_SOURCES_MS;
+  const usable = async (address: string): Promise<string | NotYet> => {
+    if (card === null) return address;
+    if (address !== card.address) {
+      return new NotYet(
+        `its address is ${address}, and the network keeps ${card.address} for it: ` +
+          "its network filter lets nothing else through",
+      );
+    }
+    return await isLeased(connection, network, card) ? address : new NotYet(NO_LEASE);
+  };
   return waitFor({
     fault: "address",
     goal: `get an address in the network "${network}"`,
@@ -27,12 +48,13 @@ export function waitForAddress(
       `does the template start its network with DHCP?`,
     probe: async () => {
       const leased = await findAddress(domain, mac, ADDRESS_SOURCE.LEASE);
-      if (leased !== null) return leased;
-      if (performance.now() < nextOtherSources) return new NotYet("no DHCP lease for its card");
+      if (leased !== null) return await usable(leased);
+      if (performance.now() < nextOtherSources) return new NotYet(NO_LEASE);
       nextOtherSources = performance.now() + OTHER_SOURCES_MS;
-      return await findAddress(domain, mac, ADDRESS_SOURCE.AGENT) ??
-        await findAddress(domain, mac, ADDRESS_SOURCE.ARP) ??
-        new NotYet("no DHCP lease for its card, no guest agent and no ARP entry that knows it");
+      const other = await findAddress(domain, mac, ADDRESS_SOURCE.AGENT) ??
+        await findAddress(domain, mac, ADDRESS_SOURCE.ARP);
+      if (other !== null) return await usable(other);
+      return new NotYet(`${NO_LEASE}, no guest agent and no ARP entry that knows it`);
     },
   }, limits);
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { MachineSettings } from "../machine_settings.ts";
 import { type Xml, xml } from "../xml.ts";
+import type { Card } from "./card.ts";
 import { type MachineRecord, recordXml } from "./record.ts";
 
 /** The name of the channel over which a machine without a network card is reached. */
@@ -15,6 +16,8 @@ export interface MachineDomain {
   readonly settings: MachineSettings;
   /** The network filter of its card; null where the machine is not isolated. */
   readonly filter: string | null;
+  /** The card of the network that the filter is for; null where it learns the address from DHCP. */
+  readonly card: Card | null;
   /** Paths on the hypervisor's host. */
   readonly overlayPath: string;
   readonly consolePath: string;
@@ -184,7 +187,10 @@ function accessXml(machine: MachineDomain): Xml | null {
  * (libvirt 6.1).
  */
 export function interfaceXml(
-  { record, settings, filter }: Pick<MachineDomain, "record" | "settings" | "filter">,
+  { record, settings, filter, card }: Pick<
+    MachineDomain,
+    "record" | "settings" | "filter" | "card"
+  >,
 ): Xml {
   const kibPerSecond = settings.networkMibPerSecond && settings.networkMibPerSecond * 1024;
   return xml`
@@ -195,7 +201,7 @@ export function interfaceXml(
       ${settings.isolate && xml`
         <port isolated="yes" />
       `}
-      ${filter === null ? null : filterrefXml(filter)}
+      ${filter === null ? null : filterrefXml(filter, card)}
       ${kibPerSecond &&
         xml`
           <bandwidth>
@@ -207,11 +213,15 @@ export function interfaceXml(
   `;
 }
 
-/** The address is the one that DHCP gave; until then, only DHCP passes. */
-function filterrefXml(filter: string): Xml {
+/**
+ * The one address that passes. Where none is known it is the one that DHCP gives, for which libvirt
+ * opens the filter a second later; until then, only DHCP passes.
+ */
+function filterrefXml(filter: string, card: Card | null): Xml {
+  const [name, value] = card === null ? ["CTRL_IP_LEARNING", "dhcp"] : ["IP", card.address];
   return xml`
     <filterref filter="${filter}">
-      <parameter name="CTRL_IP_LEARNING" value="dhcp" />
+      <parameter name="${name}" value="${value}" />
     </filterref>
   `;
 }

@@ -16,6 +16,8 @@ export interface Isolation {
   readonly hostPorts: readonly string[];
   /** The port of the guest's SSH server, from which it answers the host. */
   readonly sshPort: number;
+  /** Of what there may be but one filter, such as a card; null is a UUID by chance. */
+  readonly uuid: string | null;
 }
 
 /** The name of a machine's network filter. */
@@ -23,17 +25,21 @@ export function filterName(machine: string): string {
   return `libvirt-gci-${machine}`;
 }
 
-/** Defines the filter of an isolated machine, and gives its name. Throws SystemFailure. */
+/**
+ * Defines the filter of an isolated machine. Resolves to whether it is there now: not if another has its
+ * UUID. Throws SystemFailure.
+ */
 export async function createFilter(
   connection: Connection,
   machine: string,
   isolation: Isolation,
-): Promise<string> {
+): Promise<boolean> {
   const name = filterName(machine);
   try {
     using _ = await connection.defineNetworkFilter(name, filterXml(name, isolation).toString());
-    return name;
+    return true;
   } catch (cause) {
+    if (isolation.uuid !== null && isLibvirtError(cause, VIR_ERR.OPERATION_FAILED)) return false;
     throw new SystemFailure({
       fault: "network",
       what: `Cannot isolate the machine "${machine}": libvirt refuses its network filter`,
@@ -89,7 +95,7 @@ const MULTICAST_AND_BROADCAST = { dstipaddr: "224.0.0.0", dstipmask: 3 };
  *   past the isolation of the bridge's ports; and nothing from them, be they machines of ours or not.
  */
 export function filterXml(name: string, isolation: Isolation): Xml {
-  const { subnets, hostAddresses, hostPorts, sshPort } = isolation;
+  const { subnets, hostAddresses, hostPorts, sshPort, uuid } = isolation;
   const gateways = subnets.map(({ host }) => host);
   const host = [...new Set([...gateways, ...hostAddresses])];
   const rules = [
@@ -122,6 +128,9 @@ export function filterXml(name: string, isolation: Isolation): Xml {
   ];
   return xml`
     <filter name="${name}" chain="root">
+      ${uuid !== null && xml`
+        <uuid>${uuid}</uuid>
+      `}
       <filterref filter="clean-traffic"/>
       ${rules}
     </filter>

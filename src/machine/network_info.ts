@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { Network } from "../libvirt/network.ts";
-import { childrenOf, rootOf } from "../read_xml.ts";
+import { childrenOf, find, rootOf } from "../read_xml.ts";
 
 /** A range of IPv4 addresses that a network has, and the host's own in it. */
 export interface Subnet {
@@ -28,4 +28,52 @@ export function readSubnets(networkXml: string): Subnet[] {
 function prefixOf(netmask: string): number {
   const bits = netmask.split(".").map((byte) => Number(byte).toString(2)).join("");
   return bits.replaceAll("0", "").length;
+}
+
+/** An entry by which a network's DHCP server gives a host its address. */
+export interface DhcpHost {
+  readonly mac: string;
+  readonly id: string;
+  readonly ip: string;
+}
+
+/** What a network's DHCP server gives to guests, by IPv4. */
+export interface Dhcp {
+  /** The host's own address there. */
+  readonly host: string;
+  /** Which `<ip>` of the network it is, from 0. */
+  readonly ipIndex: number;
+  /** Of addresses as numbers; a range has its last one too. */
+  readonly ranges: readonly { readonly first: number; readonly last: number }[];
+  readonly hosts: readonly DhcpHost[];
+}
+
+/** Reads it from a network's XML; null where libvirt gives no addresses. libvirt allows one for IPv4. */
+export function findDhcp(networkXml: string): Dhcp | null {
+  const all = childrenOf(rootOf(networkXml), "ip");
+  for (const [ipIndex, ip] of all.entries()) {
+    const dhcp = find(ip, "dhcp");
+    const ranges = childrenOf(dhcp, "range").map(({ attributes: { start = "", end = "" } }) => ({
+      first: addressNumber(start),
+      last: addressNumber(end),
+    }));
+    if ((ip.attributes["family"] ?? "ipv4") !== "ipv4" || ranges.length === 0) continue;
+    const hosts = childrenOf(dhcp, "host").map((
+      { attributes: { mac = "", id = "", ip = "" } },
+    ) => ({
+      ...{ mac, id, ip },
+    }));
+    return { host: ip.attributes["address"] ?? "", ipIndex, ranges, hosts };
+  }
+  return null;
+}
+
+/** An IPv4 address as a number. */
+export function addressNumber(address: string): number {
+  return address.split(".").reduce((number, byte) => number * 256 + Number(byte), 0);
+}
+
+/** The IPv4 address of a number. */
+export function addressOf(number: number): string {
+  return [24, 16, 8, 0].map((bits) => Math.floor(number / 2 ** bits) % 256).join(".");
 }

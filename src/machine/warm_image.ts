@@ -152,7 +152,14 @@ function sampleXml(settings: MachineSettings, domainType: string): string {
       domainType,
       settings,
     },
-    ...{ filter: null, overlayPath: "", consolePath: "", nvramPath: null, isWarm: true },
+    ...{
+      filter: null,
+      card: null,
+      overlayPath: "",
+      consolePath: "",
+      nvramPath: null,
+      isWarm: true,
+    },
     seedPath: settings.login === "cloud-init" ? "" : null,
     credentialPath: settings.login === "systemd" ? "" : null,
   }).toString();

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { SystemFailure } from "../errors.ts";
 import type { Connection } from "../libvirt/connection.ts";
-import { createFilter } from "../machine/filter.ts";
+import { type Card, takeCard } from "../machine/card.ts";
+import { createFilter, deleteFilter, filterName } from "../machine/filter.ts";
 import { type Subnet, subnetsOf } from "../machine/network_info.ts";
 import type { MachineSettings } from "../machine_settings.ts";
 
@@ -28,7 +29,14 @@ export async function requireNetwork(connection: Connection, name: string): Prom
   });
 }
 
-/** Makes the network filter of a machine and gives its name, or null if the settings want none. */
+/** What keeps a machine from others: its filter's name, and the card that the filter is for. */
+export interface Isolated {
+  readonly filter: string | null;
+  /** Null where nobody can know its address before. */
+  readonly card: Card | null;
+}
+
+/** Makes the network filter of a machine and has a card for it; null if the settings want none. */
 export async function isolate(
   machine: string,
   { settings, subnets }: {
@@ -36,14 +44,23 @@ export async function isolate(
     readonly subnets: readonly Subnet[];
   },
   connection: Connection,
-): Promise<string | null> {
-  if (!settings.isolate || settings.network === "none") return null;
-  return await createFilter(connection, machine, {
+): Promise<Isolated> {
+  if (!settings.isolate || settings.network === "none") return { filter: null, card: null };
+  const isolation = {
     subnets,
     hostAddresses: connection.isLocal ? ownAddresses() : [], // of another host, nothing tells them
     hostPorts: settings.hostPorts,
     sshPort: settings.port,
-  });
+  };
+  await deleteFilter(connection, machine); // what an earlier machine of that name left has another card
+  const filter = filterName(machine);
+  const card = await takeCard(
+    connection,
+    settings.network,
+    (_, uuid) => createFilter(connection, machine, { ...isolation, uuid }),
+  );
+  if (card === null) await createFilter(connection, machine, { ...isolation, uuid: null });
+  return { filter, card };
 }
 
 /** This host's IPv4 addresses, without those that no packet from outside may have. */

@@ -4,6 +4,7 @@ import { waitForSsh } from "../guest/ready.ts";
 import type { Domain } from "../libvirt/domain.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
 import { refuseEnded, waitForAddress } from "../machine/address.ts";
+import type { Card } from "../machine/card.ts";
 import { type MachineDomain, randomMac } from "../machine/domain_xml.ts";
 import type { Owner } from "../machine/owner.ts";
 import { type MachineRecord, writeRecord } from "../machine/record.ts";
@@ -40,16 +41,17 @@ export interface Making {
 /** The record of a machine that nobody has reached yet. */
 export function newRecord(
   owner: Owner,
-  { template, login, settings }: {
+  { template, login, settings, card }: {
     readonly template: string;
     readonly login: MachineLogin;
     readonly settings: MachineSettings;
+    readonly card: Card | null;
   },
 ): MachineRecord {
   return {
     ...owner,
     template,
-    mac: randomMac(),
+    mac: card?.mac ?? randomMac(),
     user: settings.user,
     port: String(settings.port),
     key: login.key.file,
@@ -70,8 +72,9 @@ export async function boot(
   const { pool, timer } = making;
   const overlayPath = await createDisk(pool, name, disk);
   timer.end("overlay");
-  // Not the card of an attempt to resume it, whose lease may not be the one that this guest gets.
-  const record = { ...machine.record, mac: randomMac() };
+  // Not the MAC of an attempt to resume it, whose lease may not be the one that this guest gets, unless
+  // the network keeps it for the card.
+  const record = { ...machine.record, mac: machine.card?.mac ?? randomMac() };
   const booting = { ...machine, name, record, overlayPath };
   using domain = await startMachine(stage.connection, booting, disk);
   await takePlace(disk, making, stage);
@@ -100,11 +103,14 @@ export async function takePlace(
  */
 export async function reach(
   domain: Domain,
-  { record, settings, login }: Pick<NewMachine, "record" | "settings" | "login">,
+  { record, settings, login, card }: Pick<
+    NewMachine,
+    "record" | "settings" | "login" | "card"
+  >,
   { timer, mostSeconds = Infinity }: Pick<Making, "timer"> & { readonly mostSeconds?: number },
   stage: Stage,
 ): Promise<MachineRecord> {
-  const { log, progress, signal } = stage;
+  const { connection, log, progress, signal } = stage;
   const addressSeconds = Math.min(settings.addressSeconds, mostSeconds);
   const sshSeconds = Math.min(settings.sshSeconds, mostSeconds);
   return await orExamined(domain.name, stage, async () => {
@@ -113,7 +119,7 @@ export async function reach(
     const { network } = settings;
     const address = network === "none"
       ? CHANNEL_ADDRESS
-      : await waitForAddress(domain, { mac, network }, {
+      : await waitForAddress(domain, { mac, network, card, connection }, {
         ...limits,
         timeoutSeconds: addressSeconds,
       });

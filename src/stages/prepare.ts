@@ -93,16 +93,17 @@ export async function prepare(
     ...loginContents(name, login, settings),
     efi: settings.firmware === "efi",
   });
-  const filter = await isolate(name, { settings, subnets }, connection);
+  const { filter, card } = await isolate(name, { settings, subnets }, connection);
 
   signal.throwIfAborted();
-  const record = newRecord(owner, { template: choice.name, login, settings });
+  const record = newRecord(owner, { template: choice.name, login, settings, card });
   const machine: NewMachine = {
     name,
     record,
     domainType,
     settings,
     filter,
+    card,
     disk,
     login,
     ...volumes,

@@ -137,10 +137,13 @@ async function make(
     ...loginContents(name, login, settings),
     efi: false,
   });
-  const filter = await isolate(name, { settings, subnets }, connection);
-  const record = newRecord(owner, { template, login, settings });
+  const { filter, card } = await isolate(name, { settings, subnets }, connection);
+  const record = newRecord(owner, { template, login, settings, card });
   const source = { template: disk, diskGib: settings.diskGib };
-  const machine = { name, record, domainType, settings, filter, disk: source, login, ...volumes };
+  const machine = {
+    ...{ name, record, domainType, settings, filter, card, disk: source, login },
+    ...volumes,
+  };
   await resumeFrom(image, machine, { pool, turn, timer }, { ...stage, log: () => {} });
 }
 

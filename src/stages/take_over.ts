@@ -106,7 +106,7 @@ async function handOver(
   stage.log(`Took over the machine "${standby}", which waited for a job`);
   return await reach(
     domain,
-    { record, settings, login },
+    { record, settings, login, card: null }, // it has its address already
     { timer, mostSeconds: PATIENCE_SECONDS },
     stage,
   );

@@ -123,9 +123,18 @@ async function make(
     ...loginContents(maker, login, settings),
     efi: false,
   });
-  const record = newRecord(owner, { template: image.template, login, settings });
+  const record = newRecord(owner, { template: image.template, login, settings, card: null });
   using domain = await startMachine(connection, {
-    ...{ name: maker, record, domainType, settings, filter: null, overlayPath, ...volumes },
+    ...{
+      name: maker,
+      record,
+      domainType,
+      settings,
+      filter: null,
+      card: null,
+      overlayPath,
+      ...volumes,
+    },
     isWarm: true,
   }, { template });
   log(`Started a machine from the template "${image.template}" to save its RAM (${domainType})`);

@@ -6,8 +6,8 @@ import { Attempt } from "./matrix.ts";
 const THEIRS = "gci-e2e-bystander";
 
 /**
- * What no fault of another job may touch: a job that runs all the time, and somebody's domain, volume
- * and network filter.
+ * What no fault of another job may touch: a job that runs all the time, and somebody's domain, volume,
+ * network filter and address.
  */
 export class Bystanders {
   readonly #attempt: Attempt;
@@ -29,6 +29,7 @@ export class Bystanders {
     await virshXml(["nwfilter-define"], `<filter name="${THEIRS}" chain="root"/>`);
     await virsh("vol-create-as", TESTBED.overlayPool, `${THEIRS}.qcow2`, "1M");
     await Deno.writeTextFile(await pathOfVolume(), "their data");
+    await virsh(...updateHosts("add-last"));
     const attempt = await Attempt.begin();
     await attempt.mustPrepare();
     const job = attempt.run(`${UNTIL_LET_GO}; echo the job has passed`);
@@ -48,6 +49,7 @@ export class Bystanders {
       this.#attempt[Symbol.dispose]();
       await virsh("destroy", THEIRS);
       await virsh("nwfilter-undefine", THEIRS);
+      await virsh(...updateHosts("delete"));
       await virsh("vol-delete", "--pool", TESTBED.overlayPool, `${THEIRS}.qcow2`);
     }
   }
@@ -59,7 +61,13 @@ async function state(): Promise<string> {
     await virsh("domid", THEIRS),
     await virsh("nwfilter-dumpxml", THEIRS),
     await Deno.readTextFile(await pathOfVolume()),
+    (await virsh("net-dumpxml", TESTBED.network)).split("\n").find((it) => it.includes(THEIRS)),
   ].join("\n");
+}
+
+function updateHosts(command: "add-last" | "delete"): string[] {
+  const host = `<host mac='52:54:00:00:00:01' name='${THEIRS}' ip='192.168.213.200'/>`;
+  return ["net-update", TESTBED.network, command, "ip-dhcp-host", host, "--live"];
 }
 
 function pathOfVolume(): Promise<string> {

@@ -25,19 +25,22 @@ async function startPool(
   };
 }
 
-/** A network of this test alone, which leases one address, and that to nobody. */
-async function startNetwork(): Promise<AsyncDisposable> {
+const ONE_ADDRESS = '<range start="192.168.214.2" end="192.168.214.2"/>';
+
+/** A network of this test alone, whose DHCP server has these addresses and this option. */
+async function startNetwork(
+  { dhcp = ONE_ADDRESS, option = "no-ping" }: { readonly dhcp?: string; readonly option?: string } =
+    {},
+): Promise<AsyncDisposable> {
   await virshXml(
     ["net-define"],
-    `<network>
+    `<network xmlns:dnsmasq="http://libvirt.org/schemas/network/dnsmasq/1.0">
       <name>${NAME}</name>
       <bridge name="gcifault0" stp="off" delay="0"/>
       <ip address="192.168.214.1" netmask="255.255.255.0">
-        <dhcp>
-          <range start="192.168.214.2" end="192.168.214.2"/>
-          <host mac="52:54:00:00:00:01" ip="192.168.214.2"/>
-        </dhcp>
+        <dhcp>${dhcp}</dhcp>
       </ip>
+      <dnsmasq:options><dnsmasq:option value="${option}"/></dnsmasq:options>
     </network>`,
   );
   await virsh("net-start", NAME);
@@ -152,12 +155,34 @@ faultTest("the network fails", async (t) => {
       { fault: "no network", says: /has no network "gci-e2e-faults"/ },
       { network: NAME },
     ));
-  await t.step("no free lease", async () => {
-    await using _ = await startNetwork();
+  await t.step("no free address", async () => {
+    const dhcp = `${ONE_ADDRESS}<host mac="52:54:00:00:00:01" ip="192.168.214.2"/>`;
+    await using _ = await startNetwork({ dhcp });
     await meetInPrepare(
-      { fault: "no free lease", says: /did not get an address .* no DHCP lease/ },
+      { fault: "no free address", says: /"gci-e2e-faults" has no free address/ },
+      { network: NAME },
+    );
+  });
+  await t.step("no lease", async () => {
+    await using _ = await startNetwork({ option: "dhcp-ignore=tag:known" });
+    await meetInPrepare(
+      { fault: "no lease", says: /did not get an address .* no DHCP lease/ },
       { network: NAME, address_seconds: 10 },
     );
+  });
+  await t.step("killed while it gets an address", async () => {
+    for (const when of ["sent", "done"] as const) {
+      await using _ = await startNetwork();
+      const strike = { name: "virNetworkUpdate", count: 1, when, signal: "SIGKILL" } as const;
+      await meetFault(
+        {
+          fault: `SIGKILL ${when === "sent" ? "at" : "after"} virNetworkUpdate`,
+          ...{ stage: "prepare", status: null, says: /(?:)/, then: "gc" },
+        },
+        (attempt) => attempt.prepare({ strike: { ...strike, pidFile: null } }),
+        { settings: { network: NAME } },
+      );
+    }
   });
   await t.step("inactive", async () => {
     await using _ = await startNetwork();

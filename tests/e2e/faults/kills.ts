@@ -19,7 +19,8 @@ const IN_BOOT: Point = { name: "virDomainInterfaceAddresses", count: 3, when: "d
 
 /** Whether the call is one that a stage repeats while it waits. */
 function isOfWait({ name }: Point): boolean {
-  return /^virDomain(InterfaceAddresses|GetState|IsActive)$/.test(name);
+  return /^vir(Domain(InterfaceAddresses|GetState|IsActive)|Network(LookupByName|GetDHCPLeases))$/
+    .test(name);
 }
 
 /** The calls of libvirt that a stage makes, in their order, the repeated ones of a wait but once. */
@@ -77,10 +78,11 @@ function cancel(point: Point): CallOptions {
 
 /** The points of prepare until the guest boots, with a seed and a key, and then until it is ready. */
 async function pointsOfPrepare(): Promise<{ point: Point; options: AttemptOptions }[]> {
-  const strike = kill(IN_BOOT).strike as Strike;
-  const early = await traceOf((it, options) => it.prepare({ ...options, strike }), SEEDED);
   const whole = await traceOf((it, options) => it.prepare(options), {});
   assert.equal(whole.status, 0, whole.stderr);
+  // After the other: that one may have needed an address which the network now keeps for all.
+  const strike = kill(IN_BOOT).strike as Strike;
+  const early = await traceOf((it, options) => it.prepare({ ...options, strike }), SEEDED);
   const all = allPointsOf(whole);
   const late = all.slice(all.findLastIndex(isOfWait));
   assert(late.some(({ name }) => name === "virDomainSetMetadata"), "the last points are not there");

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { SystemFailure } from "../errors.ts";
+import type { Connection } from "../libvirt/connection.ts";
+import { isLibvirtError, LibvirtError, orNull, VIR_ERR } from "../libvirt/error.ts";
+import type { DhcpLease, Network } from "../libvirt/network.ts";
+import { xml } from "../xml.ts";
+import { randomMac } from "./domain_xml.ts";
+import { addressOf, type Dhcp, findDhcp } from "./network_info.ts";
+
+/** A network card whose address is known before its guest asks for it. */
+export interface Card {
+  readonly mac: string;
+  readonly address: string;
+  /** Until when an earlier machine has leased it, in seconds since 1970; null is not at all. */
+  readonly leasedUntil: number | null;
+}
+
+/** Tries to have a card for one machine alone. Resolves to whether it has it now. */
+export type TakeCard = (card: Card, uuid: string) => Promise<boolean>;
+
+const ATTEMPTS = 20;
+
+/**
+ * A card of the network that no machine has, for a machine that `take` gives it to: by a network filter
+ * with the card's UUID, of which libvirt lets there be but one, so that the card is free again when the
+ * filter is deleted.
+ *
+ * The network keeps each card's address for it, by an entry of its DHCP server in the live network. A
+ * further entry costs others connections ({@linkcode Network.addDhcpHost}), so entries stay for later
+ * machines until the network ends: there are as many as there were machines at once.
+ *
+ * Null where nobody can keep addresses: libvirt does not serve the network, or does not let us. Throws
+ * SystemFailure, also if no address is free.
+ */
+export async function takeCard(
+  connection: Connection,
+  networkName: string,
+  take: TakeCard,
+): Promise<Card | null> {
+  try {
+    using network = await connection.lookupNetwork(networkName);
+    return await tryTake(connection, network, take);
+  } catch (cause) {
+    if (!(cause instanceof LibvirtError)) throw cause;
+    throw new SystemFailure({
+      fault: "network",
+      what: `Cannot reserve an address in the network "${networkName}"`,
+      cause,
+      advice: `Look at the network: virsh net-dumpxml ${networkName}`,
+    });
+  }
+}
+
+async function tryTake(
+  connection: Connection,
+  network: Network,
+  take: TakeCard,
+): Promise<Card | null> {
+  for (let attempt = 1;; attempt++) {
+    const dhcp = findDhcp(await network.xml());
+    if (dhcp === null) return null;
+    const leases = await orNull(VIR_ERR.NO_SUPPORT, network.dhcpLeases()) ?? []; // the test driver
+    const taken = new Set(await connection.networkFilterUuids());
+    for (const { mac, ip } of dhcp.hosts.filter(({ id }) => id === OURS)) {
+      const uuid = await uuidOf(network.name, mac);
+      if (taken.has(uuid)) continue;
+      const lease = leases.find((lease) => lease.mac === mac && lease.address === ip);
+      const card = { mac, address: ip, leasedUntil: lease?.until ?? null };
+      if (await take(card, uuid)) return card;
+    }
+    const address = chooseFree(dhcp, leases);
+    if (address === null) throw exhausted(network.name);
+    try {
+      const host = xml`
+        <host mac="${randomMac()}" id="${OURS}" ip="${address}" />
+      `;
+      await network.addDhcpHost(host.toString(), dhcp.ipIndex);
+    } catch (error) {
+      if (isLibvirtError(error, VIR_ERR.NO_SUPPORT, VIR_ERR.ACCESS_DENIED)) return null;
+      // Somebody else was faster with this address.
+      if (!isLibvirtError(error, VIR_ERR.OPERATION_INVALID) || attempt === ATTEMPTS) throw error;
+    }
+  }
+}
+
+/** Whether the machine's guest has leased the card's address: it has one now. */
+export async function isLeased(
+  connection: Connection,
+  networkName: string,
+  { mac, address, leasedUntil }: Card,
+): Promise<boolean> {
+  using network = await connection.lookupNetwork(networkName);
+  return (await network.dhcpLeases()).some((lease) =>
+    lease.mac === mac && lease.address === address &&
+    (lease.until !== leasedUntil || lease.until === 0) // what is leased for ever does not tell
+  );
+}
+
+/**
+ * The `id` of entries that are ours: `libvirt-gci` in hexadecimal. libvirt keeps it with the entry, and
+ * gives it to the DHCP server only where it is the name of a DHCPv6 client. A `name` would be one in the
+ * network's DNS, in place of the guest's own.
+ */
+const OURS = new TextEncoder().encode("libvirt-gci").toHex();
+
+/** A UUID for the card of this address in this network. */
+async function uuidOf(network: string, mac: string): Promise<string> {
+  const text = new TextEncoder().encode(`libvirt-gci ${mac} ${network}`);
+  const hex = new Uint8Array(await crypto.subtle.digest("SHA-256", text)).toHex();
+  return hex.replace(/^(.{8})(.{4})(.{4})(.{4})(.{12}).*/, "$1-$2-$3-$4-$5");
+}
+
+/** An address of the ranges that nobody has, by chance. */
+function chooseFree({ ranges, host, hosts }: Dhcp, leases: readonly DhcpLease[]): string | null {
+  const used = [...hosts.map(({ ip }) => ip), ...leases.map(({ address }) => address)];
+  const taken = new Set([host, ...used]);
+  const size = ranges.reduce((sum, { first, last }) => sum + last - first + 1, 0);
+  const start = Math.floor(Math.random() * size);
+  for (let i = 0; i < size; i++) {
+    const address = addressAt(ranges, (start + i) % size);
+    // Old systems take these for a network's own, or for all; the DHCP server gives them to nobody.
+    if (!/\.(0|255)$/.test(address) && !taken.has(address)) return address;
+  }
+  return null;
+}
+
+function addressAt(ranges: Dhcp["ranges"], index: number): string {
+  let rest = index;
+  for (const { first, last } of ranges) {
+    if (rest <= last - first) return addressOf(first + rest);
+    rest -= last - first + 1;
+  }
+  return "";
+}
+
+function exhausted(network: string): SystemFailure {
+  return new SystemFailure({
+    fault: "network",
+    what: `The network "${network}" has no free address`,
+    advice: `See who has them: virsh net-dhcp-leases ${network}; widen its range, or shorten its ` +
+      `leases: virsh net-edit ${network}`,
+  });
+}
