@@ -255,7 +255,10 @@ cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | grep -q ":$hex 0*:0000 0A " ||
   fail "no SSH server listens at the port $port"
 `;
 
+/** An SSH server that takes other keys does not listen for a moment. */
 const REHEARSE = `${START}
 command -v bash >/dev/null || exit 0
-timeout 20 bash -c 'exec 3<>"/dev/tcp/127.0.0.1/$0" && read -r line <&3' "$port"
+timeout 20 bash -c '
+  until : 2>/dev/null <>"/dev/tcp/127.0.0.1/$0"; do sleep 0.1; done
+  exec 3<>"/dev/tcp/127.0.0.1/$0" && read -r line <&3' "$port"
 `;
