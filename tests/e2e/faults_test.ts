@@ -11,6 +11,7 @@ import "./faults/host.ts";
 import "./faults/kills.ts";
 import { isMatrixIgnored, table } from "./faults/matrix.ts";
 import "./faults/rivals.ts";
+import "./faults/standby.ts";
 
 let bystanders: Bystanders | undefined;
 

@@ -2,61 +2,9 @@
 import assert from "node:assert/strict";
 import { Connection } from "../../src/libvirt/connection.ts";
 import { claimStandby, letWait, newStandbyName, waitingIn } from "../../src/machine/standby.ts";
-import type { ListedMachine } from "../../src/stages/list.ts";
-import { sleep } from "../../src/wait.ts";
 import { runJob, runnerFor } from "../harness/runner.ts";
-import {
-  allOf,
-  call,
-  type Called,
-  command,
-  e2eTest,
-  job,
-  PROGRAM,
-  type Settings,
-  settingsFile,
-  TESTBED,
-  virsh,
-} from "./bed.ts";
-
-/** The guest gets its keys by the agent, so that only a resumed one lets a job in. */
-const STANDBY: Settings = {
-  start: "warm",
-  templates: { lite: { login: "cloud-init", standby: 2 } },
-};
-
-/** The settings stay for processes in the background, until all of those have ended. */
-async function withSettings(test: (file: string) => Promise<void>): Promise<void> {
-  using file = settingsFile(STANDBY);
-  try {
-    await done(file.path, ["warm", "lite"]);
-    await test(file.path);
-  } finally {
-    await untilNobodyFills();
-    await by(file.path, ["standby", "--drop"]);
-    await by(file.path, ["warm", "--drop", "lite"]);
-  }
-}
-
-function by(file: string, args: readonly string[]): Promise<Called> {
-  return command([...PROGRAM, "--config", file, ...args]);
-}
-
-async function done(file: string, args: readonly string[]): Promise<string> {
-  const { status, stdout, stderr } = await by(file, args);
-  assert.equal(status, 0, stderr);
-  return stdout + stderr;
-}
-
-async function untilNobodyFills(): Promise<void> {
-  const runs = () => command(["pgrep", "-f", "libvirt-gci-e2e-.* standby$"]);
-  while ((await runs()).status === 0) await sleep(200);
-}
-
-async function waiting(file: string): Promise<string[]> {
-  const machines: ListedMachine[] = JSON.parse(await done(file, ["list", "--json"]));
-  return machines.filter(({ state }) => state === "standby").map(({ machine }) => machine);
-}
+import { allOf, call, e2eTest, job, PROGRAM, TESTBED, virsh } from "./bed.ts";
+import { by, done, untilNobodyFills, waiting, withStandbys } from "./standby_bed.ts";
 
 async function untilTwoWait(file: string): Promise<void> {
   await untilNobodyFills();
@@ -136,7 +84,7 @@ async function givesWay(file: string): Promise<void> {
 }
 
 e2eTest("machines that wait are handed over, each to one job, and are made anew", async () => {
-  await withSettings(async (file) => {
+  await withStandbys(2, async (_, file) => {
     assert.match(await done(file, ["standby"]), /waits for a job: .*\n.*waits for a job: /);
     await servesAJob(file);
     await goesToOne(file);

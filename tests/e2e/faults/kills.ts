@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import type { Called } from "../bed.ts";
-import type { Point, Strike } from "./killed_program.ts";
+import type { Point } from "./killed_program.ts";
 import {
   addRow,
   Attempt,
@@ -12,48 +12,11 @@ import {
   messageOf,
   wrongIn,
 } from "./matrix.ts";
+import { allPointsOf, cancel, inWords, isOfWait, kill, pointsOf } from "./points.ts";
 
 /** Machines of this template get a seed and a key, and are never ready in these tests. */
 const SEEDED: AttemptOptions = { template: "cloud" };
 const IN_BOOT: Point = { name: "virDomainInterfaceAddresses", count: 3, when: "done" };
-
-/** Whether the call is one that a stage repeats while it waits. */
-function isOfWait({ name }: Point): boolean {
-  return /^vir(Domain(InterfaceAddresses|GetState|IsActive)|Network(LookupByName|GetDHCPLeases))$/
-    .test(name);
-}
-
-/** The calls of libvirt that a stage makes, in their order, the repeated ones of a wait but once. */
-function pointsOf({ stderr }: Called): Point[] {
-  const names = [...stderr.matchAll(/^debug: (vir\w+) /gm)].map(([_, name]) => name ?? "");
-  const counts = new Map<string, number>();
-  const points = names.map((name): Point => {
-    const count = (counts.get(name) ?? 0) + 1;
-    counts.set(name, count);
-    return { name, count, when: "done" };
-  });
-  return points.filter((point) => !isOfWait(point) || point.count <= 3);
-}
-
-/** As {@linkcode pointsOf}, and before the daemon has answered those that change something. */
-function allPointsOf(called: Called): Point[] {
-  return pointsOf(called).flatMap((point) => {
-    if (!/Create|Define|Upload|Delete|Destroy|Undefine|SetMetadata/.test(point.name)) {
-      return [point];
-    }
-    const isLong = /virDomain(CreateXML|Destroy)/.test(point.name);
-    return [
-      { ...point, when: "sent" as const },
-      ...(isLong ? [{ ...point, when: "midway" as const }] : []),
-      point,
-    ];
-  });
-}
-
-function inWords({ name, count, when }: Point): string {
-  const words = { sent: "at", midway: "in", done: "after" };
-  return `${words[when]} ${name}${count === 1 ? "" : ` ${count}`}`;
-}
 
 /** What the program prints of its calls up to this point. */
 async function traceOf(
@@ -68,20 +31,12 @@ async function traceOf(
   return called;
 }
 
-function kill(point: Point): CallOptions {
-  return { strike: { ...point, signal: "SIGKILL", pidFile: null } };
-}
-
-function cancel(point: Point): CallOptions {
-  return { strike: { ...point, signal: "SIGTERM", pidFile: null } };
-}
-
 /** The points of prepare until the guest boots, with a seed and a key, and then until it is ready. */
 async function pointsOfPrepare(): Promise<{ point: Point; options: AttemptOptions }[]> {
   const whole = await traceOf((it, options) => it.prepare(options), {});
   assert.equal(whole.status, 0, whole.stderr);
   // After the other: that one may have needed an address which the network now keeps for all.
-  const strike = kill(IN_BOOT).strike as Strike;
+  const { strike } = kill(IN_BOOT);
   const early = await traceOf((it, options) => it.prepare({ ...options, strike }), SEEDED);
   const all = allPointsOf(whole);
   const late = all.slice(all.findLastIndex(isOfWait));

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import assert from "node:assert/strict";
+import type { ListedMachine } from "../../src/stages/list.ts";
+import { sleep } from "../../src/wait.ts";
+import { type Called, command, PROGRAM, type Settings, settingsFile } from "./bed.ts";
+
+/**
+ * Gives the test settings by which machines of `lite` wait, and its warm image. The guest gets its
+ * keys by the agent, so that only a resumed one lets a job in. The file of the settings stays until
+ * the last process in the background has ended.
+ */
+export async function withStandbys(
+  count: number,
+  test: (settings: Settings, file: string) => Promise<void>,
+): Promise<void> {
+  const settings = {
+    start: "warm",
+    templates: { lite: { login: "cloud-init", standby: count } },
+  };
+  using file = settingsFile(settings);
+  try {
+    await done(file.path, ["warm", "lite"]);
+    await test(settings, file.path);
+  } finally {
+    await untilNobodyFills();
+    await by(file.path, ["standby", "--drop"]);
+    await by(file.path, ["warm", "--drop", "lite"]);
+  }
+}
+
+/** Calls the program with these settings. */
+export function by(file: string, args: readonly string[]): Promise<Called> {
+  return command([...PROGRAM, "--config", file, ...args]);
+}
+
+/** As {@linkcode by}, which has to succeed. Gives all that it printed. */
+export async function done(file: string, args: readonly string[]): Promise<string> {
+  const { status, stdout, stderr } = await by(file, args);
+  assert.equal(status, 0, stderr);
+  return stdout + stderr;
+}
+
+/** Resolves when no process in the background makes machines wait. */
+export async function untilNobodyFills(): Promise<void> {
+  const fillers = () => command(["pgrep", "-f", "libvirt-gci-e2e-.* standby$"]);
+  while ((await fillers()).status === 0) await sleep(200);
+}
+
+/** All machines of which anything is left, as the program lists them. */
+export async function list(file: string): Promise<ListedMachine[]> {
+  return JSON.parse(await done(file, ["list", "--json"]));
+}
+
+/** The names of those that wait. */
+export async function waiting(file: string): Promise<string[]> {
+  return (await list(file)).filter(({ state }) => state === "standby").map(({ domain }) => domain);
+}
