@@ -64,13 +64,18 @@ function checkDhcp(root: XmlElement | null, context: NetworkContext): Finding[] 
   return [checkRanges(childrenOf(dhcp, "range"), context), ...checkPing(root, context)];
 }
 
+/** Whether the network keeps the addresses of all machines there, for that they are isolated. */
+function areKept({ config, name }: NetworkContext): boolean {
+  return allMachines(config).every(({ network, isolate }) => network !== name || isolate);
+}
+
 /**
  * A machine that is not isolated has a MAC address of its own, and so takes a new lease; the others
  * have those of machines before them.
  */
 function checkRanges(ranges: readonly XmlElement[], context: NetworkContext): Finding {
-  const { name, config } = context;
-  const isReused = allMachines(config).every(({ network, isolate }) => network !== name || isolate);
+  const { name } = context;
+  const isReused = areKept(context);
   const sizes = ranges.map(({ attributes: { start = "", end = "" } }) =>
     addressNumber(end) - addressNumber(start) + 1
   );
@@ -92,13 +97,15 @@ function checkRanges(ranges: readonly XmlElement[], context: NetworkContext): Fi
   });
 }
 
+/** The server pings no address that the network keeps. */
 function checkPing(root: XmlElement | null, context: NetworkContext): Finding[] {
+  if (areKept(context)) return [];
   const options = childrenOf(find(root, "dnsmasq:options"), "dnsmasq:option")
     .map(({ attributes }) => attributes["value"]);
   if (options.includes("no-ping")) return [];
   return [
     warning(`The DHCP server of the network "${context.name}" pings each address first`, {
-      meaning: "Each machine waits up to 3 s for its address",
+      meaning: "Each machine that is not isolated waits up to 3 s for its address",
       remedy: edit(
         context,
         "at <network>, add xmlns:dnsmasq='http://libvirt.org/schemas/network/dnsmasq/1.0', and " +
