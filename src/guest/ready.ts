@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { connect, type Socket } from "node:net";
 import { SystemFailure } from "../errors.ts";
 import { type Goal, type Limits, NotYet, waitFor, within } from "../wait.ts";
 import { type Login, SshConnection, WrongHostKey } from "./ssh.ts";
 
 const ATTEMPT_MS = 15_000;
+const FIRST_CONNECT_MS = 250;
 
 /**
  * Waits until the guest lets us in and runs a command, and gives its host key. `refuseEnded` throws
@@ -14,11 +16,13 @@ export function waitForSsh(
   refuseEnded: () => Promise<void>,
   limits: Limits,
 ): Promise<string> {
+  let connectMs = FIRST_CONNECT_MS;
   return waitFor({
     ...goalOf(login),
     probe: async () => {
       await refuseEnded();
-      const ssh = await tryLogin(login, limits.signal).catch(orNotYetItsHostKey);
+      const ssh = await tryLogin(login, limits.signal, connectMs).catch(orNotYetItsHostKey);
+      connectMs = Math.min(connectMs * 1.5, ATTEMPT_MS);
       if (ssh instanceof NotYet) return ssh;
       using _ = ssh;
       const ignore = (): Promise<void> => Promise.resolve();
@@ -65,10 +69,17 @@ function orNotYetItsHostKey(error: unknown): NotYet {
   throw error;
 }
 
-async function tryLogin(login: Login, signal: AbortSignal): Promise<SshConnection | NotYet> {
+async function tryLogin(
+  login: Login,
+  signal: AbortSignal,
+  connectMs = ATTEMPT_MS,
+): Promise<SshConnection | NotYet> {
   try {
     const options = { timeoutMs: ATTEMPT_MS, signal };
-    if (login.channel === null) return await SshConnection.open(login, options);
+    if (login.channel === null) {
+      const sock = await dial(login, connectMs, signal);
+      return sock instanceof NotYet ? sock : await SshConnection.open(login, { ...options, sock });
+    }
     const { openChannel } = await import("./agent_channel.ts"); // what few machines need
     const sock = await openChannel(login.channel, options);
     return sock instanceof NotYet ? sock : await SshConnection.open(login, { ...options, sock });
@@ -77,4 +88,27 @@ async function tryLogin(login: Login, signal: AbortSignal): Promise<SshConnectio
     if (error instanceof SystemFailure || !(error instanceof Error)) throw error;
     return new NotYet(error.message);
   }
+}
+
+/**
+ * Connects to the guest's SSH server. What is sent to a guest that has just asked for its address may
+ * be lost, and is sent again only a second later (RFC 6298): a further connection is faster.
+ */
+async function dial(
+  { address, port }: Login,
+  milliseconds: number,
+  signal: AbortSignal,
+): Promise<Socket | NotYet> {
+  const socket = connect({ host: address, port });
+  const { promise, resolve, reject } = Promise.withResolvers<true>();
+  socket.once("connect", () => resolve(true));
+  socket.once("error", reject);
+  try {
+    if (await within(promise, milliseconds, signal)) return socket;
+  } catch (error) {
+    socket.destroy();
+    throw error;
+  }
+  socket.destroy();
+  return new NotYet(`Timed out while connecting to ${address} port ${port}`);
 }
