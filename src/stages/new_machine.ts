@@ -23,6 +23,18 @@ export interface NewMachine extends Omit<MachineDomain, "overlayPath"> {
   readonly disk: DiskSource;
 }
 
+/** The machine that a job is to get, and for whom it is. */
+export interface Wanted {
+  readonly name: string;
+  readonly owner: Owner;
+  /** The template, as the settings know it. */
+  readonly template: string;
+  readonly disk: DiskSource;
+  readonly settings: MachineSettings;
+  readonly domainType: string;
+  readonly keyFile: string | undefined;
+}
+
 /** What a machine's disk is made of. */
 export interface DiskSource {
   readonly template: Template;

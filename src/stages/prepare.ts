@@ -6,6 +6,7 @@ import type { Connection } from "../libvirt/connection.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
 import type { MachineSettings } from "../machine_settings.ts";
 import { chooseDomainType } from "../machine/domain_type.ts";
+import type { Subnet } from "../machine/network_info.ts";
 import { newOwner } from "../machine/owner.ts";
 import type { MachineRecord } from "../machine/record.ts";
 import { CHANNEL_ADDRESS } from "../machine/ssh_channel.ts";
@@ -23,7 +24,14 @@ import { cleanup } from "./cleanup.ts";
 import { sweep } from "./gc.ts";
 import { isolate, requireNetwork } from "./isolation.ts";
 import { createLogin, loginContents } from "./login.ts";
-import { boot, type DiskSource, type NewMachine, newRecord } from "./new_machine.ts";
+import {
+  boot,
+  type DiskSource,
+  type Making,
+  type NewMachine,
+  newRecord,
+  type Wanted,
+} from "./new_machine.ts";
 import type { Stage } from "./stage.ts";
 import { StepTimer } from "./step_timer.ts";
 
@@ -59,7 +67,7 @@ export async function prepare(
     const template = await findTemplate(connection, asked);
     return { template, diskGib: diskSize(template, settings) };
   };
-  let disk = await findDisk();
+  const disk = await findDisk();
   const subnets = await requireNetwork(connection, settings.network);
   const domainType = await chooseDomainType(connection, settings.domainType, log);
   using pool = await lookupOverlayPool(connection, config.overlayPool);
@@ -72,58 +80,59 @@ export async function prepare(
   if (!await claimName(pool, name, owner)) throw takenName(name, EARLIER_DISK);
   await using undo = new AsyncDisposableStack(); // only now is the name ours
   undo.defer(() => undoPrepare(name, stage));
-  if (settings.standby > 0) {
-    const { takeOver } = await import("./take_over.ts");
-    const wanted = {
-      ...{ name, owner, template: choice.name, disk, settings, domainType },
-      keyFile,
-    };
-    const taken = await takeOver(wanted, { pool, timer }, stage);
-    signal.throwIfAborted();
-    if (taken !== null) {
-      undo.move();
-      return ready({ name, record: taken }, timer, stage);
-    }
-  }
+  const wanted: Wanted = {
+    ...{ name, owner, template: choice.name, disk, settings, domainType },
+    keyFile,
+  };
+  const making = { pool, timer };
+  const record = await takeWaiting(wanted, making, stage) ??
+    await make(wanted, { ...making, findDisk, subnets }, stage);
+  signal.throwIfAborted();
+
+  undo.move(); // The machine now lives until cleanup.
+  const where = record.address === CHANNEL_ADDRESS ? "without a network" : `at ${record.address}`;
+  log(`The machine "${name}" is ready ${where}: ${timer.summary()}`);
+  return { name, record };
+}
+
+async function takeWaiting(
+  wanted: Wanted,
+  making: Pick<Making, "pool" | "timer">,
+  stage: Stage,
+): Promise<MachineRecord | null> {
+  if (wanted.settings.standby === 0) return null;
+  return await (await import("./take_over.ts")).takeOver(wanted, making, stage);
+}
+
+/** Makes the machine once there is room for it, resumed or booted. */
+async function make(
+  { name, owner, template, settings, domainType, keyFile, ...wanted }: Wanted,
+  { pool, timer, findDisk, subnets }: Pick<Making, "pool" | "timer"> & {
+    readonly findDisk: () => Promise<DiskSource>;
+    readonly subnets: readonly Subnet[];
+  },
+  stage: Stage,
+): Promise<MachineRecord> {
   const { turn, hasWaited } = await admit(name, { pool, memoryMib: settings.memoryMib }, stage);
-  if (hasWaited) disk = await findDisk(); // somebody may have replaced the template
+  const disk = hasWaited ? await findDisk() : wanted.disk; // somebody may have replaced the template
   timer.end("turn");
   const login = await createLogin(name, { keyFile, settings }, stage);
   const volumes = await createVolumes(pool, name, {
     ...loginContents(name, login, settings),
     efi: settings.firmware === "efi",
   });
-  const { filter, card } = await isolate(name, { settings, subnets }, connection);
+  const isolated = await isolate(name, { settings, subnets }, stage.connection);
+  stage.signal.throwIfAborted();
 
-  signal.throwIfAborted();
-  const record = newRecord(owner, { template: choice.name, login, settings, card });
+  const record = newRecord(owner, { template, login, settings, card: isolated.card });
   const machine: NewMachine = {
-    name,
-    record,
-    domainType,
-    settings,
-    filter,
-    card,
-    disk,
-    login,
-    ...volumes,
+    ...{ name, record, domainType, settings, disk, login, ...isolated, ...volumes },
   };
   const making = { pool, turn, timer };
   const resumed = settings.start === "cold"
     ? null
     : await (await import("./resume.ts")).resume(machine, making, stage);
-  const made = resumed ?? await boot(machine, making, stage);
-  signal.throwIfAborted();
-
-  undo.move(); // The machine now lives until cleanup.
-  return ready({ name, record: made }, timer, stage);
-}
-
-function ready(machine: PreparedMachine, timer: StepTimer, { log }: Stage): PreparedMachine {
-  const { name, record: { address } } = machine;
-  const where = address === CHANNEL_ADDRESS ? "without a network" : `at ${address}`;
-  log(`The machine "${name}" is ready ${where}: ${timer.summary()}`);
-  return machine;
+  return resumed ?? await boot(machine, making, stage);
 }
 
 /** What a person can do with the machine, a line each. */

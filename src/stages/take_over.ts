@@ -4,7 +4,6 @@ import { letIn } from "../guest/identity.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
 import { refuseEnded } from "../machine/address.ts";
 import { titleOf } from "../machine/domain_xml.ts";
-import type { Owner } from "../machine/owner.ts";
 import { type MachineRecord, readRecord, writeRecord } from "../machine/record.ts";
 import { agentOf } from "../machine/ssh_channel.ts";
 import {
@@ -16,27 +15,14 @@ import {
   waitingIn,
 } from "../machine/standby.ts";
 import { findFitting, findWarmImages, warmOrigin } from "../machine/warm_image.ts";
-import type { MachineSettings } from "../machine_settings.ts";
 import { cleanup } from "./cleanup.ts";
 import { createLogin, toHostName } from "./login.ts";
-import { type DiskSource, reach } from "./new_machine.ts";
+import { reach, type Wanted } from "./new_machine.ts";
 import type { Stage } from "./stage.ts";
 import type { StepTimer } from "./step_timer.ts";
 
 /** It was ready already. */
 const PATIENCE_SECONDS = 15;
-
-/** The machine that a job is to get, and for whom it is. */
-export interface Wanted {
-  readonly name: string;
-  readonly owner: Owner;
-  /** The template, as the settings know it. */
-  readonly template: string;
-  readonly disk: DiskSource;
-  readonly settings: MachineSettings;
-  readonly domainType: string;
-  readonly keyFile: string | undefined;
-}
 
 /**
  * Gives the job a machine that waits for one, if any is as the job's is to be. Null if there is none.
