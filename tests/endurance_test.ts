@@ -45,7 +45,8 @@ function holdings(): Holdings {
 /** What caches, the pools of further threads and split memory may grow by, in all and in each job. */
 const SLACK_BYTES = 1024 * 1024;
 const BYTES_PER_JOB = 8192;
-const SETTLE_MS = 5000;
+/** The threads of Deno's pool end when they had nothing to do for ten seconds. */
+const SETTLE_MS = 15_000;
 
 /** Sees that these jobs left nothing, as soon as the last sockets and threads are gone. */
 async function assertNothingLeft(before: Holdings, jobs: number): Promise<void> {
@@ -55,7 +56,7 @@ async function assertNothingLeft(before: Holdings, jobs: number): Promise<void> 
     const now = holdings();
     try {
       assert(now.descriptors <= before.descriptors, "descriptors");
-      assert(now.threads <= before.threads + 8, "threads"); // of Deno's pool, which ends them late
+      assert(now.threads <= before.threads + 8, "threads"); // of that pool
       assert(now.heapBytes <= before.heapBytes + slackBytes, "memory of JavaScript");
       assert(now.nativeBytes <= before.nativeBytes + slackBytes, "memory of libraries");
       return;
