@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { connect, type Socket } from "node:net";
 import { SystemFailure } from "../errors.ts";
 import { type Goal, type Limits, NotYet, waitFor, within } from "../wait.ts";
 import { type Login, SshConnection, WrongHostKey } from "./ssh.ts";
 
 const ATTEMPT_MS = 15_000;
+/**
+ * What is sent to a guest that has just asked for its address may be lost, and is sent again only a
+ * second later (RFC 6298): a further connection is faster.
+ */
 const FIRST_CONNECT_MS = 250;
 
 /**
@@ -75,11 +78,8 @@ async function tryLogin(
   connectMs = ATTEMPT_MS,
 ): Promise<SshConnection | NotYet> {
   try {
-    const options = { timeoutMs: ATTEMPT_MS, signal };
-    if (login.channel === null) {
-      const sock = await dial(login, connectMs, signal);
-      return sock instanceof NotYet ? sock : await SshConnection.open(login, { ...options, sock });
-    }
+    const options = { timeoutMs: ATTEMPT_MS, connectMs, signal };
+    if (login.channel === null) return await SshConnection.open(login, options);
     const { openChannel } = await import("./agent_channel.ts"); // what few machines need
     const sock = await openChannel(login.channel, options);
     return sock instanceof NotYet ? sock : await SshConnection.open(login, { ...options, sock });
@@ -88,27 +88,4 @@ async function tryLogin(
     if (error instanceof SystemFailure || !(error instanceof Error)) throw error;
     return new NotYet(error.message);
   }
-}
-
-/**
- * Connects to the guest's SSH server. What is sent to a guest that has just asked for its address may
- * be lost, and is sent again only a second later (RFC 6298): a further connection is faster.
- */
-async function dial(
-  { address, port }: Login,
-  milliseconds: number,
-  signal: AbortSignal,
-): Promise<Socket | NotYet> {
-  const socket = connect({ host: address, port });
-  const { promise, resolve, reject } = Promise.withResolvers<true>();
-  socket.once("connect", () => resolve(true));
-  socket.once("error", reject);
-  try {
-    if (await within(promise, milliseconds, signal)) return socket;
-  } catch (error) {
-    socket.destroy();
-    throw error;
-  }
-  socket.destroy();
-  return new NotYet(`Timed out while connecting to ${address} port ${port}`);
 }

@@ -1,6 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // @ts-types="@types/ssh2"
-import type { Client, ClientCallback, ClientChannel, ConnectConfig } from "ssh2";
+import type {
+  AuthHandlerMiddleware,
+  Client,
+  ClientCallback,
+  ClientChannel,
+  ConnectConfig,
+} from "ssh2";
 import type { Duplex, Readable } from "node:stream";
 import { SystemFailure } from "../errors.ts";
 import type { Channel } from "./agent_channel.ts";
@@ -16,6 +22,8 @@ export interface Login {
   readonly channel: Channel | null;
   /** The SHA-256 of the guest's host key in base64; null accepts any, at the first contact. */
   readonly hostKey: string | null;
+  /** Until it has resolved, the guest does not know the key: all but that can be done before. */
+  readonly keyKnown?: Promise<unknown>;
 }
 
 /** The guest answers but does not let us in, which no waiting mends. */
@@ -38,6 +46,18 @@ export interface CommandEnd {
 const KEEPALIVE_MS = 15_000;
 const KEEPALIVES_UNANSWERED = 8; // two minutes: a busy guest is slow to answer, not gone
 
+/** Offers the key at once and nothing else: there is no round trip to ask what there is. */
+function byKeyOnceKnown(keyKnown: Promise<unknown>): AuthHandlerMiddleware {
+  const nothingMore = false as never; // which ssh2 takes, and its types do not know
+  let isOffered = false;
+  keyKnown.catch(() => {}); // whoever gave it sees that
+  return (_left, _isPartial, next) => {
+    if (isOffered) return next(nothingMore);
+    isOffered = true;
+    keyKnown.then(() => next("publickey"), () => next(nothingMore));
+  };
+}
+
 /** A connection to a guest's SSH server. */
 export class SshConnection implements Disposable {
   /** The SHA-256 of the host key that the server proved to have, in base64. */
@@ -57,8 +77,10 @@ export class SshConnection implements Disposable {
    */
   static async open(
     login: Login,
-    { timeoutMs, signal, sock }: {
+    { timeoutMs, connectMs = timeoutMs, signal, sock }: {
       readonly timeoutMs: number;
+      /** How much of that the connection may take, before SSH begins. */
+      readonly connectMs?: number;
       readonly signal: AbortSignal;
       /** The opened channel, closed with the connection. */
       readonly sock?: Duplex;
@@ -72,7 +94,13 @@ export class SshConnection implements Disposable {
     const abort = (): void => reject(signal.reason);
     let hostKey = "";
     let wrongHostKey = false;
-    client.on("connect", () => client.setNoDelay(true)); // Nagle's algorithm costs 40 ms a step
+    const connecting = setTimeout(() => {
+      reject(new Error(`Timed out while connecting to ${login.address} port ${login.port}`));
+    }, connectMs);
+    client.on("connect", () => {
+      clearTimeout(connecting);
+      client.setNoDelay(true); // Nagle's algorithm costs 40 ms a step
+    });
     client.on("ready", () => resolve());
     client.on("error", (error) => {
       reject(wrongHostKey ? wrongHostKeyError(login) : refusalOr(error, login));
@@ -83,7 +111,7 @@ export class SshConnection implements Disposable {
       ...(sock ? { sock } : { host: login.address, port: login.port }),
       username: login.user,
       privateKey: login.privateKey,
-      authHandler: ["publickey"], // no round trip to ask what else there is
+      authHandler: byKeyOnceKnown(login.keyKnown ?? Promise.resolve()),
       readyTimeout: timeoutMs,
       keepaliveInterval: KEEPALIVE_MS,
       keepaliveCountMax: KEEPALIVES_UNANSWERED,
@@ -103,6 +131,7 @@ export class SshConnection implements Disposable {
       sock?.destroy();
       throw error;
     } finally {
+      clearTimeout(connecting);
       signal.removeEventListener("abort", abort);
     }
   }

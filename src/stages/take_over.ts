@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { explain } from "../errors.ts";
 import { letIn } from "../guest/identity.ts";
+import { openSsh } from "../guest/ready.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
 import { refuseEnded } from "../machine/address.ts";
 import { titleOf } from "../machine/domain_xml.ts";
@@ -16,8 +17,8 @@ import {
 } from "../machine/standby.ts";
 import { findFitting, findWarmImages, warmOrigin } from "../machine/warm_image.ts";
 import { cleanup } from "./cleanup.ts";
-import { createLogin, toHostName } from "./login.ts";
-import { reach, type Wanted } from "./new_machine.ts";
+import { createLogin, loginTo, toHostName } from "./login.ts";
+import type { Wanted } from "./new_machine.ts";
 import type { Stage } from "./stage.ts";
 import type { StepTimer } from "./step_timer.ts";
 
@@ -67,7 +68,8 @@ async function handOver(
   timer: StepTimer,
   stage: Stage,
 ): Promise<MachineRecord> {
-  using domain = await stage.connection.lookupDomain(standby);
+  const { connection, log, progress, signal } = stage;
+  using domain = await connection.lookupDomain(standby);
   const waited = await readRecord(domain);
   if (waited === null) throw new Error(`The domain "${standby}" has no record`);
   await refuseEnded(domain);
@@ -83,17 +85,18 @@ async function handOver(
   await writeRecord(domain, record);
   await domain.setTitle(titleOf(record));
   timer.end("record");
-  await letIn(agentOf(domain), {
+  const keyKnown = letIn(agentOf(domain), {
     hostName: toHostName(name),
     user: settings.user,
     publicKey: settings.login === "template" ? null : login.key.publicKey,
-  });
-  timer.end("keys");
-  stage.log(`Took over the machine "${standby}", which waited for a job`);
-  return await reach(
-    domain,
-    { record, settings, login, card: null }, // it has its address already
-    { timer, mostSeconds: PATIENCE_SECONDS },
-    stage,
-  );
+  }).then(() => timer.end("keys"));
+  const target = await loginTo(domain, { ...record, address: waited.address }, login.key);
+  const limits = { log, progress, signal, timeoutSeconds: PATIENCE_SECONDS };
+  const [ssh] = await Promise.all([openSsh({ ...target, keyKnown }, limits), keyKnown]);
+  ssh[Symbol.dispose]();
+  timer.end("ssh");
+  log(`Took over the machine "${standby}", which waited for a job`);
+  const ready = { ...record, address: waited.address };
+  await writeRecord(domain, ready);
+  return ready;
 }

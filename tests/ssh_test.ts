@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import assert from "node:assert/strict";
+import { type Login, SshConnection } from "../src/guest/ssh.ts";
+import { sleep } from "../src/wait.ts";
+import { TestGuest, type TestGuestOptions } from "./test_guest.ts";
+
+async function withGuest(
+  test: (login: Login) => Promise<void>,
+  options: TestGuestOptions = {},
+): Promise<void> {
+  await using guest = await TestGuest.start(options);
+  const { port, privateKey } = guest;
+  await test({
+    ...{ address: "127.0.0.1", port, user: "gitlab-runner", privateKey },
+    ...{ channel: null, hostKey: null },
+  });
+}
+
+const options = { timeoutMs: 5000, signal: new AbortController().signal };
+
+Deno.test("a login waits with its key until the guest knows it", () =>
+  withGuest(async (login) => {
+    const known = Promise.withResolvers<void>();
+    let isOpen = false;
+    const opening = SshConnection.open({ ...login, keyKnown: known.promise }, options)
+      .then((ssh) => {
+        isOpen = true;
+        ssh[Symbol.dispose]();
+      });
+    await sleep(300);
+    assert(!isOpen);
+    known.resolve();
+    await opening;
+  }));
+
+Deno.test("a login ends at once when the guest will never know the key", () =>
+  withGuest(async (login) => {
+    const start = performance.now();
+    const keyKnown = sleep(300).then(() => Promise.reject(new Error("no agent")));
+    await assert.rejects(SshConnection.open({ ...login, keyKnown }, options));
+    assert(performance.now() - start < 2000);
+  }));
+
+Deno.test("a key that the guest refuses is offered once", () =>
+  withGuest(async (login) => {
+    const start = performance.now();
+    await assert.rejects(SshConnection.open(login, options), /refuses the key/);
+    assert(performance.now() - start < 2000);
+  }, { refuseKey: true }));
