@@ -30,7 +30,8 @@ export async function untilLibvirtAnswers(): Promise<void> {
 }
 
 const BOOTING: Point = { name: "virDomainInterfaceAddresses", count: 3, when: "done" };
-const SCRIPT_RUNS: Point = { name: "virDomainLookupByName", count: 2, when: "done" };
+/** Two lookups find the machine; the third is to see whether it is still there. */
+const SCRIPT_RUNS: Point = { name: "virDomainLookupByName", count: 3, when: "done" };
 
 faultTest("libvirtd is killed and starts again", async (t) => {
   const inPrepare: Point[] = [
