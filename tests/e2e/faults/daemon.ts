@@ -152,7 +152,7 @@ faultTest("the daemon hangs", async (t) => {
       { fault, stage: "run", status: 0, says: /^end$/m, then: "cleanup" },
       async (attempt) => {
         await attempt.mustPrepare();
-        proxy.stallAtCall(2);
+        proxy.stallAtCall(3); // two find the machine, the third watches it
         const met = await attempt.run("sleep 8; echo end");
         assert(proxy.hasStalled);
         proxy.recover();
