@@ -177,10 +177,12 @@ const LACKING = 69; // EX_UNAVAILABLE of sysexits.h
  *
  * Before cloud-init has been there, a key or the host's own may still be the template's. An earlier
  * server may have missed that its connection is gone, if the next came at once: only one process can
- * open a port. In a scope of its own, the job outlives the agent's service, which systemd stops when a
- * process in it runs out of memory. Why sshd does not start is only in its log: the check repeats it.
+ * open a port. Who has it and is younger serves a later connection: a slow guest may come to an attempt
+ * that was given up when the next is in use. In a scope of its own, the job outlives the agent's service,
+ * which systemd stops when a process in it runs out of memory. Why sshd does not start is only in its
+ * log: the check repeats it.
  */
-const SERVER = `
+export const SERVER = `
 name=$1 token=$2 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 lack() { echo "$1" >&2; exit ${LACKING}; }
 if [ -e /run/cloud-init/enabled ] || [ -e /run/cloud-init/status.json ]; then
@@ -194,15 +196,21 @@ for file in /sys/class/virtio-ports/*/name; do
 done
 [ -c "$port" ] || lack "no virtio port $name"
 sshd=$(command -v sshd) || lack "no sshd"
+born() { { read -r stat <"/proc/$1/stat"; } 2>/dev/null && set -- \${stat##*)} && echo "\${20}"; }
+mine=$(born $$)
 mkdir -p /run/sshd
 for signal in 0 TERM TERM TERM KILL KILL; do
   ! (: <>"$port") 2>/dev/null || break
   ls -l /proc/[0-9]*/fd 2>/dev/null | while read -r line; do
     case $line in
       /proc/*:) pid=\${line#/proc/} pid=\${pid%/fd:} ;;
-      *" -> $port") kill -$signal "$pid" 2>/dev/null ;;
+      *" -> $port")
+        theirs=$(born "$pid") || continue
+        [ "$theirs" -lt "$mine" ] || exit 3
+        kill -$signal "$pid" 2>/dev/null ;;
     esac
   done
+  [ $? -ne 3 ] || { echo "a later connection has the port" >&2; exit 1; }
   sleep 0.2
 done
 exec 3<>"$port"

@@ -8,6 +8,7 @@ import {
   type Runner,
   runnerFor,
   type RunOptions,
+  type Verdict,
 } from "../harness/runner.ts";
 
 /** What `tests/testbed/testbed.sh up` makes. */
@@ -85,6 +86,25 @@ export async function runOnMachine(machine: string, job: Job): Promise<JobResult
     job,
   );
 }
+
+/** Asserts how the job ended. Of a long log the end is what people see: there is what went wrong. */
+export function assertVerdict(
+  { verdict, exitCode, reason, logText, stages }: JobResult,
+  wanted: Verdict,
+  wantedExitCode: number | null = exitCode,
+): void {
+  if (verdict === wanted && exitCode === wantedExitCode) return;
+  const failed = stages.filter(({ exitStatus }) => exitStatus !== 0).map((stage) => {
+    const told = new TextDecoder().decode(stage.stderr);
+    const start = Math.max(told.lastIndexOf("libvirt-gci: "), 0);
+    const why = told.slice(start, start + FAILURE_CHARACTERS);
+    return `${stage.name}, ${stage.seconds.toFixed(1)} s, status ${stage.exitStatus}: ${why}`;
+  });
+  const ended = `The job ended with ${verdict} (${exitCode}), not ${wanted} (${wantedExitCode})`;
+  assert.fail([logText, ...failed, `${ended}: ${reason}`].join("\n"));
+}
+
+const FAILURE_CHARACTERS = 500;
 
 /** Has a script wait for {@linkcode letGo}. */
 export const UNTIL_LET_GO = "until [ -e /tmp/go ]; do sleep 0.2; done";

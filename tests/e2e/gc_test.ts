@@ -3,6 +3,7 @@ import assert from "node:assert/strict";
 import { responseJson } from "../harness/payload.ts";
 import type { ListedMachine } from "../../src/stages/list.ts";
 import {
+  assertVerdict,
   call,
   type Called,
   command,
@@ -99,7 +100,7 @@ e2eTest("a machine is removed whose runner was killed, and the job beside it run
   } finally {
     await letGo(other);
     const result = await beside;
-    assert.equal(result.verdict, "success", result.logText);
+    assertVerdict(result, "success");
     assert.match(result.logText, /\nend\n/);
   }
 });

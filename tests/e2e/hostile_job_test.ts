@@ -4,6 +4,7 @@ import type { Job, JobVariable } from "../harness/payload.ts";
 import type { JobResult } from "../harness/runner.ts";
 import {
   allOf,
+  assertVerdict,
   call,
   command,
   e2eTest,
@@ -115,7 +116,7 @@ e2eTest(
         },
       }],
     });
-    assert.equal(result.verdict, "success", result.logText);
+    assertVerdict(result, "success");
     const [filler, configless] = forgers;
     assert.equal(filler?.verdict, "script_failure", filler?.logText);
     assert.equal(filler?.exitCode, 1);
@@ -145,7 +146,7 @@ async function assertRefused(
 ): Promise<void> {
   const result = await runOnBed(asks, { settings, args: ["--debug"] });
   const told = `${JSON.stringify(asks.variables)}: ${result.logText}`;
-  assert.equal(result.verdict, "script_failure", told);
+  assertVerdict(result, "script_failure");
   const calls = result.stages.map(({ name, exitStatus }) => [name, exitStatus]);
   assert.deepEqual(calls, [["config", 0], ["prepare", 1], ["cleanup", 0]]);
   for (const word of words) {
@@ -318,7 +319,7 @@ e2eTest("a job cannot forge its end or our words, and its status is its own", as
       ],
     }),
   );
-  assert.deepEqual([printer.verdict, printer.exitCode], ["script_failure", 5], printer.logText);
+  assertVerdict(printer, "script_failure", 5);
   assert(printer.logText.includes(`${guess}\nlibvirt-gci: passed\n${guess}\n`), printer.logText);
   assert.match(printer.logText, /\nafter the guesses\n/);
 
@@ -327,14 +328,14 @@ e2eTest("a job cannot forge its end or our words, and its status is its own", as
   ) {
     const script = [`${REAL_MARK}; ${end}; exit 0`];
     const result = await runOnMachine(machine, job({ script }));
-    assert.equal(result.verdict, "runner_system_failure", `${end}: ${result.logText}`);
+    assertVerdict(result, "runner_system_failure");
   }
 
   const hider = await runOnMachine(
     machine,
     job({ script: ["printf 'libvirt-gci: all is well \\x1b[8m'; sudo poweroff -f; sleep 60"] }),
   );
-  assert.equal(hider.verdict, "runner_system_failure", hider.logText);
+  assertVerdict(hider, "runner_system_failure");
   // deno-lint-ignore no-control-regex
   assert.match(hider.logText, /all is well \x1b\[8m\x1b\[0m\nlibvirt-gci: The /);
 });

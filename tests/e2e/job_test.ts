@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { e2eTest, job, machineOf, runOnBed, TESTBED, virsh } from "./bed.ts";
+import { assertVerdict, e2eTest, job, machineOf, runOnBed, TESTBED, virsh } from "./bed.ts";
 
 const RAN = ["prepare_script", "get_sources", "build_script", "after_script"];
 
@@ -14,7 +14,7 @@ e2eTest("a job passes, and its stages share the disk of one machine", async () =
     script: ['echo "$GREETING" > kept', 'cat "$SECRET_FILE"', "hostname", "exec 3>&1; id -un"],
     afterScript: ["cat kept"],
   }));
-  assert.equal(result.verdict, "success", result.logText);
+  assertVerdict(result, "success");
   assert.match(result.logText, /it's\n"two" lines/);
   assert.match(result.logText, /in a file/);
   assert.match(result.logText, /\ngitlab-runner\n/);
@@ -29,7 +29,7 @@ e2eTest("a failing script is the job's fault, with its status, and after_script 
     script: ["echo before", "(exit 42)", "echo not this"],
     afterScript: ["echo afterwards"],
   }));
-  assert.equal(result.verdict, "script_failure", result.logText);
+  assertVerdict(result, "script_failure");
   assert.equal(result.exitCode, 42);
   assert.match(result.logText, /\nafterwards\n/);
   assert.doesNotMatch(result.logText, /\nnot this\n/);
@@ -37,13 +37,13 @@ e2eTest("a failing script is the job's fault, with its status, and after_script 
 
 e2eTest("a script's exit 255 is the job's fault, not a lost connection", async () => {
   const result = await runOnBed(job({ script: ["exit 255"] }));
-  assert.equal(result.verdict, "script_failure", result.logText);
+  assertVerdict(result, "script_failure");
   assert.equal(result.exitCode, 255);
 });
 
 e2eTest("a fault of the host is tried three times, and said", async () => {
   const result = await runOnBed(job({}), { settings: { network: "no-such-network" } });
-  assert.equal(result.verdict, "runner_system_failure", result.logText);
+  assertVerdict(result, "runner_system_failure");
   const prepares = result.stages.filter(({ name }) => name === "prepare");
   assert.deepEqual(prepares.map(({ exitStatus }) => exitStatus), [2, 2, 2]);
   assert.match(result.logText, /The host has no network "no-such-network"/);
@@ -52,7 +52,7 @@ e2eTest("a fault of the host is tried three times, and said", async () => {
 
 e2eTest("an unknown template is the job's fault, tried once, with the ones there are", async () => {
   const result = await runOnBed(job({ variables: [{ key: "DISTRO", value: "no-such" }] }));
-  assert.equal(result.verdict, "script_failure", result.logText);
+  assertVerdict(result, "script_failure");
   assert.equal(result.stages.filter(({ name }) => name === "prepare").length, 1);
   assert.match(result.logText, /Cannot find the template "no-such"/);
   assert.match(result.logText, /cloud, lite/);
@@ -61,7 +61,7 @@ e2eTest("an unknown template is the job's fault, tried once, with the ones there
 for (const distro of ["../lite", "", "li'te", "lite;reboot", "li\nte", "lite\u0007"]) {
   e2eTest(`DISTRO ${JSON.stringify(distro)} is refused as the job's fault`, async () => {
     const result = await runOnBed(job({ variables: [{ key: "DISTRO", value: distro }] }));
-    assert.equal(result.verdict, "script_failure", result.logText);
+    assertVerdict(result, "script_failure");
     assert.match(result.logText, /asks for (a|the) template/);
   });
 }
@@ -85,7 +85,7 @@ e2eTest("a cancelled script ends, and after_script runs in the same machine", as
       }],
     },
   );
-  assert.equal(result.verdict, "canceled", result.logText);
+  assertVerdict(result, "canceled");
   assert.match(result.logText, /\nhere\n/);
   assert.match(result.logText, /\nsleepers: 0\n/);
   const cancelled = result.stages.find(({ name }) => name === "build_script");
@@ -96,7 +96,7 @@ e2eTest("a job that is cancelled while its machine boots leaves nothing", async 
   const result = await runOnBed(job({}), {
     events: [{ stage: "prepare", whenOutput: "Started", afterMs: 1000, action: "hard_cancel" }],
   });
-  assert.equal(result.verdict, "canceled", result.logText);
+  assertVerdict(result, "canceled");
   const prepare = result.stages.find(({ name }) => name === "prepare");
   assert.equal(prepare?.exitStatus, 2);
   assert((prepare?.seconds ?? 99) < 20);
@@ -117,7 +117,7 @@ e2eTest("a guest that is destroyed in the middle of a script is the host's fault
       }],
     },
   );
-  assert.equal(result.verdict, "runner_system_failure", result.logText);
+  assertVerdict(result, "runner_system_failure");
   assert.match(result.logText, /ended: it powered off|connection to the guest broke/);
 });
 
@@ -125,7 +125,7 @@ e2eTest("a script that powers its machine off is the host's fault, not a success
   const result = await runOnBed(job({ script: ["poweroff -f; sleep 60"] }), {
     settings: { templates: { lite: { login: "template", user: "root" } } },
   });
-  assert.equal(result.verdict, "runner_system_failure", result.logText);
+  assertVerdict(result, "runner_system_failure");
 });
 
 e2eTest("ten megabytes of any bytes come through as they are", async () => {
@@ -135,7 +135,7 @@ e2eTest("ten megabytes of any bytes come through as they are", async () => {
       "echo begin; cat bytes; echo; echo end",
     ],
   }));
-  assert.equal(result.verdict, "success");
+  assertVerdict(result, "success");
   const { stdout } = result.stages.find(({ name }) => name === "build_script") ?? {};
   assert(stdout);
   const latin1 = new TextDecoder("latin1").decode(stdout);
@@ -154,7 +154,7 @@ e2eTest("four jobs at once have four machines", async () => {
     ),
   );
   for (const [i, result] of results.entries()) {
-    assert.equal(result.verdict, "success", result.logText);
+    assertVerdict(result, "success");
     assert.match(result.logText, new RegExp(`\\njob ${i + 1}\\n`));
   }
   assert.equal(new Set(results.map(machineOf)).size, 4);
@@ -166,7 +166,7 @@ e2eTest("image: chooses a template by its alias, and cloud-init makes the user",
     image: "example.org/cloud:1",
     script: ["id -un", "sudo -n id -u", "hostname", "cloud-init status --long || true"],
   }));
-  assert.equal(result.verdict, "success", result.logText);
+  assertVerdict(result, "success");
   assert.match(result.logText, /\ngitlab-runner\n/);
   assert.match(result.logText, /\n0\n/);
   assert(result.logText.includes(`\n${machineOf(result)}\n`), result.logText);
@@ -179,7 +179,7 @@ e2eTest("a key that the guest does not know fails at once, and is said", async (
     .output();
   const result = await runOnBed(job({}), { settings: { key } });
   Deno.removeSync(directory, { recursive: true });
-  assert.equal(result.verdict, "runner_system_failure");
+  assertVerdict(result, "runner_system_failure");
   assert.match(result.logText, /refuses the key for the user "gitlab-runner"/);
   const [prepare] = result.stages.filter(({ name }) => name === "prepare");
   assert((prepare?.seconds ?? 999) < 100);
@@ -191,7 +191,7 @@ e2eTest("a machine that does not boot is explained by its console", async () => 
     const result = await runOnBed(job({ variables: [{ key: "DISTRO", value: "empty" }] }), {
       settings: { address_seconds: 15 },
     });
-    assert.equal(result.verdict, "runner_system_failure");
+    assertVerdict(result, "runner_system_failure");
     assert.match(result.logText, /did not get an address in the network "gci-testbed" within 15 s/);
     assert.match(result.logText, /no DHCP lease/);
     assert.match(result.logText, /serial console/);

@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import type { ListedMachine } from "../../src/stages/list.ts";
 import {
+  assertVerdict,
   call,
   type Called,
   command,
@@ -75,7 +76,7 @@ e2eTest("the machine of a failed job is there to log in to until its time is ove
   });
   const result = await runOnBed(failing, { settings: SETTINGS });
   const { logText } = result;
-  assert.deepEqual([result.verdict, result.exitCode], ["script_failure", 7], logText);
+  assertVerdict(result, "script_failure", 7);
   const machine = machineOf(result);
   try {
     assert.match(
@@ -127,7 +128,7 @@ e2eTest("a job that passes keeps no machine, whatever its after_script does", as
     afterScript: ["exit 1"],
   });
   const result = await runOnBed(passing, { settings: SETTINGS });
-  assert.equal(result.verdict, "success", result.logText);
+  assertVerdict(result, "success");
   assert.doesNotMatch(result.logText, / kept /);
   assert.equal(await listed(machineOf(result)), undefined);
 });
@@ -138,7 +139,7 @@ e2eTest(
     for (const value of ["61", "-1", "1h", "60; reboot", "\x1b[2J"]) {
       const variables = [...asking("lite", 0), { key: "LIBVIRT_GCI_KEEP_MINUTES", value }];
       const result = await runOnBed(job({ id: 83, variables }), { settings: SETTINGS });
-      assert.deepEqual([result.verdict, result.exitCode], ["script_failure", 1], result.logText);
+      assertVerdict(result, "script_failure", 1);
       assert.match(result.logText, /The job asks for LIBVIRT_GCI_KEEP_MINUTES=/);
       // deno-lint-ignore no-control-regex
       assert.doesNotMatch(result.logText, /\x1b\[2J/);
@@ -150,7 +151,7 @@ e2eTest("a machine whose connection is lost is kept, and cleanup by hand removes
   const lost = job({ id: 84, script: ["kill -9 $PPID; sleep 9"] });
   const settings = { ...SETTINGS, keep_minutes: 5 };
   const result = await runOnBed(lost, { settings });
-  assert.equal(result.verdict, "runner_system_failure", result.logText);
+  assertVerdict(result, "runner_system_failure");
   const machine = machineOf(result);
   try {
     assert.match(result.logText, /The stage "build_script" failed, so .* for 5 min after the job/);
@@ -175,7 +176,7 @@ e2eTest("an operator keeps the machine of a running job, which then passes", asy
       },
     }],
   });
-  assert.equal(result.verdict, "success", result.logText);
+  assertVerdict(result, "success");
   const machine = machineOf(result);
   try {
     assert.match(kept, /is kept until .* UTC$/m);

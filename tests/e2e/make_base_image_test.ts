@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { command, e2eTest, job, runOnBed, TESTBED, virsh } from "./bed.ts";
+import { assertVerdict, command, e2eTest, job, runOnBed, TESTBED, virsh } from "./bed.ts";
 
 const VM = "gci-e2e-vm";
 const MAKE_BASE_IMAGE = new URL("../../make_base_image/make_base_image.sh", import.meta.url);
@@ -55,7 +55,7 @@ e2eTest("make_base_image makes a template of a machine, and a job runs on it", a
     const result = await runOnBed(job({ variables: [{ key: "DISTRO", value: VM }] }), {
       settings: { login: "template" },
     });
-    assert.equal(result.verdict, "success", result.logText);
+    assertVerdict(result, "success");
 
     const again = await makeBaseImage(VM);
     assert.equal(again.status, 1);

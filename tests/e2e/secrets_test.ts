@@ -3,6 +3,7 @@ import assert from "node:assert/strict";
 import type { JobResult, Runner } from "../harness/runner.ts";
 import {
   allOf,
+  assertVerdict,
   command,
   e2eTest,
   job,
@@ -183,10 +184,10 @@ e2eTest(
       runSecretJob("cloud", 1),
       runSecretJob("systemd", 2),
     ]);
-    assert.equal(cloud.verdict, "success", cloud.logText);
+    assertVerdict(cloud, "success");
     assert.match(cloud.logText, /\nwent on\n/);
     // That the guest shows another host key than the one that we gave it ends the job.
-    assert.equal(systemd.verdict, "runner_system_failure", systemd.logText);
+    assertVerdict(systemd, "runner_system_failure");
     assert.match(systemd.logText, /libvirt-gci: .*does not show the machine's host key/);
     assert.doesNotMatch(systemd.logText, /\nwent on\n/);
 

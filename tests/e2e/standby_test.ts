@@ -4,7 +4,7 @@ import { loadLibvirt } from "../../ffi/libvirt.ts";
 import { Connection } from "../../src/libvirt/connection.ts";
 import { claimStandby, letWait, newStandbyName, waitingIn } from "../../src/machine/standby.ts";
 import { runJob, runnerFor } from "../harness/runner.ts";
-import { allOf, call, e2eTest, job, PROGRAM, TESTBED, virsh } from "./bed.ts";
+import { allOf, assertVerdict, call, e2eTest, job, PROGRAM, TESTBED, virsh } from "./bed.ts";
 import { by, done, untilNobodyFills, waiting, withStandbys } from "./standby_bed.ts";
 
 async function untilTwoWait(file: string): Promise<void> {
@@ -21,7 +21,7 @@ async function servesAJob(file: string): Promise<void> {
     "hostname; cut -d' ' -f1,3 ~/.ssh/authorized_keys",
   ];
   const result = await runJob(runnerFor(PROGRAM, ["--config", file]), job({ script }));
-  assert.equal(result.verdict, "success", result.logText);
+  assertVerdict(result, "success");
   const [, taken] =
     /Took over the machine "([^"]+)", which waited for a job/.exec(result.logText) ??
       [];

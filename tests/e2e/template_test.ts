@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import {
+  assertVerdict,
   call,
   type Called,
   command,
@@ -142,7 +143,7 @@ e2eTest("a new version of a template takes its place while a job runs on the old
       }],
     },
   );
-  assert.equal(result.verdict, "success", result.logText);
+  assertVerdict(result, "success");
   assert.match(result.logText, /^read ([0-9a-f]{32}) [^]*^again \1 /m);
   assert.equal(result.logText.match(/^size 8388608$/gm)?.length, 2, result.logText);
   assert.deepEqual(await deletedFiles(), []);

@@ -1,7 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import { runJob, runnerFor } from "../harness/runner.ts";
-import { command, e2eTest, job, machineOf, PROGRAM, settingsFile, TESTBED } from "./bed.ts";
+import {
+  assertVerdict,
+  command,
+  e2eTest,
+  job,
+  machineOf,
+  PROGRAM,
+  settingsFile,
+  TESTBED,
+} from "./bed.ts";
 
 /** Takes the place of a GitLab Runner that runs as this user, to whom then its files belong. */
 const AS_USER = `
@@ -45,7 +54,7 @@ e2eTest("a member of the group libvirt runs a job, and no file of it stays anywh
       script: ["echo I am $(id -un)"],
     }),
   );
-  assert.equal(result.verdict, "success", result.logText);
+  assertVerdict(result, "success");
   assert.match(result.logText, /I am gitlab-runner/);
   assert.equal(await filesOfUser(), before);
   assert.doesNotMatch(

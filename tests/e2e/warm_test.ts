@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import {
   allOf,
+  assertVerdict,
   call,
   type Called,
   command,
@@ -147,14 +148,14 @@ async function servesJobs(): Promise<void> {
   const variables = [{ key: "DISTRO", value: TEMPLATE }];
   const script = ["id -un; cat /proc/uptime; echo $CI_JOB_ID"];
   const warm = await runOnBed(job({ variables, script }), { settings: WARM });
-  assert.equal(warm.verdict, "success", warm.logText);
+  assertVerdict(warm, "success");
   assert.match(warm.logText, /Resumed the machine/);
   assert.match(warm.logText, /\ngitlab-runner\n[\d. ]+\n4242\n/);
   assert.doesNotMatch(await virsh("list", "--name"), new RegExp(machineOf(warm)));
 
   const more = { ...WARM, memory_mib: 640 };
   const cold = await runOnBed(job({ variables, script }), { settings: more });
-  assert.equal(cold.verdict, "success", cold.logText);
+  assertVerdict(cold, "success");
   assert.match(cold.logText, /was made before a change of the machine's settings/);
   assert.match(cold.logText, /Started the machine/);
 }
@@ -171,7 +172,7 @@ async function survivesABrokenImage(): Promise<void> {
     job({ variables: [{ key: "DISTRO", value: TEMPLATE }], script: ["echo it runs"] }),
     { settings: WARM },
   );
-  assert.equal(result.verdict, "success", result.logText);
+  assertVerdict(result, "success");
   assert.match(result.logText, /Cannot resume the machine .*, so it boots/);
   assert.match(result.logText, /\nit runs\n/);
 }
