@@ -22,7 +22,6 @@ import { refillArguments } from "./stages/refill.ts";
 import { run } from "./stages/run.ts";
 import { ssh } from "./stages/ssh.ts";
 import type { Stage } from "./stages/stage.ts";
-import { domainName } from "./stages/standby_names.ts";
 import { ownTerminal } from "./terminal.ts";
 
 /** What the program gets from its caller. */
@@ -204,7 +203,7 @@ async function runAction(
       const script = await readScript(action.path, guestCommand);
       const ofJob = job.byHand ? null : { name: action.stage ?? "script", say: caller.say };
       return await withStage({ config, args, caller, meter }, async (stage) => {
-        await run(await domainName(machine, stage), script, stage, ofJob);
+        await run(machine, script, stage, ofJob);
       });
     }
     case "cleanup": {
@@ -215,7 +214,7 @@ async function runAction(
       const job = await jobFromEnv(env, action);
       const machine = requireMachine(job);
       return await withStage({ config, args, caller, meter }, async (stage) => {
-        if (!job.byHand && await keepAfterJob(await domainName(machine, stage), stage)) return;
+        if (!job.byHand && await keepAfterJob(machine, stage)) return;
         await cleanup(machine, stage);
       });
     }
@@ -238,7 +237,7 @@ async function runAction(
       const machine = requireMachine(await jobFromEnv({}, action)); // which checks the name
       const seconds = durationSeconds(action.extend);
       return await withStage({ config, args, caller }, async (stage) => {
-        await keep(await domainName(machine, stage), seconds, stage);
+        await keep(machine, seconds, stage);
       });
     }
     case "ssh": {
@@ -247,13 +246,13 @@ async function runAction(
       if (terminal === null) throw noTerminal(machine);
       const command = guestCommand === null ? null : commandLine(guestCommand);
       return await withStage({ config, args, caller }, async (stage) => {
-        await ssh(await domainName(machine, stage), { command, terminal, stage });
+        await ssh(machine, { command, terminal, stage });
       });
     }
     case "logs": {
       const machine = requireMachine(await jobFromEnv({}, action)); // which checks the name
       return await withStage({ config, args, caller }, async (stage) => {
-        await logs(await domainName(machine, stage), stage);
+        await logs(machine, stage);
       });
     }
     case "console": {
@@ -261,8 +260,7 @@ async function runAction(
       const { openConsole } = await import("./stages/console.ts");
       const terminal = ownTerminal(env["TERM"]);
       return await withStage({ config, args, caller }, async (stage) => {
-        const name = await domainName(machine, stage);
-        await openConsole(name, { force: action.force, terminal, stage });
+        await openConsole(machine, { force: action.force, terminal, stage });
       });
     }
     case "warm": {

@@ -9,7 +9,7 @@ import type { Terminal } from "./ssh.ts";
 import type { Stage } from "./stage.ts";
 
 /** What the console needs of a stage. */
-export type ConsoleStage = Pick<Stage, "connection" | "signal" | "log" | "stdout">;
+export type ConsoleStage = Pick<Stage, "connection" | "config" | "signal" | "log" | "stdout">;
 
 /**
  * Connects a person's terminal to the machine's serial console, until they type ^] or the machine
@@ -24,7 +24,7 @@ export async function openConsole(
     readonly stage: ConsoleStage;
   },
 ): Promise<void> {
-  using found = await lookupMachine(machine, stage.connection);
+  using found = await lookupMachine(machine, stage);
   const { domain } = found;
   try {
     await domain.withConsole({ force }, async (session) => {

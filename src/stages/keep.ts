@@ -10,6 +10,7 @@ import { CHANNEL_ADDRESS } from "../machine/ssh_channel.ts";
 import { quoted } from "../quoted.ts";
 import { lookupReadyMachine } from "./ready_machine.ts";
 import type { Stage } from "./stage.ts";
+import { findDomainOf } from "./standby_names.ts";
 
 /** A script as a part of GitLab's job. */
 export interface JobScript {
@@ -112,26 +113,26 @@ function howToGoOn(machine: string, { address }: MachineRecord): string[] {
  */
 export async function keepAfterJob(
   machine: string,
-  stage: Pick<Stage, "connection" | "lastingKeyDirectory" | "log" | "warn">,
+  stage: Pick<Stage, "connection" | "config" | "lastingKeyDirectory" | "log" | "warn">,
 ): Promise<boolean> {
-  using domain = await stage.connection.findDomain(machine);
+  using domain = await findDomainOf(machine, stage);
   const record = domain && await readOurs(domain);
   if (domain === null || record === null) return false;
   const end = endOfKeeping(record);
   if (end <= Date.now()) return false;
   const keptUntil = new Date(end).toISOString();
   try {
-    const key = await moveKey(machine, record.key, stage.lastingKeyDirectory);
+    const key = await moveKey(domain.name, record.key, stage.lastingKeyDirectory);
     await writeRecord(domain, { ...record, key, keptUntil, deadline: keptUntil });
   } catch (error) {
-    stage.warn(`Cannot keep the machine "${machine}": ${explain(error)}`);
+    stage.warn(`Cannot keep the machine "${domain.name}": ${explain(error)}`);
     return false;
   }
   const failed = record.failed === ""
     ? ""
     : `: the stage ${quoted(record.failed)} of its job failed`;
-  stage.log(`Kept the machine "${machine}" until ${moment(keptUntil)}${failed}`);
-  howToGoOn(machine, record).forEach(stage.log);
+  stage.log(`Kept the machine "${domain.name}" until ${moment(keptUntil)}${failed}`);
+  howToGoOn(domain.name, record).forEach(stage.log);
   return true;
 }
 
@@ -158,9 +159,9 @@ async function moveKey(machine: string, file: string, directory: string): Promis
 export async function keep(
   machine: string,
   extendSeconds: number,
-  { connection, log }: Pick<Stage, "connection" | "log">,
+  stage: Pick<Stage, "connection" | "config" | "log">,
 ): Promise<void> {
-  using ready = await lookupReadyMachine(machine, connection);
+  using ready = await lookupReadyMachine(machine, stage);
   const { domain, record } = ready;
   if (record.attemptDir === "") {
     throw new UsageError({
@@ -172,7 +173,7 @@ export async function keep(
   const keptUntil = new Date(start + extendSeconds * 1000).toISOString();
   const deadline = isKept(record) ? keptUntil : record.deadline;
   await writeRecord(domain, { ...record, keptUntil, deadline });
-  log(`The machine "${machine}" is kept until ${moment(keptUntil)}`);
+  stage.log(`The machine "${machine}" is kept until ${moment(keptUntil)}`);
 }
 
 /** What the domain says of itself, or null if it is not ours, or ended just now. */

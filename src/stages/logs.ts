@@ -4,14 +4,18 @@ import { consoleLines } from "../machine/console.ts";
 import { lookupActivePool } from "../machine/template.ts";
 import { readWholeConsole } from "../machine/volumes.ts";
 import type { Stage } from "./stage.ts";
+import { domainName } from "./standby_names.ts";
 
 /** Prints what is kept of the machine's serial console. Throws SystemFailure if there is none. */
 export async function logs(
   machine: string,
-  { connection, config, stdout }: Pick<Stage, "connection" | "config" | "stdout">,
+  stage: Pick<Stage, "connection" | "config" | "stdout">,
 ): Promise<void> {
+  const { connection, config, stdout } = stage;
   using pool = await lookupActivePool(connection, config.overlayPool, "overlay_pool");
-  const bytes = await readWholeConsole(connection, pool, { machine, mostBytes: Infinity });
+  const bytes = await readWholeConsole(connection, pool, {
+    ...{ machine: await domainName(machine, stage), mostBytes: Infinity },
+  });
   if (bytes === null) {
     throw new SystemFailure({
       what: `There is no serial console of a machine "${machine}"`,

@@ -135,7 +135,7 @@ async function collect(
   const { config } = stage;
   const text = (words: string): Uint8Array => new TextEncoder().encode(words);
   const ofDomain = async (connection: Connection, read: (found: Found) => Promise<Uint8Array>) => {
-    using found = await lookupMachine(machine, connection);
+    using found = await lookupMachine(machine, { connection, config });
     return await read(found);
   };
   const parts: Readonly<Record<string, (connection: Connection) => Promise<Uint8Array>>> = {

@@ -3,13 +3,13 @@ import { type Fault, SystemFailure } from "../errors.ts";
 import { readKey } from "../guest/key.ts";
 import { openSsh } from "../guest/ready.ts";
 import type { SshConnection } from "../guest/ssh.ts";
-import type { Connection } from "../libvirt/connection.ts";
 import type { Domain } from "../libvirt/domain.ts";
 import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
 import { refuseEnded } from "../machine/address.ts";
 import { type MachineRecord, readRecord } from "../machine/record.ts";
 import { loginTo } from "./login.ts";
 import type { Stage } from "./stage.ts";
+import { findDomainOf, type NameStage } from "./standby_names.ts";
 
 /** A machine of ours. Whoever gets it disposes of it, which leaves it running. */
 export interface OurMachine extends Disposable {
@@ -29,13 +29,13 @@ export async function logIn(
   return await openSsh(await loginTo(domain, record, key), limits);
 }
 
-/** The machine of this name. Throws SystemFailure if it is gone, crashed, not ours, or not ready. */
+/** The machine of this job's name, or by its domain's. Throws SystemFailure if it is gone, crashed, not ours, or not ready. */
 export async function lookupReadyMachine(
   machine: string,
-  connection: Connection,
+  stage: NameStage,
 ): Promise<OurMachine> {
   using undo = new DisposableStack();
-  const found = undo.use(await lookupMachine(machine, connection));
+  const found = undo.use(await lookupMachine(machine, stage));
   if (found.record.address === "") throw unusable(`The machine "${machine}" is not ready`);
   await refuseEnded(found.domain);
   undo.move();
@@ -43,11 +43,8 @@ export async function lookupReadyMachine(
 }
 
 /** As {@linkcode lookupReadyMachine}, ready or not, crashed or not. */
-export async function lookupMachine(
-  machine: string,
-  connection: Connection,
-): Promise<OurMachine> {
-  const domain = await connection.findDomain(machine);
+export async function lookupMachine(machine: string, stage: NameStage): Promise<OurMachine> {
+  const domain = await findDomainOf(machine, stage);
   if (domain === null) throw gone(machine);
   using undo = new DisposableStack();
   undo.use(domain);

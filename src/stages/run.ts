@@ -8,6 +8,7 @@ import { sleep, within } from "../wait.ts";
 import { isFirstFailure, type JobScript, noteFailure, notePass } from "./keep.ts";
 import { logIn, lookupReadyMachine, type OurMachine } from "./ready_machine.ts";
 import type { Stage } from "./stage.ts";
+import { domainName } from "./standby_names.ts";
 
 const WATCH_MS = 2000;
 const WATCH_END_MS = 1000;
@@ -24,14 +25,18 @@ export async function run(
   stage: Stage,
   ofJob: JobScript | null = null,
 ): Promise<void> {
+  let name: string | null = null; // of the domain
   try {
-    await runInMachine(machine, script, stage, ofJob);
+    using ready = await lookupReadyMachine(machine, stage);
+    name = ready.domain.name;
+    await runInMachine(ready, script, stage, ofJob);
   } catch (error) {
     if (!(error instanceof SystemFailure) || stage.signal.aborted) throw error;
     if (!LOSSES.includes(faultOf(error))) throw error;
-    const failure = await orEnded(machine, error, stage);
+    name ??= await domainName(machine, stage);
+    const failure = await orEnded(name, error, stage);
     const { withPostMortem } = await import("./post_mortem.ts"); // what few machines need
-    throw await withPostMortem(machine, failure, stage);
+    throw await withPostMortem(name, failure, stage);
   }
 }
 
@@ -60,23 +65,22 @@ async function stateOf(machine: string, connection: Connection): Promise<DomainS
 }
 
 async function runInMachine(
-  machine: string,
+  ready: OurMachine,
   script: Uint8Array,
   stage: Stage,
   ofJob: JobScript | null,
 ): Promise<void> {
-  using ready = await lookupReadyMachine(machine, stage.connection);
-  const { record } = ready;
+  const { domain, record } = ready;
   try {
     await runIn(ready, script, stage);
   } catch (error) {
     const isOver = stage.signal.aborted || ENDS.includes(faultOf(error));
     if (ofJob !== null && !isOver && isFirstFailure(record)) {
-      await noteFailure(machine, ofJob, stage);
+      await noteFailure(domain.name, ofJob, stage);
     }
     throw error;
   }
-  if (ofJob !== null && record.failed === ofJob.name) await notePass(ready.domain, ofJob);
+  if (ofJob !== null && record.failed === ofJob.name) await notePass(domain, ofJob);
 }
 
 async function runIn(ready: OurMachine, script: Uint8Array, stage: Stage): Promise<void> {

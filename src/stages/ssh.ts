@@ -27,10 +27,10 @@ export async function ssh(
     /** A line for the guest's shell; null is a shell. */
     readonly command: string | null;
     readonly terminal: Terminal;
-    readonly stage: Pick<Stage, "connection" | "home" | "signal" | "stdout">;
+    readonly stage: Pick<Stage, "connection" | "config" | "home" | "signal" | "stdout">;
   },
 ): Promise<void> {
-  using ready = await lookupReadyMachine(machine, stage.connection);
+  using ready = await lookupReadyMachine(machine, stage);
   using connection = await logIn(ready, stage);
   const remote = await connection.openTerminal(command, {
     ...{ type: terminal.type, size: terminal.size(), output: stage.stdout },

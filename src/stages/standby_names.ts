@@ -1,16 +1,26 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import type { Domain } from "../libvirt/domain.ts";
 import { orNull, VIR_ERR } from "../libvirt/error.ts";
 import { readRecord } from "../machine/record.ts";
 import { takenIn } from "../machine/standby.ts";
 import { findActivePool } from "./machines.ts";
 import type { Stage } from "./stage.ts";
 
-type NameStage = Pick<Stage, "connection" | "config">;
+/** What it takes to find a machine. */
+export type NameStage = Pick<Stage, "connection" | "config">;
 
 /**
- * The name of a machine's domain, and of all that belongs to it: its own, or that of the machine which
- * it took over, since libvirt renames no domain that runs.
+ * The domain of the machine: of its own name, or of that of the machine which it took over, since
+ * libvirt renames no domain that runs. Null if there is none. Whoever gets it disposes of it.
  */
+export async function findDomainOf(machine: string, stage: NameStage): Promise<Domain | null> {
+  const own = await stage.connection.findDomain(machine);
+  if (own !== null) return own;
+  const standby = (await takenOverBy(machine, stage)).at(-1);
+  return standby === undefined ? null : await stage.connection.findDomain(standby);
+}
+
+/** The name of that domain, and of all else that belongs to it, also when it has ended. */
 export async function domainName(machine: string, stage: NameStage): Promise<string> {
   using domain = await stage.connection.findDomain(machine);
   if (domain !== null) return machine;
