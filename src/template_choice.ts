@@ -62,13 +62,18 @@ export function chooseTemplate(
   };
 }
 
-/** The templates of which the settings want machines to wait for jobs. */
-export function templatesToWait(config: Config): TemplateChoice[] {
+/** The templates that the settings name, each once, with their settings. */
+export function namedTemplates(config: Config): TemplateChoice[] {
   const { templates, defaultTemplate } = config;
   const names = new Set([...templates.keys(), ...defaultTemplate ? [defaultTemplate] : []]);
   const choices = [...names].map((name) => chooseTemplate(config, name, { isOperator: true }));
   const byName = new Map(choices.map((choice) => [choice.name, choice])); // the default by an alias
-  return [...byName.values()].filter(({ settings }) => settings.standby > 0);
+  return [...byName.values()];
+}
+
+/** The templates of which the settings want machines to wait for jobs. */
+export function templatesToWait(config: Config): TemplateChoice[] {
+  return namedTemplates(config).filter(({ settings }) => settings.standby > 0);
 }
 
 /** Whether who asks may have the template that goes by this name. It never throws. */

@@ -1,21 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { chooseDomainType } from "../machine/domain_type.ts";
 import { findTemplate, type Template } from "../machine/template.ts";
-import { changesSince, findFitting, findWarmImages, warmOrigin } from "../machine/warm_image.ts";
+import { chooseWarmImage } from "../machine/warm_image.ts";
 import { standbyKind, waitingIn } from "../machine/standby.ts";
 import { BuildFailure, SystemFailure } from "../errors.ts";
-import { chooseTemplate, type TemplateChoice } from "../template_choice.ts";
+import { namedTemplates, type TemplateChoice } from "../template_choice.ts";
 import type { DoctorContext } from "./context.ts";
 import { type Finding, ok, warning } from "./finding.ts";
 
 /** Whether the templates of the settings whose machines are to be resumed can be. */
 export async function checkWarmImages(context: DoctorContext): Promise<Finding[]> {
-  const { config } = context;
-  const names = new Set([
-    ...config.templates.keys(),
-    ...config.defaultTemplate ? [config.defaultTemplate] : [],
-  ]);
-  const choices = [...names].map((name) => chooseTemplate(config, name, { isOperator: true }))
+  const choices = namedTemplates(context.config)
     .filter(({ settings }) => settings.start !== "cold" || settings.standby > 0);
   return (await Promise.all(choices.map((choice) => checkWarmImage(choice, context)))).flat();
 }
@@ -25,14 +20,6 @@ async function checkWarmImage(
   { connection, config }: DoctorContext,
 ): Promise<Finding[]> {
   if (connection instanceof Error) return []; // checkDaemon() says so
-  using pool = await connection.findPool(config.overlayPool);
-  const images = pool !== null && await pool.isActive() ? await findWarmImages(pool, name) : [];
-  const remedy = `libvirt-gci warm ${name}`;
-  const meaning = "Its machines boot, which takes longer";
-  const [newest] = images;
-  if (newest === undefined) {
-    return [warning(`The template "${name}" has no warm image`, { meaning, remedy })];
-  }
   let template: Template;
   try {
     template = await findTemplate(connection, {
@@ -43,25 +30,25 @@ async function checkWarmImage(
     throw error; // checkTemplates() says that it is missing
   }
   const domainType = await chooseDomainType(connection, settings.domainType, () => {});
-  const origin = await warmOrigin(connection, {
-    ...{ template, settings, domainType },
-  });
-  const fitting = findFitting(images, origin);
-  if (fitting !== undefined && pool !== null) {
-    const kind = await standbyKind({ imageId: fitting.id, domainType, settings });
+  using pool = await connection.findPool(config.overlayPool);
+  const isThere = pool !== null && await pool.isActive();
+  const of = { name, template, settings, domainType };
+  const { image, changes } = isThere
+    ? await chooseWarmImage(connection, pool, of)
+    : { image: null, changes: null };
+  if (pool !== null && image !== null) {
+    const kind = await standbyKind({ imageId: image.id, domainType, settings });
     const waiting = waitingIn(await pool.volumeNames()).filter((each) => each.kind === kind).length;
     return [
-      ok(`The warm image of "${name}" holds: made ${fitting.created}`),
+      ok(`The warm image of "${name}" holds: made ${image.created}`),
       ...checkWaiting(name, { waiting, wanted: settings.standby }),
     ];
   }
-  const changes = changesSince(newest.origin, origin);
-  return [
-    warning(`The warm image of "${name}" was made before a change of ${changes}`, {
-      meaning,
-      remedy,
-    }),
-  ];
+  const why = changes === null
+    ? `The template "${name}" has no warm image`
+    : `The warm image of "${name}" was made before a change of ${changes}`;
+  const meaning = "Its machines boot, which takes longer";
+  return [warning(why, { meaning, remedy: `libvirt-gci warm ${name}` })];
 }
 
 /** Whether as many machines wait for jobs as the settings want. */

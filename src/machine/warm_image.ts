@@ -126,8 +126,35 @@ export async function warmOrigin(
   };
 }
 
+/** What is known of the warm images of a template. */
+export interface WarmChoice {
+  /** The newest that still holds; null if none does. */
+  readonly image: WarmImage | null;
+  /** When no image holds, what changed since the newest; null if there is none at all. */
+  readonly changes: string | null;
+}
+
+/** Chooses a warm image of the template for machines with these settings. */
+export async function chooseWarmImage(
+  connection: Connection,
+  pool: StoragePool,
+  { name, ...of }: Parameters<typeof warmOrigin>[1] & {
+    /** The template, as the settings know it. */
+    readonly name: string;
+  },
+): Promise<WarmChoice> {
+  const images = await findWarmImages(pool, name);
+  const [newest] = images;
+  if (newest === undefined) return { image: null, changes: null };
+  const origin = await warmOrigin(connection, of);
+  return {
+    image: findFitting(images, origin) ?? null,
+    changes: changesSince(newest.origin, origin),
+  };
+}
+
 /** What is no longer as it was, such as `the template and QEMU`; null if all is. */
-export function changesSince(then: WarmOrigin, now: WarmOrigin): string | null {
+function changesSince(then: WarmOrigin, now: WarmOrigin): string | null {
   const changed = Object.keys(now).filter((key) => then[key] !== now[key]);
   return changed.length === 0 ? null : changed.join(" and ");
 }

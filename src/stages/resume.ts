@@ -12,14 +12,7 @@ import { savedXml, withSavedXml } from "../machine/saved_image.ts";
 import { agentOf } from "../machine/ssh_channel.ts";
 import { createDisk } from "../machine/start.ts";
 import { copyRawVolume, deleteVolume, volumeName } from "../machine/volumes.ts";
-import {
-  changesSince,
-  findFitting,
-  findWarmImages,
-  type WarmImage,
-  warmOrigin,
-  warmVolume,
-} from "../machine/warm_image.ts";
+import { chooseWarmImage, type WarmImage, warmVolume } from "../machine/warm_image.ts";
 import { xmlForMachine } from "../machine/warm_xml.ts";
 import { NotYet, waitFor } from "../wait.ts";
 import { toHostName } from "./login.ts";
@@ -75,28 +68,21 @@ export async function resumeFrom(
 
 /** The newest warm image that still holds, or null; `start: warm` says why there is none. */
 async function chooseImage(
-  { record: { template }, disk, settings, domainType }: NewMachine,
+  { record: { template: name }, disk: { template }, settings, domainType }: NewMachine,
   pool: StoragePool,
   { connection, warn }: Stage,
 ): Promise<WarmImage | null> {
-  const images = await findWarmImages(pool, template);
-  const [newest] = images;
-  const origin = newest && await warmOrigin(connection, {
-    ...{ template: disk.template, settings, domainType },
-  });
-  const fitting = origin && findFitting(images, origin);
-  if (fitting !== undefined) return fitting;
-  if (settings.start === "warm") {
+  const of = { name, template, settings, domainType };
+  const { image, changes } = await chooseWarmImage(connection, pool, of);
+  if (image === null && settings.start === "warm") {
     warn(
-      (newest && origin
-        ? `The warm image of "${template}" was made before a change of ` +
-          `${changesSince(newest.origin, origin)}, ` +
-          "or for others"
-        : `There is no warm image of "${template}"`) +
-        `, so the machine boots. The host's administrator can make one: libvirt-gci warm ${template}`,
+      (changes === null
+        ? `There is no warm image of "${name}"`
+        : `The warm image of "${name}" was made before a change of ${changes}, or for others`) +
+        `, so the machine boots. The host's administrator can make one: libvirt-gci warm ${name}`,
     );
   }
-  return null;
+  return image;
 }
 
 /** Starts it with a card, keys and an identity of its own. */

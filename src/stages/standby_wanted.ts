@@ -3,7 +3,7 @@ import { BuildFailure, SystemFailure } from "../errors.ts";
 import { chooseDomainType } from "../machine/domain_type.ts";
 import { type Standby, standbyKind, waitingIn } from "../machine/standby.ts";
 import { findTemplate, type Template } from "../machine/template.ts";
-import { findFitting, findWarmImages, type WarmImage, warmOrigin } from "../machine/warm_image.ts";
+import { chooseWarmImage, type WarmImage } from "../machine/warm_image.ts";
 import type { MachineSettings } from "../machine_settings.ts";
 import { type TemplateChoice, templatesToWait } from "../template_choice.ts";
 import { lookupOverlayPool } from "./prepare.ts";
@@ -47,10 +47,10 @@ async function lookupWanted(
   const asked = { ...choice, name, isAllowed: () => true, pool: config.templatePool };
   const disk = await findTemplate(connection, asked);
   const domainType = await chooseDomainType(connection, settings.domainType, () => {});
-  const origin = await warmOrigin(connection, { template: disk, settings, domainType });
   using pool = await lookupOverlayPool(connection, config.overlayPool);
-  const image = findFitting(await findWarmImages(pool, name), origin);
-  if (image === undefined) {
+  const of = { name, template: disk, settings, domainType };
+  const { image } = await chooseWarmImage(connection, pool, of);
+  if (image === null) {
     throw new SystemFailure({
       what: `No machine of "${name}" can wait for a job: the template has no warm image that holds`,
       advice: `Make it: libvirt-gci warm ${name}`,

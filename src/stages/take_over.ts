@@ -15,7 +15,7 @@ import {
   standbyKind,
   waitingIn,
 } from "../machine/standby.ts";
-import { findFitting, findWarmImages, warmOrigin } from "../machine/warm_image.ts";
+import { chooseWarmImage } from "../machine/warm_image.ts";
 import { cleanup } from "./cleanup.ts";
 import { createLogin, loginTo, toHostName } from "./login.ts";
 import type { Wanted } from "./new_machine.ts";
@@ -38,9 +38,9 @@ export async function takeOver(
   const { template, disk, settings, domainType } = wanted;
   const waiting = waitingIn(await pool.volumeNames());
   if (waiting.length === 0) return null;
-  const origin = await warmOrigin(connection, { template: disk.template, settings, domainType });
-  const image = findFitting(await findWarmImages(pool, template), origin);
-  if (image === undefined) return null;
+  const of = { name: template, template: disk.template, settings, domainType };
+  const { image } = await chooseWarmImage(connection, pool, of);
+  if (image === null) return null;
   const kind = await standbyKind({ imageId: image.id, domainType, settings });
   for (const standby of waiting.filter((each) => each.kind === kind)) {
     signal.throwIfAborted();
