@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import { Connection } from "../src/libvirt/connection.ts";
-import { LibvirtError, orNull, VIR_ERR } from "../src/libvirt/error.ts";
+import { isLibvirtError, LibvirtError, orNull, VIR_ERR } from "../src/libvirt/error.ts";
 import { openTestHost } from "./test_host.ts";
 
 function uriOfNoDaemon(socket: string): string {
@@ -140,3 +140,11 @@ Deno.test(
     assert(performance.now() - start < 3000);
   },
 );
+
+Deno.test("an error of libvirt is known as such, by its number or by none", () => {
+  const error = new LibvirtError("virDomainLookupByName", "no domain", { code: 42 });
+  assert(isLibvirtError(error));
+  assert(isLibvirtError(error, 1, 42));
+  assert(!isLibvirtError(error, 1));
+  assert(!isLibvirtError(new Error("no domain")));
+});

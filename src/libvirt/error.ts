@@ -46,9 +46,9 @@ export class LibvirtError extends Error {
   }
 }
 
-/** Whether this is libvirt's error of one of these numbers. */
+/** Whether this is an error of libvirt, of one of these numbers if there are any. */
 export function isLibvirtError(error: unknown, ...codes: number[]): error is LibvirtError {
-  return error instanceof LibvirtError && codes.includes(error.code);
+  return error instanceof LibvirtError && (codes.length === 0 || codes.includes(error.code));
 }
 
 /** What the lookup gives, or null if it fails with this number. Other failures pass through. */
