@@ -14,7 +14,7 @@ import { allOk, doctorHost, only } from "./test_doctor.ts";
 import { openTestHost } from "./test_host.ts";
 
 // In libvirt's test driver no network has options of dnsmasq, and no pool but ours has a filter.
-const UNKNOWN_TO_TEST_DRIVER = /pings each address|has STP|leased for|clean-traffic/;
+const UNKNOWN_TO_TEST_DRIVER = /pings each address|has STP|leased for|network filters/;
 
 Deno.test("a host that is set up well has nothing but ok in every group", async () => {
   await using connection = await openTestHost();

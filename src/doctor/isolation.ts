@@ -7,17 +7,18 @@ import { hasProgram, readHostFile, readIfAllowed, readLibvirtSetting } from "./h
 const FIRST_WITH_NFTABLES = 10_004_000;
 const BRIDGED = "net.bridge.bridge-nf-call-iptables";
 
-/** libvirt's filter that binds a machine to its addresses, on which ours stand. */
+/** Whether libvirt has its driver for the filters that bind a machine to its addresses. */
 export async function checkFilters(context: DoctorContext): Promise<Finding[]> {
   if (!isolates(context) || context.connection instanceof Error) return [];
-  using filter = await context.connection.findNetworkFilter("clean-traffic");
-  if (filter !== null) return [ok('libvirt has the network filter "clean-traffic"')];
+  if (await context.connection.hasNetworkFilters()) {
+    return [ok("libvirt can make network filters")];
+  }
   return [
-    problem('libvirt has no network filter "clean-traffic"', {
+    problem("libvirt cannot make network filters", {
       meaning: "No job starts whose machine is to be isolated",
       remedy: `${await install(context, {
         debian: "libvirt-daemon-config-nwfilter",
-        fedora: "libvirt-daemon-config-nwfilter libvirt-daemon-driver-nwfilter",
+        fedora: "libvirt-daemon-driver-nwfilter",
       })} && { systemctl restart libvirtd.service || systemctl restart virtnwfilterd.service; }`,
     }),
   ];

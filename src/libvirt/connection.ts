@@ -376,25 +376,30 @@ export class Connection implements AsyncDisposable {
     return pointer && new NetworkFilter(this, pointer, name);
   }
 
+  /** Whether the driver has network filters. */
+  async hasNetworkFilters(): Promise<boolean> {
+    return await this.#listFilters() !== null;
+  }
+
   /** The names of all network filters; none where the driver has no filters. */
   async networkFilterNames(): Promise<string[]> {
-    return (await this.#listFilters()).map(({ name }) => name);
+    return (await this.#listFilters() ?? []).map(({ name }) => name);
   }
 
   /** The UUIDs of all network filters, likewise. */
   async networkFilterUuids(): Promise<string[]> {
-    return (await this.#listFilters()).map(({ uuid }) => uuid);
+    return (await this.#listFilters() ?? []).map(({ uuid }) => uuid);
   }
 
-  async #listFilters(): Promise<{ readonly name: string; readonly uuid: string }[]> {
+  async #listFilters(): Promise<{ readonly name: string; readonly uuid: string }[] | null> {
     const list = this.callForList("virConnectListAllNWFilters", this.#pointer, 0);
-    return (await orNull(VIR_ERR.NO_SUPPORT, list) ?? []).map((pointer) => {
+    return (await orNull(VIR_ERR.NO_SUPPORT, list))?.map((pointer) => {
       const name = borrowedString(this.#libvirt.virNWFilterGetName(pointer)) ?? "";
       const uuid = new Uint8Array(UUID_STRING_BYTES);
       this.#libvirt.virNWFilterGetUUIDString(pointer, uuid);
       this.release("virNWFilterFree", pointer);
       return { name, uuid: new TextDecoder().decode(uuid.subarray(0, -1)) };
-    });
+    }) ?? null;
   }
 
   /** The storage pool of this name. Throws {@linkcode LibvirtError} if there is none. */

@@ -45,9 +45,8 @@ export async function createFilter(
       what: `Cannot isolate the machine "${machine}": libvirt refuses its network filter`,
       cause,
       advice:
-        "Install libvirt's network filters (the package libvirt-daemon-config-nwfilter, and " +
-        "libvirt-daemon-driver-nwfilter where there is one), or set isolate: false, which lets " +
-        "jobs reach the host and each other",
+        "Install libvirt's driver for network filters (the package libvirt-daemon-driver-nwfilter, " +
+        "where there is one), or set isolate: false, which lets jobs reach the host and each other",
     });
   }
 }
@@ -73,20 +72,25 @@ export async function deleteFilter(connection: Connection, machine: string): Pro
   }
 }
 
-/** Behind clean-traffic's check of the sender (-710), before it lets all IPv4 through (-700). */
+const SENDER = -710;
 const SERVICES = -706;
 const HOST = -705;
 const NEIGHBOURS = -704;
+const REST = -700;
+const NOTHING_ELSE = -600;
 /** In the connection tracking tables, which see packets that have passed all of the above. */
 const TRACKED = 400;
+
+const TO_ANY_DHCP_SERVER = { dstipaddr: "255.255.255.255", ...toPort("udp/67") };
 
 /** The subnets' broadcast addresses are in them; these are the others. */
 const MULTICAST_AND_BROADCAST = { dstipaddr: "224.0.0.0", dstipmask: 3 };
 
 /**
- * The filter as XML (https://libvirt.org/formatnwfilter.html). libvirt's own clean-traffic binds the
- * machine to its MAC address and to the address that DHCP gives it, in IP and ARP, and drops all but
- * IPv4. Then, out of the machine:
+ * The filter as XML (https://libvirt.org/formatnwfilter.html). It binds the machine to its MAC address
+ * and to the address that DHCP gives it, in IP and ARP, and drops all but IPv4. So does libvirt's own
+ * clean-traffic, in chains for each protocol: libvirt starts 8 processes to make a chain of them, one
+ * after the other, and one for a rule. Then, out of the machine:
  *
  * - to the host, only DNS, DHCP and the open ports, and answers of the SSH server to a port above
  *   those of services; where the kernel tracks bridged connections
@@ -99,6 +103,11 @@ export function filterXml(name: string, isolation: Isolation): Xml {
   const gateways = subnets.map(({ host }) => host);
   const host = [...new Set([...gateways, ...hostAddresses])];
   const rules = [
+    rule("drop", SENDER, ["mac", { match: "no", srcmacaddr: "$MAC" }]),
+    rule("drop", SENDER, ["arp", { match: "no", arpsrcmacaddr: "$MAC" }]),
+    rule("drop", SENDER, ["arp", { match: "no", arpsrcipaddr: "$IP" }]),
+    rule("accept", SENDER, ["ip", { srcipaddr: "0.0.0.0", ...TO_ANY_DHCP_SERVER }]),
+    rule("drop", SENDER + 1, ["ip", { match: "no", srcipaddr: "$IP" }]),
     ...gateways.flatMap((address) => [
       rule("accept", SERVICES, ["ip", { dstipaddr: address, ...toPort("udp/53") }]),
       rule("accept", SERVICES, ["ip", { dstipaddr: address, ...toPort("tcp/53") }]),
@@ -117,8 +126,11 @@ export function filterXml(name: string, isolation: Isolation): Xml {
       rule("drop", NEIGHBOURS, ["ip", { srcipaddr: host, srcipmask: prefix }], "in"),
     ]),
     // A guest that reboots asks for its address again.
-    rule("accept", SERVICES, ["ip", { dstipaddr: "255.255.255.255", ...toPort("udp/67") }]),
+    rule("accept", SERVICES, ["ip", TO_ANY_DHCP_SERVER]),
     rule("drop", NEIGHBOURS, ["ip", MULTICAST_AND_BROADCAST]),
+    rule("accept", REST, ["ip", {}], "inout"),
+    rule("accept", REST, ["arp", {}], "inout"),
+    rule("drop", NOTHING_ELSE, ["mac", {}], "inout"),
     rule("accept", TRACKED, ["all", { state: "ESTABLISHED,RELATED" }]),
     ...host.map((address) =>
       rule("drop", TRACKED + 1, ["tcp", {
@@ -131,14 +143,13 @@ export function filterXml(name: string, isolation: Isolation): Xml {
       ${uuid !== null && xml`
         <uuid>${uuid}</uuid>
       `}
-      <filterref filter="clean-traffic"/>
       ${rules}
     </filter>
   `;
 }
 
 type Match = readonly [
-  protocol: "ip" | "all" | "tcp",
+  protocol: "mac" | "arp" | "ip" | "all" | "tcp",
   attributes: Readonly<Record<string, string | number>>,
 ];
 
@@ -146,7 +157,7 @@ function rule(
   action: "accept" | "drop",
   priority: number,
   [protocol, attributes]: Match,
-  direction: "in" | "out" = "out",
+  direction: "in" | "out" | "inout" = "out",
 ): Xml {
   const element = new Xml(protocol);
   const match = Object.entries(attributes).map(([key, value]) =>
