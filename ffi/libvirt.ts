@@ -104,6 +104,15 @@ export const symbols = {
     result: "i32", // 0, -1 on error
     nonblocking: true,
   },
+  virDomainUpdateDeviceFlags: {
+    parameters: [
+      virDomainPtr, // virDomainPtr domain
+      "buffer", // const char *xml
+      "u32", // unsigned int flags
+    ],
+    result: "i32", // 0, -1 on error
+    nonblocking: true,
+  },
   virDomainCreateXML: {
     parameters: [
       virConnectPtr, // virConnectPtr conn

@@ -4,7 +4,13 @@ import { parseXml, XmlElement } from "@rgrove/parse-xml";
 import fc from "fast-check";
 import { DEFAULT_CONFIG } from "../src/config.ts";
 import type { MachineSettings } from "../src/machine_settings.ts";
-import { domainXml, type MachineDomain, randomMac } from "../src/machine/domain_xml.ts";
+import {
+  domainXml,
+  interfaceXml,
+  type MachineDomain,
+  openAtFirst,
+  randomMac,
+} from "../src/machine/domain_xml.ts";
 
 const SPDX = "<!-- SPDX-License-Identifier: GPL-2.0-or-later -->";
 
@@ -91,4 +97,15 @@ function child(element: XmlElement | null, name: string): XmlElement | null {
 
 Deno.test("a machine's card has an address of QEMU's range", () => {
   assert.match(randomMac(), /^52:54:00(:[0-9a-f]{2}){3}$/);
+});
+
+Deno.test("a card has its filter later where its address is known, and else from the start", () => {
+  const filter =
+    /<filterref filter="libvirt-gci-gitlab-proj-4242-0123456789">\s*<parameter name="IP" value="192.168.122.42"/;
+  assert.match(interfaceXml(MACHINE).toString(), filter);
+  assert.doesNotMatch(interfaceXml(openAtFirst(MACHINE)).toString(), /filterref/);
+  assert.doesNotMatch(domainXml(MACHINE).toString(), /filterref/);
+  const learned = { ...MACHINE, card: null };
+  assert.equal(openAtFirst(learned), learned);
+  assert.match(domainXml(learned).toString(), /CTRL_IP_LEARNING/);
 });

@@ -1,13 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import type { Agent } from "../src/guest/agent_channel.ts";
-import {
-  becomeAnother,
-  hasBooted,
-  hasNetwork,
-  standStill,
-  takeKeys,
-} from "../src/guest/identity.ts";
+import { becomeAnother, hasBooted, hasNetwork, standStill } from "../src/guest/identity.ts";
 
 const IDENTITY = {
   hostName: "it's mine",
@@ -44,24 +38,22 @@ const WELL = { exited: true, exitcode: 0 };
 
 Deno.test("a guest's identity is in no argument, which its agent logs, and is never the same", async () => {
   const { agent, scripts, args } = fakeAgent([{ exited: false }, WELL]);
-  await becomeAnother(agent, IDENTITY);
-  await becomeAnother(agent, IDENTITY);
-  await takeKeys(agent, IDENTITY);
+  await (await becomeAnother(agent, IDENTITY))();
+  await (await becomeAnother(agent, IDENTITY))();
   assert.deepEqual(new Set(args), new Set(["/bin/sh", "-s"]));
-  const [first = "", second = "", keys = ""] = scripts;
+  const [first = "", second = ""] = scripts;
   for (const name of ["entropy", "id"]) {
     const value = new RegExp(`^${name}='([0-9a-f]+)'$`, "m");
     assert.notEqual(value.exec(first)?.[1], value.exec(second)?.[1]);
   }
   assert(first.includes("name='it'\\''s mine'\n"));
-  assert(keys.includes("private_key='PRIVATE\nKEY\n'\n"));
+  assert(first.includes("private_key='PRIVATE\nKEY\n'\n"));
 });
 
 Deno.test("sh understands each script that a guest is to run", async () => {
   const { agent, scripts } = fakeAgent([WELL]);
-  await becomeAnother(agent, IDENTITY);
-  await takeKeys(agent, IDENTITY);
-  await takeKeys(agent, { ...IDENTITY, publicKey: null });
+  await (await becomeAnother(agent, IDENTITY))();
+  await becomeAnother(agent, { ...IDENTITY, publicKey: null });
   await hasNetwork(agent, "52:54:00:01:02:03");
   await hasBooted(agent, 22);
   await standStill(agent);
@@ -78,7 +70,7 @@ Deno.test("sh understands each script that a guest is to run", async () => {
 Deno.test("what a guest cannot do is told in its words, and a busy agent is asked again", async () => {
   const lacking = { exited: true, exitcode: 1, "err-data": btoa("no\nperl") };
   await assert.rejects(
-    becomeAnother(fakeAgent([new Error("busy"), lacking]).agent, IDENTITY),
+    (await becomeAnother(fakeAgent([new Error("busy"), lacking]).agent, IDENTITY))(),
     /could not become another machine than the one whose RAM it has: no perl$/,
   );
 });

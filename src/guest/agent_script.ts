@@ -4,27 +4,52 @@ import { sleep } from "../wait.ts";
 import type { Agent } from "./agent_channel.ts";
 
 const AGENT_SECONDS = 5;
-const POLL_MS = 15;
+/** Each time, the guest works for the answer, and its agent may log it. */
+const FIRST_POLL_MS = 30;
+const LONGEST_POLL_MS = 200;
+
+/** What a script is for, as the end of "The guest could not ...", and how long it may take. */
+export interface Purpose {
+  readonly what: string;
+  readonly timeoutSeconds: number;
+}
+
+/** Waits for the end of a script. Throws SystemFailure with what it wrote to stderr. */
+export type UntilEnd = () => Promise<void>;
+
+/** Has the guest's agent run a script for sh, as root, and resolves when it has ended well. */
+export async function runByAgent(agent: Agent, script: string, purpose: Purpose): Promise<void> {
+  await (await startByAgent(agent, script, purpose))();
+}
 
 /**
- * Has the guest's agent run a script for sh, as root, and resolves when it has ended well. What the
- * script has in it, the agent does not log. Throws SystemFailure with what it wrote to stderr.
+ * Has the guest's agent start a script for sh, as root. What the script has in it, the agent does not
+ * log. Throws if it cannot start.
  */
-export async function runByAgent(
+export async function startByAgent(
   agent: Agent,
   script: string,
-  { what, timeoutSeconds }: { readonly what: string; readonly timeoutSeconds: number },
-): Promise<void> {
-  const end = performance.now() + timeoutSeconds * 1000;
-  const started = await ask(agent, "guest-exec", {
+  purpose: Purpose,
+): Promise<UntilEnd> {
+  const end = performance.now() + purpose.timeoutSeconds * 1000;
+  const { pid } = await ask(agent, "guest-exec", {
     path: "/bin/sh",
     arg: ["-s"],
     "input-data": new TextEncoder().encode(script).toBase64(),
     "capture-output": true,
-  }, timeoutSeconds);
+  }, purpose.timeoutSeconds);
+  return () => waitForEnd(agent, { pid, end }, purpose);
+}
+
+async function waitForEnd(
+  agent: Agent,
+  { pid, end }: { readonly pid: unknown; readonly end: number },
+  { what, timeoutSeconds }: Purpose,
+): Promise<void> {
+  let pause = FIRST_POLL_MS;
   for (let lastError: unknown = undefined;;) {
     try {
-      const status = await ask(agent, "guest-exec-status", { pid: started["pid"] }, AGENT_SECONDS);
+      const status = await ask(agent, "guest-exec-status", { pid }, AGENT_SECONDS);
       if (status["exited"] === true) return checkEnd(status, what);
     } catch (error) {
       lastError = error; // a busy guest may answer later
@@ -37,7 +62,8 @@ export async function runByAgent(
         fault: "template",
       });
     }
-    await sleep(POLL_MS);
+    await sleep(pause);
+    pause = Math.min(pause * 1.2, LONGEST_POLL_MS);
   }
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { Agent } from "./agent_channel.ts";
-import { runByAgent } from "./agent_script.ts";
+import { runByAgent, startByAgent, type UntilEnd } from "./agent_script.ts";
 import { quote } from "./command_line.ts";
 import type { KeyPair } from "./key.ts";
 
@@ -21,36 +21,28 @@ const TIMEOUT_SECONDS = 30;
 const READY_SECONDS = 8;
 
 /**
- * Gives the guest other random numbers, another machine-id and host name, and the time: all that it
- * must have before its network card, or else two guests ask for one lease. Throws SystemFailure.
+ * Gives the guest other random numbers, another machine-id and host name, and the time: all that its
+ * processes must have before its network card, or else two guests ask for one lease. Then its SSH host
+ * key, and whom to let in. Resolves when the guest works at it; what stands still until it is another
+ * does so for that long. Throws SystemFailure.
  */
-export async function becomeAnother(agent: Agent, { hostName }: Identity): Promise<void> {
+export async function becomeAnother(
+  agent: Agent,
+  { hostName, hostKey, publicKey, user }: Identity,
+): Promise<UntilEnd> {
   const random = (bytes: number): string => crypto.getRandomValues(new Uint8Array(bytes)).toHex();
   const values = {
     entropy: random(64),
     id: random(16),
     name: hostName,
     now: String(Math.round(Date.now() / 1000)),
-  };
-  await runByAgent(agent, assignments(values) + BECOME_ANOTHER, {
-    what: "become another machine than the one whose RAM it has",
-    timeoutSeconds: TIMEOUT_SECONDS,
-  });
-}
-
-/** Gives the guest its SSH host key, and whom to let in. Throws SystemFailure. */
-export async function takeKeys(
-  agent: Agent,
-  { hostKey, publicKey, user }: Identity,
-): Promise<void> {
-  const values = {
     private_key: hostKey.privateKey,
     public_key: hostKey.publicKey,
     user,
     authorized: publicKey ?? "",
   };
-  await runByAgent(agent, assignments(values) + TAKE_KEYS, {
-    what: "take its SSH keys",
+  return await startByAgent(agent, assignments(values) + BECOME_ANOTHER, {
+    what: "become another machine than the one whose RAM it has",
     timeoutSeconds: TIMEOUT_SECONDS,
   });
 }
@@ -147,7 +139,8 @@ const LET_IN = `${START}${SET_NAME}${AUTHORIZE}
  * By RNDADDENTROPY and RNDRESEEDCRNG (random(4)), the kernel draws its random numbers from the new
  * ones at once: what is only written to /dev/urandom would count up to a minute later, and before
  * Linux 5.18 not at all. A kernel with vmgenid needs nobody for that. Only then go the processes on
- * that {@linkcode STAND_STILL} stopped.
+ * that {@linkcode STAND_STILL} stopped. An SSH server that a socket of systemd starts reads its keys
+ * then.
  */
 const BECOME_ANOTHER = `${START}
 if command -v perl >/dev/null; then
@@ -175,6 +168,13 @@ for file in /etc/machine-id /var/lib/dbus/machine-id; do
 done
 ${SET_NAME}
 kill -CONT -1
+rm -f /etc/ssh/ssh_host_*_key /etc/ssh/ssh_host_*_key.pub
+(umask 077 && printf '%s\\n' "$private_key" >/etc/ssh/ssh_host_ed25519_key)
+printf '%s\\n' "$public_key" >/etc/ssh/ssh_host_ed25519_key.pub
+${AUTHORIZE}
+for file in /run/sshd.pid /var/run/sshd.pid; do
+  if [ -s "$file" ] && read -r pid <"$file" && kill -HUP "$pid" 2>/dev/null; then break; fi
+done
 `;
 
 /** Process 1 cannot be stopped, and the agent is needed to go on. */
@@ -188,19 +188,9 @@ for round in 1 2 3; do
 done
 `;
 
-/** An SSH server that a socket of systemd starts reads its keys then. */
-const TAKE_KEYS = `${START}
-rm -f /etc/ssh/ssh_host_*_key /etc/ssh/ssh_host_*_key.pub
-(umask 077 && printf '%s\\n' "$private_key" >/etc/ssh/ssh_host_ed25519_key)
-printf '%s\\n' "$public_key" >/etc/ssh/ssh_host_ed25519_key.pub
-${AUTHORIZE}
-for file in /run/sshd.pid /var/run/sshd.pid; do
-  if [ -s "$file" ] && read -r pid <"$file" && kill -HUP "$pid" 2>/dev/null; then break; fi
-done
-`;
-
+/** Each pause is a process, which an emulated guest needs a while for. */
 const HAS_NETWORK = `${START}
-for try in $(seq 600); do
+for try in $(seq 150); do
   for file in /sys/class/net/*/address; do
     [ -e "$file" ] && read -r found <"$file" && [ "$found" = "$mac" ] || continue
     card=\${file%/address}
@@ -209,7 +199,7 @@ for try in $(seq 600); do
       [ "$interface $destination" != "$card 00000000" ] || exit 0
     done </proc/net/route
   done
-  sleep 0.05
+  case $try in [1-4]) sleep 0.05 ;; *) sleep 0.2 ;; esac
 done
 fail "there is no gateway behind its card"
 `;

@@ -219,6 +219,16 @@ export class Domain implements Disposable {
     );
   }
 
+  /** Changes the device that the XML describes anew, while it runs. */
+  async updateDevice(deviceXml: string): Promise<void> {
+    await this.#connection.call(
+      "virDomainUpdateDeviceFlags",
+      this.#pointer,
+      cString(deviceXml),
+      VIR_DOMAIN_AFFECT_LIVE,
+    );
+  }
+
   /** Its XML as it runs. */
   xml(): Promise<string> {
     return this.#connection.callForString("virDomainGetXMLDesc", this.#pointer, 0);

@@ -179,19 +179,26 @@ function genidXml(): Xml | null {
 /** The way into the machine: its card or, without a network, a channel. */
 function accessXml(machine: MachineDomain): Xml | null {
   if (machine.settings.network === "none") return sshChannelXml();
-  return machine.isWarm === true ? null : interfaceXml(machine);
+  return machine.isWarm === true ? null : interfaceXml(openAtFirst(machine));
+}
+
+/** What the machine's card is made of. */
+export type CardOf = Pick<MachineDomain, "record" | "settings" | "filter" | "card">;
+
+/**
+ * The same, as its card is at first: without the filter, if that can come later. libvirt needs a second
+ * to set it, in which the guest goes on. It cannot where libvirt learns the address from the packets of
+ * DHCP, which it must see.
+ */
+export function openAtFirst(machine: CardOf): CardOf {
+  return machine.card === null ? machine : { ...machine, filter: null };
 }
 
 /**
  * The machine's card. An isolated card's port of the bridge passes nothing to other isolated ports
  * (libvirt 6.1).
  */
-export function interfaceXml(
-  { record, settings, filter, card }: Pick<
-    MachineDomain,
-    "record" | "settings" | "filter" | "card"
-  >,
-): Xml {
+export function interfaceXml({ record, settings, filter, card }: CardOf): Xml {
   const kibPerSecond = settings.networkMibPerSecond && settings.networkMibPerSecond * 1024;
   return xml`
     <interface type="network">

@@ -8,7 +8,13 @@ import {
   VIR_DOMAIN_START_VALIDATE,
 } from "../libvirt/domain.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
-import { domainXml, type MachineDomain } from "./domain_xml.ts";
+import {
+  type CardOf,
+  domainXml,
+  interfaceXml,
+  type MachineDomain,
+  openAtFirst,
+} from "./domain_xml.ts";
 import type { Owner } from "./owner.ts";
 import type { Template } from "./template.ts";
 import {
@@ -113,6 +119,24 @@ async function orExplain<T>(
       what: `Cannot make the disks of the machine "${machine}" in the storage pool "${pool.name}"`,
       cause,
       advice: `See what space it has left: virsh pool-info ${pool.name}`,
+    });
+  }
+}
+
+/**
+ * Sets the filter of the machine's card, which has been without at first: now the machine is isolated,
+ * as it must be before any job has it. Throws SystemFailure.
+ */
+export async function setFilter(domain: Domain, machine: CardOf): Promise<void> {
+  if (openAtFirst(machine).filter === machine.filter) return;
+  try {
+    await domain.updateDevice(interfaceXml(machine).toString());
+  } catch (cause) {
+    throw new SystemFailure({
+      fault: "network",
+      what: `Cannot isolate the machine "${domain.name}": libvirt does not set its network filter`,
+      cause,
+      advice: "See what libvirt needs for filters: libvirt-gci doctor",
     });
   }
 }

@@ -9,7 +9,7 @@ import { type MachineDomain, randomMac } from "../machine/domain_xml.ts";
 import type { Owner } from "../machine/owner.ts";
 import { type MachineRecord, writeRecord } from "../machine/record.ts";
 import { CHANNEL_ADDRESS } from "../machine/ssh_channel.ts";
-import { createDisk, startMachine } from "../machine/start.ts";
+import { createDisk, setFilter, startMachine } from "../machine/start.ts";
 import { requireUnchanged, type Template } from "../machine/template.ts";
 import { endTurn, type Turn } from "../machine/turn.ts";
 import type { MachineSettings } from "../machine_settings.ts";
@@ -90,6 +90,7 @@ export async function boot(
   const booting = { ...machine, name, record, overlayPath };
   using domain = await startMachine(stage.connection, booting, disk);
   await takePlace(disk, making, stage);
+  await setFilter(domain, booting);
   timer.end("start");
   const { template } = record;
   stage.log(

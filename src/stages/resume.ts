@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { explain } from "../errors.ts";
-import { becomeAnother, hasNetwork, type Identity, takeKeys } from "../guest/identity.ts";
+import { becomeAnother, hasNetwork, type Identity } from "../guest/identity.ts";
 import { makeKeyPair } from "../guest/key.ts";
 import type { Domain } from "../libvirt/domain.ts";
 import { isLibvirtError } from "../libvirt/error.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
 import { refuseEnded } from "../machine/address.ts";
-import { interfaceXml, type MachineDomain } from "../machine/domain_xml.ts";
+import { interfaceXml, type MachineDomain, openAtFirst } from "../machine/domain_xml.ts";
 import type { MachineRecord } from "../machine/record.ts";
 import { savedXml, withSavedXml } from "../machine/saved_image.ts";
 import { agentOf } from "../machine/ssh_channel.ts";
-import { createDisk } from "../machine/start.ts";
+import { createDisk, setFilter } from "../machine/start.ts";
 import { copyRawVolume, deleteVolume, volumeName } from "../machine/volumes.ts";
 import { chooseWarmImage, type WarmImage, warmVolume } from "../machine/warm_image.ts";
 import { xmlForMachine } from "../machine/warm_xml.ts";
@@ -102,51 +102,53 @@ async function start(
   timer.end("RAM");
   signal.throwIfAborted();
   await connection.restoreDomain(ram);
-  await deleteVolume(pool, volumeName(name, "ram"));
-  await takePlace(disk, making, stage);
   timer.end("resume");
 
   using undo = new DisposableStack();
   const domain = undo.use(await connection.lookupDomain(name));
   const agent = agentOf(domain);
-  await waitFor({
-    goal: "answer through its guest agent",
-    awaited: "its guest agent",
-    probe: () => answers(domain),
-    advice: "Make the warm image again",
-    fault: "template",
-  }, { log, progress, signal, timeoutSeconds: AGENT_SECONDS });
   const identity: Identity = {
     hostName: toHostName(name),
     ...{ hostKey, user: settings.user },
     publicKey: settings.login === "template" ? null : login.key.publicKey,
   };
-  // At once: whatever asks for an address there stands still until the guest is another.
-  await Promise.all([becomeAnother(agent, identity), plugIn(machine, stage)]);
-  timer.end("identity");
-  await takeKeys(agent, identity);
-  timer.end("keys");
+  const untilAnswered = <T>(ask: () => Promise<T>): Promise<T> =>
+    waitFor({
+      goal: "answer through its guest agent",
+      awaited: "its guest agent",
+      probe: () => orNotYet(domain, ask),
+      advice: "Make the warm image again",
+      fault: "template",
+    }, { log, progress, signal, timeoutSeconds: AGENT_SECONDS });
+  const isAnother = await untilAnswered(async () => {
+    await agent({ execute: "guest-ping" }, 1);
+    return await becomeAnother(agent, identity);
+  });
+  timer.end("agent");
+  // Meanwhile: what asks for an address stands still until the guest is another.
   if (settings.network !== "none") {
-    await hasNetwork(agent, record.mac);
-    timer.end("network");
+    await domain.attachDevice(interfaceXml(openAtFirst(machine)).toString());
+    await setFilter(domain, machine); // libvirt asks no agent until it is set, the guest goes on
   }
+  timer.end("card");
+  await isAnother();
+  timer.end("identity");
+  await Promise.all([
+    settings.network !== "none" && untilAnswered(() => hasNetwork(agent, record.mac)),
+    deleteVolume(pool, volumeName(name, "ram")).then(() => takePlace(disk, making, stage)),
+  ]);
+  timer.end("network");
   undo.move();
   return { domain, record };
 }
 
-/** Plugs in its card, over a connection of its own: the calls of one take turns. */
-async function plugIn(machine: NewMachine, { connect }: Stage): Promise<void> {
-  if (machine.settings.network === "none") return;
-  await using connection = await connect();
-  using domain = await connection.lookupDomain(machine.name);
-  await domain.attachDevice(interfaceXml(machine).toString());
-}
-
-/** Whether its agent answers: at first, it may not know yet that somebody asks again. */
-async function answers(domain: Domain): Promise<true | NotYet> {
+/**
+ * At first, the agent may not know yet that somebody asks again, or libvirt that the agent is there: it
+ * sees to no such news while it changes another thing of the machine, such as its card.
+ */
+async function orNotYet<T>(domain: Domain, ask: () => Promise<T>): Promise<T | NotYet> {
   try {
-    await domain.agentCommand({ execute: "guest-ping" }, 1);
-    return true;
+    return await ask();
   } catch (error) {
     if (!isLibvirtError(error)) throw error;
     await refuseEnded(domain, error);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { BuildFailure, SystemFailure } from "../errors.ts";
-import { becomeAnother, hasBooted, rehearse, standStill, takeKeys } from "../guest/identity.ts";
+import { becomeAnother, hasBooted, rehearse, standStill } from "../guest/identity.ts";
 import { makeKeyPair } from "../guest/key.ts";
 import type { Domain } from "../libvirt/domain.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
@@ -199,8 +199,8 @@ async function tryIdentity(
     ...{ hostName: toHostName(maker), hostKey: await makeKeyPair(), user },
     publicKey: login === "template" ? null : publicKey,
   };
-  await becomeAnother(agent, identity);
-  await takeKeys(agent, identity);
+  const isAnother = await becomeAnother(agent, identity);
+  await isAnother();
   await rehearse(agent, port);
 }
 

@@ -110,6 +110,7 @@ for (
     const xml = await virsh("dumpxml", "gci-e2e-left");
     assert.equal(/<genid>/.test(xml), start === "warm", "it was not started as it should");
     assert.equal(/<port isolated='yes'\/>/.test(xml), isolate);
+    assert.equal(/<filterref filter='libvirt-gci-gci-e2e-left'>/.test(xml), isolate);
     const filters = await virsh("nwfilter-list");
     assert.equal(filters.includes("libvirt-gci-gci-e2e-left"), isolate);
   });

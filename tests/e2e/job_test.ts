@@ -177,7 +177,7 @@ e2eTest("a key that the guest does not know fails at once, and is said", async (
   const key = `${directory}/key`;
   await new Deno.Command("ssh-keygen", { args: ["-q", "-t", "ed25519", "-N", "", "-f", key] })
     .output();
-  const result = await runOnBed(job({}), { settings: { key } });
+  const result = await runOnBed(job({}), { settings: { key }, runner: { attempts: 1 } });
   Deno.removeSync(directory, { recursive: true });
   assertVerdict(result, "runner_system_failure");
   assert.match(result.logText, /refuses the key for the user "gitlab-runner"/);
@@ -190,6 +190,7 @@ e2eTest("a machine that does not boot is explained by its console", async () => 
   try {
     const result = await runOnBed(job({ variables: [{ key: "DISTRO", value: "empty" }] }), {
       settings: { address_seconds: 15 },
+      runner: { attempts: 1 },
     });
     assertVerdict(result, "runner_system_failure");
     assert.match(result.logText, /did not get an address in the network "gci-testbed" within 15 s/);

@@ -102,6 +102,9 @@ async function sharesNothing(): Promise<void> {
   assert.deepEqual(common, b.slice(0, common.length));
   assert(a.length > common.length + 20 && b.length > common.length + 20, "the writer stopped");
 
+  const generations = await allOf(machines.map(generationId));
+  assert.notEqual(generations[0], generations[1]);
+
   for (const machine of machines) {
     const seconds = Number(await inMachine(machine, "date +%s"));
     assert(Math.abs(seconds - Date.now() / 1000) < 5, `the clock is wrong: ${seconds}`);
@@ -109,6 +112,14 @@ async function sharesNothing(): Promise<void> {
     assert.deepEqual(files.filter((line) => line.includes(`${machine}.ram.`)), []);
   }
   await dropsUnder(machines);
+}
+
+/** What QEMU shows its guest for the VM generation id: that of the domain's XML. */
+async function generationId(machine: string): Promise<string> {
+  const query = JSON.stringify({ execute: "query-vm-generation-id" });
+  const { return: { guid } } = JSON.parse(await virsh("qemu-monitor-command", machine, query));
+  assert((await virsh("dumpxml", machine)).includes(`<genid>${guid}</genid>`), guid);
+  return guid;
 }
 
 /** The disk on which machines stand outlives its image, until gc. */
