@@ -429,7 +429,8 @@ async function openHostWithout(name: string): Promise<Connection> {
 
 Deno.test("a template whose machines are to be resumed needs a warm image", async () => {
   await using connection = await openTestHost();
-  const yaml = "start: warm\ntemplates: { debian-12: {}, old-name: { start: cold } }";
+  const yaml =
+    "domain_type: qemu\nstart: warm\ntemplates: { debian-12: {}, old-name: { start: cold } }";
   await using host = await doctorHost({ connection, config: parseConfig(yaml, "x") });
   const { remedy } = only(
     await checkWarmImages(host),
