@@ -102,6 +102,7 @@ async function start(
   timer.end("RAM");
   signal.throwIfAborted();
   await connection.restoreDomain(ram);
+  await takePlace(disk, making, stage);
   timer.end("resume");
 
   using undo = new DisposableStack();
@@ -135,7 +136,7 @@ async function start(
   timer.end("identity");
   await Promise.all([
     settings.network !== "none" && untilAnswered(() => hasNetwork(agent, record.mac)),
-    deleteVolume(pool, volumeName(name, "ram")).then(() => takePlace(disk, making, stage)),
+    deleteVolume(pool, volumeName(name, "ram")),
   ]);
   timer.end("network");
   undo.move();
