@@ -107,6 +107,29 @@ export async function sleep(milliseconds: number, signal?: AbortSignal): Promise
   signal?.removeEventListener("abort", wake);
 }
 
+/**
+ * Does all of it at once, and gives what each gives. When one fails, the signal of the others aborts;
+ * when all have ended, it throws what failed first.
+ */
+export async function together<T extends readonly unknown[]>(
+  signal: AbortSignal,
+  ...tasks: { readonly [K in keyof T]: (signal: AbortSignal) => Promise<T[K]> }
+): Promise<{ -readonly [K in keyof T]: T[K] }> {
+  const failed = new AbortController();
+  const either = AbortSignal.any([signal, failed.signal]);
+  const running = tasks.map(async (task) => {
+    try {
+      return await task(either);
+    } catch (error) {
+      failed.abort(error);
+      throw error;
+    }
+  });
+  await Promise.allSettled(running);
+  if (failed.signal.aborted) throw failed.signal.reason;
+  return await Promise.all(running) as { -readonly [K in keyof T]: T[K] };
+}
+
 /** What the promise gives, or null when the time is over or the signal aborts before. */
 export async function within<T>(
   promise: Promise<T>,

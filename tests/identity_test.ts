@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import type { Agent } from "../src/guest/agent_channel.ts";
-import { becomeAnother, hasBooted, hasNetwork, standStill } from "../src/guest/identity.ts";
+import { becomeAnother, hasBooted, standStill } from "../src/guest/identity.ts";
 
 const IDENTITY = {
   hostName: "it's mine",
@@ -54,7 +54,6 @@ Deno.test("sh understands each script that a guest is to run", async () => {
   const { agent, scripts } = fakeAgent([WELL]);
   await (await becomeAnother(agent, IDENTITY))();
   await becomeAnother(agent, { ...IDENTITY, publicKey: null });
-  await hasNetwork(agent, "52:54:00:01:02:03");
   await hasBooted(agent, 22);
   await standStill(agent);
   for (const script of scripts) {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
+import { waitForSsh } from "../src/guest/ready.ts";
 import { type Login, SshConnection } from "../src/guest/ssh.ts";
 import { sleep } from "../src/wait.ts";
 import { TestGuest, type TestGuestOptions } from "./test_guest.ts";
@@ -47,3 +48,21 @@ Deno.test("a key that the guest refuses is offered once", () =>
     await assert.rejects(SshConnection.open(login, options), /refuses the key/);
     assert(performance.now() - start < 2000);
   }, { refuseKey: true }));
+
+Deno.test("SSH is tried on while libvirt does not say whether the machine has ended", () =>
+  withGuest(async (login) => {
+    const { signal } = options;
+    const wait = (refuseEnded: () => Promise<void>, timeoutSeconds: number) =>
+      waitForSsh({ ...login, hostKey: "another" }, refuseEnded, {
+        ...{ timeoutSeconds, signal, log: () => {} },
+      });
+    await assert.rejects(wait(() => new Promise(() => {}), 0.5), /not accept .* within 0.5 s/);
+    let asked = 0;
+    const endLater = async () => {
+      asked++;
+      await sleep(200);
+      throw new Error("it has ended");
+    };
+    await assert.rejects(wait(endLater, 60), /it has ended/);
+    assert.equal(asked, 1);
+  }));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import { SystemFailure } from "../src/errors.ts";
-import { type Goal, type Limits, NotYet, sleep, waitFor } from "../src/wait.ts";
+import { type Goal, type Limits, NotYet, sleep, together, waitFor } from "../src/wait.ts";
 
 function limits(changes: Partial<Limits> = {}): Limits {
   return {
@@ -235,4 +235,33 @@ Deno.test("sleep() ends at once, without an error, when the signal aborts or has
   setTimeout(() => controller.abort(new Error("not of sleep()'s")), 1);
   await sleep(60_000, controller.signal);
   await sleep(60_000, controller.signal);
+});
+
+Deno.test("together() gives what each gives", async () => {
+  const { signal } = new AbortController();
+  const one = () => Promise.resolve(1);
+  const two = async () => {
+    await sleep(1);
+    return "two";
+  };
+  assert.deepEqual(await together(signal, two, one), ["two", 1]);
+});
+
+Deno.test("together() ends all when one fails, and throws that when they have ended", async () => {
+  let hasEnded = false;
+  const endless = async (signal: AbortSignal) => {
+    await sleep(60_000, signal);
+    hasEnded = true;
+    signal.throwIfAborted();
+  };
+  const failing = async () => {
+    await sleep(1);
+    throw new Error("this one");
+  };
+  await assert.rejects(
+    together(new AbortController().signal, endless, failing),
+    /^Error: this one/,
+  );
+  assert(hasEnded);
+  await assert.rejects(together(AbortSignal.abort(new Error("stop")), endless), /^Error: stop/);
 });

@@ -62,18 +62,6 @@ export async function letIn(
   });
 }
 
-/**
- * Resolves when the guest has a network through the card with this MAC address: an address, and a way
- * to its gateway. Whoever connects before that may wait a second for nothing, until the next packet.
- * Throws SystemFailure.
- */
-export async function hasNetwork(agent: Agent, mac: string): Promise<void> {
-  await runByAgent(agent, assignments({ mac }) + HAS_NETWORK, {
-    what: "get an address by DHCP",
-    timeoutSeconds: TIMEOUT_SECONDS,
-  });
-}
-
 /** Resolves when the guest has booted as far as a job needs it. Throws SystemFailure until then. */
 export async function hasBooted(agent: Agent, port: number): Promise<void> {
   await runByAgent(agent, assignments({ port: String(port) }) + HAS_BOOTED, {
@@ -186,22 +174,6 @@ for round in 1 2 3; do
     case $pid in 1 | $$ | $PPID) ;; *) kill -STOP "$pid" 2>/dev/null || : ;; esac
   done
 done
-`;
-
-/** Each pause is a process, which an emulated guest needs a while for. */
-const HAS_NETWORK = `${START}
-for try in $(seq 150); do
-  for file in /sys/class/net/*/address; do
-    [ -e "$file" ] && read -r found <"$file" && [ "$found" = "$mac" ] || continue
-    card=\${file%/address}
-    card=\${card##*/}
-    while read -r interface destination rest; do
-      [ "$interface $destination" != "$card 00000000" ] || exit 0
-    done </proc/net/route
-  done
-  case $try in [1-4]) sleep 0.05 ;; *) sleep 0.2 ;; esac
-done
-fail "there is no gateway behind its card"
 `;
 
 const HAS_BOOTED = `${START}

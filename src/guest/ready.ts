@@ -5,10 +5,13 @@ import { type Login, SshConnection, WrongHostKey } from "./ssh.ts";
 
 const ATTEMPT_MS = 15_000;
 /**
- * What is sent to a guest that has just asked for its address may be lost, and is sent again only a
- * second later (RFC 6298): a further connection is faster.
+ * What is sent to a guest that has just asked for its address may be lost: it knows the address a little
+ * later. It is sent again only after a second (RFC 6298), so a further connection is faster.
  */
-const FIRST_CONNECT_MS = 250;
+const FIRST_CONNECT_MS = 60;
+
+/** libvirt does not answer while it sets the machine's filter, and SSH is tried meanwhile. */
+const ANSWER_MS = 20;
 
 /**
  * Waits until the guest lets us in and runs a command, and gives its host key. `refuseEnded` throws
@@ -20,19 +23,27 @@ export function waitForSsh(
   limits: Limits,
 ): Promise<string> {
   let connectMs = FIRST_CONNECT_MS;
+  let asked: Promise<void> | null = null; // stays, if it throws
+  const refuse = async (): Promise<void> => {
+    asked ??= refuseEnded().then(() => void (asked = null));
+    await within(asked, ANSWER_MS, limits.signal);
+  };
   return waitFor({
     ...goalOf(login),
     probe: async () => {
-      await refuseEnded();
       const ssh = await tryLogin(login, limits.signal, connectMs).catch(orNotYetItsHostKey);
       connectMs = Math.min(connectMs * 1.5, ATTEMPT_MS);
-      if (ssh instanceof NotYet) return ssh;
+      if (ssh instanceof NotYet) {
+        await refuse();
+        return ssh;
+      }
       using _ = ssh;
       const ignore = (): Promise<void> => Promise.resolve();
       const nothing = { input: new Uint8Array(), stdout: ignore, stderr: ignore };
       const ran = ssh.run("exit 0", nothing).catch(() => null);
       const status = (await within(ran, ATTEMPT_MS, limits.signal))?.status ?? null;
       if (status === 0) return ssh.hostKey;
+      await refuse();
       return new NotYet(`a command that does nothing ended with the status ${status ?? "unknown"}`);
     },
   }, limits);

@@ -27,19 +27,20 @@ export function waitForAddress(
   },
   limits: Limits,
 ): Promise<string> {
+  const findLeased = async (): Promise<string | null> => {
+    if (card === null) return await findAddress(domain, mac, ADDRESS_SOURCE.LEASE);
+    // The network tells, also while libvirt has the domain locked to set its filter.
+    return await isLeased(connection, network, card) ? card.address : null;
+  };
+  const unusable = (address: string): NotYet =>
+    new NotYet(
+      `its address is ${address}, and the network keeps ${card?.address} for it: ` +
+        "its network filter lets nothing else through",
+    );
   // The agent and the ARP table serve networks without leases; asking them is slow, and libvirt
   // logs an error each time that no agent runs.
   let nextOtherSources = performance.now() + OTHER_SOURCES_MS;
-  const usable = async (address: string): Promise<string | NotYet> => {
-    if (card === null) return address;
-    if (address !== card.address) {
-      return new NotYet(
-        `its address is ${address}, and the network keeps ${card.address} for it: ` +
-          "its network filter lets nothing else through",
-      );
-    }
-    return await isLeased(connection, network, card) ? address : new NotYet(NO_LEASE);
-  };
+  let reason = new NotYet(NO_LEASE);
   return waitFor({
     fault: "address",
     goal: `get an address in the network "${network}"`,
@@ -47,14 +48,17 @@ export function waitForAddress(
     advice: `Look at the network: virsh net-info ${network}, virsh net-dhcp-leases ${network}; ` +
       `does the template start its network with DHCP?`,
     probe: async () => {
-      const leased = await findAddress(domain, mac, ADDRESS_SOURCE.LEASE);
-      if (leased !== null) return await usable(leased);
-      if (performance.now() < nextOtherSources) return new NotYet(NO_LEASE);
+      const leased = await findLeased();
+      if (leased !== null) return leased;
+      if (performance.now() < nextOtherSources) return reason;
       nextOtherSources = performance.now() + OTHER_SOURCES_MS;
-      const other = await findAddress(domain, mac, ADDRESS_SOURCE.AGENT) ??
-        await findAddress(domain, mac, ADDRESS_SOURCE.ARP);
-      if (other !== null) return await usable(other);
-      return new NotYet(`${NO_LEASE}, no guest agent and no ARP entry that knows it`);
+      for (const source of Object.values(ADDRESS_SOURCE)) {
+        const address = await findAddress(domain, mac, source);
+        if (address === null) continue;
+        if (card === null) return address;
+        return reason = address === card.address ? new NotYet(NO_LEASE) : unusable(address);
+      }
+      return reason = new NotYet(`${NO_LEASE}, no guest agent and no ARP entry that knows it`);
     },
   }, limits);
 }

@@ -59,7 +59,7 @@ async function tryTake(
   for (let attempt = 1;; attempt++) {
     const dhcp = findDhcp(await network.xml());
     if (dhcp === null) return null;
-    const leases = await orNull(VIR_ERR.NO_SUPPORT, network.dhcpLeases()) ?? []; // the test driver
+    const leases = await leasesOf(network);
     const taken = new Set(await connection.networkFilterUuids());
     for (const { mac, ip } of dhcp.hosts.filter(({ id }) => id === OURS)) {
       const uuid = await uuidOf(network.name, mac);
@@ -90,10 +90,14 @@ export async function isLeased(
   { mac, address, leasedUntil }: Card,
 ): Promise<boolean> {
   using network = await connection.lookupNetwork(networkName);
-  return (await network.dhcpLeases()).some((lease) =>
+  return (await leasesOf(network)).some((lease) =>
     lease.mac === mac && lease.address === address &&
     (lease.until !== leasedUntil || lease.until === 0) // what is leased for ever does not tell
   );
+}
+
+async function leasesOf(network: Network): Promise<readonly DhcpLease[]> {
+  return await orNull(VIR_ERR.NO_SUPPORT, network.dhcpLeases()) ?? []; // the test driver has none
 }
 
 /**

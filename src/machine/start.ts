@@ -124,17 +124,26 @@ async function orExplain<T>(
 }
 
 /**
- * Sets the filter of the machine's card, which has been without at first: now the machine is isolated,
- * as it must be before any job has it. Throws SystemFailure.
+ * Sets the filter of the machine's card, if that has been without at first: now the machine is isolated,
+ * as it must be before any job has it. Resolves to whether it was without. Until then, libvirt answers
+ * nothing else about the domain, and the connection nothing at all: so it is one of its own. Throws
+ * SystemFailure.
  */
-export async function setFilter(domain: Domain, machine: CardOf): Promise<void> {
-  if (openAtFirst(machine).filter === machine.filter) return;
+export async function setFilter(
+  name: string,
+  machine: CardOf,
+  connect: () => Promise<Connection>,
+): Promise<boolean> {
+  if (openAtFirst(machine).filter === machine.filter) return false;
+  await using connection = await connect();
+  using domain = await connection.lookupDomain(name);
   try {
     await domain.updateDevice(interfaceXml(machine).toString());
+    return true;
   } catch (cause) {
     throw new SystemFailure({
       fault: "network",
-      what: `Cannot isolate the machine "${domain.name}": libvirt does not set its network filter`,
+      what: `Cannot isolate the machine "${name}": libvirt does not set its network filter`,
       cause,
       advice: "See what libvirt needs for filters: libvirt-gci doctor",
     });

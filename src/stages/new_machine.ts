@@ -13,6 +13,7 @@ import { createDisk, setFilter, startMachine } from "../machine/start.ts";
 import { requireUnchanged, type Template } from "../machine/template.ts";
 import { endTurn, type Turn } from "../machine/turn.ts";
 import type { MachineSettings } from "../machine_settings.ts";
+import { together } from "../wait.ts";
 import { loginTo, type MachineLogin } from "./login.ts";
 import type { Stage } from "./stage.ts";
 import type { StepTimer } from "./step_timer.ts";
@@ -90,7 +91,6 @@ export async function boot(
   const booting = { ...machine, name, record, overlayPath };
   using domain = await startMachine(stage.connection, booting, disk);
   await takePlace(disk, making, stage);
-  await setFilter(domain, booting);
   timer.end("start");
   const { template } = record;
   stage.log(
@@ -109,45 +109,66 @@ export async function takePlace(
   await requireUnchanged(connection, template);
 }
 
+/** How to wait for a machine. */
+export interface Reaching extends Pick<Making, "timer"> {
+  /** The most that each wait may take, if that is less than the settings say. */
+  readonly mostSeconds?: number;
+  /** What else has to be done in the machine, once it has its filter. */
+  readonly finish?: () => Promise<void>;
+}
+
 /**
- * Waits until a command runs in the machine, and gives its record, which says that it is ready. The
- * settings say for how long at most, unless `mostSeconds` is less. Throws SystemFailure, with what can
- * be known of the machine.
+ * Waits until a command runs in the machine, which gets its filter meanwhile, and gives its record,
+ * which says that it is ready. Throws SystemFailure, with what can be known of the machine.
  */
 export async function reach(
   domain: Domain,
-  { record, settings, login, card }: Pick<
-    NewMachine,
-    "record" | "settings" | "login" | "card"
-  >,
-  { timer, mostSeconds = Infinity }: Pick<Making, "timer"> & { readonly mostSeconds?: number },
+  machine: Pick<NewMachine, "record" | "settings" | "login" | "filter" | "card">,
+  reaching: Reaching,
   stage: Stage,
 ): Promise<MachineRecord> {
-  const { connection, log, progress, signal } = stage;
-  const addressSeconds = Math.min(settings.addressSeconds, mostSeconds);
-  const sshSeconds = Math.min(settings.sshSeconds, mostSeconds);
   return await orExamined(domain.name, stage, async () => {
-    const limits = { log, progress, signal };
-    const { mac } = record;
-    const { network } = settings;
-    const address = network === "none"
-      ? CHANNEL_ADDRESS
-      : await waitForAddress(domain, { mac, network, card, connection }, {
-        ...limits,
-        timeoutSeconds: addressSeconds,
-      });
-    timer.end("address");
-    const target = await loginTo(domain, { ...record, address }, login.key);
-    const hostKey = await waitForSsh(target, () => refuseEnded(domain), {
-      ...limits,
-      // Without a network, nothing has waited for the boot.
-      timeoutSeconds: sshSeconds + (target.channel === null ? 0 : addressSeconds),
-    });
-    timer.end("ssh");
-    const ready = { ...record, address, hostKey };
+    const [reached] = await together(
+      stage.signal,
+      (signal) => knock(domain, machine, reaching, { ...stage, signal }),
+      async () => {
+        if (await setFilter(domain.name, machine, stage.connect)) reaching.timer.end("filter");
+        await reaching.finish?.();
+      },
+    );
+    const ready = { ...machine.record, ...reached };
     await writeRecord(domain, ready);
     return ready;
   });
+}
+
+/** Waits until a command runs in the machine, and gives where, and the host key it has shown. */
+async function knock(
+  domain: Domain,
+  { record, settings, login, card }: Parameters<typeof reach>[1],
+  { timer, mostSeconds = Infinity }: Reaching,
+  { connection, log, progress, signal }: Stage,
+): Promise<Pick<MachineRecord, "address" | "hostKey">> {
+  const limits = { log, progress, signal };
+  const addressSeconds = Math.min(settings.addressSeconds, mostSeconds);
+  const sshSeconds = Math.min(settings.sshSeconds, mostSeconds);
+  const { mac } = record;
+  const { network } = settings;
+  const address = network === "none"
+    ? CHANNEL_ADDRESS
+    : await waitForAddress(domain, { mac, network, card, connection }, {
+      ...limits,
+      timeoutSeconds: addressSeconds,
+    });
+  timer.end("address");
+  const target = await loginTo(domain, { ...record, address }, login.key);
+  const hostKey = await waitForSsh(target, () => refuseEnded(domain), {
+    ...limits,
+    // Without a network, nothing has waited for the boot.
+    timeoutSeconds: sshSeconds + (target.channel === null ? 0 : addressSeconds),
+  });
+  timer.end("ssh");
+  return { address, hostKey };
 }
 
 /** Adds to a failure what can be known of the machine, before undo removes it. */

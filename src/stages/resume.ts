@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { explain } from "../errors.ts";
-import { becomeAnother, hasNetwork, type Identity } from "../guest/identity.ts";
+import { becomeAnother, type Identity } from "../guest/identity.ts";
 import { makeKeyPair } from "../guest/key.ts";
 import type { Domain } from "../libvirt/domain.ts";
 import { isLibvirtError } from "../libvirt/error.ts";
@@ -10,7 +10,7 @@ import { interfaceXml, type MachineDomain, openAtFirst } from "../machine/domain
 import type { MachineRecord } from "../machine/record.ts";
 import { savedXml, withSavedXml } from "../machine/saved_image.ts";
 import { agentOf } from "../machine/ssh_channel.ts";
-import { createDisk, setFilter } from "../machine/start.ts";
+import { createDisk } from "../machine/start.ts";
 import { copyRawVolume, deleteVolume, volumeName } from "../machine/volumes.ts";
 import { chooseWarmImage, type WarmImage, warmVolume } from "../machine/warm_image.ts";
 import { xmlForMachine } from "../machine/warm_xml.ts";
@@ -55,15 +55,11 @@ export async function resumeFrom(
   making: Making,
   stage: Stage,
 ): Promise<MachineRecord> {
-  const { domain, record } = await start(machine, { image, ...making }, stage);
+  const { domain, record, finish } = await start(machine, { image, ...making }, stage);
   using _ = domain;
   stage.log(`Resumed the machine "${machine.name}" from the warm image of "${image.template}"`);
-  return await reach(
-    domain,
-    { ...machine, record },
-    { timer: making.timer, mostSeconds: PATIENCE_SECONDS },
-    stage,
-  );
+  const reaching = { timer: making.timer, mostSeconds: PATIENCE_SECONDS, finish };
+  return await reach(domain, { ...machine, record }, reaching, stage);
 }
 
 /** The newest warm image that still holds, or null; `start: warm` says why there is none. */
@@ -85,12 +81,20 @@ async function chooseImage(
   return image;
 }
 
+/** A machine whose guest works at becoming another. */
+interface Resumed {
+  readonly domain: Domain;
+  readonly record: MachineRecord;
+  /** Waits until it is another and has what a job needs, and removes what is not needed any more. */
+  readonly finish: () => Promise<void>;
+}
+
 /** Starts it with a card, keys and an identity of its own. */
 async function start(
   machine: NewMachine,
   { image, ...making }: Making & { readonly image: WarmImage },
   stage: Stage,
-): Promise<{ readonly domain: Domain; readonly record: MachineRecord }> {
+): Promise<Resumed> {
   const { connection, signal, log, progress } = stage;
   const { name, settings, login, disk } = machine;
   const { pool, timer } = making;
@@ -107,40 +111,43 @@ async function start(
 
   using undo = new DisposableStack();
   const domain = undo.use(await connection.lookupDomain(name));
+  const hasCard = settings.network !== "none";
+  if (hasCard) {
+    // The kernel sees it, and what would ask for an address stands still until the guest is another.
+    await domain.attachDevice(interfaceXml(openAtFirst(machine)).toString());
+    timer.end("card");
+  }
   const agent = agentOf(domain);
   const identity: Identity = {
     hostName: toHostName(name),
     ...{ hostKey, user: settings.user },
     publicKey: settings.login === "template" ? null : login.key.publicKey,
   };
-  const untilAnswered = <T>(ask: () => Promise<T>): Promise<T> =>
-    waitFor({
-      goal: "answer through its guest agent",
-      awaited: "its guest agent",
-      probe: () => orNotYet(domain, ask),
-      advice: "Make the warm image again",
-      fault: "template",
-    }, { log, progress, signal, timeoutSeconds: AGENT_SECONDS });
-  const isAnother = await untilAnswered(async () => {
-    await agent({ execute: "guest-ping" }, 1);
-    return await becomeAnother(agent, identity);
-  });
+  const isAnother = await waitFor({
+    goal: "answer through its guest agent",
+    awaited: "its guest agent",
+    probe: () =>
+      orNotYet(domain, async () => {
+        await agent({ execute: "guest-ping" }, 1);
+        return await becomeAnother(agent, identity);
+      }),
+    advice: "Make the warm image again",
+    fault: "template",
+  }, { log, progress, signal, timeoutSeconds: AGENT_SECONDS });
   timer.end("agent");
-  // Meanwhile: what asks for an address stands still until the guest is another.
-  if (settings.network !== "none") {
-    await domain.attachDevice(interfaceXml(openAtFirst(machine)).toString());
-    await setFilter(domain, machine); // libvirt asks no agent until it is set, the guest goes on
+  if (!hasCard) {
+    await isAnother(); // or its agent would start an SSH server with the former key
+    timer.end("identity");
   }
-  timer.end("card");
-  await isAnother();
-  timer.end("identity");
-  await Promise.all([
-    settings.network !== "none" && untilAnswered(() => hasNetwork(agent, record.mac)),
-    deleteVolume(pool, volumeName(name, "ram")),
-  ]);
-  timer.end("network");
+  const finish = async (): Promise<void> => {
+    if (hasCard) {
+      await isAnother();
+      timer.end("identity");
+    }
+    await deleteVolume(pool, volumeName(name, "ram"));
+  };
   undo.move();
-  return { domain, record };
+  return { domain, record, finish };
 }
 
 /**
