@@ -76,8 +76,6 @@ const SENDER = -710;
 const SERVICES = -706;
 const HOST = -705;
 const NEIGHBOURS = -704;
-const REST = -700;
-const NOTHING_ELSE = -600;
 /** In the connection tracking tables, which see packets that have passed all of the above. */
 const TRACKED = 400;
 
@@ -102,12 +100,16 @@ export function filterXml(name: string, isolation: Isolation): Xml {
   const { subnets, hostAddresses, hostPorts, sshPort, uuid } = isolation;
   const gateways = subnets.map(({ host }) => host);
   const host = [...new Set([...gateways, ...hostAddresses])];
+  const others = host.filter((address) => !gateways.includes(address));
   const rules = [
     rule("drop", SENDER, ["mac", { match: "no", srcmacaddr: "$MAC" }]),
     rule("drop", SENDER, ["arp", { match: "no", arpsrcmacaddr: "$MAC" }]),
     rule("drop", SENDER, ["arp", { match: "no", arpsrcipaddr: "$IP" }]),
-    rule("accept", SENDER, ["ip", { srcipaddr: "0.0.0.0", ...TO_ANY_DHCP_SERVER }]),
-    rule("drop", SENDER + 1, ["ip", { match: "no", srcipaddr: "$IP" }]),
+    rule("accept", SENDER + 1, ["arp", {}], "inout"),
+    rule("drop", SENDER + 2, ["mac", { match: "no", protocolid: "ipv4" }], "inout"),
+    // From 0.0.0.0, or by a guest that knows its address and asks for it again.
+    rule("accept", SENDER + 2, ["ip", TO_ANY_DHCP_SERVER]),
+    rule("drop", SENDER + 3, ["ip", { match: "no", srcipaddr: "$IP" }]),
     ...gateways.flatMap((address) => [
       rule("accept", SERVICES, ["ip", { dstipaddr: address, ...toPort("udp/53") }]),
       rule("accept", SERVICES, ["ip", { dstipaddr: address, ...toPort("tcp/53") }]),
@@ -119,24 +121,14 @@ export function filterXml(name: string, isolation: Isolation): Xml {
         rule("accept", SERVICES, ["ip", { dstipaddr: address, ...toPort(port) }])
       ),
       rule("accept", SERVICES, ["ip", { dstipaddr: address, ...answerFrom(sshPort) }]),
-      rule("drop", HOST, ["ip", { dstipaddr: address }]),
     ]),
+    ...others.map((address) => rule("drop", HOST, ["ip", { dstipaddr: address }])),
     ...subnets.flatMap(({ host, prefix }) => [
       rule("drop", NEIGHBOURS, ["ip", { dstipaddr: host, dstipmask: prefix }]),
       rule("drop", NEIGHBOURS, ["ip", { srcipaddr: host, srcipmask: prefix }], "in"),
     ]),
-    // A guest that reboots asks for its address again.
-    rule("accept", SERVICES, ["ip", TO_ANY_DHCP_SERVER]),
     rule("drop", NEIGHBOURS, ["ip", MULTICAST_AND_BROADCAST]),
-    rule("accept", REST, ["ip", {}], "inout"),
-    rule("accept", REST, ["arp", {}], "inout"),
-    rule("drop", NOTHING_ELSE, ["mac", {}], "inout"),
-    rule("accept", TRACKED, ["all", { state: "ESTABLISHED,RELATED" }]),
-    ...host.map((address) =>
-      rule("drop", TRACKED + 1, ["tcp", {
-        ...{ dstipaddr: address, srcportstart: sshPort, state: "NEW" },
-      }])
-    ),
+    rule("drop", TRACKED, ["tcp", { srcportstart: sshPort, state: "NEW" }]),
   ];
   return xml`
     <filter name="${name}" chain="root">
@@ -149,7 +141,7 @@ export function filterXml(name: string, isolation: Isolation): Xml {
 }
 
 type Match = readonly [
-  protocol: "mac" | "arp" | "ip" | "all" | "tcp",
+  protocol: "mac" | "arp" | "ip" | "tcp",
   attributes: Readonly<Record<string, string | number>>,
 ];
 
