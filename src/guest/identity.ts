@@ -23,7 +23,7 @@ const READY_SECONDS = 8;
 /**
  * Gives the guest other random numbers, another machine-id and host name, and the time: all that its
  * processes must have before its network card, or else two guests ask for one lease. Then its SSH host
- * key, and whom to let in. Resolves when the guest works at it; what stands still until it is another
+ * key, and whom to let in. Only then go its processes on. Resolves when the guest works at it; what stands still until it is another
  * does so for that long. Throws SystemFailure.
  */
 export async function becomeAnother(
@@ -126,9 +126,9 @@ const LET_IN = `${START}${SET_NAME}${AUTHORIZE}
 /**
  * By RNDADDENTROPY and RNDRESEEDCRNG (random(4)), the kernel draws its random numbers from the new
  * ones at once: what is only written to /dev/urandom would count up to a minute later, and before
- * Linux 5.18 not at all. A kernel with vmgenid needs nobody for that. Only then go the processes on
- * that {@linkcode STAND_STILL} stopped. An SSH server that a socket of systemd starts reads its keys
- * then.
+ * Linux 5.18 not at all. A kernel with vmgenid needs nobody for that. Last go the processes on that
+ * {@linkcode STAND_STILL} stopped: a guest that asks for an address is another, and so is its SSH server.
+ * One that a socket of systemd starts reads its keys when somebody comes.
  */
 const BECOME_ANOTHER = `${START}
 if command -v perl >/dev/null; then
@@ -155,7 +155,6 @@ for file in /etc/machine-id /var/lib/dbus/machine-id; do
   [ ! -e "$file" ] || [ -L "$file" ] || printf '%s\\n' "$id" >"$file"
 done
 ${SET_NAME}
-kill -CONT -1
 rm -f /etc/ssh/ssh_host_*_key /etc/ssh/ssh_host_*_key.pub
 (umask 077 && printf '%s\\n' "$private_key" >/etc/ssh/ssh_host_ed25519_key)
 printf '%s\\n' "$public_key" >/etc/ssh/ssh_host_ed25519_key.pub
@@ -163,6 +162,7 @@ ${AUTHORIZE}
 for file in /run/sshd.pid /var/run/sshd.pid; do
   if [ -s "$file" ] && read -r pid <"$file" && kill -HUP "$pid" 2>/dev/null; then break; fi
 done
+kill -CONT -1
 `;
 
 /** Process 1 cannot be stopped, and the agent is needed to go on. */
