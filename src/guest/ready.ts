@@ -9,6 +9,8 @@ const ATTEMPT_MS = 15_000;
  * later. It is sent again only after a second (RFC 6298), so a further connection is faster.
  */
 const FIRST_CONNECT_MS = 60;
+/** How much longer the next one may take: to a guest that is only slow, each is work more. */
+const CONNECT_GROWTH = 4;
 
 /** libvirt does not answer while it sets the machine's filter, and SSH is tried meanwhile. */
 const ANSWER_MS = 20;
@@ -17,36 +19,28 @@ const ANSWER_MS = 20;
  * Waits until the guest lets us in and runs a command, and gives its host key. `refuseEnded` throws
  * if the machine is gone. Throws at once if the guest refuses the key, since no waiting mends that.
  */
-export function waitForSsh(
+export async function waitForSsh(
   login: Login,
   refuseEnded: () => Promise<void>,
   limits: Limits,
 ): Promise<string> {
   let connectMs = FIRST_CONNECT_MS;
-  let asked: Promise<void> | null = null; // stays, if it throws
-  const refuse = async (): Promise<void> => {
-    asked ??= refuseEnded().then(() => void (asked = null));
-    await within(asked, ANSWER_MS, limits.signal);
-  };
-  return waitFor({
-    ...goalOf(login),
-    probe: async () => {
-      const ssh = await tryLogin(login, limits.signal, connectMs).catch(orNotYetItsHostKey);
-      connectMs = Math.min(connectMs * 1.5, ATTEMPT_MS);
-      if (ssh instanceof NotYet) {
-        await refuse();
-        return ssh;
-      }
-      using _ = ssh;
-      const ignore = (): Promise<void> => Promise.resolve();
-      const nothing = { input: new Uint8Array(), stdout: ignore, stderr: ignore };
-      const ran = ssh.run("exit 0", nothing).catch(() => null);
-      const status = (await within(ran, ATTEMPT_MS, limits.signal))?.status ?? null;
-      if (status === 0) return ssh.hostKey;
-      await refuse();
-      return new NotYet(`a command that does nothing ended with the status ${status ?? "unknown"}`);
-    },
-  }, limits);
+  const ended: { asked: Promise<void> | null } = { asked: null }; // stays, if it throws
+  try {
+    return await waitFor({
+      ...goalOf(login),
+      probe: async () => {
+        const hostKey = await tryCommand(login, limits.signal, connectMs);
+        if (!(hostKey instanceof NotYet)) return hostKey;
+        connectMs = Math.min(connectMs * CONNECT_GROWTH, ATTEMPT_MS);
+        ended.asked ??= refuseEnded().then(() => void (ended.asked = null));
+        await within(ended.asked, ANSWER_MS, limits.signal);
+        return hostKey;
+      },
+    }, limits);
+  } finally {
+    await ended.asked?.catch(() => {}); // the caller may dispose of what it asks
+  }
 }
 
 /**
@@ -81,6 +75,23 @@ function goalOf({ address, port, channel }: Login): Omit<Goal<never>, "probe"> {
 function orNotYetItsHostKey(error: unknown): NotYet {
   if (error instanceof WrongHostKey) return new NotYet(error.message);
   throw error;
+}
+
+/** Logs in and runs a command that does nothing. Gives the guest's host key. */
+async function tryCommand(
+  login: Login,
+  signal: AbortSignal,
+  connectMs: number,
+): Promise<string | NotYet> {
+  const ssh = await tryLogin(login, signal, connectMs).catch(orNotYetItsHostKey);
+  if (ssh instanceof NotYet) return ssh;
+  using _ = ssh;
+  const ignore = (): Promise<void> => Promise.resolve();
+  const nothing = { input: new Uint8Array(), stdout: ignore, stderr: ignore };
+  const ran = ssh.run("exit 0", nothing).catch(() => null);
+  const status = (await within(ran, ATTEMPT_MS, signal))?.status ?? null;
+  if (status === 0) return ssh.hostKey;
+  return new NotYet(`a command that does nothing ended with the status ${status ?? "unknown"}`);
 }
 
 async function tryLogin(

@@ -44,6 +44,8 @@ export interface CommandEnd {
 }
 
 const KEEPALIVE_MS = 15_000;
+/** For what has come already to be seen, when a time is over. */
+const GRACE_MS = 10;
 const KEEPALIVES_UNANSWERED = 8; // two minutes: a busy guest is slow to answer, not gone
 
 /** Offers the key at once and nothing else: there is no round trip to ask what there is. */
@@ -94,9 +96,11 @@ export class SshConnection implements Disposable {
     const abort = (): void => reject(signal.reason);
     let hostKey = "";
     let wrongHostKey = false;
-    const connecting = setTimeout(() => {
+    const giveUp = (): void => {
       reject(new Error(`Timed out while connecting to ${login.address} port ${login.port}`));
-    }, connectMs);
+    };
+    // Where the host is busy, the time may be over before it is known that the guest has answered.
+    let connecting = setTimeout(() => connecting = setTimeout(giveUp, GRACE_MS), connectMs);
     client.on("connect", () => {
       clearTimeout(connecting);
       client.setNoDelay(true); // Nagle's algorithm costs 40 ms a step
