@@ -21,10 +21,10 @@ const TIMEOUT_SECONDS = 30;
 const READY_SECONDS = 8;
 
 /**
- * Gives the guest other random numbers, another machine-id and host name, and the time: all that its
- * processes must have before its network card, or else two guests ask for one lease. Then its SSH host
- * key, and whom to let in. Only then go its processes on. Resolves when the guest works at it; what stands still until it is another
- * does so for that long. Throws SystemFailure.
+ * Gives the guest other random numbers, another machine-id and host name, and the time, its SSH host
+ * key, and whom to let in. Only then go its processes on: two guests that ask for an address before
+ * get one lease. Resolves when the guest works at it; what stands still until it is another does so
+ * for that long. Throws SystemFailure.
  */
 export async function becomeAnother(
   agent: Agent,
