@@ -101,7 +101,9 @@ export class SshConnection implements Disposable {
     };
     // Where the host is busy, the time may be over before it is known that the guest has answered.
     let connecting = setTimeout(() => connecting = setTimeout(giveUp, GRACE_MS), connectMs);
+    let isConnecting = sock === undefined;
     client.on("connect", () => {
+      isConnecting = false;
       clearTimeout(connecting);
       client.setNoDelay(true); // Nagle's algorithm costs 40 ms a step
     });
@@ -131,7 +133,9 @@ export class SshConnection implements Disposable {
       await promise;
       return new SshConnection(client, hostKey);
     } catch (error) {
-      client.destroy();
+      // Deno 2.7 leaves a socket open that is destroyed while it connects: it is destroyed then.
+      if (isConnecting) client.on("connect", () => client.destroy());
+      else client.destroy();
       sock?.destroy();
       throw error;
     } finally {
