@@ -117,7 +117,7 @@ const POINTS: readonly (readonly [call: string, count: number])[] = [
   ["virNWFilterDefineXML", 1],
   ["virDomainCreateXML", 1],
   ["virStorageVolDelete", 1],
-  ["virDomainInterfaceAddresses", 3],
+  ["virNetworkGetDHCPLeases", 6], // while libvirt sets the filter
 ];
 
 /** Starts prepare as a runner in a process of its own does, and kills both at this point. */

@@ -4,6 +4,7 @@ import { dirname } from "node:path";
 import { command, TESTBED } from "../bed.ts";
 import type { Point, Strike } from "./killed_program.ts";
 import { type Attempt, type Fault, faultTest, meetFault } from "./matrix.ts";
+import { BOOTING } from "./points.ts";
 import { PROCEDURE, StallingProxy } from "./stalling_proxy.ts";
 
 const LIBVIRTD = `${dirname(TESTBED.key)}/libvirtd.pid`;
@@ -29,7 +30,6 @@ export async function untilLibvirtAnswers(): Promise<void> {
   assert.fail("libvirtd does not start again");
 }
 
-const BOOTING: Point = { name: "virDomainInterfaceAddresses", count: 3, when: "done" };
 /** One lookup finds the machine; the second is to see whether it is still there. */
 const SCRIPT_RUNS: Point = { name: "virDomainLookupByName", count: 2, when: "done" };
 

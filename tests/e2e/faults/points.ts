@@ -2,6 +2,9 @@
 import type { Called } from "../bed.ts";
 import type { Point, Strike } from "./killed_program.ts";
 
+/** While the guest boots: prepare has asked for its lease for a second. */
+export const BOOTING: Point = { name: "virNetworkGetDHCPLeases", count: 15, when: "done" };
+
 /** Whether the call is one that a stage repeats while it waits. */
 export function isOfWait({ name }: Point): boolean {
   return /^virDomain(InterfaceAddresses|GetState|IsActive|QemuAgentCommand)$/.test(name) ||

@@ -2,10 +2,8 @@
 import assert from "node:assert/strict";
 import { type Called, command, virsh } from "../bed.ts";
 import { faultTest, meetFault } from "./matrix.ts";
-import type { Point } from "./killed_program.ts";
 import { killDaemon, untilLibvirtAnswers } from "./daemon.ts";
-
-const BOOTING: Point = { name: "virDomainInterfaceAddresses", count: 3, when: "done" };
+import { BOOTING } from "./points.ts";
 
 faultTest("stages of one job come at once", async (t) => {
   await t.step("two prepares", () =>
