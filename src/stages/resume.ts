@@ -85,7 +85,7 @@ async function chooseImage(
 interface Resumed {
   readonly domain: Domain;
   readonly record: MachineRecord;
-  /** Waits until it is another and has what a job needs, and removes what is not needed any more. */
+  /** Waits until it is another, and removes the RAM that it was resumed from. */
   readonly finish: () => Promise<void>;
 }
 
