@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { Pointer } from "./libvirt.ts";
 
-/**
- * The functions of libvirt-qemu.so that we call, as libvirt-qemu.h declares them. That library works
- * on the handles of libvirt.so and leaves its errors in the same connections.
- */
 const virDomainPtr = "pointer" as Deno.NativeTypedPointer<Pointer<"virDomain">>;
 
-/** All functions exist since libvirt 6.0.0, which is the oldest that we support. */
+/**
+ * The functions of libvirt-qemu.so that we call, as libvirt-qemu.h declares them. That library works
+ * on the handles of libvirt.so and leaves its errors in the same connections. All exist since libvirt
+ * 6.0.0, which is the oldest that we support.
+ */
 export const qemuSymbols = {
   virDomainQemuAgentCommand: {
     parameters: [
@@ -27,7 +27,7 @@ export type LibvirtQemu = Deno.DynamicLibrary<typeof qemuSymbols>["symbols"];
 let library: LibvirtQemu | undefined;
 
 /**
- * The library, loaded at the first call: only a machine without a network needs it. Throws Deno's own
+ * The library, loaded at the first call: most jobs ask no guest agent for anything. Throws Deno's own
  * error if it is missing; it comes in the same package as libvirt.so.
  */
 export function loadLibvirtQemu(): LibvirtQemu {

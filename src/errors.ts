@@ -102,6 +102,15 @@ function wordsOf(error: unknown): string {
   return words.trimEnd().replace(/\s*\n/g, "\n  ");
 }
 
+/** The failure of several things at once, with all their reasons as details. */
+export function severalFailures(
+  failure: Pick<Failure, "what" | "advice">,
+  reasons: readonly unknown[],
+): SystemFailure {
+  const details = reasons.map((reason) => `- ${explain(reason).replaceAll("\n", "\n  ")}`);
+  return new SystemFailure({ ...failure, details: details.join("\n") });
+}
+
 /** What is at fault, by the first of the error and the causes behind it that says so. */
 export function faultOf(error: unknown): Fault {
   for (let cause = error; cause instanceof Error; cause = cause.cause) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { dirname } from "node:path";
 import { SystemFailure, UsageError } from "./errors.ts";
+import { sha256 } from "./sha256.ts";
 
 /** The environment: what GitLab Runner, or an operator, says about the job. */
 export type Env = Readonly<Record<string, string | undefined>>;
@@ -164,11 +165,6 @@ export async function machineName(
 /** Lower case letters and digits with single hyphens between them. */
 function slug(text: string): string {
   return text.toLowerCase().replace(/[^a-z0-9]+/g, "-").replace(/^-|-$/g, "");
-}
-
-async function sha256(text: string): Promise<string> {
-  const digest = await crypto.subtle.digest("SHA-256", new TextEncoder().encode(text));
-  return new Uint8Array(digest).toHex();
 }
 
 /** Whether a machine of ours can have this name. */

@@ -271,6 +271,13 @@ Deno.test("AppArmor's profile for virt-aa-helper has to know the directory of di
     files: { ...APPARMOR, ...profile, ...local },
   });
   allOk(await checkSecurityModules(mended));
+
+  await using fresh = await doctorHost({
+    connection,
+    files: { ...APPARMOR, ...profile },
+    config: { overlayPool: "not-yet" },
+  });
+  allOk(await checkSecurityModules(fresh)); // prepare will make it where libvirt may read
 });
 
 const FILE = "/etc/gitlab-runner/config.toml";

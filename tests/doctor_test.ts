@@ -2,7 +2,8 @@
 import assert from "node:assert/strict";
 import { parseConfig } from "../src/config.ts";
 import { bootTemplate } from "../src/doctor/boot.ts";
-import { install, virsh } from "../src/doctor/command.ts";
+import { virsh } from "../src/command.ts";
+import { install } from "../src/doctor/install.ts";
 import { checkDaemon, checkEmulator, emulatorFindings } from "../src/doctor/daemon.ts";
 import { doctor, examine, type GroupedFinding } from "../src/doctor/doctor.ts";
 import { ok, problem, warning } from "../src/doctor/finding.ts";
@@ -239,15 +240,17 @@ Deno.test("only problems make doctor fail", () => {
 });
 
 Deno.test("a remedy can be pasted whatever the names in it are", async () => {
-  const config = { uri: "qemu:///system" } as Parameters<typeof virsh>[0]["config"];
   assert.equal(
-    virsh({ config }, "pool-start", "it's mine; rm -r /"),
+    virsh({ uri: "qemu:///system" }, "pool-start", "it's mine; rm -r /"),
     "virsh -c qemu:///system pool-start 'it'\\''s mine; rm -r /'",
   );
   await using host = await doctorHost({
     files: { "/etc/os-release": 'ID="rocky"\nID_LIKE="rhel centos fedora"\n' },
   });
-  assert.equal(await install(host, { debian: "a", fedora: "b c" }), "dnf install b c");
+  const packages = { debian: "a", fedora: "b c", arch: "d" };
+  assert.equal(await install(host, packages), "dnf install b c");
+  await using arch = await doctorHost({ files: { "/etc/os-release": "ID=arch\n" } });
+  assert.equal(await install(arch, packages), "pacman -S d");
 });
 
 Deno.test("bootTemplate() runs a whole job and says what each stage took", async () => {

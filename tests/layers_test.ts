@@ -3,8 +3,8 @@ import assert from "node:assert/strict";
 import { posix } from "node:path";
 
 /**
- * Who may import whom: a row for each file of src/ and each folder below it. No row has anything
- * above itself, nor machine/ and guest/ each other. A file may always import its own folder.
+ * Who may import whom: a row for each file of src/ and each folder below it. There is no circle, and
+ * machine/ and guest/ do not know each other. A file may always import its own folder.
  */
 const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   "main.ts": ["deno.json", "src/program.ts", "src/terminal.ts", "src/errors.ts"],
@@ -16,6 +16,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   ],
   "src/metrics/": [
     "src/stages/",
+    "src/machine/",
     "src/libvirt/",
     "src/errors.ts",
     "src/read_xml.ts",
@@ -35,7 +36,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   "src/settings_file.ts": ["src/errors.ts"],
   "src/machine_settings.ts": [],
   "src/exit_status.ts": ["src/errors.ts", "src/job.ts"],
-  "src/job.ts": ["src/errors.ts"],
+  "src/job.ts": ["src/errors.ts", "src/sha256.ts"],
   "src/variables_file.ts": ["src/job.ts", "src/errors.ts"],
   "src/policy.ts": [
     ...["src/template_choice.ts", "src/size_choice.ts", "src/config.ts", "src/job.ts"],
@@ -50,23 +51,26 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     ...["src/errors.ts", "src/quoted.ts"],
   ],
   "src/quoted.ts": [],
+  "src/command.ts": [],
+  "src/sha256.ts": [],
   "src/script_output.ts": ["src/guest/", "src/job.ts"],
   "src/stages/": [
     ...["src/config.ts", "src/job.ts", "src/variables_file.ts", "src/machine_settings.ts"],
     ...["src/policy.ts", "src/size_choice.ts", "src/template_choice.ts", "src/quoted.ts"],
     "src/paint.ts",
     ...["src/doctor/", "src/machine/", "src/guest/", "src/libvirt/"],
-    ...["src/errors.ts", "src/wait.ts", "src/xml.ts"],
+    ...["src/command.ts", "src/errors.ts", "src/wait.ts", "src/xml.ts"],
   ],
   "src/doctor/": [
     ...["src/config.ts", "src/machine_settings.ts", "src/template_choice.ts", "src/quoted.ts"],
     "src/paint.ts",
     ...["src/machine/", "src/guest/", "src/libvirt/"],
-    ...["src/errors.ts", "src/read_xml.ts", "src/wait.ts"],
+    ...["src/command.ts", "src/errors.ts", "src/read_xml.ts", "src/wait.ts"],
   ],
   "src/machine/": [
     ...["src/libvirt/", "src/machine_settings.ts"],
-    ...["src/errors.ts", "src/read_xml.ts", "src/wait.ts", "src/xml.ts"],
+    ...["src/command.ts", "src/errors.ts", "src/read_xml.ts", "src/sha256.ts", "src/wait.ts"],
+    "src/xml.ts",
   ],
   "src/guest/": ["src/libvirt/", "src/errors.ts", "src/wait.ts", "src/xml.ts"],
   "src/wait.ts": ["src/errors.ts"],
@@ -149,7 +153,7 @@ function forbiddenImports(file: string, text: string): string[] {
     .map(({ at }) => at);
 }
 
-Deno.test("no file imports what is above it or beside it", () => {
+Deno.test("no file imports what the table does not let it", () => {
   const forbidden = [...PROGRAM].flatMap(([file, text]) => forbiddenImports(file, text));
   assert.deepEqual(forbidden, []);
 });

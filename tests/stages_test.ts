@@ -2,8 +2,8 @@
 import assert from "node:assert/strict";
 import { BuildFailure, type Fault, faultOf, ScriptFailure, SystemFailure } from "../src/errors.ts";
 import type { Connection } from "../src/libvirt/connection.ts";
+import { createDirPool } from "../src/machine/pools.ts";
 import { readRecord } from "../src/machine/record.ts";
-import { createDirPool } from "../src/machine/template.ts";
 import { createRawVolume } from "../src/machine/volumes.ts";
 import { cleanup } from "../src/stages/cleanup.ts";
 import { prepare } from "../src/stages/prepare.ts";

@@ -61,7 +61,7 @@ for (const source of [`file="${PATH}"`, 'pool="base_imgs" volume="debian-12.qcow
       failure?.message,
       `The domain "install" has the disk ${PATH} of the template "debian-12.qcow2" open for writing`,
     );
-    assert.match(failure.advice ?? "", /virsh shutdown install/);
+    assert.match(failure.advice ?? "", /virsh -c test:\S+ shutdown install,/);
     assert.equal(failure.cause, LOCKED);
     assert.equal(await connection.close(), 0, "a handle is left");
   });

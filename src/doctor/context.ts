@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { Config } from "../config.ts";
-import type { Connection } from "../libvirt/connection.ts";
+import { type Connection, isLocalUri } from "../libvirt/connection.ts";
 import type { KvmAnswer } from "../machine/kvm_probe.ts";
 import type { MachineSettings } from "../machine_settings.ts";
 import type { Finding } from "./finding.ts";
@@ -48,8 +48,8 @@ export interface DoctorContext {
 export type Check = (context: DoctorContext) => Promise<Finding[]>;
 
 /** Whether the files of this host are those of the hypervisor's. */
-export function isLocal({ connection, config }: DoctorContext): boolean {
-  return connection instanceof Error ? /^[^/]+:\/\/\//.test(config.uri) : connection.isLocal;
+export function isLocal({ config }: DoctorContext): boolean {
+  return isLocalUri(config.uri);
 }
 
 /** The settings of all machines that there may be: the general ones, and those of templates. */

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { command, install } from "./command.ts";
+import { command } from "../command.ts";
+import { install } from "./install.ts";
 import { type DoctorContext, isLocal } from "./context.ts";
 import { type Finding, ok, problem, warning } from "./finding.ts";
 import { hasProgram, statHostFile } from "./host_files.ts";
@@ -67,7 +68,11 @@ export async function emulatorFindings(
   return [
     problem(`libvirt finds no QEMU for ${arch}`, {
       meaning: "No machine starts",
-      remedy: await install(context, { debian: "qemu-system", fedora: "qemu-kvm" }),
+      remedy: await install(context, {
+        debian: "qemu-system",
+        fedora: "qemu-kvm",
+        arch: "qemu-base",
+      }),
     }),
   ];
 }
@@ -95,6 +100,7 @@ async function connectRemedy(context: DoctorContext): Promise<string | null> {
   return await install(context, {
     debian: "libvirt-daemon-system qemu-system libvirt-clients",
     fedora: "libvirt-daemon-kvm libvirt-client",
+    arch: "libvirt qemu-base dnsmasq iptables-nft",
   });
 }
 

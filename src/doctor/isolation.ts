@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { install } from "./command.ts";
+import { restartDaemons } from "../command.ts";
+import { install } from "./install.ts";
 import { allMachines, type DoctorContext, isLocal } from "./context.ts";
 import { type Finding, ok, problem, warning } from "./finding.ts";
 import { hasProgram, readHostFile, readIfAllowed, readLibvirtSetting } from "./host_files.ts";
@@ -19,7 +20,8 @@ export async function checkFilters(context: DoctorContext): Promise<Finding[]> {
       remedy: `${await install(context, {
         debian: "libvirt-daemon-config-nwfilter",
         fedora: "libvirt-daemon-driver-nwfilter",
-      })} && { systemctl restart libvirtd.service || systemctl restart virtnwfilterd.service; }`,
+        arch: "libvirt",
+      })} && ${restartDaemons("libvirtd", "virtnwfilterd")}`,
     }),
   ];
 }
@@ -56,6 +58,7 @@ export async function checkFilterPrograms(context: DoctorContext): Promise<Findi
       remedy: await install(context, {
         debian: missing.join(" "),
         fedora: missing.join(" "),
+        arch: "iptables-nft",
       }),
     }),
   ];
@@ -77,6 +80,7 @@ export async function checkFirewall(context: DoctorContext): Promise<Finding[]> 
       remedy: await install(context, {
         debian: program === "nft" ? "nftables" : "iptables",
         fedora: program === "nft" ? "nftables" : "iptables-nft",
+        arch: program === "nft" ? "nftables" : "iptables-nft",
       }),
     }),
   ];

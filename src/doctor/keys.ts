@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { readKey } from "../guest/key.ts";
-import { command } from "./command.ts";
+import { command } from "../command.ts";
 import { allMachines, type DoctorContext } from "./context.ts";
 import { type Finding, ok, problem, warning } from "./finding.ts";
 import { reasonOf } from "./reason.ts";

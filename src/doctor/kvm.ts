@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { command } from "./command.ts";
+import { command, restartDaemons } from "../command.ts";
 import { allMachines, type DoctorContext, isLocal } from "./context.ts";
 import { type Finding, ok, problem, warning } from "./finding.ts";
 import { readHostFile, readIfAllowed, readLibvirtSetting, statHostFile } from "./host_files.ts";
@@ -53,7 +53,7 @@ export function offerFinding(capabilities: string | null): Finding {
   }
   return warning("KVM runs guests, and libvirt does not offer it", {
     meaning: `${SLOW}. libvirt asked QEMU when KVM was not there, or QEMU's user may not use it`,
-    remedy: "systemctl restart libvirtd.service || systemctl restart virtqemud.service",
+    remedy: restartDaemons("libvirtd", "virtqemud"),
   });
 }
 

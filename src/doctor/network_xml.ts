@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { XmlElement } from "@rgrove/parse-xml";
-import { virsh } from "./command.ts";
+import { virsh } from "../command.ts";
 import { allMachines, type DoctorContext } from "./context.ts";
 import { type Finding, ok, problem, warning } from "./finding.ts";
 import { addressNumber } from "../machine/network_info.ts";
@@ -118,9 +118,12 @@ function checkPing(root: XmlElement | null, context: NetworkContext): Finding[] 
 /** Changes hold from the next start, which takes the network from the machines in it. */
 function edit(context: NetworkContext, what: string): string {
   const { name } = context;
-  const restart = [virsh(context, "net-destroy", name), virsh(context, "net-start", name)];
+  const restart = [
+    virsh(context.config, "net-destroy", name),
+    virsh(context.config, "net-start", name),
+  ];
   return [
-    `${virsh(context, "net-edit", name)} # ${what}`,
+    `${virsh(context.config, "net-edit", name)} # ${what}`,
     `${restart.join(" && ")} # while no machine runs`,
   ].join("\n");
 }

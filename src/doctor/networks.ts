@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { virsh } from "./command.ts";
+import { virsh } from "../command.ts";
 import { allMachines, type DoctorContext } from "./context.ts";
 import { type Finding, ok, problem, warning } from "./finding.ts";
 import { networkFindings } from "./network_xml.ts";
@@ -25,8 +25,8 @@ async function checkNetwork(context: DoctorContext, name: string): Promise<Findi
         meaning: 'No job starts whose machine is to be in it. "network" is a setting',
         remedy: name === "default"
           ? ["net-define /usr/share/libvirt/networks/default.xml", "net-start default"]
-            .map((words) => virsh(context, ...words.split(" "))).join(" && ")
-          : virsh(context, "net-list", "--all"),
+            .map((words) => virsh(context.config, ...words.split(" "))).join(" && ")
+          : virsh(context.config, "net-list", "--all"),
       }),
     ];
   }
@@ -49,7 +49,7 @@ export function startFindings(
     findings.push(
       problem(`The network "${name}" is not active`, {
         meaning: "No job starts whose machine is to be in it",
-        remedy: virsh(context, "net-start", name),
+        remedy: virsh(context.config, "net-start", name),
       }),
     );
   }
@@ -57,7 +57,7 @@ export function startFindings(
     findings.push(
       warning(`The network "${name}" does not start with the host`, {
         meaning: "After a reboot, no job starts whose machine is to be in it",
-        remedy: virsh(context, "net-autostart", name),
+        remedy: virsh(context.config, "net-autostart", name),
       }),
     );
   }

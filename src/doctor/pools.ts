@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { DEFAULT_OVERLAY_POOL } from "../config.ts";
-import { command, virsh } from "./command.ts";
+import { command, makePool, virsh } from "../command.ts";
 import { type Check, type DoctorContext, isLocal } from "./context.ts";
 import { type Finding, ok, problem, warning } from "./finding.ts";
 import { readHostFile, statHostFile } from "./host_files.ts";
@@ -36,7 +36,7 @@ async function checkPool(context: DoctorContext, poolName: PoolName): Promise<Fi
     return [
       problem(`The storage pool "${name}" is not active`, {
         meaning: "No job starts",
-        remedy: virsh(context, "pool-start", name),
+        remedy: virsh(context.config, "pool-start", name),
       }),
       ...autostart,
     ];
@@ -61,20 +61,16 @@ function missingPool(context: DoctorContext, { name, key }: PoolName): Finding {
   if (key === "overlay_pool" && name === DEFAULT_OVERLAY_POOL) {
     return ok(`The storage pool "${name}" is made by the first job`);
   }
-  const path = `/var/lib/libvirt/${name}`;
   return problem(`There is no storage pool "${name}"`, {
     meaning: `No job starts. If another pool is meant, set ${key}`,
-    remedy: [
-      virsh(context, "pool-define-as", name, "dir", "--target", path),
-      ...["pool-build", "pool-start", "pool-autostart"].map((it) => virsh(context, it, name)),
-    ].join(" && "),
+    remedy: makePool(context.config, name),
   });
 }
 
 function noAutostart(context: DoctorContext, name: string): Finding {
   return warning(`The storage pool "${name}" does not start with the host`, {
     meaning: "After a reboot, no job starts",
-    remedy: virsh(context, "pool-autostart", name),
+    remedy: virsh(context.config, "pool-autostart", name),
   });
 }
 

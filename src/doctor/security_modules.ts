@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { poolPath, restartDaemons } from "../command.ts";
 import { type DoctorContext, isLocal } from "./context.ts";
 import { type Finding, ok, warning } from "./finding.ts";
 import { isInSys, readHostFile, readIfAllowed, readLibvirtSetting } from "./host_files.ts";
@@ -24,7 +25,7 @@ export async function checkSecurityModules(context: DoctorContext): Promise<Find
       warning(`${name} is active, and libvirt does not use it: security_driver is none`, {
         meaning: "A guest that breaks out of QEMU reaches the disks of all other machines",
         remedy: "sed -i 's/^ *security_driver/#&/' /etc/libvirt/qemu.conf && " +
-          "{ systemctl restart libvirtd.service || systemctl restart virtqemud.service; }",
+          restartDaemons("libvirtd", "virtqemud"),
       }),
     ];
   }
@@ -60,7 +61,7 @@ async function checkHelperProfile(context: DoctorContext): Promise<Finding[]> {
   if (profile === null) return [];
   using pool = await connection.findPool(config.overlayPool);
   const path = pool === null
-    ? `/var/lib/libvirt/${config.overlayPool}`
+    ? poolPath(config.overlayPool) // which prepare makes
     : textAt(rootOf(await pool.xml()), "target", "path") ?? "";
   const own = await readHostFile(context, `/etc/apparmor.d/local/${HELPER}`) ?? "";
   const isKnown = /^\/(media|mnt|opt|srv|var\/lib\/libvirt\/images)\//.test(`${path}/`) ||

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { orNull, VIR_ERR } from "../libvirt/error.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
+import { findActivePool } from "../machine/pools.ts";
 import { isMachineVolume, machineOfVolume } from "../machine/volumes.ts";
 import { find, rootOf, textAt } from "../read_xml.ts";
 import { writtenDisks } from "../machine/template_writer.ts";
@@ -30,8 +31,8 @@ export interface TemplateHost {
 export async function readTemplateHost(context: DoctorContext): Promise<TemplateHost | null> {
   const { connection, config } = context;
   if (connection instanceof Error) return null;
-  using pool = await connection.findPool(config.templatePool);
-  if (pool === null || !await pool.isActive()) return null;
+  using pool = await findActivePool(connection, config.templatePool);
+  if (pool === null) return null;
   const volumes = await readVolumes(
     pool,
     (name) => !isMachineVolume(name) && !name.startsWith("."), // one in the making
@@ -79,8 +80,8 @@ async function readVolumes(
 async function readOverlays({ connection, config }: DoctorContext): Promise<Map<string, string[]>> {
   const overlays = new Map<string, string[]>();
   if (connection instanceof Error) return overlays;
-  using pool = await connection.findPool(config.overlayPool);
-  if (pool === null || !await pool.isActive()) return overlays;
+  using pool = await findActivePool(connection, config.overlayPool);
+  if (pool === null) return overlays;
   for (
     const { path, backing } of await readVolumes(pool, (name) => machineOfVolume(name) !== null)
   ) {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { BuildFailure } from "../errors.ts";
 import type { MachineSettings } from "../machine_settings.ts";
-import { chooseTemplate } from "../template_choice.ts";
-import { command, virsh } from "./command.ts";
+import { chooseTemplate, namedTemplates } from "../template_choice.ts";
+import { command, virsh } from "../command.ts";
 import { type DoctorContext, type HostDomain, isLocal } from "./context.ts";
 import { type Finding, ok, problem, warning } from "./finding.ts";
 import { mayExist, statIfAllowed } from "./host_files.ts";
@@ -33,20 +33,15 @@ function noTemplate(pool: string): Finding {
 /** Those that the settings promise. prepare looks for them anew before it gives up. */
 function missingTemplates(volumes: readonly VolumeFacts[], context: DoctorContext): Finding[] {
   const { config } = context;
-  const names = [
-    ...config.templates.keys(),
-    ...config.defaultTemplate ? [config.defaultTemplate] : [],
-  ];
-  const choices = names.map((name) => chooseTemplate(config, name, { isOperator: true }));
-  const missing = choices.filter((choice) =>
+  const missing = namedTemplates(config).filter((choice) =>
     !volumes.some(({ name }) => choice.volumes.includes(name))
   );
-  return [...new Map(missing.map((choice) => [choice.name, choice])).values()].map((choice) =>
+  return missing.map((choice) =>
     problem(`The settings name the template "${choice.name}", and it is not there`, {
       meaning: `A job that asks for it fails: there is no volume ` +
         choice.volumes.map((name) => `"${name}"`).join(" or "),
-      remedy: virsh(context, "pool-refresh", config.templatePool) + " && " +
-        virsh(context, "vol-list", config.templatePool),
+      remedy: virsh(context.config, "pool-refresh", config.templatePool) + " && " +
+        virsh(context.config, "vol-list", config.templatePool),
     })
   );
 }
@@ -114,7 +109,7 @@ function writerProblem(
       meaning: isActive
         ? `What it writes ${what}. Shut it down, and give it a disk of its own`
         : `Starting it ${what}. Give it a disk of its own`,
-      remedy: virsh(context, isActive ? "shutdown" : "edit", domain),
+      remedy: virsh(context.config, isActive ? "shutdown" : "edit", domain),
     },
   );
 }

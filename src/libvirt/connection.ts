@@ -139,9 +139,9 @@ export class Connection implements AsyncDisposable {
     return Connection.#openError;
   }
 
-  /** Whether the hypervisor is on this host: its URI names no other. */
+  /** Whether the hypervisor is on this host. */
   get isLocal(): boolean {
-    return /^[^/]+:\/\/\//.test(this.uri);
+    return isLocalUri(this.uri);
   }
 
   /**
@@ -443,6 +443,11 @@ export class Connection implements AsyncDisposable {
     this.#libvirt.virConnCopyLastError(this.#pointer, buffer);
     return takeError(functionName, this.#libvirt, buffer);
   }
+}
+
+/** Whether the URI is one of a hypervisor on this host: it names no other. */
+export function isLocalUri(uri: string): boolean {
+  return /^[^/]+:\/\/\//.test(uri);
 }
 
 /** Loads the library and says which package has it if it is missing. */

@@ -12,7 +12,7 @@ export const VIR_DOMAIN_START_RESET_NVRAM = 32;
 export const VIR_CONNECT_LIST_DOMAINS_ACTIVE = 1;
 /** virDomainModificationImpact: change what runs. */
 const VIR_DOMAIN_AFFECT_LIVE = 1;
-/** virDomainMetadataType: an element of our own. */
+/** virDomainMetadataType: the title, an element of our own. */
 const VIR_DOMAIN_METADATA_TITLE = 1;
 const VIR_DOMAIN_METADATA_ELEMENT = 2;
 
@@ -21,7 +21,7 @@ export const VIR_DOMAIN_PAUSED = 3;
 export const VIR_DOMAIN_SHUTOFF = 5;
 export const VIR_DOMAIN_CRASHED = 6;
 /** virDomainPausedReason: a disk could not be written, its system crashed. */
-export const VIR_DOMAIN_PAUSED_IOERROR = 5;
+const VIR_DOMAIN_PAUSED_IOERROR = 5;
 export const VIR_DOMAIN_PAUSED_CRASHED = 10;
 /** virStreamFlags: a stream that has nothing says so. */
 export const VIR_STREAM_NONBLOCK = 1;

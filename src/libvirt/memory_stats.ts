@@ -8,7 +8,7 @@ export const VIR_DOMAIN_STATS_BALLOON = 4;
 export const VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE = 1;
 /** virConnectGetAllDomainStatsFlags: without waiting for a domain that is busy or hangs. */
 export const VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT = 1 << 29;
-/** virNodeGetCPUStatsAllCPUs: of all NUMA nodes together. */
+/** virNodeGetMemoryStatsAllCells: of all NUMA nodes together. */
 export const VIR_NODE_MEMORY_STATS_ALL_CELLS = -1;
 
 /** The memory of a domain that runs. */

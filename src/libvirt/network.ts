@@ -3,8 +3,11 @@ import type { Pointer } from "../../ffi/libvirt.ts";
 import { borrowedString, cString, OutCell, pointerAt } from "../../ffi/memory.ts";
 import type { Connection } from "./connection.ts";
 
+/** virNetworkUpdateCommand: add an entry behind the others. */
 export const VIR_NETWORK_UPDATE_COMMAND_ADD_LAST = 3;
+/** virNetworkUpdateSection: the hosts that DHCP knows. */
 export const VIR_NETWORK_SECTION_IP_DHCP_HOST = 4;
+/** virNetworkUpdateFlags: change the network that runs, not its definition. */
 export const VIR_NETWORK_UPDATE_AFFECT_LIVE = 1;
 
 /** An address of IPv4 or IPv6 that a guest has for a time. */

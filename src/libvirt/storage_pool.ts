@@ -11,11 +11,14 @@ const VIR_STORAGE_VOL_CREATE_REFLINK = 2;
 /** A handle of a storage pool. Whoever gets it disposes of it. */
 export class StoragePool implements Disposable {
   readonly name: string;
+  /** The URI of its hypervisor. */
+  readonly uri: string;
   readonly #connection: Connection;
   readonly #pointer: Pointer<"virStoragePool">;
 
   constructor(connection: Connection, pointer: Pointer<"virStoragePool">, name: string) {
     this.#connection = connection;
+    this.uri = connection.uri;
     this.#pointer = pointer;
     this.name = name;
   }

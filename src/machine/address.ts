@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { virsh } from "../command.ts";
 import { type Failure, SystemFailure } from "../errors.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import { ADDRESS_SOURCE, type Domain, type DomainState } from "../libvirt/domain.ts";
@@ -45,8 +46,10 @@ export function waitForAddress(
     fault: "address",
     goal: `get an address in the network "${network}"`,
     awaited: "an address",
-    advice: `Look at the network: virsh net-info ${network}, virsh net-dhcp-leases ${network}; ` +
-      `does the template start its network with DHCP?`,
+    advice: `Look at the network: ${virsh(connection, "net-info", network)}, ` +
+      `${
+        virsh(connection, "net-dhcp-leases", network)
+      }; does the template start its network with DHCP?`,
     probe: async () => {
       const leased = await findLeased();
       if (leased !== null) return leased;

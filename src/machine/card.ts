@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { virsh } from "../command.ts";
 import { SystemFailure } from "../errors.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import { isLibvirtError, LibvirtError, orNull, VIR_ERR } from "../libvirt/error.ts";
 import type { DhcpLease, Network } from "../libvirt/network.ts";
+import { sha256 } from "../sha256.ts";
 import { xml } from "../xml.ts";
 import { randomMac } from "./domain_xml.ts";
 import { addressOf, type Dhcp, findDhcp } from "./network_info.ts";
@@ -46,7 +48,7 @@ export async function takeCard(
       fault: "network",
       what: `Cannot reserve an address in the network "${networkName}"`,
       cause,
-      advice: `Look at the network: virsh net-dumpxml ${networkName}`,
+      advice: `Look at the network: ${virsh(connection, "net-dumpxml", networkName)}`,
     });
   }
 }
@@ -69,7 +71,7 @@ async function tryTake(
       if (await take(card, uuid)) return card;
     }
     const address = chooseFree(dhcp, leases);
-    if (address === null) throw exhausted(network.name);
+    if (address === null) throw exhausted(connection, network.name);
     try {
       const host = xml`
         <host mac="${randomMac()}" id="${OURS}" ip="${address}" />
@@ -109,8 +111,7 @@ const OURS = new TextEncoder().encode("libvirt-gci").toHex();
 
 /** A UUID for the card of this address in this network. */
 async function uuidOf(network: string, mac: string): Promise<string> {
-  const text = new TextEncoder().encode(`libvirt-gci ${mac} ${network}`);
-  const hex = new Uint8Array(await crypto.subtle.digest("SHA-256", text)).toHex();
+  const hex = await sha256(`libvirt-gci ${mac} ${network}`);
   return hex.replace(/^(.{8})(.{4})(.{4})(.{4})(.{12}).*/, "$1-$2-$3-$4-$5");
 }
 
@@ -137,11 +138,12 @@ function addressAt(ranges: Dhcp["ranges"], index: number): string {
   return "";
 }
 
-function exhausted(network: string): SystemFailure {
+function exhausted(connection: Connection, network: string): SystemFailure {
   return new SystemFailure({
     fault: "network",
     what: `The network "${network}" has no free address`,
-    advice: `See who has them: virsh net-dhcp-leases ${network}; widen its range, or shorten its ` +
-      `leases: virsh net-edit ${network}`,
+    advice:
+      `See who has them: ${virsh(connection, "net-dhcp-leases", network)}; widen its range, ` +
+      `or shorten its leases: ${virsh(connection, "net-edit", network)}`,
   });
 }

@@ -4,6 +4,7 @@ import { isLibvirtError, orNull, VIR_ERR } from "../libvirt/error.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
 import type { Volume } from "../libvirt/volume.ts";
 import { rootOf, textAt } from "../read_xml.ts";
+import { sha256 } from "../sha256.ts";
 import { volumeName } from "./volumes.ts";
 
 /** Whose a machine is, and what tells whether anybody still needs it. */
@@ -217,6 +218,5 @@ async function makeHostMark(): Promise<string> {
   const id = (await read("/etc/machine-id") || await read("/etc/hostname")).trim();
   const namespace = readProcLink("self/ns/pid");
   if (id === "" || namespace === null) return "";
-  const text = new TextEncoder().encode(`libvirt-gci ${id} ${namespace}`);
-  return new Uint8Array(await crypto.subtle.digest("SHA-256", text)).toHex().slice(0, 16);
+  return (await sha256(`libvirt-gci ${id} ${namespace}`)).slice(0, 16);
 }

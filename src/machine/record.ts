@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { Domain } from "../libvirt/domain.ts";
+import { orNull, VIR_ERR } from "../libvirt/error.ts";
 import { rootOf } from "../read_xml.ts";
-import { type Xml, xml } from "../xml.ts";
+import { Xml, xml } from "../xml.ts";
 import type { Owner } from "./owner.ts";
 
 /** The XML namespace of our element in a domain's `<metadata>`, which marks the domain as ours. */
@@ -30,6 +31,15 @@ export interface MachineRecord extends Owner {
   readonly machine: string;
 }
 
+/** A record that says nothing. */
+export const EMPTY_RECORD: MachineRecord = {
+  ...{ job: "", project: "", template: "", created: "", deadline: "", attemptDir: "", runner: "" },
+  ...{ host: "", mac: "", user: "", port: "", key: "", shell: "", address: "", hostKey: "" },
+  ...{ keepMinutes: "", failed: "", keptUntil: "", machine: "" },
+};
+
+const KEYS = Object.keys(EMPTY_RECORD) as (keyof MachineRecord)[];
+
 /** Whether its job is over and it was kept: cleanup made that its deadline. */
 export function isKept({ keptUntil, deadline }: MachineRecord): boolean {
   return keptUntil !== "" && keptUntil === deadline;
@@ -43,27 +53,12 @@ export function recordXml(record: MachineRecord): Xml {
 }
 
 function attributesXml(record: MachineRecord): Xml {
-  return xml`
-    job="${record.job}"
-    project="${record.project}"
-    template="${record.template}"
-    created="${record.created}"
-    deadline="${record.deadline}"
-    attemptDir="${record.attemptDir}"
-    runner="${record.runner}"
-    host="${record.host}"
-    mac="${record.mac}"
-    user="${record.user}"
-    port="${record.port}"
-    key="${record.key}"
-    shell="${record.shell}"
-    address="${record.address}"
-    hostKey="${record.hostKey}"
-    keepMinutes="${record.keepMinutes}"
-    failed="${record.failed}"
-    keptUntil="${record.keptUntil}"
-    machine="${record.machine}"
-  `;
+  const attributes = KEYS.map((key) =>
+    xml`
+      ${new Xml(key)}="${record[key]}"
+    `
+  );
+  return xml`${attributes}`;
 }
 
 /** The record of a running domain, or null if the domain is not ours. */
@@ -71,28 +66,13 @@ export async function readRecord(domain: Domain): Promise<MachineRecord | null> 
   const element = await domain.metadata(NAMESPACE);
   if (element === null) return null;
   const attributes = rootOf(element)?.attributes ?? {};
-  const read = (name: keyof MachineRecord): string => attributes[name] ?? "";
-  return {
-    job: read("job"),
-    project: read("project"),
-    template: read("template"),
-    created: read("created"),
-    deadline: read("deadline"),
-    attemptDir: read("attemptDir"),
-    runner: read("runner"),
-    host: read("host"),
-    mac: read("mac"),
-    user: read("user"),
-    port: read("port"),
-    key: read("key"),
-    shell: read("shell"),
-    address: read("address"),
-    hostKey: read("hostKey"),
-    keepMinutes: read("keepMinutes"),
-    failed: read("failed"),
-    keptUntil: read("keptUntil"),
-    machine: read("machine"),
-  };
+  const values = KEYS.map((key) => [key, attributes[key] ?? ""]);
+  return Object.fromEntries(values) as MachineRecord;
+}
+
+/** As {@linkcode readRecord}; null also if the domain has ended just now. */
+export function findRecord(domain: Domain): Promise<MachineRecord | null> {
+  return orNull(VIR_ERR.NO_DOMAIN, readRecord(domain));
 }
 
 /** Replaces the record of a running domain. */

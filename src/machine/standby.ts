@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { StoragePool } from "../libvirt/storage_pool.ts";
 import type { MachineSettings } from "../machine_settings.ts";
+import { sha256 } from "../sha256.ts";
 import { createRawVolume, deleteVolume } from "./volumes.ts";
 
 /**
@@ -90,9 +91,7 @@ export async function standbyKind(
 ): Promise<string> {
   const { keepMinutes: _, maxVcpus: _v, maxMemoryMib: _m, ...others } = settings;
   const { maxDiskGib: _d, maxKeepMinutes: _k, ...rest } = others;
-  const text = JSON.stringify([imageId, domainType, rest]);
-  const hash = await crypto.subtle.digest("SHA-256", new TextEncoder().encode(text));
-  return new Uint8Array(hash).toHex().slice(0, 16);
+  return (await sha256(JSON.stringify([imageId, domainType, rest]))).slice(0, 16);
 }
 
 function randomHex(bytes: number): string {

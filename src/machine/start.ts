@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { virsh } from "../command.ts";
 import { SystemFailure } from "../errors.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
@@ -118,7 +119,7 @@ async function orExplain<T>(
       fault: "storage",
       what: `Cannot make the disks of the machine "${machine}" in the storage pool "${pool.name}"`,
       cause,
-      advice: `See what space it has left: virsh pool-info ${pool.name}`,
+      advice: `See what space it has left: ${virsh(pool, "pool-info", pool.name)}`,
     });
   }
 }

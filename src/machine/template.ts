@@ -4,8 +4,7 @@ import type { Connection } from "../libvirt/connection.ts";
 import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
 import { find, rootOf, textAt } from "../read_xml.ts";
-import { sleep } from "../wait.ts";
-import { xml } from "../xml.ts";
+import { lookupActivePool } from "./pools.ts";
 import { isMachineVolume } from "./volumes.ts";
 
 /** A base image that overlays stand on. */
@@ -67,79 +66,6 @@ export async function requireUnchanged(connection: Connection, template: Templat
       `The template "${template.volume}" was replaced or written to while a machine was made of it`,
     advice: "Run the job again, which GitLab Runner does by itself",
   });
-}
-
-/** The pool of this name, started. `key` is its setting. Throws SystemFailure. */
-export async function lookupActivePool(
-  connection: Connection,
-  name: string,
-  key: string,
-): Promise<StoragePool> {
-  const pool = await connection.findPool(name);
-  if (pool === null) {
-    throw new SystemFailure({
-      fault: "storage",
-      what: `The host has no storage pool "${name}"`,
-      advice:
-        `Make it: virsh pool-define-as ${name} dir --target /var/lib/libvirt/images/${name} && ` +
-        `virsh pool-build ${name} && virsh pool-start ${name} && virsh pool-autostart ${name}; ` +
-        `or set ${key} to another. make_base_image.sh makes the pool of templates`,
-    });
-  }
-  using undo = new DisposableStack();
-  undo.use(pool);
-  if (await pool.isActive()) {
-    undo.move();
-    return pool;
-  }
-  throw new SystemFailure({
-    fault: "storage",
-    what: `The storage pool "${name}" is not active`,
-    advice: `Start it: virsh pool-start ${name} && virsh pool-autostart ${name}`,
-  });
-}
-
-/**
- * Makes and starts a pool of files below /var/lib/libvirt/images, where AppArmor lets libvirt see on
- * which template a disk stands, unless there is a pool of this name. Safe with many at once. Throws
- * SystemFailure.
- */
-export async function createDirPool(connection: Connection, name: string): Promise<void> {
-  using found = await connection.findPool(name);
-  if (found !== null) {
-    await becomesActive(connection, name); // another job's prepare may be about to start it
-    return;
-  }
-  const path = `/var/lib/libvirt/images/${name}`;
-  const poolXml = xml`
-    <pool type="dir">
-      <name>${name}</name>
-      <target>
-        <path>${path}</path>
-      </target>
-    </pool>
-  `;
-  try {
-    using pool = await connection.definePool(name, poolXml.toString());
-    await pool.buildAndStart();
-  } catch (cause) {
-    if (await becomesActive(connection, name)) return; // another job's prepare was first
-    throw new SystemFailure({
-      fault: "storage",
-      what: `Cannot make the storage pool "${name}" in ${path}`,
-      cause,
-      advice: "Let this user manage libvirt, or set overlay_pool to a pool that there is",
-    });
-  }
-}
-
-async function becomesActive(connection: Connection, name: string): Promise<boolean> {
-  for (let attempt = 0; attempt < 20; attempt++) {
-    using pool = await connection.findPool(name);
-    if (pool !== null && await pool.isActive()) return true;
-    await sleep(100);
-  }
-  return false;
 }
 
 async function findFirst(pool: StoragePool, volumes: readonly string[]): Promise<Template | null> {

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { virsh } from "../command.ts";
 import { SystemFailure } from "../errors.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import { LibvirtError, orNull, VIR_ERR } from "../libvirt/error.ts";
@@ -39,7 +40,7 @@ export async function explainLock(
   const who = writer === null ? "Somebody" : `The domain "${writer}"`;
   const advice = writer === null
     ? `See which process it is: fuser -v ${file}, and end it`
-    : `Shut it down: virsh shutdown ${writer}, and give it a disk of its own`;
+    : `Shut it down: ${virsh(connection, "shutdown", writer)}, and give it a disk of its own`;
   return new SystemFailure({
     fault: "template",
     what: `${who} has the disk ${file} of the template "${template.volume}" open for writing`,

@@ -5,6 +5,7 @@ import type { StoragePool } from "../libvirt/storage_pool.ts";
 import type { Volume } from "../libvirt/volume.ts";
 import { sleep } from "../wait.ts";
 import { type Xml, xml } from "../xml.ts";
+import { refreshPool } from "./pools.ts";
 import type { Template } from "./template.ts";
 
 /**
@@ -175,21 +176,6 @@ export async function deleteVolume(pool: StoragePool, name: string): Promise<boo
       if (!isLibvirtError(error, VIR_ERR.OPERATION_INVALID) || attempt === DELETE_ATTEMPTS) {
         throw error;
       }
-      await sleep(100);
-    }
-  }
-}
-
-const REFRESH_ATTEMPTS = 50;
-
-/** Has libvirt look for volumes that others put into the pool. Throws LibvirtError. */
-export async function refreshPool(pool: StoragePool): Promise<void> {
-  for (let attempt = 1;; attempt++) {
-    try {
-      return await pool.refresh();
-    } catch (error) {
-      // libvirt refuses while a volume of another job is being made.
-      if (attempt === REFRESH_ATTEMPTS) throw error;
       await sleep(100);
     }
   }

@@ -4,7 +4,9 @@ import { isLibvirtError, orNull, VIR_ERR } from "../libvirt/error.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
 import type { MachineSettings } from "../machine_settings.ts";
 import { find, rootOf, textAt } from "../read_xml.ts";
+import { sha256 } from "../sha256.ts";
 import { domainXml } from "./domain_xml.ts";
+import { EMPTY_RECORD } from "./record.ts";
 import type { Template } from "./template.ts";
 import { createRawVolume, deleteVolume, volumeName } from "./volumes.ts";
 
@@ -52,7 +54,7 @@ export function newWarmId(): string {
 
 /** The name of the machine that makes warm images of this template, one at a time. */
 export async function makerOf(template: string): Promise<string> {
-  return `warm-${(await digest(template)).slice(0, 16)}`;
+  return `warm-${(await sha256(template)).slice(0, 16)}`;
 }
 
 const VOLUME = /^(.+)\.([0-9a-f]{10})\.(warm|warm-disk|warm-ram)\.libvirt-gci$/;
@@ -119,10 +121,10 @@ export async function warmOrigin(
   const machine = { login, user, port, diskGib, xml: sampleXml(settings, domainType) };
   return {
     "the template": JSON.stringify(template),
-    "the machine's settings": await digest(JSON.stringify(machine)),
+    "the machine's settings": await sha256(JSON.stringify(machine)),
     "libvirt": String(await connection.libVersion()),
     "QEMU": String(await connection.hypervisorVersion()),
-    "the host's CPU": await digest(cpuOf(await connection.capabilities())),
+    "the host's CPU": await sha256(cpuOf(await connection.capabilities())),
   };
 }
 
@@ -169,16 +171,8 @@ export function findFitting(
 
 /** All that the settings do to the XML of a machine, without what is its own. */
 function sampleXml(settings: MachineSettings, domainType: string): string {
-  const empty = { job: "", project: "", created: "", deadline: "", attemptDir: "", runner: "" };
-  const login = { mac: "", user: "", port: "", key: "", shell: "", address: "", hostKey: "" };
-  const keep = { keepMinutes: "", failed: "", keptUntil: "", machine: "" };
   return domainXml({
-    ...{
-      name: "",
-      record: { ...empty, ...login, ...keep, template: "", host: "" },
-      domainType,
-      settings,
-    },
+    ...{ name: "", record: EMPTY_RECORD, domainType, settings },
     ...{
       filter: null,
       card: null,
@@ -250,9 +244,4 @@ export async function machinesOn(pool: StoragePool, { template, id }: WarmName):
     if (backing === path) machines.push(name.slice(0, -ending.length));
   }
   return machines;
-}
-
-async function digest(text: string): Promise<string> {
-  const bytes = new TextEncoder().encode(text);
-  return new Uint8Array(await crypto.subtle.digest("SHA-256", bytes)).toHex();
 }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { StoragePool } from "../libvirt/storage_pool.ts";
+import { findActivePool } from "../machine/pools.ts";
 import { rootOf, textAt } from "../read_xml.ts";
-import { findActivePool, machinesOf } from "../stages/machines.ts";
+import { machinesOf } from "../stages/machines.ts";
 import type { Stage } from "../stages/stage.ts";
 import type { Gauges } from "./metrics.ts";
 

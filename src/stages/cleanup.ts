@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { virsh } from "../command.ts";
 import { SystemFailure } from "../errors.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
 import { deleteKeyFile, isKeyFileOf, keyFile } from "../guest/key_file.ts";
 import { deleteFilter } from "../machine/filter.ts";
+import { lookupActivePool } from "../machine/pools.ts";
 import { isStandbyName } from "../machine/standby.ts";
 import { type MachineRecord, readRecord } from "../machine/record.ts";
-import { lookupActivePool } from "../machine/template.ts";
 import { deleteOwner, deleteVolumes, type Doomed } from "../machine/volumes.ts";
 import type { Stage } from "./stage.ts";
 import { takenOverBy } from "./standby_names.ts";
@@ -90,7 +91,7 @@ async function destroyMachine(machine: string, connection: Connection): Promise<
   }
   throw new SystemFailure({
     what: `The domain "${machine}" was not made by libvirt-gci, so it stays as it is`,
-    advice: `See the domains of this host: virsh list --all --title`,
+    advice: `See the domains of this host: ${virsh(connection, "list", "--all", "--title")}`,
   });
 }
 

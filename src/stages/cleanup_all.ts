@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { explain, SystemFailure, UsageError } from "../errors.ts";
+import { severalFailures, UsageError } from "../errors.ts";
 import { cleanup, type CleanupStage } from "./cleanup.ts";
 import { isKept } from "../machine/record.ts";
 import { findMachines, lookupNeed } from "./machines.ts";
@@ -37,17 +37,15 @@ export async function cleanupAll(
     if (ask === null) throw nobodyToAsk(question);
     if (!await ask(question)) return stage.log("Nothing is removed");
   }
-  const problems: string[] = [];
+  const problems: unknown[] = [];
   for (const machine of machines) {
     const attemptDir = needs.get(machine.name)?.owner?.attemptDir ?? "";
     await cleanup(machine.name, stage, { volumes: machine.volumes, attemptDir })
-      .catch((error) => problems.push(explain(error)));
+      .catch((error) => problems.push(error));
   }
   if (problems.length === 0) return;
-  throw new SystemFailure({
-    what: `Cannot remove ${problems.length} of ${machines.length} machines`,
-    details: problems.map((problem) => `- ${problem.replaceAll("\n", "\n  ")}`).join("\n"),
-  });
+  const what = `Cannot remove ${problems.length} of ${machines.length} machines`;
+  throw severalFailures({ what }, problems);
 }
 
 function nobodyToAsk(question: string): UsageError {

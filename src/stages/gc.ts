@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { explain, SystemFailure } from "../errors.ts";
+import { severalFailures, type SystemFailure } from "../errors.ts";
 import { isLibvirtError } from "../libvirt/error.ts";
 import { age, ageSeconds } from "../machine/owner.ts";
+import { findActivePool } from "../machine/pools.ts";
 import { waitingIn } from "../machine/standby.ts";
 import { endTurn, isLive, turnsOf } from "../machine/turn.ts";
 import { sleep } from "../wait.ts";
 import { longestTurnSeconds } from "./admission.ts";
 import { cleanup } from "./cleanup.ts";
 import {
-  findActivePool,
   findMachines,
   type FoundMachine,
   isTrace,
@@ -42,7 +42,7 @@ export async function gc(
   { dryRun = false, olderThanSeconds = null }: GcOptions,
   stage: GcStage,
 ): Promise<void> {
-  const problems: string[] = [];
+  const problems: unknown[] = [];
   for (const machine of await findStill(stage)) {
     stage.signal.throwIfAborted();
     try {
@@ -56,7 +56,7 @@ export async function gc(
       if (dryRun) stage.log(`Would remove ${what}`);
       else if (await remove(machine, need, stage)) stage.log(`Removed ${what}`);
     } catch (error) {
-      problems.push(explain(error));
+      problems.push(error);
     }
   }
   await removeDeadWarmImages(dryRun, problems, stage);
@@ -80,7 +80,7 @@ async function endDeadTurns(
 
 async function removeDeadWarmImages(
   dryRun: boolean,
-  problems: string[],
+  problems: unknown[],
   { connection, config, log }: GcStage,
 ): Promise<void> {
   const { deleteWarmImage, findDeadWarmImages } = await import("../machine/warm_image.ts");
@@ -95,7 +95,7 @@ async function removeDeadWarmImages(
         log(`Removed ${what}`);
       }
     } catch (error) {
-      problems.push(explain(error));
+      problems.push(error);
     }
   }
 }
@@ -103,7 +103,7 @@ async function removeDeadWarmImages(
 /** Removes the machines that wait for jobs which no job could get. */
 async function removeUnwantedStandbys(
   dryRun: boolean,
-  problems: string[],
+  problems: unknown[],
   stage: GcStage,
 ): Promise<void> {
   using pool = await findActivePool(stage.connection, stage.config.overlayPool);
@@ -118,7 +118,7 @@ async function removeUnwantedStandbys(
       if (dryRun) stage.log(`Would remove ${what}`);
       else if (await removeWaiting(standby, pool, stage)) stage.log(`Removed ${what}`);
     } catch (error) {
-      problems.push(explain(error));
+      problems.push(error);
     }
   }
 }
@@ -156,13 +156,12 @@ async function remove(
   });
 }
 
-function unremoved(problems: readonly string[]): SystemFailure {
+function unremoved(problems: readonly unknown[]): SystemFailure {
   const machines = problems.length === 1 ? "a machine" : `${problems.length} machines`;
-  return new SystemFailure({
+  return severalFailures({
     what: `Cannot remove ${machines} that nobody needs`,
     advice: "Mend what is said below and run it again, or leave it to the next time",
-    details: problems.map((problem) => `- ${problem.replaceAll("\n", "\n  ")}`).join("\n"),
-  });
+  }, problems);
 }
 
 const SWEEP_MACHINES = 10;

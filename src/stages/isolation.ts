@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { virsh } from "../command.ts";
 import { SystemFailure } from "../errors.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import { type Card, takeCard } from "../machine/card.ts";
@@ -24,8 +25,9 @@ export async function requireNetwork(connection: Connection, name: string): Prom
       ? `The host has no network "${name}"`
       : `The network "${name}" is not active`,
     advice: network === null
-      ? 'See what it has: virsh net-list --all; "network" is a setting'
-      : `Start it: virsh net-start ${name} && virsh net-autostart ${name}`,
+      ? `See what it has: ${virsh(connection, "net-list", "--all")}; "network" is a setting`
+      : `Start it: ${virsh(connection, "net-start", name)} && ` +
+        virsh(connection, "net-autostart", name),
   });
 }
 

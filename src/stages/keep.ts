@@ -3,9 +3,8 @@ import { explain, UsageError } from "../errors.ts";
 import { deleteKeyFile, isKeyFileOf, keyFile, writeKeyFile } from "../guest/key_file.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import type { Domain } from "../libvirt/domain.ts";
-import { orNull, VIR_ERR } from "../libvirt/error.ts";
 import { hostName, moment } from "../machine/owner.ts";
-import { isKept, type MachineRecord, readRecord, writeRecord } from "../machine/record.ts";
+import { findRecord, isKept, type MachineRecord, writeRecord } from "../machine/record.ts";
 import { CHANNEL_ADDRESS } from "../machine/ssh_channel.ts";
 import { quoted } from "../quoted.ts";
 import { lookupReadyMachine } from "./ready_machine.ts";
@@ -50,7 +49,7 @@ async function note(
   { connection, config: { maxKeptMachines } }: Pick<Stage, "connection" | "config">,
 ): Promise<void> {
   using domain = await connection.findDomain(machine);
-  const record = domain && await readOurs(domain);
+  const record = domain && await findRecord(domain);
   if (domain === null || record === null) return;
   await writeRecord(domain, { ...record, failed: name });
   // Counted with that written: of two failures at once, neither overlooks the other.
@@ -76,7 +75,7 @@ async function countKept(connection: Connection): Promise<number> {
   const records: Promise<MachineRecord | null>[] = [];
   for (const domain of await connection.activeDomains()) {
     domains.use(domain);
-    records.push(readOurs(domain));
+    records.push(findRecord(domain));
   }
   return (await Promise.all(records)).filter((record) =>
     record !== null &&
@@ -87,7 +86,7 @@ async function countKept(connection: Connection): Promise<number> {
 /** Takes back what {@linkcode noteFailure} wrote, since GitLab tried the script again with success. */
 export async function notePass(domain: Domain, { name, say }: JobScript): Promise<void> {
   try {
-    const record = await readOurs(domain);
+    const record = await findRecord(domain);
     if (record === null) return;
     await writeRecord(domain, { ...record, failed: "" });
     say(`The stage ${quoted(name)} passed this time, so the machine is not kept for it`);
@@ -116,7 +115,7 @@ export async function keepAfterJob(
   stage: Pick<Stage, "connection" | "config" | "lastingKeyDirectory" | "log" | "warn">,
 ): Promise<boolean> {
   using domain = await findDomainOf(machine, stage);
-  const record = domain && await readOurs(domain);
+  const record = domain && await findRecord(domain);
   if (domain === null || record === null) return false;
   const end = endOfKeeping(record);
   if (end <= Date.now()) return false;
@@ -174,9 +173,4 @@ export async function keep(
   const deadline = isKept(record) ? keptUntil : record.deadline;
   await writeRecord(domain, { ...record, keptUntil, deadline });
   stage.log(`The machine "${machine}" is kept until ${moment(keptUntil)}`);
-}
-
-/** What the domain says of itself, or null if it is not ours, or ended just now. */
-function readOurs(domain: Domain): Promise<MachineRecord | null> {
-  return orNull(VIR_ERR.NO_DOMAIN, readRecord(domain));
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { age, ageSeconds } from "../machine/owner.ts";
+import { findActivePool } from "../machine/pools.ts";
 import { waitingIn } from "../machine/standby.ts";
 import { isLive, turnsOf } from "../machine/turn.ts";
 import { volumeName } from "../machine/volumes.ts";
@@ -10,7 +11,6 @@ import { noPaint, type Paint } from "../paint.ts";
 import { toVisible } from "../quoted.ts";
 import { longestTurnSeconds } from "./admission.ts";
 import {
-  findActivePool,
   findMachines,
   type FindStage,
   type FoundMachine,
@@ -137,7 +137,7 @@ async function diskOf(
   const sizes = volumes.map(async ({ pool: poolName, name }) => {
     using pool = await connection.findPool(poolName);
     using volume = pool && await pool.findVolume(name);
-    return volume ? await volume.allocationBytes().catch(() => 0) : 0; // as may its volumes
+    return volume ? await volume.allocationBytes().catch(() => 0) : 0; // it may be gone just now
   });
   return (await Promise.all(sizes)).reduce((sum, size) => sum + size, 0);
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { SystemFailure } from "../errors.ts";
 import { consoleLines } from "../machine/console.ts";
-import { lookupActivePool } from "../machine/template.ts";
+import { lookupActivePool } from "../machine/pools.ts";
 import { readWholeConsole } from "../machine/volumes.ts";
 import type { Stage } from "./stage.ts";
 import { domainName } from "./standby_names.ts";

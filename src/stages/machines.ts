@@ -2,14 +2,13 @@
 import { keyFile } from "../guest/key_file.ts";
 import { isMachineName } from "../job.ts";
 import type { Connection } from "../libvirt/connection.ts";
-import type { Domain } from "../libvirt/domain.ts";
-import { isLibvirtError, orNull, VIR_ERR } from "../libvirt/error.ts";
-import type { StoragePool } from "../libvirt/storage_pool.ts";
+import { isLibvirtError } from "../libvirt/error.ts";
 import { filterName } from "../machine/filter.ts";
 import { findOwner, isFresh, type Owner, type OwnerFound, whyUnneeded } from "../machine/owner.ts";
-import { type MachineRecord, readRecord } from "../machine/record.ts";
+import { findActivePool, refreshPool } from "../machine/pools.ts";
+import { findRecord, type MachineRecord } from "../machine/record.ts";
 import { isStandbyName, takenIn, waitingIn } from "../machine/standby.ts";
-import { machineOfVolume, refreshPool } from "../machine/volumes.ts";
+import { machineOfVolume } from "../machine/volumes.ts";
 import type { Stage } from "./stage.ts";
 
 /** What is there of a machine of ours, whether or not it runs. */
@@ -73,19 +72,6 @@ export function machinesOf(volumes: readonly string[]): Map<string, string[]> {
   return new Map([...ours].map(([machine, of]) => [machine, of.map(({ volume }) => volume)]));
 }
 
-/** The pool, or null if it is not there or not started. */
-export async function findActivePool(
-  connection: Connection,
-  name: string,
-): Promise<StoragePool | null> {
-  const pool = await connection.findPool(name);
-  using undo = new DisposableStack();
-  undo.use(pool);
-  if (pool === null || !await pool.isActive()) return null;
-  undo.move();
-  return pool;
-}
-
 /** What is known now of who needs a machine. */
 export interface Need {
   /** Null where the domain is not ours, or there is none. */
@@ -102,7 +88,7 @@ export async function lookupNeed(
   { connection, config }: Pick<Stage, "connection" | "config">,
 ): Promise<Need> {
   using domain = await connection.findDomain(name);
-  const record = domain && await readOurs(domain);
+  const record = domain && await findRecord(domain);
   if (record !== null) {
     const need = { record, owner: record };
     if (!isStandbyName(name) || record.machine !== "") {
@@ -152,7 +138,7 @@ async function recordTakenBy(
 ): Promise<MachineRecord | null> {
   for (const { standby } of takenIn(volumes.map(({ name }) => name))) {
     using domain = await connection.findDomain(standby);
-    const record = domain && await readOurs(domain);
+    const record = domain && await findRecord(domain);
     if (record?.machine === machine) return record;
   }
   return null;
@@ -183,17 +169,12 @@ async function isAnyFresh(
   return false;
 }
 
-/** What the domain says of itself, or null if it is not ours, or ended just now. */
-function readOurs(domain: Domain): Promise<MachineRecord | null> {
-  return orNull(VIR_ERR.NO_DOMAIN, readRecord(domain));
-}
-
 async function ourDomains(connection: Connection): Promise<string[]> {
   const domains = await connection.activeDomains();
   using handles = new DisposableStack();
   for (const domain of domains) handles.use(domain);
   const names: string[] = [];
-  for (const domain of domains) if (await readOurs(domain) !== null) names.push(domain.name);
+  for (const domain of domains) if (await findRecord(domain) !== null) names.push(domain.name);
   return names;
 }
 

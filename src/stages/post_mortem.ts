@@ -2,8 +2,8 @@
 import { explain, SystemFailure } from "../errors.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import { consoleEnd, consoleLines } from "../machine/console.ts";
+import { lookupActivePool } from "../machine/pools.ts";
 import { toPng } from "../machine/screenshot.ts";
-import { lookupActivePool } from "../machine/template.ts";
 import { readConsole, readWholeConsole } from "../machine/volumes.ts";
 import { toVisible } from "../quoted.ts";
 import { within } from "../wait.ts";

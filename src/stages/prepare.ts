@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { DEFAULT_OVERLAY_POOL } from "../config.ts";
 import { explain, SystemFailure } from "../errors.ts";
 import { type Job, makeUpMachineName } from "../job.ts";
 import type { Connection } from "../libvirt/connection.ts";
@@ -11,12 +10,7 @@ import { newOwner } from "../machine/owner.ts";
 import type { MachineRecord } from "../machine/record.ts";
 import { CHANNEL_ADDRESS } from "../machine/ssh_channel.ts";
 import { claimName, createVolumes } from "../machine/start.ts";
-import {
-  createDirPool,
-  findTemplate,
-  lookupActivePool,
-  type Template,
-} from "../machine/template.ts";
+import { findTemplate, type Template } from "../machine/template.ts";
 import { volumeName } from "../machine/volumes.ts";
 import { decide } from "../policy.ts";
 import { admit } from "./admission.ts";
@@ -32,6 +26,7 @@ import {
   newRecord,
   type Wanted,
 } from "./new_machine.ts";
+import { lookupOverlayPool } from "./overlay_pool.ts";
 import type { Stage } from "./stage.ts";
 import { StepTimer } from "./step_timer.ts";
 
@@ -159,15 +154,6 @@ function diskSize(
       `The template's disk "${volume}" has ${templateGib} GiB, and max_disk_gib is ${maxDiskGib}`,
     advice: "Have the settings raise max_disk_gib to at least that, or make the template smaller",
   });
-}
-
-/** The pool for overlays. The one that nobody chose is made at its first use. */
-export async function lookupOverlayPool(
-  connection: Connection,
-  name: string,
-): Promise<StoragePool> {
-  if (name === DEFAULT_OVERLAY_POOL) await createDirPool(connection, name);
-  return await lookupActivePool(connection, name, "overlay_pool");
 }
 
 /** Says early what {@linkcode claimName} would refuse, and whose name it cannot know of. */

@@ -12,7 +12,7 @@ import { cleanup, type CleanupStage } from "./cleanup.ts";
 import { isolate, requireNetwork } from "./isolation.ts";
 import { createLogin, loginContents, type MachineLogin } from "./login.ts";
 import { newRecord } from "./new_machine.ts";
-import { lookupOverlayPool } from "./prepare.ts";
+import { lookupOverlayPool } from "./overlay_pool.ts";
 import { resumeFrom } from "./resume.ts";
 import type { Stage } from "./stage.ts";
 import { countWaiting, findWanted, unwantedOf, type WantedStandbys } from "./standby_wanted.ts";

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { Domain } from "../libvirt/domain.ts";
-import { orNull, VIR_ERR } from "../libvirt/error.ts";
-import { readRecord } from "../machine/record.ts";
+import { findActivePool } from "../machine/pools.ts";
+import { findRecord } from "../machine/record.ts";
 import { takenIn } from "../machine/standby.ts";
-import { findActivePool } from "./machines.ts";
 import type { Stage } from "./stage.ts";
 
 /** What it takes to find a machine. */
@@ -40,7 +39,7 @@ export async function takenOverBy(
   const ours: string[] = [];
   for (const { standby } of taken.filter((each) => each.machine === machine)) {
     using domain = await connection.findDomain(standby);
-    const record = domain && await orNull(VIR_ERR.NO_DOMAIN, readRecord(domain));
+    const record = domain && await findRecord(domain);
     const isOurs = record === null
       ? !taken.some((other) => other.standby === standby && other.machine !== machine)
       : record.machine === machine;

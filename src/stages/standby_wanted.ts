@@ -6,7 +6,7 @@ import { findTemplate, type Template } from "../machine/template.ts";
 import { chooseWarmImage, type WarmImage } from "../machine/warm_image.ts";
 import type { MachineSettings } from "../machine_settings.ts";
 import { type TemplateChoice, templatesToWait } from "../template_choice.ts";
-import { lookupOverlayPool } from "./prepare.ts";
+import { lookupOverlayPool } from "./overlay_pool.ts";
 import type { Stage } from "./stage.ts";
 
 /** Machines of one template that the settings want to wait, and what they are made of. */

@@ -31,7 +31,7 @@ import { type Limits, NotYet, waitFor } from "../wait.ts";
 import { cleanup } from "./cleanup.ts";
 import { loginContents, toHostName } from "./login.ts";
 import { newRecord } from "./new_machine.ts";
-import { lookupOverlayPool } from "./prepare.ts";
+import { lookupOverlayPool } from "./overlay_pool.ts";
 import type { Stage } from "./stage.ts";
 import { StepTimer } from "./step_timer.ts";
 

@@ -47,7 +47,7 @@ e2eTest("a fault of the host is tried three times, and said", async () => {
   const prepares = result.stages.filter(({ name }) => name === "prepare");
   assert.deepEqual(prepares.map(({ exitStatus }) => exitStatus), [2, 2, 2]);
   assert.match(result.logText, /The host has no network "no-such-network"/);
-  assert.match(result.logText, /What to do: See what it has: virsh net-list --all/);
+  assert.match(result.logText, /What to do: See what it has: virsh -c \S+ net-list --all/);
 });
 
 e2eTest("an unknown template is the job's fault, tried once, with the ones there are", async () => {

@@ -52,7 +52,7 @@ e2eTest("a template is the disk of a started domain or of machines, never of bot
     refused.stderr,
     /The domain "gci-e2e-owner" has the disk \S+lite\.qcow2 of the template .* open for writing/,
   );
-  assert.match(refused.stderr, /What to do: Shut it down: virsh shutdown gci-e2e-owner/);
+  assert.match(refused.stderr, /What to do: Shut it down: virsh -c \S+ shutdown gci-e2e-owner,/);
   assert.match(
     stdout,
     /\\"lite.qcow2\\" is the disk of the domain \\"gci-e2e-owner\\", which runs/,

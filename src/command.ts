@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+/** A command for a shell, in which only the words have quotes that need them. */
+export function command(...words: readonly string[]): string {
+  return words.map((word) =>
+    /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`
+  ).join(" ");
+}
+
+/** A command of virsh for this hypervisor: the default of a user other than root is another one. */
+export function virsh({ uri }: { readonly uri: string }, ...words: readonly string[]): string {
+  return command("virsh", "-c", uri, ...words);
+}
+
+/**
+ * Where a new storage pool of files has its directory: where AppArmor lets libvirt see on which template
+ * a disk stands.
+ */
+export function poolPath(name: string): string {
+  return `/var/lib/libvirt/images/${name}`;
+}
+
+/** The command that restarts whichever of the daemons run: one that starts anew would end the others. */
+export function restartDaemons(...daemons: readonly string[]): string {
+  return command("systemctl", "try-restart", ...daemons.map((daemon) => `${daemon}.service*`));
+}
+
+/** The commands that make and start a storage pool of files. */
+export function makePool(of: { readonly uri: string }, name: string): string {
+  return [
+    virsh(of, "pool-define-as", name, "dir", "--target", poolPath(name)),
+    ...["pool-build", "pool-start", "pool-autostart"].map((verb) => virsh(of, verb, name)),
+  ].join(" && ");
+}
