@@ -91,7 +91,7 @@ Deno.test("libvirt prints nothing on stderr of its own", async () => {
     Deno.exit(0);
   `;
   const output = await new Deno.Command(Deno.execPath(), {
-    args: ["run", "--allow-all", "-"],
+    args: ["run", "--quiet", "--allow-all", "-"],
     cwd: new URL("..", import.meta.url),
     stdin: "piped",
     stdout: "piped",
@@ -101,7 +101,7 @@ Deno.test("libvirt prints nothing on stderr of its own", async () => {
   await writer.write(new TextEncoder().encode(program));
   await writer.close();
   const { code, stderr } = await output.output();
-  assert.equal(new TextDecoder().decode(stderr).replace(/^.*(Check|Download).*$\n?/gm, ""), "");
+  assert.equal(new TextDecoder().decode(stderr), "");
   assert.equal(code, 0);
 });
 

@@ -270,7 +270,7 @@ async function atTerminal(
   } = {},
 ): Promise<Omit<Ended, "stderr">> {
   const main = new URL("main.ts", ROOT).pathname;
-  const line = `'${Deno.execPath()}' run -A ${main} ${args.join(" ")}`;
+  const line = `'${Deno.execPath()}' run --quiet -A ${main} ${args.join(" ")}`;
   const terminal = new Deno.Command("script", {
     args: ["-qec", line, "/dev/null"],
     env: { TERM: "xterm", NO_COLOR: "", ...env },
@@ -352,11 +352,7 @@ Deno.test("each command has help", async () => {
       "run",
       "cleanup",
       "gc",
-      "list",
-      "ssh",
-      "logs",
-      "doctor",
-      "explain",
+      ...["list", "keep", "ssh", "logs", "console", "doctor", "explain", "warm", "standby"],
     ]
   ) {
     const { status, stdout } = await program([command, "--help"]);

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
+import { parseConfig } from "../src/config.ts";
 import { BuildFailure, type Fault, faultOf, ScriptFailure, SystemFailure } from "../src/errors.ts";
 import type { Connection } from "../src/libvirt/connection.ts";
 import { createDirPool } from "../src/machine/pools.ts";
 import { readRecord } from "../src/machine/record.ts";
 import { createRawVolume } from "../src/machine/volumes.ts";
 import { cleanup } from "../src/stages/cleanup.ts";
+import { configJson } from "../src/stages/config.ts";
 import { prepare } from "../src/stages/prepare.ts";
 import { run } from "../src/stages/run.ts";
 import { sleep } from "../src/wait.ts";
@@ -472,3 +474,13 @@ Deno.test("cleanup touches no volume that is not ours, whatever the machine's na
     }
     assert.deepEqual(await inventory(connection), before);
   }));
+
+Deno.test("no machine has a larger disk than the settings let it, though the template has", () =>
+  withBed(async ({ stage }) => {
+    await assert.rejects(prepare(JOB, {}, stage), /has 4 GiB, and max_disk_gib is 3/);
+  }, { machine: { maxDiskGib: 3 } }));
+
+Deno.test("config does not guess the directories of a job whose rule nobody can tell", () => {
+  const config = parseConfig("rules: [{ max_vcpus: 4 }]", "config.yaml");
+  assert.throws(() => configJson({ ...JOB, project: null }, config, "1"), /project is unknown/);
+});

@@ -25,7 +25,7 @@ const MAIN = new URL("../../main.ts", import.meta.url).pathname;
 /** The program under test: the compiled one that LIBVIRT_GCI names, or main.ts. */
 export const PROGRAM: readonly string[] = Deno.env.has("LIBVIRT_GCI")
   ? [Deno.env.get("LIBVIRT_GCI") ?? ""]
-  : [Deno.execPath(), "run", "--allow-all", MAIN];
+  : [Deno.execPath(), "run", "--quiet", "--allow-all", MAIN];
 
 /** Settings, as the file has them. */
 export type Settings = Readonly<Record<string, unknown>>;

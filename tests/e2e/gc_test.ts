@@ -39,12 +39,12 @@ function attemptsDirectory(): Disposable & { readonly path: string } {
   return { path, [Symbol.dispose]: () => Deno.removeSync(path, { recursive: true }) };
 }
 
-/** Reads until this text comes, then lets the rest go by. */
-async function untilOutput(stream: ReadableStream<Uint8Array>, text: RegExp): Promise<void> {
+/** Reads until this text comes, gives what came, and lets the rest go by. */
+async function untilOutput(stream: ReadableStream<Uint8Array>, text: RegExp): Promise<string> {
   let read = "";
   for await (const part of stream.pipeThrough(new TextDecoderStream())) {
     read += part;
-    if (text.test(read)) return;
+    if (text.test(read)) return read;
   }
   assert.fail(`it ended without ${text}: ${read}`);
 }
@@ -105,7 +105,10 @@ e2eTest("a machine is removed whose runner was killed, and the job beside it run
   }
 });
 
-/** Calls of libvirt after which prepare is killed, with how often they come before. */
+/** The call by which prepare makes the machine's first volume, after it looked at those of others. */
+const CLAIM = "virStorageVolCreateXML";
+
+/** Calls of libvirt after which prepare is killed, with how often they come from {@linkcode CLAIM} on. */
 const POINTS: readonly (readonly [call: string, count: number])[] = [
   ["virStorageVolCreateXML", 1],
   ["virStorageVolUpload", 1],
@@ -120,7 +123,10 @@ const POINTS: readonly (readonly [call: string, count: number])[] = [
   ["virNetworkGetDHCPLeases", 6], // while libvirt sets the filter
 ];
 
-/** Starts prepare as a runner in a process of its own does, and kills both at this point. */
+/**
+ * Starts prepare as a runner in a process of its own does, kills both at this point, and gives what
+ * prepare said until then.
+ */
 async function killPrepare(
   [name, count]: typeof POINTS[number],
   { attempt, settings, id }: {
@@ -128,7 +134,7 @@ async function killPrepare(
     readonly settings: string;
     readonly id: number;
   },
-): Promise<void> {
+): Promise<string> {
   await Deno.mkdir(attempt);
   await Deno.writeTextFile(`${attempt}/response.json`, responseJson(job({ id })));
   const program = [...PROGRAM, "--config", settings, "--debug", "prepare"];
@@ -137,9 +143,12 @@ async function killPrepare(
     env: { JOB_RESPONSE_FILE: `${attempt}/response.json`, CUSTOM_ENV_DISTRO: "lite" },
     ...{ detached: true, stdin: "null", stdout: "null", stderr: "piped" },
   }).spawn();
-  await untilOutput(runner.stderr, new RegExp(`(debug: ${name} [^]*){${count}}`));
+  const more = name === CLAIM ? count - 1 : count;
+  const point = new RegExp(`debug: ${CLAIM} [^]*(debug: ${name} [^]*){${more}}`);
+  const said = await untilOutput(runner.stderr, point);
   Deno.kill(-runner.pid, "SIGKILL");
   await runner.status;
+  return said;
 }
 
 for (const point of POINTS) {
@@ -148,10 +157,10 @@ for (const point of POINTS) {
     using file = settingsFile();
     const attempt = `${attempts.path}/1`;
     const id = 1000 + POINTS.indexOf(point);
-    await killPrepare(point, { attempt, settings: file.path, id });
-    await gc();
+    const said = await killPrepare(point, { attempt, settings: file.path, id });
+    const { stdout, stderr } = await gc();
     const [machine, ...others] = await listed(`gitlab-proj-${id}-`);
-    assert(machine, "gc removed what the attempt's directory says is needed");
+    assert(machine, `gc removed what is needed: ${stdout}${stderr}\nprepare said: ${said}`);
     assert.deepEqual(others, []);
     await Deno.remove(attempt, { recursive: true });
     await ageOwner(machine.machine);

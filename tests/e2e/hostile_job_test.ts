@@ -324,7 +324,7 @@ e2eTest("a job cannot forge its end or our words, and its status is its own", as
   assert.match(printer.logText, /\nafter the guesses\n/);
 
   for (
-    const end of ["kill -9 $PPID; sleep 9", "sudo pkill -9 -f 'sshd: gitlab-runner'; sleep 9"]
+    const end of ["kill -9 $PPID; sleep 9", "sudo pkill -9 -f '^sshd.*: gitlab-runner'; sleep 9"]
   ) {
     const script = [`${REAL_MARK}; ${end}; exit 0`];
     const result = await runOnMachine(machine, job({ script }));

@@ -4,7 +4,7 @@
 # Usage: build_template.sh lite|cloud ROOT.tar CLIENT_KEY.pub OUT.qcow2
 #
 # Makes a template from the root file system that build_root.sh made: adds the
-# files in guest/, and puts all on a disk that a BIOS boots. Everything is
+# files in guest/, and puts all on a disk that BIOS and EFI boot. Everything is
 # written straight into a file: no loop device, no nbd, no mount.
 
 set -euo pipefail
@@ -121,18 +121,27 @@ EOT
 
   # Random numbers of the processor, or SSH's keys would wait for others; and no
   # watchdog that takes a busy host for a broken clock.
+  local options="console=ttyS0 mitigations=off random.trust_cpu=on tsc=reliable panic=-1"
   cat >"$work/syslinux.cfg" <<EOT
 default linux
 label linux
   kernel vmlinuz
   initrd initramfs.img
-  append console=ttyS0 mitigations=off random.trust_cpu=on tsc=reliable panic=-1
+  append $options
+EOT
+  mkdir --parents "$work"/{EFI/BOOT,loader/entries}
+  cp /usr/lib/systemd/boot/efi/systemd-bootx64.efi "$work/EFI/BOOT/BOOTX64.EFI"
+  cat >"$work/loader/entries/linux.conf" <<EOT
+linux /vmlinuz
+initrd /initramfs.img
+options $options
 EOT
   mkfs.fat -F 16 --offset=$((BOOT_AT_MIB * SECTORS_PER_MIB)) "$disk" \
     $(((ROOT_AT_MIB - BOOT_AT_MIB) * 1024))
   syslinux --install --offset=$((BOOT_AT_MIB * MIB)) "$disk"
   mcopy -i "$disk@@${BOOT_AT_MIB}M" "$root/boot/$kernel" ::vmlinuz
-  mcopy -i "$disk@@${BOOT_AT_MIB}M" "$work/initramfs.img" "$work/syslinux.cfg" ::
+  mcopy -s -i "$disk@@${BOOT_AT_MIB}M" \
+    "$work"/{initramfs.img,syslinux.cfg,EFI,loader} ::
   rm -r "${root:?}"/boot/*
 
   # No journal: a machine that lost its power is thrown away.

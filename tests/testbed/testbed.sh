@@ -70,8 +70,8 @@ fail() {
 install() {
   local packages=(
     libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients
-    qemu-system-x86 qemu-utils dnsmasq-base iptables
-    mmdebstrap syslinux syslinux-common mtools dosfstools fdisk e2fsprogs xz-utils
+    qemu-system-x86 qemu-utils ovmf dnsmasq-base iptables
+    mmdebstrap syslinux syslinux-common systemd-boot-efi mtools dosfstools fdisk e2fsprogs xz-utils
     openssh-client tini libvirt-dev procps git
   ) missing=()
   for package in "${packages[@]}"; do
@@ -182,7 +182,7 @@ close_kvm() {
   chmod "$mode" /dev/kvm
 }
 
-# A daemon that is killed starts again, as systemd would have it (Restart=on-failure).
+# A daemon that fails starts again, as systemd would have it (Restart=on-failure).
 # The daemons outlive this script, so they must keep none of its descriptors
 # open: whoever reads its output through a pipe would wait for ever.
 # start_daemon NAME [ARGUMENT...]
@@ -195,8 +195,7 @@ start_daemon() {
     done
     # A D-Bus that half works would delay each start of a domain by 45 s. QEMU's processes fall to
     # tini: the first process of a container may reap them late or never, and libvirt waits for it.
-    DBUS_SYSTEM_BUS_ADDRESS=unix:path=/nonexistent setsid \
-      tini -s -- sh -c 'while "$@"; [ $? -eq 137 ]; do :; done' "$1" \
+    DBUS_SYSTEM_BUS_ADDRESS=unix:path=/nonexistent setsid tini -s -- "$here/keep_running.sh" \
       "$@" --pid-file "$STATE/$1.pid" </dev/null >"$STATE/$1.log" 2>&1 &
   )
 }

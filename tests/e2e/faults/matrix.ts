@@ -13,6 +13,7 @@ import {
   type Settings,
   settingsFile,
   TESTBED,
+  virsh,
 } from "../bed.ts";
 import type { Strike } from "./killed_program.ts";
 
@@ -64,7 +65,8 @@ export class Attempt {
     this.dir = dir;
     this.machine = machine;
     this.#template = template ?? "lite";
-    this.#settings = settingsFile(settings);
+    // With KVM, the guest is there before the faults are.
+    this.#settings = settingsFile({ domain_type: "qemu", ...settings });
   }
 
   static async begin(options: AttemptOptions = {}): Promise<Attempt> {
@@ -166,6 +168,7 @@ export async function meetFault(
     readonly isBesideOthers?: boolean;
   } = {},
 ): Promise<void> {
+  await deleteDeadBindings();
   const before = await inventory();
   using attempt = await Attempt.begin(options);
   const findChanges = async (): Promise<string> => {
@@ -201,6 +204,17 @@ export async function meetFault(
   if (left !== "") wrong.push(`left, or missing: ${left}`);
   const message = messageOf(met) || removals.join("; ");
   addRow(fault, met, { message, left: left || "nothing", wrong });
+}
+
+/**
+ * libvirt (9.0) keeps the binding of a filter that it was setting when it was killed, and then sets none
+ * for the next card with that device.
+ */
+async function deleteDeadBindings(): Promise<void> {
+  const bindings = await virsh("nwfilter-binding-list");
+  for (const [, device = ""] of bindings.matchAll(/^ *(\S+) +\(null\)/gm)) {
+    await virsh("nwfilter-binding-delete", device);
+  }
 }
 
 /** What is not as it has to be in the end of a stage that met this fault. */

@@ -43,7 +43,13 @@ faultTest("stages of one job come at once", async (t) => {
       },
       async (attempt) => {
         const preparing = attempt.prepare();
-        while (!(await virsh("list", "--name")).includes(attempt.machine)) continue;
+        for (
+          let i = 0;
+          i < 300 && !(await virsh("list", "--name")).includes(attempt.machine);
+          i++
+        ) {
+          await new Promise((resolve) => setTimeout(resolve, 50));
+        }
         assert.equal((await attempt.cleanup()).status, 0);
         return await preparing;
       },

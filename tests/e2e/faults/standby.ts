@@ -31,7 +31,7 @@ faultTest("prepare is killed or cancelled while it takes over a machine that wai
       call: (attempt: Attempt) => ReturnType<Attempt["prepare"]>,
     ): Promise<void> => {
       await done(file, ["standby"]);
-      using attempt = await Attempt.begin({ settings });
+      using attempt = await Attempt.begin({ settings: { domain_type: "auto", ...settings } });
       const met = await call(attempt);
       const wrong = wrongIn(met, fault);
       if (fault.then === "cleanup") assert.equal((await attempt.cleanup()).status, 0);
