@@ -22,8 +22,8 @@
 set -euo pipefail
 export LC_ALL=C # The words of virsh and qemu-img are read below.
 
-# What marks a job's machine, and the end of its disk's name.
-readonly MACHINES=urn:libvirt-gci:machine:1 OVERLAY=.overlay.libvirt-gci
+# What marks a job's machine, and the ends of the names of all its volumes and of its disk.
+readonly MACHINES=urn:libvirt-gci:machine:1 OURS=.libvirt-gci OVERLAY=.overlay.libvirt-gci
 readonly DEFAULT_POOL=base_imgs DEFAULT_POOL_PATH=/var/lib/libvirt/base_imgs
 
 # Debian makes SSH host keys when sshd is installed and never again: without this
@@ -113,6 +113,7 @@ check_host() {
 }
 
 require_pool() {
+  local type
   if [[ $pool == "$DEFAULT_POOL" ]] && ! virsh pool-info "$pool" >>"$log"; then
     progress "Making the pool $pool in $DEFAULT_POOL_PATH"
     { virsh pool-define-as "$pool" dir --target "$DEFAULT_POOL_PATH" && virsh pool-autostart "$pool"; } \
@@ -122,6 +123,9 @@ require_pool() {
     fail "There is no pool \"$pool\"" "List the pools: virsh -c $uri pool-list --all"
   [[ $(virsh pool-info "$pool") =~ State:\ +running ]] || virsh pool-start --build "$pool" >>"$log" ||
     fail "Cannot start the pool $pool" "$(last_words)"
+  type=$(virsh pool-dumpxml "$pool" | xpath /pool/@type)
+  [[ $type =~ ^(dir|fs|netfs)$ ]] ||
+    fail "The pool $pool is of the type $type, and a template is a file" "Choose one of the type dir, fs or netfs"
   [[ -d $pool_path && -w $pool_path ]] || fail "Cannot write to the pool $pool, in \"$pool_path\""
 }
 
@@ -132,6 +136,8 @@ require_vm() {
   info=$(virsh dominfo "$vm") || fail "$vm: no such VM" "$(last_words)" "Try: virsh -c $uri list --all"
   # virsh takes an id and a UUID, too.
   [[ $info =~ Name:\ +"$vm"$'\n' ]] || fail "$vm: not the name of a VM" "Try: virsh -c $uri domname $vm"
+  [[ $info =~ Persistent:\ +yes ]] || fail "$vm: is transient: once it is shut down, there is no such VM" \
+    "Define it, if you want to keep it: virsh -c $uri dumpxml $vm >$vm.xml && virsh -c $uri define $vm.xml"
   [[ ! $info =~ "Managed save:"\ +yes ]] ||
     fail "$vm: its memory is saved, and its disk not at rest" "Start it: virsh -c $uri start $vm"
 }
@@ -151,22 +157,30 @@ refuse_taken_name() {
     "remove them (libvirt-gci gc and cleanup remove machines), or give the new template another name"
 }
 
-# What stands on the template or is it, a line each, but not the machines of jobs that run: QEMU
-# holds the files that it has opened, and a transient domain never opens them again.
+# What stands on the template or is it, a line each, and what may, since it cannot be read. But not
+# the machines of jobs that run: QEMU holds the files that it has opened, and a transient domain never
+# opens them again. And not the warm images, from which no machine is resumed any more once the
+# template is another.
 list_users() {
-  local images running user image
+  local images running user image chain
   images=$(list_images) || return
   running=$(list_running_overlays) || return
   while IFS=$'\t' read -r user image; do
+    [[ -n $image && ($image != *"$OURS" || $image == *"$OVERLAY") ]] || continue
     ! grep -Fxq -- "$image" <<<"$running" || continue
-    qemu-img info --force-share --backing-chain "$image" 2>>"$log" | sed -n 's/^image: //p' |
-      while read -r file; do [[ ! $file -ef $template ]] || printf '  %s %s\n' "$user" "$image"; done || true
+    if chain=$(qemu-img info --force-share --backing-chain "$image" 2>>"$log"); then
+      sed -n 's/^image: //p' <<<"$chain" |
+        while read -r file; do [[ ! $file -ef $template ]] || printf '  %s %s\n' "$user" "$image"; done
+    elif [[ $user == domain* || -e $image ]]; then # or it is gone by now
+      printf '  %s, which cannot be read: %s\n' "$user" "$image"
+    fi
   done <<<"$images"
 }
 
-# What uses an image, or is one, and is not the template; a tab; the image's path.
+# What uses an image, or is one, and is not the template; a tab; the image's path. libvirt does not
+# know of each file in its pools.
 list_images() {
-  local names name image
+  local names name image path
   names=$(virsh list --all --name) || return
   while read -r name; do
     [[ -z $name ]] || list_disks "$name" |
@@ -174,11 +188,26 @@ list_images() {
   done <<<"$names"
   names=$(virsh pool-list --name) || return
   while read -r name; do
-    [[ -z $name ]] || virsh vol-list "$name" | sed -nE 's|^[^/]*(/.*\S) *$|volume\t\1|p'
-  done <<<"$names" | grep -Fxv volume$'\t'"$template" || true
+    path=$(virsh pool-dumpxml "$name" | xpath /pool/target/path) && [[ $path == /* && -d $path ]] || continue
+    find "$path/" -maxdepth 1 ! -type d ! -name '.*' ! -samefile "$template" -printf 'volume\t%p\n'
+  done <<<"$names" || true
 }
 
-list_disks() { virsh domblklist --details "$1" | sed -nE 's|^( *\S+){3} +(/.*)|\2|p' || true; } # domain
+# The paths of a domain's disks; of a volume that cannot be found, its name.
+list_disks() { # domain
+  local kind device target source
+  virsh domblklist --details "$1" | while read -r kind device target source; do
+    [[ $device == disk || $device == lun ]] || continue
+    [[ $kind != volume ]] || source=$(volume_path "$1" "$target" || printf '%s' "$source")
+    [[ $source == - ]] || printf '%s\n' "$source"
+  done || true
+}
+
+volume_path() { # domain, target
+  local of="/domain/devices/disk[target/@dev='$2']/source" xml
+  xml=$(virsh dumpxml "$1") &&
+    virsh vol-path --pool "$(xpath "$of/@pool" <<<"$xml")" "$(xpath "$of/@volume" <<<"$xml")"
+}
 
 list_running_overlays() {
   local names name
@@ -201,7 +230,8 @@ find_boot_disk() {
   [[ -n $disk ]] || fail "$vm: has no disk that is a file, a block device or a volume"
   (($(xpath "count($disks)" <<<"$xml") == 1)) || progress "$vm: only $disk of its disks is used"
   (($(xpath "count(/domain/os[@firmware='efi' or loader/@type='pflash'])" <<<"$xml") == 0)) ||
-    progress "$vm: boots by UEFI, so its template needs the setting \"firmware: efi\""
+    progress "$vm: boots by UEFI, so its template needs the setting \"firmware: efi\", and a boot loader \
+at EFI/BOOT/BOOTX64.EFI (grub-install --removable): a machine has none of the VM's boot entries"
 }
 
 refuse_full_pool() {

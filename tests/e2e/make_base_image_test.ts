@@ -52,9 +52,15 @@ e2eTest("make_base_image makes a template of a machine, and a job runs on it", a
     ]);
     assert.doesNotMatch(stdout, /backing file/);
 
-    const result = await runOnBed(job({ variables: [{ key: "DISTRO", value: VM }] }), {
+    const script = [
+      "test ! -s /etc/machine-id && echo it has no machine-id",
+      "test -L /etc/systemd/system/multi-user.target.wants/make-ssh-host-keys.service",
+      "test /etc/ssh/ssh_host_ed25519_key -nt /etc/machine-id && echo its host key is new",
+    ];
+    const result = await runOnBed(job({ variables: [{ key: "DISTRO", value: VM }], script }), {
       settings: { login: "template" },
     });
+    assert.match(result.logText, /\nit has no machine-id\n[^]*\nits host key is new\n/);
     assertVerdict(result, "success");
 
     const again = await makeBaseImage(VM);

@@ -92,10 +92,10 @@ function undoVm(): AsyncDisposable {
   };
 }
 
-/** The files that some QEMU has open though nobody else can open them any more. */
+/** The template's files that some QEMU has open though nobody else can open them any more. */
 async function deletedFiles(): Promise<string[]> {
   const links =
-    "find /proc/[0-9]*/fd -lname '*qcow2 (deleted)' -printf '%l\\n' 2>/dev/null | sort -u";
+    `find /proc/[0-9]*/fd -lname '${TEMPLATE} (deleted)' -printf '%l\\n' 2>/dev/null | sort -u`;
   return (await command(["sh", "-c", links])).stdout.split("\n").filter((line) => line !== "");
 }
 
@@ -149,27 +149,53 @@ e2eTest("a new version of a template takes its place while a job runs on the old
   assert.deepEqual(await deletedFiles(), []);
 });
 
-e2eTest("no new version takes the place of a template that anything else stands on", async () => {
-  await using _ = undoVm();
-  await command(["qemu-img", "create", "-f", "qcow2", DISK, "1M"]);
-  await virsh("pool-refresh", TESTBED.overlayPool);
-  await defineVm(VM, DISK);
-  assert.equal((await makeBaseImage(VM)).status, 0);
+e2eTest(
+  "no new version takes the place of a template that anything else stands on but a warm image",
+  async () => {
+    await using _ = undoVm();
+    await command(["qemu-img", "create", "-f", "qcow2", DISK, "1M"]);
+    await virsh("pool-refresh", TESTBED.overlayPool);
+    await defineVm(VM, DISK);
+    assert.equal((await makeBaseImage(VM)).status, 0);
 
-  for (const name of ["gci-e2e-other.qcow2", "gci-e2e-gone.overlay.libvirt-gci"]) {
-    await virsh(
-      ...["vol-create-as", TESTBED.overlayPool, name, "1M", "--format", "qcow2"],
-      ...["--backing-vol", TEMPLATE, "--backing-vol-format", "qcow2"],
+    const standOnIt = (name: string): Promise<string> =>
+      virsh(
+        ...["vol-create-as", TESTBED.overlayPool, name, "1M", "--format", "qcow2"],
+        ...["--backing-vol", TEMPLATE, "--backing-vol-format", "qcow2"],
+      );
+    for (const name of ["gci-e2e-other.qcow2", "gci-e2e-gone.overlay.libvirt-gci"]) {
+      await standOnIt(name);
+      const { status, stderr } = await makeBaseImage("--replace", VM);
+      await virsh("vol-delete", "--pool", TESTBED.overlayPool, name);
+      assert.equal(status, 1);
+      assert.match(stderr, new RegExp(`in use: ${TEMPLATE}\n +volume \\S+/${name}\n`));
+    }
+    const lost = "/nonexistent/gci-e2e-lost.qcow2";
+    await defineVm("gci-e2e-owner", lost);
+    const blind = await makeBaseImage("--replace", VM);
+    await virsh("undefine", "gci-e2e-owner");
+    assert.equal(blind.status, 1);
+    assert.match(
+      blind.stderr,
+      /\n +domain gci-e2e-owner, by its disk, which cannot be read: .*lost/,
     );
+
+    const hidden = DISK.replace(VM, "gci-e2e-hidden"); // libvirt has not seen it yet
+    await command(["qemu-img", "create", "-f", "qcow2", "-F", "qcow2", "-b", TEMPLATE, hidden]);
+    const seen = await makeBaseImage("--replace", VM);
+    await Deno.remove(hidden);
+    assert.match(seen.stderr, /\n +volume \S+gci-e2e-hidden/);
+
+    await defineVm("gci-e2e-owner", TEMPLATE);
     const { status, stderr } = await makeBaseImage("--replace", VM);
-    await virsh("vol-delete", "--pool", TESTBED.overlayPool, name);
+    await virsh("undefine", "gci-e2e-owner");
     assert.equal(status, 1);
-    assert.match(stderr, new RegExp(`in use: ${TEMPLATE}\n +volume \\S+/${name}\n`));
-  }
-  await defineVm("gci-e2e-owner", TEMPLATE);
-  const { status, stderr } = await makeBaseImage("--replace", VM);
-  await virsh("undefine", "gci-e2e-owner");
-  assert.equal(status, 1);
-  assert.match(stderr, /\n +domain gci-e2e-owner, by its disk \S+gci-e2e-vm.qcow2\n/);
-  assert.equal((await makeBaseImage("--replace", VM)).status, 0);
-});
+    assert.match(stderr, /\n +domain gci-e2e-owner, by its disk \S+gci-e2e-vm.qcow2\n/);
+
+    const warmDisk = `${VM}.0123456789.warm-disk.libvirt-gci`;
+    await standOnIt(warmDisk);
+    const replaced = await makeBaseImage("--replace", VM);
+    await virsh("vol-delete", "--pool", TESTBED.overlayPool, warmDisk);
+    assert.equal(replaced.status, 0, replaced.stderr);
+  },
+);
