@@ -407,6 +407,22 @@ export const symbols = {
     result: "i32", // 0, -1 on error
     nonblocking: true,
   },
+  virStoragePoolCreateXML: {
+    parameters: [
+      virConnectPtr, // virConnectPtr conn
+      "buffer", // const char *xmlDesc
+      "u32", // unsigned int flags
+    ],
+    result: virStoragePoolPtr, // NULL on error
+    nonblocking: true,
+  },
+  virStoragePoolDestroy: {
+    parameters: [
+      virStoragePoolPtr, // virStoragePoolPtr pool
+    ],
+    result: "i32", // -1 on error
+    nonblocking: true,
+  },
   virStoragePoolDefineXML: {
     parameters: [
       virConnectPtr, // virConnectPtr conn

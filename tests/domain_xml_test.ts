@@ -34,7 +34,7 @@ const MACHINE: MachineDomain = {
   filter: "libvirt-gci-gitlab-proj-4242-0123456789",
   card: { mac: "52:54:00:01:02:03", address: "192.168.122.42", leasedUntil: null },
   overlayPath: "/var/lib/libvirt/libvirt-gci/m.overlay.libvirt-gci",
-  consolePath: "/var/lib/libvirt/libvirt-gci/m.console.libvirt-gci",
+  consolePath: "/var/lib/libvirt/libvirt-gci/m.guest.libvirt-gci/console",
   seedPath: "/var/lib/libvirt/libvirt-gci/m.seed.libvirt-gci",
   credentialPath: null,
   nvramPath: null,
@@ -47,7 +47,7 @@ function settings(differences: Partial<MachineSettings>): Pick<MachineDomain, "s
 const CASES: Readonly<Record<string, Partial<MachineDomain>>> = {
   kvm: {},
   nested: { ...settings({ nested: true }), card: null },
-  efi: { nvramPath: "/var/lib/libvirt/libvirt-gci/m.nvram.libvirt-gci" },
+  efi: { nvramPath: "/var/lib/libvirt/libvirt-gci/m.guest.libvirt-gci/nvram" },
   emulated: { domainType: "qemu", seedPath: null, filter: null, ...settings({ isolate: false }) },
   systemd: {
     seedPath: null,

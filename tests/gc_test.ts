@@ -225,10 +225,9 @@ Deno.test("--older-than takes a running job's machine too", () =>
 
 const LEFT = [
   ["libvirt-gci", "gone-1.overlay.libvirt-gci"],
-  ["libvirt-gci", "gone-1.console.libvirt-gci"],
-  ["libvirt-gci", "gone-1.console.libvirt-gci.0"],
-  ["libvirt-gci", "gone-2.console.libvirt-gci.1"],
-  ["libvirt-gci", "a.seed.libvirt-gci.nvram.libvirt-gci"],
+  ["libvirt-gci", "gone-1.guest.libvirt-gci"],
+  ["libvirt-gci", "gone-2.guest.libvirt-gci"],
+  ["libvirt-gci", "a.seed.libvirt-gci.credential.libvirt-gci"],
   ["base_imgs", "gone-3.overlay.libvirt-gci"],
 ] as const;
 
@@ -247,7 +246,7 @@ Deno.test("gc removes volumes of ours that nothing explains, in both pools, and 
     await gc({}, stage);
     assert.deepEqual(await inventory(connection), before);
     assert.equal(stage.lines.length, 4);
-    assert.match(stage.lines.join("\n"), /"gone-1" \(3 volumes\): nothing says whose it is/);
+    assert.match(stage.lines.join("\n"), /"gone-1" \(2 volumes\): nothing says whose it is/);
     using pool = await connection.lookupPool("libvirt-gci");
     for (const name of theirs) {
       using volume = await pool.lookupVolume(name);
@@ -387,12 +386,17 @@ Deno.test("cleanup --all --yes asks nobody", () =>
 Deno.test("a volume's name tells its machine, whatever that is called", () => {
   const machines = ["m", "m.overlay", "m.overlay.libvirt-gci", "a.b-c_d"];
   for (const machine of machines) {
-    for (const end of ["overlay.libvirt-gci", "owner.libvirt-gci", "console.libvirt-gci.12"]) {
+    for (const end of ["overlay.libvirt-gci", "owner.libvirt-gci", "guest.libvirt-gci"]) {
       assert.equal(machineOfVolume(`${machine}.${end}`), machine);
     }
   }
   for (
-    const name of ["m.libvirt-gci", ".overlay.libvirt-gci", "m.other.libvirt-gci", "debian.qcow2"]
+    const name of [
+      "m.libvirt-gci",
+      ".overlay.libvirt-gci",
+      "m.overlay.libvirt-gci.0",
+      "debian.qcow2",
+    ]
   ) {
     assert.equal(machineOfVolume(name), null);
   }

@@ -17,8 +17,11 @@ const RECORD: MachineRecord = {
 
 const MACHINE: Resumed = {
   ...{ name: "mine", record: RECORD, overlayPath: "/pool/mine.overlay.libvirt-gci" },
-  ...{ consolePath: "/pool/mine.console.libvirt-gci", seedPath: "/pool/mine.seed.libvirt-gci" },
-  credentialPath: null,
+  ...{
+    consolePath: "/pool/mine.guest.libvirt-gci/console",
+    seedPath: "/pool/mine.seed.libvirt-gci",
+  },
+  ...{ credentialPath: null, nvramPath: null },
 };
 
 /** All elements, each as its path of names with its attributes and its own text. */

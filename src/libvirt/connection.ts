@@ -413,6 +413,12 @@ export class Connection implements AsyncDisposable {
     return orNull(VIR_ERR.NO_STORAGE_POOL, this.lookupPool(name));
   }
 
+  /** Makes and starts a storage pool of this name and XML that is gone when it is stopped. */
+  async createPool(name: string, poolXml: string): Promise<StoragePool> {
+    const pointer = await this.call("virStoragePoolCreateXML", this.#pointer, cString(poolXml), 0);
+    return new StoragePool(this, pointer, name);
+  }
+
   /** Defines a persistent storage pool of this name and XML, inactive at first. */
   async definePool(name: string, poolXml: string): Promise<StoragePool> {
     const pointer = await this.call(

@@ -35,6 +35,11 @@ export class StoragePool implements Disposable {
     await this.#connection.call("virStoragePoolSetAutostart", this.#pointer, 1);
   }
 
+  /** Has libvirt use it no more; what is in it stays. */
+  async stop(): Promise<void> {
+    await this.#connection.call("virStoragePoolDestroy", this.#pointer);
+  }
+
   /** Whether libvirt starts it with the host. */
   async autostarts(): Promise<boolean> {
     const autostart = new Int32Array(1);

@@ -16,6 +16,7 @@ import {
   type MachineDomain,
   openAtFirst,
 } from "./domain_xml.ts";
+import { createGuestDirectory, guestPaths } from "./guest_files.ts";
 import type { Owner } from "./owner.ts";
 import type { Template } from "./template.ts";
 import {
@@ -94,17 +95,21 @@ export function createVolumes(
   machine: string,
   { seed, credential, efi }: VolumeContents,
 ): Promise<VolumePaths> {
-  const create = async (kind: VolumeKind, bytes = new Uint8Array()): Promise<string> => {
+  const create = async (kind: VolumeKind, bytes: Uint8Array<ArrayBuffer>): Promise<string> => {
     using volume = await createRawVolume(pool, volumeName(machine, kind), bytes.length);
-    if (bytes.length > 0) await volume.upload(bytes);
+    await volume.upload(bytes);
     return await volume.path();
   };
-  return orExplain(pool, machine, async () => ({
-    consolePath: await create("console"),
-    seedPath: seed && await create("seed", seed),
-    credentialPath: credential && await create("credential", credential),
-    nvramPath: efi ? await create("nvram") : null,
-  }));
+  return orExplain(pool, machine, async () => {
+    using directory = await createGuestDirectory(pool, machine);
+    const paths = guestPaths(await directory.path());
+    return {
+      consolePath: paths.console,
+      seedPath: seed && await create("seed", seed),
+      credentialPath: credential && await create("credential", credential),
+      nvramPath: efi ? paths.nvram : null,
+    };
+  });
 }
 
 async function orExplain<T>(
@@ -157,7 +162,7 @@ export async function startMachine(
   machine: MachineDomain,
   { template }: { readonly template: Template },
 ): Promise<Domain> {
-  // The volume for the firmware's variables is empty until libvirt fills it from their template.
+  // libvirt makes the file for the firmware's variables from their template.
   const nvramFlag = machine.nvramPath === null ? 0 : VIR_DOMAIN_START_RESET_NVRAM;
   try {
     return await connection.createDomain(

@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { Connection } from "../libvirt/connection.ts";
-import { isLibvirtError, orNull, VIR_ERR } from "../libvirt/error.ts";
+import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
 import type { Volume } from "../libvirt/volume.ts";
 import { sleep } from "../wait.ts";
 import { type Xml, xml } from "../xml.ts";
-import { refreshPool } from "./pools.ts";
 import type { Template } from "./template.ts";
 
 /**
@@ -18,8 +16,7 @@ const VOLUME_ENDINGS = {
   ram: ".ram.libvirt-gci",
   seed: ".seed.libvirt-gci",
   credential: ".credential.libvirt-gci",
-  console: ".console.libvirt-gci",
-  nvram: ".nvram.libvirt-gci",
+  guest: ".guest.libvirt-gci",
 } as const;
 
 /** One of the volumes that a machine may have. */
@@ -90,11 +87,9 @@ function rawXml(name: string, bytes: number): Xml {
 
 const NAMED_KINDS = ["[\\da-f-]+\\.turn", "standby-[\\da-f]+\\.taken", "[\\da-f]+\\.waiting"];
 const KINDS = [...Object.keys(VOLUME_ENDINGS), ...NAMED_KINDS].join("|");
-const MACHINE_VOLUME = new RegExp(`^(.+)\\.(?:${KINDS})\\.libvirt-gci(?:\\.\\d+)?$`);
+const MACHINE_VOLUME = new RegExp(`^(.+)\\.(?:${KINDS})\\.libvirt-gci$`);
 
-/**
- * The machine whose volume this is, or an older part of whose serial log; null if it is none's.
- */
+/** The machine whose volume this is; null if it is none's. */
 export function machineOfVolume(volume: string): string | null {
   return MACHINE_VOLUME.exec(volume)?.[1] ?? null;
 }
@@ -112,20 +107,17 @@ export function isMachineVolume(name: string): boolean {
 /** Which volumes are to go. */
 export interface Doomed {
   readonly machine: string;
-  /** Some that somebody saw. */
-  readonly known?: readonly string[];
   /** Whether it may have an empty volume whose name says all, which only a list of the pool finds. */
   readonly mayHaveNamed?: boolean;
 }
 
 /**
- * Deletes all volumes of the machine that are there but its owner's, and gives their names. It goes
- * on where it cannot delete one, and throws that error in the end.
+ * Deletes all volumes of the machine that are there but its owner's and what the guest wrote, and gives
+ * their names. It goes on where it cannot delete one, and throws that error in the end.
  */
 export async function deleteVolumes(
-  connection: Connection,
   pool: StoragePool,
-  { machine, known = [], mayHaveNamed = false }: Doomed,
+  { machine, mayHaveNamed = false }: Doomed,
 ): Promise<string[]> {
   const deleted: string[] = [];
   const errors: unknown[] = [];
@@ -136,21 +128,13 @@ export async function deleteVolumes(
       errors.push(error);
     }
   };
-  for (const kind of ["ram", "seed", "credential", "nvram"] as const) {
+  for (const kind of ["ram", "seed", "credential"] as const) {
     await tryDelete(volumeName(machine, kind));
   }
   if (mayHaveNamed) {
     const named = (await pool.volumeNames()).filter((name) => isNamedOf(machine, name));
     for (const name of named) await tryDelete(name);
   }
-  // The console comes after its older parts: it is how they are found.
-  const rotated = await findRotatedLogs(connection, pool, machine).catch((error) => {
-    errors.push(error);
-    return [];
-  });
-  const console = volumeName(machine, "console");
-  const logs = known.filter((name) => name.startsWith(`${console}.`));
-  for (const name of new Set([...rotated, ...logs, console])) await tryDelete(name);
   // While it is there, prepare takes the name for used.
   await tryDelete(volumeName(machine, "overlay"));
   if (errors.length > 0) throw errors[0];
@@ -179,77 +163,4 @@ export async function deleteVolume(pool: StoragePool, name: string): Promise<boo
       await sleep(100);
     }
   }
-}
-
-/**
- * The older parts of the serial log: virtlogd begins a new file after 2 MiB and renames the old one
- * to end in .0 (max_size and max_backups in virtlogd.conf). No pool knows of them before a refresh.
- */
-async function findRotatedLogs(
-  connection: Connection,
-  pool: StoragePool,
-  machine: string,
-): Promise<string[]> {
-  using console = await pool.findVolume(volumeName(machine, "console"));
-  const path = console && await orNull(VIR_ERR.NO_STORAGE_VOL, console.path());
-  if (path === null || connection.isLocal && !await mayExist(`${path}.0`)) return [];
-  await refreshPool(pool);
-  const start = `${volumeName(machine, "console")}.`;
-  return (await pool.volumeNames()).filter((name) =>
-    name.startsWith(start) && /^\d+$/.test(name.slice(start.length))
-  );
-}
-
-/** Whether there may be such a file: false only where we can look and there is none. */
-async function mayExist(path: string): Promise<boolean> {
-  try {
-    await Deno.lstat(path);
-    return true;
-  } catch (error) {
-    return !(error instanceof Deno.errors.NotFound);
-  }
-}
-
-const CONSOLE_BYTES = 64 * 1024;
-
-/** The end of what the machine wrote on its serial console, or null if that cannot be read. */
-export async function readConsole(
-  connection: Connection,
-  poolName: string,
-  machine: string,
-): Promise<string | null> {
-  try {
-    using pool = await connection.lookupPool(poolName);
-    using volume = await pool.lookupVolume(volumeName(machine, "console"));
-    const offset = Math.max(0, await volume.capacityBytes() - CONSOLE_BYTES);
-    return new TextDecoder().decode(await volume.download(offset));
-  } catch {
-    return null; // The console explains a failure; that it cannot be read is not another.
-  }
-}
-
-/**
- * All that virtlogd kept of a machine's serial console, the oldest first, or the end of it that has
- * at most so many bytes; null if there is none. Throws LibvirtError if it cannot be read.
- */
-export async function readWholeConsole(
-  connection: Connection,
-  pool: StoragePool,
-  { machine, mostBytes }: { readonly machine: string; readonly mostBytes: number },
-): Promise<Uint8Array<ArrayBuffer> | null> {
-  const age = (name: string): number => Number(name.slice(name.lastIndexOf(".") + 1));
-  const rotated = await findRotatedLogs(connection, pool, machine);
-  const names = [volumeName(machine, "console"), ...rotated.sort((a, b) => age(a) - age(b))];
-  const parts: Uint8Array<ArrayBuffer>[] = [];
-  let left = mostBytes;
-  for (const name of names) {
-    using volume = await pool.findVolume(name);
-    if (volume === null) continue; // it became an older part, or was cleaned up, just now
-    const part = await volume.download(Math.max(0, await volume.capacityBytes() - left));
-    parts.unshift(part);
-    left -= part.length;
-    if (left <= 0) break;
-  }
-  if (parts.length === 0) return null;
-  return new Uint8Array(await new Blob(parts).arrayBuffer()).slice(-mostBytes);
 }

@@ -4,6 +4,7 @@ import { SystemFailure } from "../errors.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
 import { deleteKeyFile, isKeyFileOf, keyFile } from "../guest/key_file.ts";
+import { deleteGuestFiles } from "../machine/guest_files.ts";
 import { deleteFilter } from "../machine/filter.ts";
 import { lookupActivePool } from "../machine/pools.ts";
 import { isStandbyName } from "../machine/standby.ts";
@@ -14,7 +15,7 @@ import { takenOverBy } from "./standby_names.ts";
 
 /** What somebody saw of a machine, where its name alone does not lead to it. */
 export interface Seen {
-  readonly volumes?: readonly { readonly pool: string; readonly name: string }[];
+  readonly volumes?: readonly { readonly pool: string }[];
   /** The directory of its attempt, empty if unknown: its key may be there. */
   readonly attemptDir?: string;
 }
@@ -44,9 +45,8 @@ export async function cleanup(
     attemptDir !== "" && deleteKeyFile(keyFile(attemptDir, machine)),
     deleteFilter(connection, machine),
     ...pools.map((pool) => {
-      const known = volumes.filter((volume) => volume.pool === pool).map(({ name }) => name);
       const mayHaveNamed = !isReady || isStandbyName(machine);
-      return deleteDisks({ machine, known, mayHaveNamed }, connection, pool);
+      return deleteDisks({ machine, mayHaveNamed }, connection, pool);
     }),
   ]);
   for (const removal of removals) if (removal.status === "rejected") throw removal.reason;
@@ -104,7 +104,14 @@ async function deleteDisks(
   using found = await connection.findPool(poolName);
   if (found === null) return false;
   using pool = await lookupActivePool(connection, poolName, "overlay_pool");
-  return (await deleteVolumes(connection, pool, disks)).length > 0;
+  const of = { connection, pool, machine: disks.machine };
+  const [guest, others] = await Promise.allSettled([
+    deleteGuestFiles(of),
+    deleteVolumes(pool, disks),
+  ]);
+  if (guest.status === "rejected") throw guest.reason;
+  if (others.status === "rejected") throw others.reason;
+  return guest.value || others.value.length > 0;
 }
 
 /** Whether there was a volume that said whose the machine was. */

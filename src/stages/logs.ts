@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { SystemFailure } from "../errors.ts";
 import { consoleLines } from "../machine/console.ts";
-import { lookupActivePool } from "../machine/pools.ts";
-import { readWholeConsole } from "../machine/volumes.ts";
+import { findActivePool } from "../machine/pools.ts";
+import { readConsole } from "../machine/guest_files.ts";
 import type { Stage } from "./stage.ts";
 import { domainName } from "./standby_names.ts";
 
@@ -12,10 +12,9 @@ export async function logs(
   stage: Pick<Stage, "connection" | "config" | "stdout">,
 ): Promise<void> {
   const { connection, config, stdout } = stage;
-  using pool = await lookupActivePool(connection, config.overlayPool, "overlay_pool");
-  const bytes = await readWholeConsole(connection, pool, {
-    ...{ machine: await domainName(machine, stage), mostBytes: Infinity },
-  });
+  using pool = await findActivePool(connection, config.overlayPool);
+  const of = pool && { connection, pool, machine: await domainName(machine, stage) };
+  const bytes = of && await readConsole(of, Infinity);
   if (bytes === null) {
     throw new SystemFailure({
       what: `There is no serial console of a machine "${machine}"`,

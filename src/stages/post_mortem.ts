@@ -4,7 +4,7 @@ import type { Connection } from "../libvirt/connection.ts";
 import { consoleEnd, consoleLines } from "../machine/console.ts";
 import { lookupActivePool } from "../machine/pools.ts";
 import { toPng } from "../machine/screenshot.ts";
-import { readConsole, readWholeConsole } from "../machine/volumes.ts";
+import { readConsole } from "../machine/guest_files.ts";
 import { toVisible } from "../quoted.ts";
 import { within } from "../wait.ts";
 import { lookupNeed, type Need } from "./machines.ts";
@@ -65,7 +65,11 @@ async function examine(
   if (earlier !== null) return [whereMore(earlier)]; // the log has the rest from that time
   const isNew = config.postMortems > 0;
   const [console, { files, missing }] = await Promise.all([
-    inPart(stage, (connection) => readConsole(connection, config.overlayPool, machine)),
+    inPart(stage, async (connection) => {
+      using pool = await connection.lookupPool(config.overlayPool);
+      const end = await readConsole({ connection, pool, machine }, CONSOLE_END_BYTES);
+      return end && new TextDecoder().decode(end);
+    }),
     isNew ? collect(machine, stage) : { files: [], missing: [] },
   ]);
   const details = [
@@ -142,8 +146,9 @@ async function collect(
     [CONSOLE]: async (connection) => {
       using pool = await lookupActivePool(connection, config.overlayPool, "overlay_pool");
       const mostBytes = Math.min(config.postMortemMib * 1024 ** 2, MOST_CONSOLE_BYTES);
-      const bytes = await readWholeConsole(connection, pool, { machine, mostBytes });
+      const bytes = await readConsole({ connection, pool, machine }, mostBytes);
       if (bytes === null) throw new Error("there is no serial console");
+      if (bytes.length === 0) throw new Error("it is empty");
       return bytes;
     },
     "domain.xml": (connection) =>
@@ -173,6 +178,7 @@ type Found = Awaited<ReturnType<typeof lookupMachine>>;
 
 const CONSOLE = "console.log";
 const MOST_CONSOLE_BYTES = 64 * 1024 ** 2; // it is in memory once
+const CONSOLE_END_BYTES = 64 * 1024;
 const QEMU_LOG = "qemu.log";
 const QEMU_LOG_BYTES = 256 * 1024;
 

@@ -216,7 +216,7 @@ e2eTest(
     await Deno.mkdir(`${stuck}/full`, { recursive: true });
     await makeOld(stuck);
     for (let i = 0; i < 9; i++) {
-      const file = `${pool}/gci-e2e-${i}.console.libvirt-gci.0`;
+      const file = `${pool}/gci-e2e-${i}.credential.libvirt-gci`;
       await Deno.writeTextFile(file, "x");
       if (i < 8) await makeOld(file);
     }
@@ -231,7 +231,7 @@ e2eTest(
       for (let i = 0; i < 8; i++) assert.deepEqual(await listed(`gci-e2e-${i}`), []);
       assert.equal((await listed("gci-e2e-8"))[0]?.state, "starting"); // since its file is young
     } finally {
-      await Deno.remove(`${pool}/gci-e2e-8.console.libvirt-gci.0`);
+      await Deno.remove(`${pool}/gci-e2e-8.credential.libvirt-gci`);
       await Deno.remove(stuck, { recursive: true });
     }
   },

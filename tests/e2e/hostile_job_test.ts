@@ -68,14 +68,20 @@ async function stateOf(machine: string, dir: string): Promise<string[]> {
   ];
 }
 
-/** What all that the machine wrote on its console takes on the host's disk. */
-async function consoleBytes(machine: string): Promise<number> {
-  const pool = /<path>(.*)<\/path>/.exec(await virsh("pool-dumpxml", TESTBED.overlayPool))?.[1];
-  const files = [...Deno.readDirSync(pool ?? "")]
-    .filter(({ name }) => name.startsWith(`${machine}.console.`));
-  assert(files.length > 1, "virtlogd began no second file");
-  return files.reduce((sum, { name }) => sum + Deno.statSync(`${pool}/${name}`).size, 0);
+/** The directory of the machine's files whose content its guest chooses. */
+function guestDirectory(machine: string): Promise<string> {
+  return virsh("vol-path", "--pool", TESTBED.overlayPool, `${machine}.guest.libvirt-gci`);
 }
+
+/** What all that the machine wrote on its console takes on the host's disk. */
+function consoleBytes(directory: string): number {
+  const files = [...Deno.readDirSync(directory)].filter(({ name }) => name.startsWith("console"));
+  assert(files.length > 1, "virtlogd began no second file");
+  return files.reduce((sum, { name }) => sum + Deno.statSync(`${directory}/${name}`).size, 0);
+}
+
+/** The head of an image that libvirt cannot read. In a volume, it has libvirt give up the pool. */
+const BROKEN_QCOW2 = Uint8Array.of(0x51, 0x46, 0x49, 0xfb, 0, 0, 0, 3, ...Array(30).fill(0));
 
 e2eTest(
   "jobs that forge who they are, fill a disk or flood a console hurt only themselves",
@@ -110,8 +116,13 @@ e2eTest(
           assert.deepEqual(await stateOf(machine, dir), before);
           const written = "until [ -e /tmp/written ]; do sleep 0.2; done";
           assert.equal((await call(["run", "-m", machine, "--", "sh", "-c", written])).status, 0);
-          const bytes = await consoleBytes(machine);
+          const directory = await guestDirectory(machine);
+          const bytes = consoleBytes(directory);
           assert(bytes > 4 * 1024 ** 2 && bytes <= 10 * 1024 ** 2, `${bytes} bytes of console`);
+          for (const file of ["console", "nvram"]) {
+            await Deno.writeFile(`${directory}/${file}`, BROKEN_QCOW2);
+          }
+          await virsh("pool-refresh", TESTBED.overlayPool);
           await letGo(machine);
         },
       }],
