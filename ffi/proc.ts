@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
 /**
- * The C library's functions to read a file, a link and a file system's size. Deno itself opens nothing below /proc and /sys
- * unless it has all permissions, which the compiled program does not need for anything else.
+ * The C library's functions to read and write a file, to read a link and a file system's size. Deno itself opens nothing below /proc and /sys unless it has all
+ * permissions, which the compiled program does not need for anything else.
  *
  * `open` is variadic in C. Declared with fixed parameters it works all the same, see kvm.ts.
  */
@@ -18,6 +18,14 @@ const symbols = {
     parameters: [
       "i32", // int fd
       "buffer", // void *buf
+      "usize", // size_t count
+    ],
+    result: "isize", // how many bytes, -1 on error
+  },
+  write: {
+    parameters: [
+      "i32", // int fd
+      "buffer", // const void *buf
       "usize", // size_t count
     ],
     result: "isize", // how many bytes, -1 on error
@@ -45,7 +53,9 @@ const symbols = {
   },
 } as const satisfies Deno.ForeignLibraryInterface;
 
-const O_RDONLY_CLOEXEC = 0o2000000; // fcntl.h of Linux
+// fcntl.h of Linux.
+const O_RDONLY_CLOEXEC = 0o2000000;
+const O_WRONLY_CLOEXEC = 0o2000001;
 
 let library: Deno.DynamicLibrary<typeof symbols>["symbols"] | undefined;
 
@@ -77,6 +87,17 @@ export function readKernelFile(path: string): string | null {
   } while (length > 0 && text.length < MOST_BYTES);
   close(file);
   return length < 0 ? null : text;
+}
+
+/** Writes into a file that the kernel makes. Says whether it took all of it. */
+export function writeKernelFile(path: string, text: string): boolean {
+  const { open, write, close } = loadProc();
+  const file = open(new TextEncoder().encode(`${path}\0`), O_WRONLY_CLOEXEC);
+  if (file < 0) return false;
+  const bytes = new TextEncoder().encode(text);
+  const written = Number(write(file, bytes, BigInt(bytes.length)));
+  close(file);
+  return written === bytes.length;
 }
 
 /** Whether there is a file or a directory at this path that this user may open. */

@@ -85,6 +85,8 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
 const EXCEPTIONS: Readonly<Record<string, readonly string[]>> = {
   "src/machine/kvm_probe.ts": ["ffi/"], // it asks the kernel, not libvirt
   "src/machine/owner.ts": ["ffi/"], // so does it
+  "src/machine/bridge_port.ts": ["ffi/"], // and it
+  "src/machine/card.ts": ["ffi/"], // and it
   "src/machine/host_load.ts": ["ffi/"], // and it
   "src/doctor/host_files.ts": ["ffi/"], // and it
 };

@@ -4,7 +4,7 @@ import { type Failure, SystemFailure } from "../errors.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import { ADDRESS_SOURCE, type Domain, type DomainState } from "../libvirt/domain.ts";
 import { LibvirtError } from "../libvirt/error.ts";
-import { type Card, isLeased } from "./card.ts";
+import { type Card, leasedAddress } from "./card.ts";
 import { type Limits, NotYet, waitFor } from "../wait.ts";
 
 const OTHER_SOURCES_MS = 2000;
@@ -31,7 +31,9 @@ export function waitForAddress(
   const findLeased = async (): Promise<string | null> => {
     if (card === null) return await findAddress(domain, mac, ADDRESS_SOURCE.LEASE);
     // The network tells, also while libvirt has the domain locked to set its filter.
-    return await isLeased(connection, network, card) ? card.address : null;
+    const leased = await leasedAddress(connection, network, card);
+    if (leased !== null && leased !== card.address) throw notItsOwn(network, leased, card);
+    return leased;
   };
   const unusable = (address: string): NotYet =>
     new NotYet(
@@ -66,7 +68,22 @@ export function waitForAddress(
   }, limits);
 }
 
-/** Throws SystemFailure if the machine has ended: what is asked of it will not come. */
+function notItsOwn(network: string, leased: string, { address }: Card): SystemFailure {
+  return new SystemFailure({
+    fault: "address",
+    what:
+      `The network "${network}" gave the machine the address ${leased}, and not ${address}, which ` +
+      "it keeps for it: its network filter lets nothing else through",
+    advice:
+      "Run the job again, which GitLab Runner does by itself, for another address. Somebody else " +
+      "has this one, or an earlier guest declined it, for which the network keeps it back for a while",
+  });
+}
+
+/**
+ * Throws SystemFailure if the machine has ended: what is asked of it will not come. `cause` is what
+ * failed before, and is thrown itself if libvirt does not say either what has become of the machine.
+ */
 export async function refuseEnded(domain: Domain, cause?: unknown): Promise<void> {
   const state = await domain.state();
   if (state !== "active") throw endedFailure(domain.name, state, cause);

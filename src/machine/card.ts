@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { forgetConnections } from "../../ffi/conntrack.ts";
 import { virsh } from "../command.ts";
 import { SystemFailure } from "../errors.ts";
 import type { Connection } from "../libvirt/connection.ts";
@@ -65,10 +66,15 @@ async function tryTake(
     const taken = new Set(await connection.networkFilterUuids());
     for (const { mac, ip } of dhcp.hosts.filter(({ id }) => id === OURS)) {
       const uuid = await uuidOf(network.name, mac);
-      if (taken.has(uuid)) continue;
-      const lease = leases.find((lease) => lease.mac === mac && lease.address === ip);
-      const card = { mac, address: ip, leasedUntil: lease?.until ?? null };
-      if (await take(card, uuid)) return card;
+      const own = leases.filter((lease) => lease.mac === mac);
+      // With another address, the DHCP server does not give out the card's own: a guest declined it.
+      if (taken.has(uuid) || own.some(({ address }) => address !== ip)) continue;
+      const card = { mac, address: ip, leasedUntil: own[0]?.until ?? null };
+      if (await take(card, uuid)) {
+        // An answer to what an earlier machine sent would pass the host's NAT, to whoever has its address.
+        if (connection.isLocal) forgetConnections(ip);
+        return card;
+      }
     }
     const address = chooseFree(dhcp, leases);
     if (address === null) throw exhausted(connection, network.name);
@@ -85,21 +91,35 @@ async function tryTake(
   }
 }
 
-/** Whether the machine's guest has leased the card's address: it has one now. */
-export async function isLeased(
+/** The address that the machine's guest has leased for the card; null as long as it has none. */
+export async function leasedAddress(
   connection: Connection,
   networkName: string,
   { mac, address, leasedUntil }: Card,
-): Promise<boolean> {
+): Promise<string | null> {
   using network = await connection.lookupNetwork(networkName);
-  return (await leasesOf(network)).some((lease) =>
-    lease.mac === mac && lease.address === address &&
-    (lease.until !== leasedUntil || lease.until === 0) // what is leased for ever does not tell
+  const lease = (await leasesOf(network)).find((lease) =>
+    lease.mac === mac &&
+    // What an earlier machine has leased does not tell, unless it is for ever.
+    (lease.address !== address || lease.until !== leasedUntil || lease.until === 0)
   );
+  return lease?.address ?? null;
+}
+
+/** The card, for another guest than the one that may have leased its address meanwhile. */
+export async function forAnotherGuest(
+  connection: Connection,
+  networkName: string,
+  card: Card,
+): Promise<Card> {
+  using network = await connection.lookupNetwork(networkName);
+  const lease = (await leasesOf(network)).find(({ mac }) => mac === card.mac);
+  return { ...card, leasedUntil: lease?.until ?? null };
 }
 
 async function leasesOf(network: Network): Promise<readonly DhcpLease[]> {
-  return await orNull(VIR_ERR.NO_SUPPORT, network.dhcpLeases()) ?? []; // the test driver has none
+  const leases = await orNull(VIR_ERR.NO_SUPPORT, network.dhcpLeases()); // the test driver has none
+  return (leases ?? []).filter(({ address }) => !address.includes(":")); // of IPv4 alone
 }
 
 /**

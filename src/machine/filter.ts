@@ -12,6 +12,8 @@ export interface Isolation {
   readonly subnets: readonly Subnet[];
   /** The host's other IPv4 addresses. */
   readonly hostAddresses: readonly string[];
+  /** Addresses at which the host listens with others: the broadcast addresses of its networks. */
+  readonly broadcasts: readonly string[];
   /** Ports of the host that are open to the machine, such as `tcp/80`. */
   readonly hostPorts: readonly string[];
   /** The port of the guest's SSH server, from which it answers the host. */
@@ -81,8 +83,16 @@ const TRACKED = 400;
 
 const TO_ANY_DHCP_SERVER = { dstipaddr: "255.255.255.255", ...toPort("udp/67") };
 
-/** The subnets' broadcast addresses are in them; these are the others. */
+const FROM_A_DHCP_SERVER = {
+  ...{ dstipaddr: "255.255.255.255", protocol: "udp" },
+  ...{ srcportstart: 67, dstportstart: 68 },
+};
+
+/** The subnets' broadcast addresses are in them, and those of the host's networks have their own. */
 const MULTICAST_AND_BROADCAST = { dstipaddr: "224.0.0.0", dstipmask: 3 };
+
+/** With the sysctl route_localnet, as kube-proxy sets it, the host takes packets from outside for these. */
+const LOOPBACK = { dstipaddr: "127.0.0.0", dstipmask: 8 };
 
 /**
  * The filter as XML (https://libvirt.org/formatnwfilter.html). It binds the machine to its MAC address
@@ -95,12 +105,15 @@ const MULTICAST_AND_BROADCAST = { dstipaddr: "224.0.0.0", dstipmask: 3 };
  *   (net.bridge.bridge-nf-call-iptables), only if the host began the connection;
  * - to the network's other addresses nothing, since the host would route it back into the network,
  *   past the isolation of the bridge's ports; and nothing from them, be they machines of ours or not.
+ *
+ * Into the machine comes only what is for its MAC address: a bridge that does not know where a machine
+ * is sends its frames to all ports.
  */
 export function filterXml(name: string, isolation: Isolation): Xml {
-  const { subnets, hostAddresses, hostPorts, sshPort, uuid } = isolation;
+  const { subnets, hostAddresses, broadcasts, hostPorts, sshPort, uuid } = isolation;
   const gateways = subnets.map(({ host }) => host);
   const host = [...new Set([...gateways, ...hostAddresses])];
-  const others = host.filter((address) => !gateways.includes(address));
+  const others = [...host.filter((address) => !gateways.includes(address)), ...broadcasts];
   const rules = [
     rule("drop", SENDER, ["mac", { match: "no", srcmacaddr: "$MAC" }]),
     rule("drop", SENDER, ["arp", { match: "no", arpsrcmacaddr: "$MAC" }]),
@@ -110,6 +123,8 @@ export function filterXml(name: string, isolation: Isolation): Xml {
     // From 0.0.0.0, or by a guest that knows its address and asks for it again.
     rule("accept", SENDER + 2, ["ip", TO_ANY_DHCP_SERVER]),
     rule("drop", SENDER + 3, ["ip", { match: "no", srcipaddr: "$IP" }]),
+    rule("accept", SENDER + 2, ["ip", FROM_A_DHCP_SERVER], "in"),
+    rule("drop", SENDER + 3, ["mac", { match: "no", dstmacaddr: "$MAC" }], "in"),
     ...gateways.flatMap((address) => [
       rule("accept", SERVICES, ["ip", { dstipaddr: address, ...toPort("udp/53") }]),
       rule("accept", SERVICES, ["ip", { dstipaddr: address, ...toPort("tcp/53") }]),
@@ -123,6 +138,7 @@ export function filterXml(name: string, isolation: Isolation): Xml {
       rule("accept", SERVICES, ["ip", { dstipaddr: address, ...answerFrom(sshPort) }]),
     ]),
     ...others.map((address) => rule("drop", HOST, ["ip", { dstipaddr: address }])),
+    rule("drop", HOST, ["ip", LOOPBACK]),
     ...subnets.flatMap(({ host, prefix }) => [
       rule("drop", NEIGHBOURS, ["ip", { dstipaddr: host, dstipmask: prefix }]),
       rule("drop", NEIGHBOURS, ["ip", { srcipaddr: host, srcipmask: prefix }], "in"),

@@ -68,6 +68,18 @@ export function findDhcp(networkXml: string): Dhcp | null {
   return null;
 }
 
+/** The broadcast addresses of these networks, each once; of a network of two addresses or one, none. */
+export function broadcastsOf(
+  own: readonly { readonly address: string; readonly netmask: string }[],
+): string[] {
+  const found = own.map(({ address, netmask }) => {
+    const others = 2 ** 32 - 1 - addressNumber(netmask);
+    const first = addressNumber(address) - addressNumber(address) % (others + 1);
+    return others < 3 ? null : addressOf(first + others);
+  });
+  return [...new Set(found.filter((address) => address !== null))].sort();
+}
+
 /** An IPv4 address as a number. */
 export function addressNumber(address: string): number {
   return address.split(".").reduce((number, byte) => number * 256 + Number(byte), 0);

@@ -5,10 +5,13 @@ import type { Connection } from "../libvirt/connection.ts";
 import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
 import {
   type Domain,
+  type DomainState,
   VIR_DOMAIN_START_RESET_NVRAM,
   VIR_DOMAIN_START_VALIDATE,
 } from "../libvirt/domain.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
+import { sleep } from "../wait.ts";
+import { endedFailure } from "./address.ts";
 import {
   type CardOf,
   domainXml,
@@ -16,6 +19,7 @@ import {
   type MachineDomain,
   openAtFirst,
 } from "./domain_xml.ts";
+import { forwardLinkLocal, mayForwardLinkLocal } from "./bridge_port.ts";
 import { createGuestDirectory, guestPaths } from "./guest_files.ts";
 import type { Owner } from "./owner.ts";
 import type { Template } from "./template.ts";
@@ -131,28 +135,48 @@ async function orExplain<T>(
 
 /**
  * Sets the filter of the machine's card, if that has been without at first: now the machine is isolated,
- * as it must be before any job has it. Resolves to whether it was without. Until then, libvirt answers
+ * as it must be before any job has it. Before, link-local frames begin to meet filters at all, see
+ * {@linkcode forwardLinkLocal}. Resolves to whether the filter is new. Until it is set, libvirt answers
  * nothing else about the domain, and the connection nothing at all: so it is one of its own. Throws
  * SystemFailure.
  */
 export async function setFilter(
-  name: string,
+  domain: Domain,
   machine: CardOf,
-  connect: () => Promise<Connection>,
+  { connection: { uri }, connect }: {
+    readonly connection: Pick<Connection, "uri">;
+    readonly connect: () => Promise<Connection>;
+  },
 ): Promise<boolean> {
-  if (openAtFirst(machine).filter === machine.filter) return false;
+  const isSet = openAtFirst(machine).filter === machine.filter;
+  const mayForward = mayForwardLinkLocal(uri);
+  if (machine.filter === null || isSet && !mayForward) return false;
   await using connection = await connect();
-  using domain = await connection.lookupDomain(name);
   try {
-    await domain.updateDevice(interfaceXml(machine).toString());
-    return true;
+    using same = await connection.lookupDomain(domain.name);
+    if (mayForward) await forwardLinkLocal(same);
+    if (!isSet) await same.updateDevice(interfaceXml(machine).toString());
+    return !isSet;
   } catch (cause) {
+    const state = await stateInTheEnd(domain);
+    if (state !== "active") throw endedFailure(domain.name, state, cause);
     throw new SystemFailure({
       fault: "network",
-      what: `Cannot isolate the machine "${name}": libvirt does not set its network filter`,
+      what: `Cannot isolate the machine "${domain.name}": libvirt does not set its network filter`,
       cause,
       advice: "See what libvirt needs for filters: libvirt-gci doctor",
     });
+  }
+}
+
+const LOOKS = 10;
+
+/** libvirt may see only a moment later that QEMU has ended. */
+async function stateInTheEnd(domain: Domain): Promise<DomainState> {
+  for (let look = 1;; look++) {
+    const state = await domain.state().catch(() => "active" as const);
+    if (state !== "active" || look === LOOKS) return state;
+    await sleep(100);
   }
 }
 

@@ -132,7 +132,7 @@ export async function reach(
       stage.signal,
       (signal) => knock(domain, machine, reaching, { ...stage, signal }),
       async () => {
-        if (await setFilter(domain.name, machine, stage.connect)) reaching.timer.end("filter");
+        if (await setFilter(domain, machine, stage)) reaching.timer.end("filter");
         await reaching.finish?.();
       },
     );

@@ -4,6 +4,7 @@ import { type Job, makeUpMachineName } from "../job.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
 import type { MachineSettings } from "../machine_settings.ts";
+import { forAnotherGuest } from "../machine/card.ts";
 import { chooseDomainType } from "../machine/domain_type.ts";
 import type { Subnet } from "../machine/network_info.ts";
 import { newOwner } from "../machine/owner.ts";
@@ -124,10 +125,12 @@ async function make(
     ...{ name, record, domainType, settings, disk, login, ...isolated, ...volumes },
   };
   const making = { pool, turn, timer };
-  const resumed = settings.start === "cold"
-    ? null
-    : await (await import("./resume.ts")).resume(machine, making, stage);
-  return resumed ?? await boot(machine, making, stage);
+  if (settings.start === "cold") return await boot(machine, making, stage);
+  const resumed = await (await import("./resume.ts")).resume(machine, making, stage);
+  if (resumed !== null) return resumed;
+  const card = machine.card &&
+    await forAnotherGuest(stage.connection, settings.network, machine.card);
+  return await boot({ ...machine, card }, making, stage);
 }
 
 /** What a person can do with the machine, a line each. */

@@ -1,17 +1,48 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
+import { createSocket } from "node:dgram";
 import { call, e2eTest, type Settings, TESTBED, virsh } from "./bed.ts";
 
 const GATEWAY = "192.168.213.1"; // of the test bed's network
 const CLOSED_PORT = 28080;
 const OPEN_PORT = 28081;
 const CLIENTS_PORT = 40022;
+const FRAMES_PORT = 28082;
+
+/**
+ * Sends an IPv4 packet in a frame to 01:80:c2:00:00:0e, which a bridge gives to its host, and waits for
+ * an answer. The arguments: the card, its MAC address, the source, the destination, the port.
+ */
+const LINK_LOCAL = `
+use strict; use Socket;
+my ($card, $mac, $from, $to, $port) = @ARGV;
+open(my $file, "<", "/sys/class/net/$card/ifindex") or die; chomp(my $index = <$file>);
+socket(my $in, PF_INET, SOCK_DGRAM, 0) or die; bind($in, sockaddr_in(28083, INADDR_ANY)) or die;
+my $udp = pack("nnnn", 28083, $port, 9, 0) . "x";
+my @head = (0x4500, 20 + length $udp, 1, 0, 0x4011, 0, unpack("n2", inet_aton($from)), unpack("n2", inet_aton($to)));
+my $sum = 0; $sum += $_ for @head; $sum = ($sum & 0xffff) + ($sum >> 16) while $sum >> 16;
+$head[5] = ~$sum & 0xffff;
+(my $hex = $mac) =~ s/://g;
+my $frame = pack("H12H12n", "0180c200000e", $hex, 0x0800) . pack("n10", @head) . $udp;
+socket(my $out, 17, 3, 8) or die "$!";
+send($out, $frame, 0, pack("SnlSCCH16", 17, 0x0800, $index, 0, 0, 6, "0180c200000e0000")) or die "$!";
+my $ready = ""; vec($ready, fileno($in), 1) = 1;
+exit(select($ready, undef, undef, 3) > 0 ? 0 : 1);
+`;
 
 /** Root in the guest, as a job that wants to break out would be. */
 function asRoot(settings: Settings): Settings {
   const lite = { login: "template", key: TESTBED.key, user: "root" };
   return { ...settings, templates: { lite } };
 }
+
+/** Connects by TCP. The arguments: its own port, the address, the port. */
+const FROM_PORT = `
+use strict; use IO::Socket::INET;
+my ($own, $to, $port) = @ARGV;
+my %way = (PeerAddr => $to, PeerPort => $port, LocalPort => $own, ReuseAddr => 1, Timeout => 3);
+exit(IO::Socket::INET->new(%way) ? 0 : 1);
+`;
 
 /** Says of each attempt whether it went through. $1 is the neighbour, $2 another address of the host. */
 const ATTEMPTS = `
@@ -23,7 +54,10 @@ lie() { ip addr add 192.168.213.77/32 dev eth0; "$@"; local s=$?; ip addr del 19
 other_address() { ip route add ${GATEWAY} dev eth0 src 192.168.213.77; connect -w 3 ${GATEWAY} 53; }
 other_mac() { local mac=$(cat /sys/class/net/eth0/address); ip link set eth0 address 52:54:00:77:77:77; connect -w 3 ${GATEWAY} 53; local s=$?; ip link set eth0 address $mac; return $s; }
 other_arp() { timeout 4 busybox arping -c 1 -w 3 -I eth0 -s 192.168.213.77 ${GATEWAY}; }
-from_sshd_port() { pkill -o -x sshd; connect -w 3 -p 22 ${GATEWAY} ${CLIENTS_PORT}; local s=$?; /usr/sbin/sshd; return $s; }
+link_local() { timeout 6 perl -e "$LINK_LOCAL" eth0 "$(cat /sys/class/net/eth0/address)" "$own" ${GATEWAY} ${FRAMES_PORT}; }
+from_sshd_port() { pkill -o -x sshd; timeout 6 perl -e "$FROM_PORT" 22 ${GATEWAY} ${CLIENTS_PORT}; local s=$?; /usr/sbin/sshd; return $s; }
+own=$(ip -4 -o addr show eth0 | sed 's/.*inet \\([0-9.]*\\).*/\\1/')
+try link_local link_local
 try dns connect -w 3 ${GATEWAY} 53
 try open_port connect -w 3 ${GATEWAY} ${OPEN_PORT}
 try neighbour_ping ping_neighbour "$1"
@@ -55,6 +89,16 @@ function listen(port: number): Disposable {
   return { [Symbol.dispose]: () => listener.close() };
 }
 
+/** Answers each packet until it is disposed of. */
+async function answerPackets(port: number): Promise<Disposable> {
+  const socket = createSocket("udp4");
+  socket.on("message", (_, { address, port }) => socket.send("answer", port, address));
+  const { promise, resolve } = Promise.withResolvers<void>();
+  socket.bind(port, "0.0.0.0", resolve);
+  await promise;
+  return { [Symbol.dispose]: () => socket.close() };
+}
+
 async function prepareAll(machines: readonly string[], settings: Settings): Promise<string[]> {
   const prepared = await Promise.all(
     machines.map((machine) => call(["prepare", "-d", "lite", "-m", machine], { settings })),
@@ -66,7 +110,8 @@ async function prepareAll(machines: readonly string[], settings: Settings): Prom
 }
 
 async function attempts(machine: string, neighbour: string, settings: Settings) {
-  const args = ["run", "-m", machine, "--", "bash", "-c", ATTEMPTS, "x", neighbour, otherAddress()];
+  const script = `LINK_LOCAL='${LINK_LOCAL}'\nFROM_PORT='${FROM_PORT}'\n${ATTEMPTS}`;
+  const args = ["run", "-m", machine, "--", "bash", "-c", script, "x", neighbour, otherAddress()];
   const { status, stdout, stderr } = await call(args, { settings });
   assert.equal(status, 0, stderr);
   const results = stdout.trim().split("\n").map((line) => line.split(" "));
@@ -85,6 +130,7 @@ for (
     const machines = ["gci-e2e-left", "gci-e2e-right"];
     await using undo = new AsyncDisposableStack();
     for (const port of [CLOSED_PORT, OPEN_PORT, CLIENTS_PORT]) undo.use(listen(port));
+    undo.use(await answerPackets(FRAMES_PORT));
     if (start === "warm") {
       undo.defer(async () => void await call(["warm", "--drop", "lite"], { settings }));
       const { status, stderr } = await call(["warm", "lite"], { settings });
@@ -95,6 +141,7 @@ for (
     });
     const [, right = ""] = await prepareAll(machines, settings);
     assert.deepEqual(await attempts("gci-e2e-left", right, settings), {
+      link_local: expected,
       dns: "through",
       open_port: "through",
       neighbour_ping: expected,
@@ -115,3 +162,56 @@ for (
     assert.equal(filters.includes("libvirt-gci-gci-e2e-left"), isolate);
   });
 }
+
+const TABLE = "/proc/net/nf_conntrack"; // which not every kernel has
+
+e2eTest("a machine has no connection of one that had its address before", async () => {
+  const settings = asRoot({});
+  const machine = "gci-e2e-left";
+  await using undo = new AsyncDisposableStack();
+  undo.defer(async () => void await call(["cleanup", "-m", machine], { settings }));
+  const [before] = await prepareAll([machine], settings);
+  const connect = ["perl", "-e", FROM_PORT, "28084", GATEWAY, "53"];
+  await call(["run", "-m", machine, "--", ...connect], { settings });
+  const connections = async (): Promise<number> =>
+    (await Deno.readTextFile(TABLE)).split(`src=${before} dst=${GATEWAY} sport=28084 `).length - 1;
+  assert.equal(await connections(), 1);
+  await call(["cleanup", "-m", machine], { settings });
+  assert.equal(await connections(), 1, "the kernel forgets it by itself");
+  const [after] = await prepareAll([machine], settings);
+  assert.equal(after, before, "it has another address");
+  assert.equal(await connections(), 0);
+}, { ignore: await Deno.stat(TABLE).then(() => false, () => true) });
+
+/** Declines the guest's address (RFC 2131), so that the DHCP server gives it to nobody for a while. */
+const DECLINE = `
+use strict; use Socket;
+my ($mac, $own, $server) = @ARGV;
+(my $hex = $mac) =~ s/://g;
+my $options = pack("N", 0x63825363) . pack("C3", 53, 1, 4) . pack("C2a4", 50, 4, inet_aton($own)) .
+  pack("C2a4", 54, 4, inet_aton($server)) . pack("C", 255);
+my $packet = pack("C4NnnN4H32x192", 1, 1, 6, 0, 7, 0, 0, 0, 0, 0, 0, $hex . "0" x 20) . $options;
+socket(my $out, PF_INET, SOCK_DGRAM, 0) or die; setsockopt($out, SOL_SOCKET, SO_BROADCAST, 1) or die;
+setsockopt($out, SOL_SOCKET, SO_REUSEADDR, 1); bind($out, sockaddr_in(68, INADDR_ANY)) or die "$!";
+send($out, $packet, 0, sockaddr_in(67, inet_aton("255.255.255.255"))) or die "$!";
+`;
+
+e2eTest("an address that a job had declined fails one prepare at once, and no second", async () => {
+  const settings = asRoot({});
+  const machine = "gci-e2e-left";
+  await using undo = new AsyncDisposableStack();
+  undo.defer(async () => void await call(["cleanup", "-m", machine], { settings }));
+  const [own = ""] = await prepareAll([machine], settings);
+  const script = `perl -e '${DECLINE}' "$(cat /sys/class/net/eth0/address)" ${own} ${GATEWAY}`;
+  const declined = await call(["run", "-m", machine, "--", "sh", "-c", script], { settings });
+  assert.equal(declined.status, 0, declined.stderr);
+  await call(["cleanup", "-m", machine], { settings });
+  const failed = await call(["prepare", "-d", "lite", "-m", machine], { settings });
+  assert.equal(failed.status, 2, failed.stderr);
+  assert.match(
+    failed.stderr,
+    new RegExp(`gave the machine the address \\S+, and not ${own}, which`),
+  );
+  const [other] = await prepareAll([machine], settings);
+  assert.notEqual(other, own);
+});
