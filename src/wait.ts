@@ -4,9 +4,13 @@ import { type Fault, SystemFailure } from "./errors.ts";
 /** What a probe gives while the condition does not hold, and why it does not. */
 export class NotYet {
   readonly reason: string;
+  /** What to say of it when the time is over, instead of what the goal has. */
+  readonly failure: Partial<Pick<Goal<never>, "advice" | "fault">>;
 
-  constructor(reason: string) {
-    this.reason = reason;
+  /** The reason may be a guest's words: none of its lines looks like one of ours. */
+  constructor(reason: string, failure: NotYet["failure"] = {}) {
+    this.reason = reason.trimEnd().replace(/\s*\n/g, "\n  ");
+    this.failure = failure;
   }
 }
 
@@ -72,6 +76,7 @@ export async function waitFor<T>(
       throw new SystemFailure({
         what: `The machine did not ${goal} within ${timeoutSeconds} s: ${reason}`,
         ...failure,
+        ...result.failure,
       });
     }
     if (elapsed > nextReport && progress === null) {

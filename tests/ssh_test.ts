@@ -75,3 +75,8 @@ Deno.test("SSH is tried on while libvirt does not say whether the machine has en
   listener.close();
   await closing;
 });
+
+Deno.test("no server chooses a key exchange that it makes costly", () =>
+  withGuest(async (login) => {
+    await assert.rejects(SshConnection.open(login, options), /no matching key exchange algorithm/);
+  }, { kex: ["diffie-hellman-group-exchange-sha256"] }));

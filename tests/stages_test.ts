@@ -2,6 +2,8 @@
 import assert from "node:assert/strict";
 import { parseConfig } from "../src/config.ts";
 import { BuildFailure, type Fault, faultOf, ScriptFailure, SystemFailure } from "../src/errors.ts";
+import { runScript } from "../src/guest/script.ts";
+import { SshConnection } from "../src/guest/ssh.ts";
 import type { Connection } from "../src/libvirt/connection.ts";
 import { createDirPool } from "../src/machine/pools.ts";
 import { readRecord } from "../src/machine/record.ts";
@@ -129,6 +131,23 @@ Deno.test("a script of a megabyte runs", () =>
     const long = `: '${"x".repeat(1024 * 1024)}'\necho end`;
     await run(JOB.machine, script(long), stage);
     assert.equal(stage.output.stdout, "end\n");
+  }));
+
+Deno.test("a guest without the shell of the settings is no failure of the script", () =>
+  withBed(async ({ guest, stage }) => {
+    const { port, privateKey } = guest;
+    const login = {
+      ...{ address: "127.0.0.1", port, user: "gitlab-runner", privateKey },
+      ...{ channel: null, hostKey: null },
+    };
+    using ssh = await SshConnection.open(login, { timeoutMs: 5000, signal: stage.signal });
+    const { stdout, stderr } = stage;
+    const shell = "no-such-shell" as "sh";
+    const text = new TextEncoder().encode("true");
+    await assert.rejects(runScript(ssh, { text, shell, stdout, stderr }, stage.signal), {
+      message: /could not run the script/,
+      fault: "template",
+    });
   }));
 
 Deno.test("a script's standard input is empty", () =>

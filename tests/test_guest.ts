@@ -2,12 +2,14 @@
 import { type AddressInfo, createServer, type Server } from "node:net";
 // @ts-types="@types/ssh2"
 import ssh2 from "ssh2";
-import type { Connection, ServerChannel, Session } from "ssh2";
+import type { Connection, KexAlgorithm, ServerChannel, Session } from "ssh2";
 
 /** How a {@linkcode TestGuest} misbehaves. */
 export interface TestGuestOptions {
   /** Refuse every key. */
   readonly refuseKey?: boolean;
+  /** The only key exchanges that it offers. */
+  readonly kex?: readonly KexAlgorithm[];
   /** Close the connection when a script comes, without an exit status. */
   readonly loseScripts?: boolean;
   /** Close it when a script has ended, before its exit status is told. */
@@ -41,7 +43,9 @@ export class TestGuest implements AsyncDisposable {
     this.#options = options;
     this.privateKey = privateKey;
     this.port = (listener.address() as AddressInfo).port;
-    const server = new ssh2.Server({ hostKeys: [generateKey()] });
+    const { kex } = options;
+    const algorithms = kex && { algorithms: { kex: [...kex] } };
+    const server = new ssh2.Server({ hostKeys: [generateKey()], ...algorithms });
     server.on("connection", (connection) => this.#serve(connection));
     listener.on("connection", (socket) => {
       socket.setNoDelay(true); // as sshd does; Nagle's algorithm costs 40 ms a step

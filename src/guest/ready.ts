@@ -6,7 +6,9 @@ import { type Login, SshConnection, WrongHostKey } from "./ssh.ts";
 const ATTEMPT_MS = 15_000;
 /**
  * What is sent to a guest that has just asked for its address may be lost: it knows the address a little
- * later. It is sent again only after a second (RFC 6298), so a further connection is faster.
+ * later. It is sent again only after a second (RFC 6298), so a further connection is faster. Later, an
+ * answer may be lost: the machine's filter lets none pass to a port of the host below 32768, which the
+ * kernel may choose where it was told so.
  */
 const FIRST_CONNECT_MS = 60;
 /** How much longer the next one may take: to a guest that is only slow, each is work more. */
@@ -24,15 +26,14 @@ export async function waitForSsh(
   refuseEnded: () => Promise<void>,
   limits: Limits,
 ): Promise<string> {
-  let connectMs = FIRST_CONNECT_MS;
+  const nextConnectMs = growingTimes();
   const ended: { asked: Promise<void> | null } = { asked: null }; // stays, if it throws
   try {
     return await waitFor({
       ...goalOf(login),
       probe: async () => {
-        const hostKey = await tryCommand(login, limits.signal, connectMs);
+        const hostKey = await tryCommand(login, limits.signal, nextConnectMs());
         if (!(hostKey instanceof NotYet)) return hostKey;
-        connectMs = Math.min(connectMs * CONNECT_GROWTH, ATTEMPT_MS);
         ended.asked ??= refuseEnded().then(() => void (ended.asked = null));
         await within(ended.asked, ANSWER_MS, limits.signal);
         return hostKey;
@@ -48,7 +49,19 @@ export async function waitForSsh(
  * restarts it when it changes its settings. Whoever gets the connection disposes of it.
  */
 export function openSsh(login: Login, limits: Limits): Promise<SshConnection> {
-  return waitFor({ ...goalOf(login), probe: () => tryLogin(login, limits.signal) }, limits);
+  const nextConnectMs = growingTimes();
+  const probe = () => tryLogin(login, limits.signal, nextConnectMs());
+  return waitFor({ ...goalOf(login), probe }, limits);
+}
+
+/** How long each attempt to connect may take. */
+function growingTimes(): () => number {
+  let next = FIRST_CONNECT_MS;
+  return () => {
+    const now = next;
+    next = Math.min(now * CONNECT_GROWTH, ATTEMPT_MS);
+    return now;
+  };
 }
 
 function goalOf({ address, port, channel }: Login): Omit<Goal<never>, "probe"> {
@@ -73,8 +86,14 @@ function goalOf({ address, port, channel }: Login): Omit<Goal<never>, "probe"> {
 
 /** A guest may show the template's host key until it has taken the one that we give it. */
 function orNotYetItsHostKey(error: unknown): NotYet {
-  if (error instanceof WrongHostKey) return new NotYet(error.message);
-  throw error;
+  if (!(error instanceof WrongHostKey)) throw error;
+  return new NotYet(error.message, {
+    advice:
+      'The guest did not take the keys that were made for it. Has its template what "login" in ' +
+      "the settings says: cloud-init, or systemd 252 or newer and a kernel with qemu_fw_cfg? A " +
+      'template with neither needs "login: template"',
+    fault: "host_key",
+  });
 }
 
 /** Logs in and runs a command that does nothing. Gives the guest's host key. */
@@ -97,7 +116,7 @@ async function tryCommand(
 async function tryLogin(
   login: Login,
   signal: AbortSignal,
-  connectMs = ATTEMPT_MS,
+  connectMs: number,
 ): Promise<SshConnection | NotYet> {
   try {
     const options = { timeoutMs: ATTEMPT_MS, connectMs, signal };

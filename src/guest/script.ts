@@ -58,6 +58,7 @@ function wrapper(shell: string, token: string, sizeBytes: number): string {
   return `exec sh -c '` + [
     `(umask 077; set -C; exec cat >${file})`,
     `&& [ $(wc -c <${file}) -eq ${sizeBytes} ]`, // or the connection broke in the middle
+    `&& command -v ${shell} >/dev/null`, // or its absence would be the script's failure
     `&& { ${TOKEN_VARIABLE}=${token} ${shell} ${file} </dev/null; status=$?; ${end}; ${end} >&2; }`,
     `|| status=$?; rm -f ${file}; exit $status`,
   ].join(" ") + `'`;

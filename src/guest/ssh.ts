@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // @ts-types="@types/ssh2"
 import type {
+  Algorithms,
   AuthHandlerMiddleware,
   Client,
   ClientCallback,
@@ -47,6 +48,19 @@ const KEEPALIVE_MS = 15_000;
 /** For what has come already to be seen, when a time is over. */
 const GRACE_MS = 10;
 const KEEPALIVES_UNANSWERED = 8; // two minutes: a busy guest is slow to answer, not gone
+
+/**
+ * Key exchanges whose cost no server chooses: with diffie-hellman-group-exchange it names the prime, of
+ * any size (RFC 4419), and ssh2 computes with it while nothing else happens. OpenSSH has had these since
+ * 5.7. What is not compressed cannot grow.
+ */
+const ALGORITHMS: Algorithms = {
+  kex: [
+    ...["curve25519-sha256", "curve25519-sha256@libssh.org"] as const,
+    ...["ecdh-sha2-nistp256", "ecdh-sha2-nistp384", "ecdh-sha2-nistp521"] as const,
+  ],
+  compress: ["none"],
+};
 
 /** Offers the key at once and nothing else: there is no round trip to ask what there is. */
 function byKeyOnceKnown(keyKnown: Promise<unknown>): AuthHandlerMiddleware {
@@ -121,6 +135,7 @@ export class SshConnection implements Disposable {
       readyTimeout: timeoutMs,
       keepaliveInterval: KEEPALIVE_MS,
       keepaliveCountMax: KEEPALIVES_UNANSWERED,
+      algorithms: ALGORITHMS,
       hostHash: "sha256",
       hostVerifier: (hash: string) => {
         hostKey = btoa(String.fromCharCode(...Uint8Array.fromHex(hash)));
