@@ -9,12 +9,13 @@ import { Connection } from "./libvirt/connection.ts";
 import type { Meter } from "./metrics/meter.ts";
 import type { Printer } from "./printer.ts";
 import { ScriptOutput } from "./script_output.ts";
-import { cleanup } from "./stages/cleanup.ts";
+import { cleanupAnyway } from "./stages/cleanup.ts";
 import { type Ask, cleanupAll } from "./stages/cleanup_all.ts";
 import { configJson } from "./stages/config.ts";
 import { explainJob, jobToExplain } from "./stages/explain.ts";
 import { gc } from "./stages/gc.ts";
 import { keep, keepAfterJob } from "./stages/keep.ts";
+import { orReconnected } from "./stages/reconnect.ts";
 import { listJson, listMachines, listTable, listWarmImages, warmTable } from "./stages/list.ts";
 import { logs } from "./stages/logs.ts";
 import { howToGoOn, prepare } from "./stages/prepare.ts";
@@ -214,8 +215,9 @@ async function runAction(
       const job = await jobFromEnv(env, action);
       const machine = requireMachine(job);
       return await withStage({ config, args, caller, meter }, async (stage) => {
-        if (!job.byHand && await keepAfterJob(machine, stage)) return;
-        await cleanup(machine, stage);
+        const keepIt = (connection: Connection) => keepAfterJob(machine, { ...stage, connection });
+        if (!job.byHand && await orReconnected(stage, keepIt)) return;
+        await cleanupAnyway(machine, stage);
       });
     }
     case "gc": {

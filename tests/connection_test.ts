@@ -55,6 +55,17 @@ Deno.test("no handle is left when all are disposed of", async () => {
   assert.equal(await connection.close(), 0);
 });
 
+Deno.test("a handle is given back after the calls on it that have begun, and no sooner", async () => {
+  await using connection = await openTestHost();
+  const domain = await connection.lookupDomain("somebody");
+  const answers = [domain.xml(), domain.isActive(), domain.xml()];
+  domain[Symbol.dispose]();
+  const [first, isActive, last] = await Promise.all(answers);
+  assert.match(String(first), /<name>somebody</);
+  assert.equal(isActive, true);
+  assert.equal(last, first);
+});
+
 Deno.test("a handle that is not disposed of is seen when the connection closes", async () => {
   const connection = await openTestHost();
   const domain = await connection.lookupDomain("somebody");

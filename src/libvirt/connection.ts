@@ -202,11 +202,15 @@ export class Connection implements AsyncDisposable {
     return pointers.filter((pointer) => pointer !== null) as Pointer<Lists[Name]>[];
   }
 
-  /** Gives a handle back, or leaks it where a stuck call may still use it. */
+  /**
+   * Gives a handle back once the calls before have ended, which may use it, or leaks it where one is
+   * stuck.
+   */
   release<Name extends FreeName>(name: Name, pointer: Parameters<Libvirt[Name]>[0]): void {
-    if (this.#stuck) return;
     const symbol = this.#libvirt[name] as (pointer: Parameters<Libvirt[Name]>[0]) => number;
-    symbol(pointer);
+    this.#turn = this.#turn.then(() => {
+      if (!this.#stuck) symbol(pointer);
+    });
   }
 
   /** The functions that ask no daemon, for handles that read C structures. */

@@ -85,7 +85,9 @@ function notItsOwn(network: string, leased: string, { address }: Card): SystemFa
  * failed before, and is thrown itself if libvirt does not say either what has become of the machine.
  */
 export async function refuseEnded(domain: Domain, cause?: unknown): Promise<void> {
-  const state = await domain.state();
+  const state = await domain.state().catch((error) => {
+    throw cause ?? error;
+  });
   if (state !== "active") throw endedFailure(domain.name, state, cause);
 }
 

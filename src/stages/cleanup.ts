@@ -10,6 +10,7 @@ import { lookupActivePool } from "../machine/pools.ts";
 import { isStandbyName } from "../machine/standby.ts";
 import { type MachineRecord, readRecord } from "../machine/record.ts";
 import { deleteOwner, deleteVolumes, type Doomed } from "../machine/volumes.ts";
+import { orReconnected } from "./reconnect.ts";
 import type { Stage } from "./stage.ts";
 import { takenOverBy } from "./standby_names.ts";
 
@@ -55,6 +56,14 @@ export async function cleanup(
   for (const pool of pools) found = await disown(machine, connection, pool) || found;
   log(found ? `Removed the machine "${machine}"` : `There is no machine "${machine}"`);
   return found;
+}
+
+/** As {@linkcode cleanup}, and once more on a new connection if it fails. */
+export async function cleanupAnyway(
+  machine: string,
+  stage: CleanupStage & Pick<Stage, "connect" | "signal">,
+): Promise<void> {
+  await orReconnected(stage, (connection) => cleanup(machine, { ...stage, connection }));
 }
 
 /** What cleanup needs of a stage. */

@@ -15,7 +15,7 @@ import { findTemplate, type Template } from "../machine/template.ts";
 import { volumeName } from "../machine/volumes.ts";
 import { decide } from "../policy.ts";
 import { admit } from "./admission.ts";
-import { cleanup } from "./cleanup.ts";
+import { cleanupAnyway } from "./cleanup.ts";
 import { sweep } from "./gc.ts";
 import { isolate, requireNetwork } from "./isolation.ts";
 import { createLogin, loginContents } from "./login.ts";
@@ -185,10 +185,7 @@ function takenName(machine: string, what: string): SystemFailure {
 /** Removes what a failed prepare made. The failure is what the caller hears of, not this. */
 async function undoPrepare(machine: string, stage: Stage): Promise<void> {
   try {
-    await cleanup(machine, stage).catch(async () => {
-      await using fresh = await stage.connect(); // the daemon may have been started anew
-      await cleanup(machine, { ...stage, connection: fresh });
-    });
+    await cleanupAnyway(machine, stage);
   } catch (error) {
     stage.warn(`Could not remove the machine "${machine}" again: ${explain(error)}`);
   }
