@@ -256,8 +256,10 @@ const warmCommand = command(
   object({
     command: constant("warm"),
     templates: multiple(
-      argument(string({ metavar: "TEMPLATE" }), { description: message`The template.` }),
-      { min: 1 },
+      argument(string({ metavar: "TEMPLATE" }), {
+        description:
+          message`The template; without any, all of which the settings want machines resumed.`,
+      }),
     ),
     drop: withDefault(
       flag("--drop", { description: message`Remove the warm images of these templates.` }),
@@ -373,6 +375,12 @@ function checkTogether({ action, guestCommand }: Arguments): void {
     throw new UsageError({
       what: "The command cleanup takes --machine or --all, not both",
       advice: `See ${PROGRAM} cleanup --help`,
+    });
+  }
+  if (action.command === "warm" && action.drop && action.templates.length === 0) {
+    throw new UsageError({
+      what: "The command warm --drop needs the templates whose warm images to remove",
+      advice: `See what there is: ${PROGRAM} list`,
     });
   }
   if (action.command === "ssh") return;

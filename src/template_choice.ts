@@ -71,7 +71,13 @@ export function namedTemplates(config: Config): TemplateChoice[] {
   return [...byName.values()];
 }
 
-/** The templates of which the settings want machines to wait for jobs. */
+/** The templates that the settings name and want resumed from RAM. */
+export function templatesToResume(config: Config): TemplateChoice[] {
+  return namedTemplates(config)
+    .filter(({ settings }) => settings.start !== "cold" || settings.standby > 0);
+}
+
+/** The templates that the settings name, of which they want machines to wait for jobs. */
 export function templatesToWait(config: Config): TemplateChoice[] {
   return namedTemplates(config).filter(({ settings }) => settings.standby > 0);
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { SystemFailure } from "../errors.ts";
+import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
 import { sleep } from "../wait.ts";
 import type { Agent } from "./agent_channel.ts";
 
@@ -14,12 +15,20 @@ export interface Purpose {
   readonly timeoutSeconds: number;
 }
 
-/** Waits for the end of a script. Throws SystemFailure with what it wrote to stderr. */
-export type UntilEnd = () => Promise<void>;
+/**
+ * Waits for the end of a script, or until the signal aborts. Throws SystemFailure with what it wrote to
+ * stderr, or the signal's reason.
+ */
+export type UntilEnd = (signal?: AbortSignal) => Promise<void>;
 
 /** Has the guest's agent run a script for sh, as root, and resolves when it has ended well. */
-export async function runByAgent(agent: Agent, script: string, purpose: Purpose): Promise<void> {
-  await (await startByAgent(agent, script, purpose))();
+export async function runByAgent(
+  agent: Agent,
+  script: string,
+  purpose: Purpose,
+  signal?: AbortSignal,
+): Promise<void> {
+  await (await startByAgent(agent, script, purpose))(signal);
 }
 
 /**
@@ -38,22 +47,27 @@ export async function startByAgent(
     "input-data": new TextEncoder().encode(script).toBase64(),
     "capture-output": true,
   }, purpose.timeoutSeconds);
-  return () => waitForEnd(agent, { pid, end }, purpose);
+  return (signal) => waitForEnd(agent, { pid, end, signal }, purpose);
 }
 
 async function waitForEnd(
   agent: Agent,
-  { pid, end }: { readonly pid: unknown; readonly end: number },
+  { pid, end, signal }: {
+    readonly pid: unknown;
+    readonly end: number;
+    readonly signal: AbortSignal | undefined;
+  },
   { what, timeoutSeconds }: Purpose,
 ): Promise<void> {
   let pause = FIRST_POLL_MS;
   for (let lastError: unknown = undefined;;) {
+    signal?.throwIfAborted();
     try {
       const status = await ask(agent, "guest-exec-status", { pid }, AGENT_SECONDS);
       if (status["exited"] === true) return checkEnd(status, what);
     } catch (error) {
       lastError = error; // a busy guest may answer later
-      if (error instanceof SystemFailure) throw error;
+      if (error instanceof SystemFailure || isLibvirtError(error, VIR_ERR.NO_DOMAIN)) throw error;
     }
     if (performance.now() > end) {
       throw new SystemFailure({
@@ -62,7 +76,7 @@ async function waitForEnd(
         fault: "template",
       });
     }
-    await sleep(pause);
+    await sleep(pause, signal);
     pause = Math.min(pause * 1.2, LONGEST_POLL_MS);
   }
 }

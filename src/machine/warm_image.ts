@@ -4,6 +4,7 @@ import { isLibvirtError, orNull, VIR_ERR } from "../libvirt/error.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
 import type { MachineSettings } from "../machine_settings.ts";
 import { find, rootOf, textAt } from "../read_xml.ts";
+import { XmlElement } from "@rgrove/parse-xml";
 import { sha256 } from "../sha256.ts";
 import { domainXml } from "./domain_xml.ts";
 import { EMPTY_RECORD } from "./record.ts";
@@ -186,10 +187,14 @@ function sampleXml(settings: MachineSettings, domainType: string): string {
   }).toString();
 }
 
-/** The host's processor as libvirt knows it, down to the microcode. */
-function cpuOf(capabilities: string): string {
+/**
+ * The host's processor as libvirt knows it, down to the microcode, but for the frequency of its counter,
+ * which the kernel measures at each boot.
+ */
+export function cpuOf(capabilities: string): string {
   const cpu = find(rootOf(capabilities), "host", "cpu");
-  return JSON.stringify(cpu ?? null);
+  const parts = cpu?.children.filter((it) => !(it instanceof XmlElement && it.name === "counter"));
+  return JSON.stringify(parts ?? null);
 }
 
 /**

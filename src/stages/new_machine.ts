@@ -46,7 +46,7 @@ export interface DiskSource {
 /** What it takes to make a machine. */
 export interface Making {
   readonly pool: StoragePool;
-  /** Counts until the machine's domain does. */
+  /** Counts until a domain does that stays. */
   readonly turn: Turn | null;
   readonly timer: StepTimer;
 }
@@ -82,7 +82,7 @@ export async function boot(
   making: Making,
   stage: Stage,
 ): Promise<MachineRecord> {
-  const { pool, timer } = making;
+  const { pool, turn, timer } = making;
   const overlayPath = await createDisk(pool, name, disk);
   timer.end("overlay");
   // Not the MAC of an attempt to resume it, whose lease may not be the one that this guest gets, unless
@@ -90,7 +90,8 @@ export async function boot(
   const record = { ...machine.record, mac: machine.card?.mac ?? randomMac() };
   const booting = { ...machine, name, record, overlayPath };
   using domain = await startMachine(stage.connection, booting, disk);
-  await takePlace(disk, making, stage);
+  if (turn !== null) await endTurn(pool, turn); // the domain counts now
+  await requireUnchanged(stage.connection, disk.template);
   timer.end("start");
   const { template } = record;
   stage.log(
@@ -99,22 +100,12 @@ export async function boot(
   return await reach(domain, booting, { timer }, stage);
 }
 
-/** Has the domain, which runs now, count in place of its turn. Throws SystemFailure. */
-export async function takePlace(
-  { template }: DiskSource,
-  { pool, turn }: Pick<Making, "pool" | "turn">,
-  { connection }: Pick<Stage, "connection">,
-): Promise<void> {
-  if (turn !== null) await endTurn(pool, turn);
-  await requireUnchanged(connection, template);
-}
-
 /** How to wait for a machine. */
 export interface Reaching extends Pick<Making, "timer"> {
   /** The most that each wait may take, if that is less than the settings say. */
   readonly mostSeconds?: number;
   /** What else has to be done in the machine, once it has its filter. */
-  readonly finish?: () => Promise<void>;
+  readonly finish?: (signal: AbortSignal) => Promise<void>;
 }
 
 /**
@@ -131,9 +122,9 @@ export async function reach(
     const [reached] = await together(
       stage.signal,
       (signal) => knock(domain, machine, reaching, { ...stage, signal }),
-      async () => {
+      async (signal: AbortSignal) => {
         if (await setFilter(domain, machine, stage)) reaching.timer.end("filter");
-        await reaching.finish?.();
+        await reaching.finish?.(signal);
       },
     );
     const ready = { ...machine.record, ...reached };

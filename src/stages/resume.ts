@@ -2,6 +2,7 @@
 import { explain } from "../errors.ts";
 import { becomeAnother, type Identity } from "../guest/identity.ts";
 import { makeKeyPair } from "../guest/key.ts";
+import type { Connection } from "../libvirt/connection.ts";
 import type { Domain } from "../libvirt/domain.ts";
 import { isLibvirtError } from "../libvirt/error.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
@@ -11,12 +12,15 @@ import type { MachineRecord } from "../machine/record.ts";
 import { savedXml, withSavedXml } from "../machine/saved_image.ts";
 import { agentOf } from "../machine/ssh_channel.ts";
 import { createDisk } from "../machine/start.ts";
+import { requireUnchanged } from "../machine/template.ts";
+import { endTurn } from "../machine/turn.ts";
 import { copyRawVolume, deleteVolume, volumeName } from "../machine/volumes.ts";
 import { chooseWarmImage, type WarmImage, warmVolume } from "../machine/warm_image.ts";
 import { xmlForMachine } from "../machine/warm_xml.ts";
 import { NotYet, waitFor } from "../wait.ts";
 import { toHostName } from "./login.ts";
-import { type Making, type NewMachine, reach, takePlace } from "./new_machine.ts";
+import { type Making, type NewMachine, reach } from "./new_machine.ts";
+import { orReconnected } from "./reconnect.ts";
 import type { Stage } from "./stage.ts";
 
 /** A guest that was ready when its RAM was saved needs no time for a boot. */
@@ -43,7 +47,7 @@ export async function resume(
   } catch (error) {
     stage.signal.throwIfAborted();
     stage.warn(`Cannot resume the machine "${name}", so it boots: ${explain(error)}`);
-    await undo(name, pool, stage);
+    await orReconnected(stage, (connection) => undo(name, pool.name, connection));
     return null;
   }
 }
@@ -59,7 +63,12 @@ export async function resumeFrom(
   using _ = domain;
   stage.log(`Resumed the machine "${machine.name}" from the warm image of "${image.template}"`);
   const reaching = { timer: making.timer, mostSeconds: PATIENCE_SECONDS, finish };
-  return await reach(domain, { ...machine, record }, reaching, stage);
+  // The place of a post-mortem is for the machine that boots instead, or for those of jobs.
+  const config = { ...stage.config, postMortems: 0 };
+  const ready = await reach(domain, { ...machine, record }, reaching, { ...stage, config });
+  // Not before: a machine that fails boots in the same place.
+  if (making.turn !== null) await endTurn(making.pool, making.turn);
+  return ready;
 }
 
 /** The newest warm image that still holds, or null; `start: warm` says why there is none. */
@@ -85,8 +94,8 @@ async function chooseImage(
 interface Resumed {
   readonly domain: Domain;
   readonly record: MachineRecord;
-  /** Waits until it is another, and removes the RAM that it was resumed from. */
-  readonly finish: () => Promise<void>;
+  /** Waits until it is another, and removes the copy of the RAM, if there is one. */
+  readonly finish: (signal: AbortSignal) => Promise<void>;
 }
 
 /** Starts it with a card, keys and an identity of its own. */
@@ -106,7 +115,7 @@ async function start(
   timer.end("RAM");
   signal.throwIfAborted();
   await connection.restoreDomain(ram);
-  await takePlace(disk, making, stage);
+  await requireUnchanged(connection, disk.template);
   timer.end("resume");
 
   using undo = new DisposableStack();
@@ -136,12 +145,12 @@ async function start(
   }, { log, progress, signal, timeoutSeconds: AGENT_SECONDS });
   timer.end("agent");
   if (!hasCard) {
-    await isAnother(); // or its agent would start an SSH server with the former key
+    await isAnother(signal); // or its agent would start an SSH server with the former key
     timer.end("identity");
   }
-  const finish = async (): Promise<void> => {
+  const finish = async (signal: AbortSignal): Promise<void> => {
     if (hasCard) {
-      await isAnother();
+      await isAnother(signal);
       timer.end("identity");
     }
     await deleteVolume(pool, volumeName(name, "ram"));
@@ -189,11 +198,8 @@ async function copyRam(
 }
 
 /** Removes what an attempt made, so that the machine can boot. */
-async function undo(
-  machine: string,
-  pool: StoragePool,
-  { connection }: Pick<Stage, "connection">,
-): Promise<void> {
+async function undo(machine: string, poolName: string, connection: Connection): Promise<void> {
+  using pool = await connection.lookupPool(poolName);
   using domain = await connection.findDomain(machine);
   await domain?.destroy();
   await deleteVolume(pool, volumeName(machine, "ram"));

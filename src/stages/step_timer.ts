@@ -1,7 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-/** The steps of prepare that make a machine. */
-export const STEPS = ["turn", "overlay", "start", "address", "ssh"] as const;
+/**
+ * All that prepare does, in its order: `overlay` to `start` of a machine that boots, to `identity` of one
+ * that is resumed (`RAM` where it is copied), `claim` to `keys` of one that waited. The last are of all.
+ */
+export const STEPS = [
+  ...["turn", "overlay", "start"] as const,
+  ...["RAM", "resume", "card", "agent", "filter", "identity"] as const,
+  ...["claim", "record", "keys"] as const,
+  ...["address", "ssh"] as const,
+] as const;
 
 /** One of {@linkcode STEPS}. */
 export type Step = typeof STEPS[number];

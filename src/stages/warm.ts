@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { BuildFailure, SystemFailure } from "../errors.ts";
+import { BuildFailure, severalFailures, SystemFailure } from "../errors.ts";
 import { becomeAnother, hasBooted, rehearse, standStill } from "../guest/identity.ts";
 import { makeKeyPair } from "../guest/key.ts";
 import type { Domain } from "../libvirt/domain.ts";
@@ -10,8 +10,9 @@ import { chooseDomainType } from "../machine/domain_type.ts";
 import { ownProcess } from "../machine/owner.ts";
 import { bytesBeforeRam, HEADER_BYTES } from "../machine/saved_image.ts";
 import { agentOf } from "../machine/ssh_channel.ts";
-import { claimName, createDisk, createVolumes, startMachine } from "../machine/start.ts";
+import { createDisk, createVolumes, startMachine } from "../machine/start.ts";
 import { findTemplate, type Template } from "../machine/template.ts";
+import { endTurn } from "../machine/turn.ts";
 import { createRawVolume } from "../machine/volumes.ts";
 import {
   deleteWarmImage,
@@ -26,9 +27,11 @@ import {
   warmVolume,
   writeInfo,
 } from "../machine/warm_image.ts";
-import { chooseTemplate } from "../template_choice.ts";
+import { chooseTemplate, templatesToResume } from "../template_choice.ts";
 import { type Limits, NotYet, waitFor } from "../wait.ts";
-import { cleanup } from "./cleanup.ts";
+import { admit } from "./admission.ts";
+import { claimFromDead } from "./claim.ts";
+import { cleanupAnyway } from "./cleanup.ts";
 import { loginContents, toHostName } from "./login.ts";
 import { newRecord } from "./new_machine.ts";
 import { lookupOverlayPool } from "./overlay_pool.ts";
@@ -37,11 +40,30 @@ import { StepTimer } from "./step_timer.ts";
 
 /**
  * Makes the warm images of these templates anew where they do not hold any more: a machine of the
- * template boots without a network card, and its RAM is saved. Throws SystemFailure, or BuildFailure
- * for a template that there is not.
+ * template boots without a network card, and its RAM is saved. Without any, of all of which the settings
+ * want machines resumed. It goes on where it cannot make one, and throws SystemFailure in the end, or
+ * BuildFailure for a template that there is not.
  */
 export async function warm(templates: readonly string[], stage: Stage): Promise<void> {
-  for (const name of templates) await warmTemplate(name, stage);
+  const names = templates.length > 0
+    ? templates
+    : templatesToResume(stage.config).map(({ name }) => name);
+  if (names.length === 0) {
+    stage.log('No template that the settings name has "start" at warm or auto, or "standby"');
+  }
+  const failures: unknown[] = [];
+  for (const name of names) {
+    try {
+      await warmTemplate(name, stage);
+    } catch (error) {
+      stage.signal.throwIfAborted();
+      failures.push(error);
+    }
+  }
+  if (failures.length === 1) throw failures[0];
+  if (failures.length > 1) {
+    throw severalFailures({ what: `Cannot make ${failures.length} warm images` }, failures);
+  }
 }
 
 async function warmTemplate(requested: string, stage: Stage): Promise<void> {
@@ -90,27 +112,33 @@ interface Making {
   readonly timer: StepTimer;
 }
 
+/** The most that what comes after the boot may take. */
+const SAVING_SECONDS = 3600;
+
 /** Makes the image and, with its last step, puts it in place; else nothing is left of it. */
 async function make(
   image: Omit<WarmImage, "bytesBeforeRam">,
   { template, settings, domainType, pool, timer }: Making,
   stage: Stage,
 ): Promise<void> {
-  const { connection, log, progress, signal } = stage;
+  const { config, connection, log, progress, signal } = stage;
   const maker = await makerOf(image.template);
   const seconds = settings.addressSeconds + settings.sshSeconds;
-  const owner = await ownProcess(seconds);
-  if (!await claimName(pool, maker, owner)) throw otherMaker(maker, image.template);
+  const longest = config.admissionSeconds + seconds + SAVING_SECONDS;
+  const owner = await ownProcess(longest);
+  if (!await claimFromDead(pool, { name: maker, owner }, stage)) {
+    throw otherMaker(maker, image.template);
+  }
   await using undo = new AsyncDisposableStack();
-  undo.defer(async () => {
-    await cleanup(maker, { ...stage, log: () => {} });
-  });
+  undo.defer(() => cleanupAnyway(maker, { ...stage, log: () => {} }));
   await using undoImage = new AsyncDisposableStack();
   undoImage.defer(async () => {
-    await cleanup(maker, { ...stage, log: () => {} }); // which runs on the disk
+    await cleanupAnyway(maker, { ...stage, log: () => {} }); // which runs on the disk
     await deleteWarmImage(pool, image);
   });
 
+  const { turn } = await admit(maker, { pool, memoryMib: settings.memoryMib }, stage);
+  timer.end("turn");
   const overlayPath = await createDisk(pool, maker, {
     ...{ template, diskGib: settings.diskGib },
     volume: warmVolume(image.template, image.id, "disk"),
@@ -137,11 +165,12 @@ async function make(
     },
     isWarm: true,
   }, { template });
+  if (turn !== null) await endTurn(pool, turn); // the domain counts now
   log(`Started a machine from the template "${image.template}" to save its RAM (${domainType})`);
   timer.end("start");
   await bootUp(domain, settings, { log, progress, signal, timeoutSeconds: seconds });
   timer.end("boot");
-  await tryIdentity(domain, maker, settings);
+  await tryIdentity(domain, maker, settings, signal);
   timer.end("rehearsal");
 
   signal.throwIfAborted();
@@ -156,7 +185,7 @@ async function make(
 
 function otherMaker(maker: string, template: string): SystemFailure {
   return new SystemFailure({
-    what: `Another process makes a warm image of "${template}", or died while it did`,
+    what: `Another process makes a warm image of "${template}"`,
     advice: `Wait for it; or remove what is left: libvirt-gci cleanup --machine ${maker}`,
   });
 }
@@ -192,6 +221,7 @@ async function tryIdentity(
   domain: Domain,
   maker: string,
   { login, user, port }: MachineSettings,
+  signal: AbortSignal,
 ): Promise<void> {
   const agent = agentOf(domain);
   const { publicKey } = await makeKeyPair();
@@ -200,7 +230,7 @@ async function tryIdentity(
     publicKey: login === "template" ? null : publicKey,
   };
   const isAnother = await becomeAnother(agent, identity);
-  await isAnother();
+  await isAnother(signal);
   await rehearse(agent, port);
 }
 
