@@ -23,8 +23,6 @@ globalThis.addEventListener("error", async (event) => {
   Deno.exit(await endWith(event.error, { env, printer }));
 });
 
-const KEPT_VARIABLES = /^(HOME|PATH|SSH_AUTH_SOCK|XDG_\w+|DENO_\w+)$/;
-
 const status = await runProgram({
   ...{ args: Deno.args, env, version, exit: Deno.exit, signal: await cancelOnSignals() },
   ...{ stdin: Deno.stdin, printer, startInBackground },
@@ -46,15 +44,14 @@ async function cancelOnSignals(): Promise<AbortSignal> {
 }
 
 /**
- * In a session of its own, so that nobody ends it with a stage, and with none of the job's variables,
- * which may be secret.
+ * In a session of its own, so that nobody ends it with a stage, with no other variables than these, and
+ * not in the attempt's directory, which GitLab Runner removes after cleanup.
  */
-function startInBackground(args: readonly string[]): void {
+function startInBackground(args: readonly string[], env: Record<string, string>): void {
   const program = Deno.build.standalone ? [] : ["run", "--allow-all", import.meta.filename ?? ""];
-  const kept = Object.entries(env).filter(([name]) => KEPT_VARIABLES.test(name));
   new Deno.Command(Deno.execPath(), {
     args: [...program, ...args],
-    ...{ clearEnv: true, env: Object.fromEntries(kept), detached: true },
+    ...{ clearEnv: true, env, detached: true, cwd: "/" },
     ...{ stdin: "null", stdout: "null", stderr: "null" },
   }).spawn().unref();
 }

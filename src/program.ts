@@ -19,7 +19,7 @@ import { orReconnected } from "./stages/reconnect.ts";
 import { listJson, listMachines, listTable, listWarmImages, warmTable } from "./stages/list.ts";
 import { logs } from "./stages/logs.ts";
 import { howToGoOn, prepare } from "./stages/prepare.ts";
-import { refillArguments } from "./stages/refill.ts";
+import { keptVariables, refillArguments } from "./stages/refill.ts";
 import { run } from "./stages/run.ts";
 import { ssh } from "./stages/ssh.ts";
 import type { Stage } from "./stages/stage.ts";
@@ -33,8 +33,8 @@ export interface Caller extends Pick<Stage, "signal" | "stdout" | "stderr"> {
   readonly exit: CliOutput["exit"];
   readonly stdin: Stdin;
   readonly printer: Printer;
-  /** Starts the program once more, with these arguments, and does not wait for it. */
-  readonly startInBackground: (args: readonly string[]) => void;
+  /** Starts the program once more, with these arguments and variables, and does not wait for it. */
+  readonly startInBackground: (args: readonly string[], env: Record<string, string>) => void;
 }
 
 /** A caller who is told something in the end. */
@@ -144,14 +144,14 @@ async function runCommand(args: Arguments, caller: RunningCaller): Promise<void>
 function refillStandbys(
   { action, config: file }: Arguments,
   config: Config,
-  { startInBackground, printer, signal }: Caller,
+  { startInBackground, env, printer, signal }: Caller,
 ): void {
   const { command } = action;
   if (command !== "prepare" && !(command === "cleanup" && !action.all)) return;
-  const refill = refillArguments(config, { file });
-  if (signal.aborted || refill === null) return;
+  if (signal.aborted) return;
   try {
-    startInBackground(refill);
+    const refill = refillArguments(config, { file, cwd: Deno.cwd });
+    if (refill !== null) startInBackground(refill, keptVariables(env));
   } catch (error) {
     printer.warn(`Cannot have machines wait for the next jobs: ${explain(error)}`);
   }

@@ -7,8 +7,16 @@ import type { Connection } from "../src/libvirt/connection.ts";
 import type { StoragePool } from "../src/libvirt/storage_pool.ts";
 import { type AdmissionLimits, findShortage, type HostLoad } from "../src/machine/admission.ts";
 import { hostMark, processMark } from "../src/machine/owner.ts";
-import { isLive, parseTurn, takeTurn, turnsOf, turnsThatCount } from "../src/machine/turn.ts";
+import {
+  endTurn,
+  isLive,
+  parseTurn,
+  takeTurn,
+  turnsOf,
+  turnsThatCount,
+} from "../src/machine/turn.ts";
 import { createRawVolume, deleteVolume, machineOfVolume } from "../src/machine/volumes.ts";
+import { admit, admitNow } from "../src/stages/admission.ts";
 import { cleanup } from "../src/stages/cleanup.ts";
 import { gc } from "../src/stages/gc.ts";
 import { listMachines } from "../src/stages/list.ts";
@@ -558,3 +566,29 @@ Deno.test("without any limit, nobody takes a turn", async () => {
   await cleanup("m-1", stage);
   await cleanup("m-2", stage);
 });
+
+Deno.test("a job that has no room takes what comes instead, and leaves no turn", () =>
+  withBed(async ({ stage }) => {
+    using pool = await stage.connection.lookupPool("libvirt-gci");
+    await prepare({ ...JOB, machine: "m-1" }, {}, stage);
+    const before = (await pool.volumeNames()).sort();
+    let asked = 0;
+    const instead = () => Promise.resolve(++asked === 3 ? { name: "standby" } : null);
+    const got = await admit("m-2", { pool, memoryMib: 64, instead }, stage);
+    assert.deepEqual(got, { name: "standby" });
+    assert.deepEqual((await pool.volumeNames()).sort(), before);
+    await cleanup("m-1", stage);
+  }, ONE));
+
+Deno.test("a machine that no job needs yet waits for no room, and leaves no turn", () =>
+  withBed(async ({ stage }) => {
+    using pool = await stage.connection.lookupPool("libvirt-gci");
+    await prepare({ ...JOB, machine: "m-1" }, {}, stage);
+    const before = (await pool.volumeNames()).sort();
+    assert.equal(await admitNow("m-2", { pool, memoryMib: 64 }, stage), null);
+    assert.deepEqual((await pool.volumeNames()).sort(), before);
+    await cleanup("m-1", stage);
+    const admission = await admitNow("m-2", { pool, memoryMib: 64 }, stage);
+    assert(admission?.turn);
+    await endTurn(pool, admission.turn);
+  }, { config: { maxMachines: 1 } }));

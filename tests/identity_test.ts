@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import type { Agent } from "../src/guest/agent_channel.ts";
-import { becomeAnother, hasBooted, standStill } from "../src/guest/identity.ts";
+import { LibvirtError, VIR_ERR } from "../src/libvirt/error.ts";
+import { becomeAnother, hasBooted, letIn, rehearse, standStill } from "../src/guest/identity.ts";
 
 const IDENTITY = {
   hostName: "it's mine",
@@ -54,6 +55,9 @@ Deno.test("sh understands each script that a guest is to run", async () => {
   const { agent, scripts } = fakeAgent([WELL]);
   await (await becomeAnother(agent, IDENTITY))();
   await becomeAnother(agent, { ...IDENTITY, publicKey: null });
+  assert.match(scripts.at(-1) ?? "", /\nkill -CONT -1\n$/, "it would never go on");
+  await letIn(agent, IDENTITY, new AbortController().signal);
+  await rehearse(agent, 22);
   await hasBooted(agent, 22);
   await standStill(agent);
   for (const script of scripts) {
@@ -72,4 +76,15 @@ Deno.test("what a guest cannot do is told in its words, and a busy agent is aske
     (await becomeAnother(fakeAgent([new Error("busy"), lacking]).agent, IDENTITY))(),
     /could not become another machine than the one whose RAM it has: no perl$/,
   );
+});
+
+Deno.test("nobody waits for a script in a guest that is gone, or after a cancel", async () => {
+  const gone = new LibvirtError("virDomainQemuAgentCommand", "gone", { code: VIR_ERR.NO_DOMAIN });
+  await assert.rejects((await becomeAnother(fakeAgent([gone]).agent, IDENTITY))(), gone);
+
+  const controller = new AbortController();
+  const { agent } = fakeAgent([{ exited: false }]);
+  const waiting = (await becomeAnother(agent, IDENTITY))(controller.signal);
+  controller.abort(new Error("cancelled"));
+  await assert.rejects(waiting, /^Error: cancelled$/);
 });

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
+import { type Config, DEFAULT_CONFIG } from "../src/config.ts";
 import { DEFAULT_MACHINE } from "../src/machine_settings.ts";
 import type { Connection } from "../src/libvirt/connection.ts";
 import { type MachineRecord, readRecord, writeRecord } from "../src/machine/record.ts";
@@ -19,7 +20,9 @@ import { cleanupAll } from "../src/stages/cleanup_all.ts";
 import { gc, sweep } from "../src/stages/gc.ts";
 import { listMachines } from "../src/stages/list.ts";
 import { prepare } from "../src/stages/prepare.ts";
+import { keptVariables, refillArguments } from "../src/stages/refill.ts";
 import { dropStandbys, fillStandbys } from "../src/stages/standby.ts";
+import { unwantedOf, type WantedStandbys } from "../src/stages/standby_wanted.ts";
 import { domainName } from "../src/stages/standby_names.ts";
 import { TestGuest } from "./test_guest.ts";
 import { openTestHost } from "./test_host.ts";
@@ -116,7 +119,14 @@ Deno.test("a machine waits for the jobs that would get the same, and for no othe
   const made = { imageId: "0123456789", domainType: "kvm", settings: DEFAULT_MACHINE };
   const kind = await standbyKind(made);
   assert.match(kind, /^[0-9a-f]{16}$/);
-  const same = { ...DEFAULT_MACHINE, keepMinutes: 9, maxVcpus: 9, maxDiskGib: 9 };
+  const same = {
+    ...DEFAULT_MACHINE,
+    keepMinutes: 9,
+    maxVcpus: 9,
+    maxDiskGib: 9,
+    maxMemoryMib: 9999,
+    maxKeepMinutes: 9,
+  };
   assert.equal(await standbyKind({ ...made, settings: same }), kind);
   const others = [
     { ...made, imageId: "0123456780" },
@@ -248,17 +258,44 @@ Deno.test("a job that has no room gets that of a machine that waits", () =>
     await cleanup(JOB.machine, stage);
   }, { config: { maxMachines: 1, admissionSeconds: 5 } }));
 
+Deno.test("a machine that waits and cannot be removed costs a job without room a warning", () =>
+  withStage(async (stage) => {
+    const { connection, warnings } = stage;
+    const standby = newStandbyName();
+    using pool = await connection.lookupPool("libvirt-gci");
+    using theirs = await connection.createDomain(
+      standby,
+      `<domain type="test"><name>${standby}</name><memory>65536</memory><os><type>hvm</type></os></domain>`,
+      0,
+    );
+    await letWait(pool, { name: standby, kind: KIND });
+    await prepare(JOB, {}, stage);
+    assert.match(
+      warnings.join(),
+      /Could not remove the waiting machine .* was not made by libvirt-gci/,
+    );
+    await cleanup(JOB.machine, stage);
+    await theirs.destroy();
+  }, { config: { maxMachines: 1, admissionSeconds: 5 } }));
+
+/** The same stage, whose settings want a machine of "debian-12" to wait. */
+function wanting<T extends Pick<TestStage, "config">>(
+  stage: T,
+  differences: Partial<Config> = {},
+): T {
+  const machine = { ...stage.config.machine, standby: 1 };
+  const templates = new Map([["debian-12", {
+    machine,
+    volume: null,
+    aliases: [],
+    ownKeys: new Set<string>(),
+  }]]);
+  return { ...stage, config: { ...stage.config, templates, ...differences } };
+}
+
 Deno.test("a template without a warm image has none wait, which is an error; --drop removes all", () =>
   withStage(async (stage) => {
-    const machine = { ...stage.config.machine, standby: 1 };
-    const templates = new Map([["debian-12", {
-      machine,
-      volume: null,
-      aliases: [],
-      ownKeys: new Set<string>(),
-    }]]);
-    const wanting = { ...stage, config: { ...stage.config, templates } };
-    await assert.rejects(fillStandbys(wanting), (error) => {
+    await assert.rejects(fillStandbys(wanting(stage)), (error) => {
       assert(error instanceof Error && "details" in error);
       assert.match(String(error.details), /"debian-12" can wait for a job: .* no warm image/);
       return true;
@@ -266,4 +303,65 @@ Deno.test("a template without a warm image has none wait, which is an error; --d
     const standby = await makeStandby(stage);
     await dropStandbys(stage);
     assert.deepEqual(stage.lines, [`Removed the machine "${standby}", which waited for a job`]);
+  }));
+
+Deno.test("what waits stays while nobody can know what is wanted", () =>
+  withStage(async (stage) => {
+    const standby = await makeStandby(stage);
+    const blind = wanting(stage, { templatePool: "no-such-pool" });
+    await gc({}, blind);
+    await assert.rejects(fillStandbys(blind), /Cannot have all machines wait/);
+    assert((await domains(stage.connection)).includes(standby));
+    await gc({}, wanting(stage));
+    assert.match(stage.lines.join(), /it waited for a job, and no job could get it any more/);
+  }));
+
+Deno.test("what waited when its guest ended, as with the host, is removed to be made anew", () =>
+  withStage(async (stage) => {
+    const standby = await makeStandby(stage);
+    {
+      using domain = await stage.connection.lookupDomain(standby);
+      await domain.destroy();
+    }
+    await assert.rejects(fillStandbys(wanting(stage, { templatePool: "no-such-pool" })));
+    assert.deepEqual(stage.lines, [
+      `Removed what was left of "${standby}", which waited for a job`,
+    ]);
+  }));
+
+Deno.test("where the settings want none to wait, that is said, and no pool is needed or made", () =>
+  withStage(async (stage) => {
+    await fillStandbys(stage);
+    assert.match(stage.lines.join(), /^No template that the settings name has "standby"/);
+    await dropStandbys(stage);
+  }, { config: { overlayPool: "no-such-pool" } }));
+
+Deno.test("who makes machines wait in the background finds the settings from any directory", () => {
+  const config = wanting({ config: DEFAULT_CONFIG }).config;
+  const cwd = (): string => "/builds";
+  const refill = (file?: string) => refillArguments(config, { file, cwd });
+  assert.deepEqual(refill(), ["standby"]);
+  assert.deepEqual(refill("/etc/a.yaml"), ["--config", "/etc/a.yaml", "standby"]);
+  assert.deepEqual(refill("a.yaml"), ["--config", "/builds/a.yaml", "standby"]);
+  assert.equal(refillArguments(DEFAULT_CONFIG, { file: "a.yaml", cwd }), null);
+});
+
+Deno.test("who makes machines wait in the background has none of the job's variables", () => {
+  const env = { HOME: "/root", PATH: "/bin", CUSTOM_ENV_TOKEN: "secret", CI_JOB_TOKEN: "secret" };
+  assert.deepEqual(keptVariables({ ...env, MY_HOME: "secret" }), { HOME: "/root", PATH: "/bin" });
+});
+
+Deno.test("too many that wait are unwanted, as many as are too many", () => {
+  const volumes = ["1", "2", "3"].map((digit) =>
+    `standby-${digit.repeat(16)}.${KIND}.waiting.libvirt-gci`
+  );
+  const wanted = [{ kind: KIND, count: 2 }] as unknown as WantedStandbys[];
+  assert.deepEqual(unwantedOf({ wanted, problems: [] }, volumes), waitingIn(volumes).slice(2));
+});
+
+Deno.test("cleanup of a machine that waits takes it from those that jobs could get", () =>
+  withStage(async (stage) => {
+    const standby = await makeStandby(stage);
+    await cleanup(standby, stage);
+    assert.deepEqual(waitingIn(await volumes(stage.connection)), []);
   }));

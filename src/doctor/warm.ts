@@ -2,16 +2,16 @@
 import { chooseDomainType } from "../machine/domain_type.ts";
 import { findTemplate, type Template } from "../machine/template.ts";
 import { chooseWarmImage } from "../machine/warm_image.ts";
-import { standbyKind, waitingIn } from "../machine/standby.ts";
+import { findActivePool } from "../machine/pools.ts";
+import { isAlive, standbyKind, waitingIn } from "../machine/standby.ts";
 import { BuildFailure, SystemFailure } from "../errors.ts";
-import { namedTemplates, type TemplateChoice } from "../template_choice.ts";
+import { type TemplateChoice, templatesToResume } from "../template_choice.ts";
 import type { DoctorContext } from "./context.ts";
 import { type Finding, ok, warning } from "./finding.ts";
 
 /** Whether the templates of the settings whose machines are to be resumed can be. */
 export async function checkWarmImages(context: DoctorContext): Promise<Finding[]> {
-  const choices = namedTemplates(context.config)
-    .filter(({ settings }) => settings.start !== "cold" || settings.standby > 0);
+  const choices = templatesToResume(context.config);
   return (await Promise.all(choices.map((choice) => checkWarmImage(choice, context)))).flat();
 }
 
@@ -26,19 +26,22 @@ async function checkWarmImage(
       ...{ ...choice, name, pool: config.templatePool, isAllowed: () => false },
     });
   } catch (error) {
+    // checkTemplates() says so.
     if (error instanceof BuildFailure || error instanceof SystemFailure) return [];
-    throw error; // checkTemplates() says that it is missing
+    throw error;
   }
   const domainType = await chooseDomainType(connection, settings.domainType, () => {});
-  using pool = await connection.findPool(config.overlayPool);
-  const isThere = pool !== null && await pool.isActive();
+  using pool = await findActivePool(connection, config.overlayPool);
   const of = { name, template, settings, domainType };
-  const { image, changes } = isThere
+  const { image, changes } = pool
     ? await chooseWarmImage(connection, pool, of)
     : { image: null, changes: null };
   if (pool !== null && image !== null) {
     const kind = await standbyKind({ imageId: image.id, domainType, settings });
-    const waiting = waitingIn(await pool.volumeNames()).filter((each) => each.kind === kind).length;
+    let waiting = 0;
+    for (const standby of waitingIn(await pool.volumeNames())) {
+      if (standby.kind === kind && await isAlive(standby, connection)) waiting++;
+    }
     return [
       ok(`The warm image of "${name}" holds: made ${image.created}`),
       ...checkWaiting(name, { waiting, wanted: settings.standby }),

@@ -54,12 +54,13 @@ export async function becomeAnother(
 export async function letIn(
   agent: Agent,
   { hostName, publicKey, user }: Omit<Identity, "hostKey">,
+  signal: AbortSignal,
 ): Promise<void> {
   const values = { name: hostName, user, authorized: publicKey ?? "" };
   await runByAgent(agent, assignments(values) + LET_IN, {
     what: "let its user in",
     timeoutSeconds: READY_SECONDS,
-  });
+  }, signal);
 }
 
 /** Resolves when the guest has booted as far as a job needs it. Throws SystemFailure until then. */

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import type { Connection } from "../libvirt/connection.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
 import type { MachineSettings } from "../machine_settings.ts";
 import { sha256 } from "../sha256.ts";
@@ -35,6 +36,12 @@ export function isStandbyName(machine: string): boolean {
 export function waitingIn(volumes: readonly string[]): Standby[] {
   return volumes.map((volume) => WAITING.exec(volume)).filter((match) => match !== null)
     .map(([, name = "", kind = ""]) => ({ name, kind }));
+}
+
+/** Whether its guest runs: after a boot of the host, only its volumes are left. */
+export async function isAlive({ name }: Standby, connection: Connection): Promise<boolean> {
+  using domain = await connection.findDomain(name);
+  return domain !== null && await domain.state() === "active";
 }
 
 /** Which machines took these over, or tried to. */

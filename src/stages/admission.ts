@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { Config } from "../config.ts";
-import { SystemFailure } from "../errors.ts";
+import { explain, SystemFailure } from "../errors.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
 import { findShortage, type HostLoad, type Shortage } from "../machine/admission.ts";
 import { hostMemory, poolSpace } from "../machine/host_load.ts";
@@ -20,7 +20,7 @@ const ADVICE = "See what runs: libvirt-gci list; max_machines, reserve_memory_mi
   "reserve_disk_gib in the settings say how much may run at once, and admission_seconds how long " +
   'a machine waits for that; GitLab Runner\'s "concurrent" says how many jobs it takes';
 
-type AdmissionStage = CleanupStage & Pick<Stage, "signal" | "progress">;
+type AdmissionStage = CleanupStage & Pick<Stage, "signal" | "progress" | "warn">;
 
 /** That a machine may start. */
 export interface Admission {
@@ -29,27 +29,34 @@ export interface Admission {
   readonly hasWaited: boolean;
 }
 
+/** A machine that is to start. */
+interface Starting {
+  readonly pool: StoragePool;
+  readonly memoryMib: number;
+}
+
 /** How long a turn counts, whatever became of its prepare. */
 export function longestTurnSeconds({ admissionSeconds }: Config): number {
   return admissionSeconds + MARGIN_SECONDS;
 }
 
 /**
- * Waits until the machine and all that came before it fit into what the settings let machines take.
- * Throws SystemFailure when the time is over, or at once if the machine can never fit.
+ * Waits until the machine and all that came before it fit into what the settings let machines take, or
+ * until `instead` gives what makes it needless. Throws SystemFailure when the time is over, or at once if
+ * the machine can never fit.
  */
-export async function admit(
+export async function admit<T extends object = never>(
   machine: string,
-  { pool, memoryMib }: { readonly pool: StoragePool; readonly memoryMib: number },
+  { pool, memoryMib, instead }: Starting & { readonly instead?: () => Promise<T | null> },
   stage: AdmissionStage,
-): Promise<Admission> {
+): Promise<Admission | T> {
   const { config, signal, log, progress } = stage;
   if (!isLimited(config)) return { turn: null, hasWaited: false };
   const limits = { memoryMib, longestSeconds: longestTurnSeconds(config), signal };
   let told = "";
   let taken: TakenTurn | null = await takeTurn(pool, machine, limits);
   let { turn } = taken;
-  const probe = async (): Promise<Admission | NotYet> => {
+  const probe = async (): Promise<Admission | T | NotYet> => {
     const load = await lookAround(pool, { turn, volumes: taken?.volumes }, stage);
     taken = null;
     if (load === null) {
@@ -60,6 +67,11 @@ export async function admit(
     const shortage = findShortage(load, config);
     if (shortage === null) return { turn, hasWaited: told !== "" };
     if (shortage.isHopeless) throw hopeless(machine, shortage);
+    const other = await instead?.() ?? null;
+    if (other !== null) {
+      await endTurn(pool, turn);
+      return other;
+    }
     if (await makeRoom(pool, stage)) {
       return new NotYet("a machine that waited for a job is removed");
     }
@@ -86,7 +98,7 @@ export async function admit(
  */
 export async function admitNow(
   machine: string,
-  { pool, memoryMib }: { readonly pool: StoragePool; readonly memoryMib: number },
+  { pool, memoryMib }: Starting,
   stage: Pick<Stage, "connection" | "config" | "signal">,
 ): Promise<Admission | null> {
   const { config, signal } = stage;
@@ -104,7 +116,13 @@ async function makeRoom(pool: StoragePool, stage: AdmissionStage): Promise<boole
   const waiting = waitingIn(await pool.volumeNames());
   if (waiting.length === 0) return false;
   const { removeWaiting } = await import("./standby.ts"); // where nobody lets machines wait, not needed
-  for (const standby of waiting) if (await removeWaiting(standby, pool, stage)) return true;
+  for (const standby of waiting) {
+    try {
+      if (await removeWaiting(standby, pool, stage)) return true;
+    } catch (error) {
+      stage.warn(`Could not remove the waiting machine "${standby.name}": ${explain(error)}`);
+    }
+  }
   return false;
 }
 

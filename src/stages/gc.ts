@@ -111,8 +111,7 @@ async function removeUnwantedStandbys(
   if (pool === null || waitingIn(volumes).length === 0) return;
   const { findWanted, unwantedOf } = await import("./standby_wanted.ts");
   const { removeWaiting } = await import("./standby.ts");
-  const { wanted } = await findWanted(stage);
-  for (const standby of unwantedOf(wanted, volumes)) {
+  for (const standby of unwantedOf(await findWanted(stage), volumes)) {
     try {
       const what = `"${standby.name}": it waited for a job, and no job could get it any more`;
       if (dryRun) stage.log(`Would remove ${what}`);

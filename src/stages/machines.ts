@@ -90,14 +90,11 @@ export async function lookupNeed(
   using domain = await connection.findDomain(name);
   const record = domain && await findRecord(domain);
   if (record !== null) {
-    const need = { record, owner: record };
-    if (!isStandbyName(name) || record.machine !== "") {
-      return { ...need, why: await whyUnneeded(record) };
-    }
-    return {
-      ...need,
-      why: await isAwaited(name, { connection, config }) ? null : await whyUnneeded(record),
-    };
+    const why = await whyUnneeded(record);
+    // Asked only then: whoever is gone has said before that it waits, or who takes it.
+    const mayBeAwaited = why !== null && isStandbyName(name) && record.machine === "";
+    const isNeeded = mayBeAwaited && await isAwaited(name, { connection, config });
+    return { record, owner: record, why: isNeeded ? null : why };
   }
   const taken = await recordTakenBy(name, volumes, connection);
   if (taken !== null) return { record, owner: taken, why: await whyUnneeded(taken) };

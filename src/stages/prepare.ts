@@ -102,14 +102,20 @@ async function takeWaiting(
 
 /** Makes the machine once there is room for it, resumed or booted. */
 async function make(
-  { name, owner, template, settings, domainType, keyFile, ...wanted }: Wanted,
+  wanted: Wanted,
   { pool, timer, findDisk, subnets }: Pick<Making, "pool" | "timer"> & {
     readonly findDisk: () => Promise<DiskSource>;
     readonly subnets: readonly Subnet[];
   },
   stage: Stage,
 ): Promise<MachineRecord> {
-  const { turn, hasWaited } = await admit(name, { pool, memoryMib: settings.memoryMib }, stage);
+  const { name, owner, template, settings, domainType, keyFile } = wanted;
+  const admitted = await admit(name, {
+    ...{ pool, memoryMib: settings.memoryMib },
+    instead: () => takeWaiting(wanted, { pool, timer }, stage),
+  }, stage);
+  if ("machine" in admitted) return admitted;
+  const { turn, hasWaited } = admitted;
   const disk = hasWaited ? await findDisk() : wanted.disk; // somebody may have replaced the template
   timer.end("turn");
   const login = await createLogin(name, { keyFile, settings }, stage);

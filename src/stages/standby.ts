@@ -1,28 +1,45 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { explain, SystemFailure } from "../errors.ts";
+import { severalFailures } from "../errors.ts";
 import { makeKeyPair } from "../guest/key.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
 import { type Owner, ownProcess } from "../machine/owner.ts";
-import { claimStandby, letWait, newStandbyName, type Standby } from "../machine/standby.ts";
+import { findActivePool } from "../machine/pools.ts";
+import {
+  claimStandby,
+  isAlive,
+  letWait,
+  newStandbyName,
+  type Standby,
+  waitingIn,
+} from "../machine/standby.ts";
 import { claimName, createVolumes } from "../machine/start.ts";
 import type { Turn } from "../machine/turn.ts";
 import { deleteOwner } from "../machine/volumes.ts";
+import { templatesToWait } from "../template_choice.ts";
 import { admitNow } from "./admission.ts";
-import { cleanup, type CleanupStage } from "./cleanup.ts";
+import { claimFromDead } from "./claim.ts";
+import { cleanup, cleanupAnyway, type CleanupStage } from "./cleanup.ts";
 import { isolate, requireNetwork } from "./isolation.ts";
 import { createLogin, loginContents, type MachineLogin } from "./login.ts";
 import { newRecord } from "./new_machine.ts";
 import { lookupOverlayPool } from "./overlay_pool.ts";
 import { resumeFrom } from "./resume.ts";
 import type { Stage } from "./stage.ts";
-import { countWaiting, findWanted, unwantedOf, type WantedStandbys } from "./standby_wanted.ts";
+import {
+  countWaiting,
+  findWanted,
+  type FoundWanted,
+  unwantedOf,
+  type WantedStandbys,
+} from "./standby_wanted.ts";
 import { StepTimer } from "./step_timer.ts";
 
 /** The name that whoever makes machines wait has meanwhile, so that one process at a time does. */
 const FILLER = "standby-filler";
 
-/** How long one of them may take. */
-const MAKING_SECONDS = 600;
+/** How long one of them may take, and all together. */
+const MAKING_SECONDS = 1800;
+const FILLING_SECONDS = 6 * 3600;
 
 /**
  * Has as many machines wait for jobs as the settings want, while there is room, and removes those
@@ -31,20 +48,27 @@ const MAKING_SECONDS = 600;
  */
 export async function fillStandbys(stage: Stage): Promise<void> {
   const { connection, config, log } = stage;
+  if (templatesToWait(config).length === 0) {
+    await dropStandbys(stage);
+    return log('No template that the settings name has "standby", so no machine waits for a job');
+  }
   using pool = await lookupOverlayPool(connection, config.overlayPool);
   const full = new Set<string>(); // templates of which no more can be made now
   for (;;) {
-    if (!await claimName(pool, FILLER, await ownProcess(MAKING_SECONDS))) {
+    const owner = await ownProcess(FILLING_SECONDS);
+    if (!await claimFromDead(pool, { name: FILLER, owner }, stage)) {
       return log("Another process has machines wait for jobs: it is left to that one");
     }
-    const { wanted, problems } = await findWanted(stage);
+    let found: FoundWanted;
     try {
-      await removeUnwanted(wanted, pool, stage);
-      for (const each of wanted) {
+      found = await findWanted(stage);
+      await removeDead(pool, stage);
+      await removeUnwanted(found, pool, stage);
+      for (const each of found.wanted) {
         while (!full.has(each.template) && await isLacking(each, pool)) {
           const made = await makeOne(each, pool, stage).catch((error) => {
             stage.signal.throwIfAborted();
-            problems.push(error);
+            found.problems.push(error);
             return false;
           });
           if (!made) full.add(each.template);
@@ -53,9 +77,12 @@ export async function fillStandbys(stage: Stage): Promise<void> {
     } finally {
       await deleteOwner(pool, FILLER);
     }
-    if (problems.length > 0) throw unmade(problems);
+    if (found.problems.length > 0) {
+      const what = "Cannot have all machines wait that the settings want";
+      throw severalFailures({ what }, found.problems);
+    }
     // Whoever took one and came while we had the name left it to us to make another.
-    const open = wanted.filter(({ template }) => !full.has(template));
+    const open = found.wanted.filter(({ template }) => !full.has(template));
     const lacks = await Promise.all(open.map((each) => isLacking(each, pool)));
     if (!lacks.includes(true)) return;
   }
@@ -68,17 +95,27 @@ async function isLacking(wanted: WantedStandbys, pool: StoragePool): Promise<boo
 /** Has no machine wait any more. Those that jobs have stay. */
 export async function dropStandbys(stage: Stage): Promise<void> {
   const { connection, config } = stage;
-  using pool = await lookupOverlayPool(connection, config.overlayPool);
-  await removeUnwanted([], pool, stage);
+  using pool = await findActivePool(connection, config.overlayPool);
+  if (pool !== null) await removeUnwanted({ wanted: [], problems: [] }, pool, stage);
+}
+
+/** Removes those whose guests have ended, such as with the host. */
+async function removeDead(pool: StoragePool, stage: CleanupStage): Promise<void> {
+  for (const standby of waitingIn(await pool.volumeNames())) {
+    if (await isAlive(standby, stage.connection)) continue;
+    if (await removeWaiting(standby, pool, stage)) {
+      stage.log(`Removed what was left of "${standby.name}", which waited for a job`);
+    }
+  }
 }
 
 /** Removes what waits and is not wanted, or too many. */
-export async function removeUnwanted(
-  wanted: readonly WantedStandbys[],
+async function removeUnwanted(
+  found: FoundWanted,
   pool: StoragePool,
   stage: CleanupStage,
 ): Promise<void> {
-  for (const standby of unwantedOf(wanted, await pool.volumeNames())) {
+  for (const standby of unwantedOf(found, await pool.volumeNames())) {
     if (await removeWaiting(standby, pool, stage)) {
       stage.log(`Removed the machine "${standby.name}", which waited for a job`);
     }
@@ -102,9 +139,7 @@ async function makeOne(wanted: WantedStandbys, pool: StoragePool, stage: Stage):
   const owner = await ownProcess(MAKING_SECONDS);
   if (!await claimName(pool, name, owner)) throw new Error(`"${name}" is there already`);
   await using undo = new AsyncDisposableStack();
-  undo.defer(async () => {
-    await cleanup(name, { ...stage, log: () => {} });
-  });
+  undo.defer(() => cleanupAnyway(name, { ...stage, log: () => {} }));
   const { memoryMib } = wanted.settings;
   const admission = await admitNow(name, { pool, memoryMib }, stage);
   if (admission === null) {
@@ -157,11 +192,4 @@ async function ownLogin(
     return await createLogin(name, { keyFile: undefined, settings }, stage);
   }
   return { key: { ...await makeKeyPair(), file: "" }, hostKey: await makeKeyPair() };
-}
-
-function unmade(problems: readonly Error[]): SystemFailure {
-  return new SystemFailure({
-    what: "Cannot have all machines wait that the settings want",
-    details: problems.map((problem) => `- ${explain(problem).replaceAll("\n", "\n  ")}`).join("\n"),
-  });
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { BuildFailure, SystemFailure } from "../errors.ts";
+import { BuildFailure, faultOf, SystemFailure } from "../errors.ts";
 import { chooseDomainType } from "../machine/domain_type.ts";
 import { type Standby, standbyKind, waitingIn } from "../machine/standby.ts";
 import { findTemplate, type Template } from "../machine/template.ts";
@@ -23,10 +23,15 @@ export interface WantedStandbys {
 
 type WantingStage = Pick<Stage, "connection" | "config">;
 
-/** What the settings want, and for the templates where that cannot be, why. */
-export async function findWanted(
-  stage: WantingStage,
-): Promise<{ readonly wanted: WantedStandbys[]; readonly problems: Error[] }> {
+/** What the settings want. */
+export interface FoundWanted {
+  readonly wanted: readonly WantedStandbys[];
+  /** Of the templates of which none can wait, why. */
+  readonly problems: Error[];
+}
+
+/** Finds what the settings want, and for the templates where that cannot be, why. */
+export async function findWanted(stage: WantingStage): Promise<FoundWanted> {
   const wanted: WantedStandbys[] = [];
   const problems: Error[] = [];
   for (const choice of templatesToWait(stage.config)) {
@@ -66,11 +71,15 @@ export function countWaiting({ kind }: WantedStandbys, volumes: readonly string[
   return waitingIn(volumes).filter((standby) => standby.kind === kind).length;
 }
 
-/** Those that wait, of the volumes of the overlay pool, and are not wanted, or too many. */
+/**
+ * Those that wait, of the volumes of the overlay pool, and are not wanted, or too many. None, as long
+ * as something else than a template, such as its pool, keeps anybody from knowing what is wanted.
+ */
 export function unwantedOf(
-  wanted: readonly WantedStandbys[],
+  { wanted, problems }: FoundWanted,
   volumes: readonly string[],
 ): Standby[] {
+  if (!problems.every((problem) => faultOf(problem) === "template")) return [];
   const left = new Map(wanted.map(({ kind, count }) => [kind, count]));
   return waitingIn(volumes).filter(({ kind }) => {
     const count = left.get(kind) ?? 0;

@@ -16,7 +16,8 @@ import {
   waitingIn,
 } from "../machine/standby.ts";
 import { chooseWarmImage } from "../machine/warm_image.ts";
-import { cleanup } from "./cleanup.ts";
+import { together } from "../wait.ts";
+import { cleanupAnyway } from "./cleanup.ts";
 import { createLogin, loginTo, toHostName } from "./login.ts";
 import type { Wanted } from "./new_machine.ts";
 import type { Stage } from "./stage.ts";
@@ -53,13 +54,22 @@ export async function takeOver(
     try {
       return await handOver(standby, wanted, timer, stage);
     } catch (error) {
-      await cleanup(standby.name, { ...stage, log: () => {} });
+      await removeUseless(standby, stage);
       await forgetTaken(pool, wanted.name, standby.name);
       signal.throwIfAborted();
       warn(`The waiting machine "${standby.name}" is of no use: ${explain(error)}`);
     }
   }
   return null;
+}
+
+/** Removes it, or leaves it to gc: the job can do without that. */
+async function removeUseless({ name }: Standby, stage: Stage): Promise<void> {
+  try {
+    await cleanupAnyway(name, { ...stage, log: () => {} });
+  } catch (error) {
+    stage.warn(`Could not remove the waiting machine "${name}", so gc has to: ${explain(error)}`);
+  }
 }
 
 async function handOver(
@@ -85,14 +95,25 @@ async function handOver(
   await writeRecord(domain, record);
   await domain.setTitle(titleOf(record));
   timer.end("record");
-  const keyKnown = letIn(agentOf(domain), {
+  const target = await loginTo(domain, { ...record, address: waited.address }, login.key);
+  const { promise: keyKnown, resolve: tellKnown } = Promise.withResolvers<void>();
+  const identity = {
     hostName: toHostName(name),
     user: settings.user,
     publicKey: settings.login === "template" ? null : login.key.publicKey,
-  }).then(() => timer.end("keys"));
-  const target = await loginTo(domain, { ...record, address: waited.address }, login.key);
-  const limits = { log, progress, signal, timeoutSeconds: PATIENCE_SECONDS };
-  const [ssh] = await Promise.all([openSsh({ ...target, keyKnown }, limits), keyKnown]);
+  };
+  const [, ssh] = await together(
+    signal,
+    async (signal) => {
+      await letIn(agentOf(domain), identity, signal);
+      timer.end("keys");
+      tellKnown();
+    },
+    (signal) => {
+      const limits = { log, progress, signal, timeoutSeconds: PATIENCE_SECONDS };
+      return openSsh({ ...target, keyKnown }, limits);
+    },
+  );
   ssh[Symbol.dispose]();
   timer.end("ssh");
   log(`Took over the machine "${standby}", which waited for a job`);

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import { loadLibvirt } from "../../ffi/libvirt.ts";
+import { loadProc } from "../../ffi/proc.ts";
 import { Connection } from "../../src/libvirt/connection.ts";
+import { ownProcess } from "../../src/machine/owner.ts";
 import { claimStandby, letWait, newStandbyName, waitingIn } from "../../src/machine/standby.ts";
+import { claimName } from "../../src/machine/start.ts";
 import { runJob, runnerFor } from "../harness/runner.ts";
 import { allOf, assertVerdict, call, e2eTest, job, PROGRAM, TESTBED, virsh } from "./bed.ts";
 import { by, done, untilNobodyFills, waiting, withStandbys } from "./standby_bed.ts";
@@ -12,7 +15,9 @@ async function untilTwoWait(file: string): Promise<void> {
   assert.equal((await waiting(file)).length, 2);
 }
 
-loadLibvirt(); // here, so that no test is blamed for it
+// Here, so that no test is blamed for it.
+loadLibvirt();
+loadProc();
 
 /** A job gets one, and in the background another is made. */
 async function servesAJob(file: string): Promise<void> {
@@ -73,6 +78,17 @@ async function survivesDeadGuests(file: string): Promise<void> {
   await untilTwoWait(file);
 }
 
+/** What cleanup starts in the background outlives the attempt's directory, which goes at once. */
+async function refillsAfterCleanup(file: string): Promise<void> {
+  await done(file, ["standby", "--drop"]);
+  const attempt = await Deno.makeTempDir({ prefix: "libvirt-gci-e2e-" });
+  const [program = "", ...args] = [...PROGRAM, "--config", file, "cleanup", "-m", "gci-e2e-one"];
+  const { success } = await new Deno.Command(program, { args, cwd: attempt }).output();
+  await Deno.remove(attempt);
+  assert(success);
+  await untilTwoWait(file);
+}
+
 /** A job for which there is no room gets that of a machine that waits; gc removes what is unwanted. */
 async function givesWay(file: string): Promise<void> {
   const settings = { max_machines: 2 };
@@ -86,12 +102,22 @@ async function givesWay(file: string): Promise<void> {
   await call(["cleanup", "-m", "gci-e2e-one"]);
 }
 
+/** Whoever was killed while it made machines wait left its name behind. */
+async function leaveDeadFiller(): Promise<void> {
+  await using connection = await Connection.open("qemu:///system");
+  using pool = await connection.lookupPool(TESTBED.overlayPool);
+  const dead = { ...await ownProcess(3600), runner: "1 1 0" };
+  assert(await claimName(pool, "standby-filler", dead));
+}
+
 e2eTest("machines that wait are handed over, each to one job, and are made anew", async () => {
   await withStandbys(2, async (_, file) => {
+    await leaveDeadFiller();
     assert.match(await done(file, ["standby"]), /waits for a job: .*\n.*waits for a job: /);
     await servesAJob(file);
     await goesToOne(file);
     await survivesDeadGuests(file);
+    await refillsAfterCleanup(file);
     await givesWay(file);
   });
 });

@@ -16,17 +16,20 @@ const config = {
   ...{ ...DEFAULT_CONFIG, overlayPool: TESTBED.overlayPool, maxMachines: Number(maxMachines) },
   ...{ overcommitMemory: true, reserveDiskGib: 0 },
 };
-await using connection = await Connection.open(config.uri);
-using pool = await connection.lookupPool(config.overlayPool);
-const signal = new AbortController().signal;
-for (let round = 1; round <= Number(rounds); round++) {
-  const stage = { connection, config, signal, log: () => {}, progress: null, ...DIRECTORIES };
-  const { turn } = await admit(`${name}-${round}`, { pool, memoryMib: 1 }, stage);
-  if (turn === null) throw new Error("there is no limit");
-  tell(`gets ${turn.number}`);
-  await sleep(20 + Math.random() * 60);
-  tell("ends");
-  await endTurn(pool, turn);
+{
+  await using connection = await Connection.open(config.uri);
+  using pool = await connection.lookupPool(config.overlayPool);
+  const signal = new AbortController().signal;
+  for (let round = 1; round <= Number(rounds); round++) {
+    const quiet = { log: () => {}, warn: () => {}, progress: null };
+    const stage = { connection, config, signal, ...quiet, ...DIRECTORIES };
+    const { turn } = await admit(`${name}-${round}`, { pool, memoryMib: 1 }, stage);
+    if (turn === null) throw new Error("there is no limit");
+    tell(`gets ${turn.number}`);
+    await sleep(20 + Math.random() * 60);
+    tell("ends");
+    await endTurn(pool, turn);
+  }
 }
 
 function tell(what: string): void {
