@@ -53,6 +53,7 @@ const CASES: Readonly<Record<string, Partial<MachineDomain>>> = {
     seedPath: null,
     credentialPath: "/var/lib/libvirt/libvirt-gci/m.credential.libvirt-gci",
   },
+  warm: { isWarm: true, filter: null, card: null },
   hermetic: { filter: null, ...settings({ network: "none" }) },
   bounded: settings({
     ...{ vcpus: 8, memoryMib: 16384, cpuShares: 512 },

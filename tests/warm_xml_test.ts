@@ -55,6 +55,14 @@ Deno.test("a machine that is resumed has the saved hardware, and what is its own
   assert(!after.some((line) => line.includes("warm-")), "something is still the saved machine's");
 });
 
+Deno.test("a machine that is resumed keeps the variables of its firmware in a file of its own", () => {
+  const nvram = `<nvram template="/usr/share/VARS.fd">/pool/warm-1.guest.libvirt-gci/nvram</nvram>`;
+  const machine = { ...MACHINE, nvramPath: "/pool/mine.guest.libvirt-gci/nvram" };
+  const root = rootOf(xmlForMachine(SAVED.replace("</os>", `${nvram}</os>`), machine));
+  assert.equal(textAt(root, "os", "nvram"), machine.nvramPath);
+  assert.equal(find(root, "os", "nvram")?.attributes["template"], "/usr/share/VARS.fd");
+});
+
 Deno.test("each machine that is resumed has a generation id of its own, and libvirt makes its UUID", () => {
   const ids = [1, 2].map(() => textAt(rootOf(xmlForMachine(SAVED, MACHINE)), "genid"));
   assert.notEqual(ids[0], ids[1]);

@@ -350,10 +350,10 @@ export class Connection implements AsyncDisposable {
 
   /**
    * Starts the domain whose RAM and XML are in this file of the hypervisor's host, where it was when
-   * it was saved.
+   * it was saved. `flags` are of virDomainSaveRestoreFlags.
    */
-  async restoreDomain(path: string): Promise<void> {
-    await this.call("virDomainRestoreFlags", this.#pointer, cString(path), null, 0);
+  async restoreDomain(path: string, flags: number): Promise<void> {
+    await this.call("virDomainRestoreFlags", this.#pointer, cString(path), null, flags);
   }
 
   /** The network of this name. Throws {@linkcode LibvirtError} if there is none. */

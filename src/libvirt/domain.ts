@@ -8,6 +8,8 @@ import { orNull, VIR_ERR } from "./error.ts";
 export const VIR_DOMAIN_START_VALIDATE = 16;
 /** virDomainCreateFlags: fill the firmware's variables from their template (libvirt 8.1.0). */
 export const VIR_DOMAIN_START_RESET_NVRAM = 32;
+/** virDomainSaveRestoreFlags: the same. */
+export const VIR_DOMAIN_SAVE_RESET_NVRAM = 8;
 /** virConnectListAllDomainsFlags: those that run. */
 export const VIR_CONNECT_LIST_DOMAINS_ACTIVE = 1;
 /** virDomainModificationImpact: change what runs. */

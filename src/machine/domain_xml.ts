@@ -105,14 +105,24 @@ export function titleOf({ job, project, template }: MachineRecord): string {
   return `libvirt-gci: ${what}`.replace(/\s+/g, " "); // libvirt refuses a line feed in a title
 }
 
+/**
+ * libvirt chooses the firmware; without a word of secure boot, one that boots only what others signed
+ * (https://libvirt.org/formatdomain.html#bios-bootloader).
+ */
 function osXml({ settings, nvramPath }: MachineDomain): Xml {
   const machine = settings.machineType ?? (Deno.build.arch === "x86_64" ? "q35" : null);
   const type = machine === null
     ? xml`<type>hvm</type>`
     : xml`<type machine="${machine}">hvm</type>`;
-  return nvramPath === null
-    ? xml`<os>${type}</os>`
-    : xml`<os firmware="efi">${type}<nvram>${nvramPath}</nvram></os>`;
+  return nvramPath === null ? xml`<os>${type}</os>` : xml`
+    <os firmware="efi">
+      ${type}
+      <firmware>
+        <feature enabled="no" name="secure-boot" />
+      </firmware>
+      <nvram>${nvramPath}</nvram>
+    </os>
+  `;
 }
 
 /**
@@ -135,7 +145,7 @@ function cpuXml({ domainType, settings }: MachineDomain): Xml {
 }
 
 /**
- * A file for systemd in the guest (https://systemd.io/CREDENTIALS), 251 or newer. As a string of
+ * A file for systemd in the guest (https://systemd.io/CREDENTIALS), 252 or newer. As a string of
  * SMBIOS, which systemd reads too, it would be an argument of QEMU, for all of the host to see.
  */
 function credentialXml(path: string | null): Xml | null {

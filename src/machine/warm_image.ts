@@ -179,7 +179,7 @@ function sampleXml(settings: MachineSettings, domainType: string): string {
       card: null,
       overlayPath: "",
       consolePath: "",
-      nvramPath: null,
+      nvramPath: settings.firmware === "efi" ? "" : null,
       isWarm: true,
     },
     seedPath: settings.login === "cloud-init" ? "" : null,

@@ -8,7 +8,7 @@ import { recordXml } from "./record.ts";
 /** What a machine that is resumed from RAM has of its own. */
 export type Resumed = Pick<
   MachineDomain,
-  "name" | "record" | "overlayPath" | "consolePath" | "seedPath" | "credentialPath"
+  "name" | "record" | "overlayPath" | "consolePath" | "seedPath" | "credentialPath" | "nvramPath"
 >;
 
 /**
@@ -56,6 +56,8 @@ function replacement(
     case "serial/log":
     case "console/log":
       return file(machine.consolePath);
+    case "os/nvram":
+      return writeTag(element, {}, [xml`${machine.nvramPath ?? ""}`]);
     case "sysinfo/entry":
       return file(machine.credentialPath);
   }

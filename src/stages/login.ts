@@ -53,16 +53,17 @@ export async function loginTo(
   };
 }
 
-/** What brings the keys into the guest. */
-export function loginContents(
+/** What the machine's volumes hold, which bring the keys into the guest. */
+export function volumeContents(
   machine: string,
   { key, hostKey }: MachineLogin,
-  { login, user }: MachineSettings,
-): Pick<VolumeContents, "seed" | "credential"> {
-  if (hostKey === null) return { seed: null, credential: null };
+  { login, user, firmware }: MachineSettings,
+): VolumeContents {
+  const withoutKeys = { seed: null, credential: null, efi: firmware === "efi" };
+  if (hostKey === null) return withoutKeys;
   if (login === "systemd") {
     const credential = tmpfilesCredential({ user, publicKey: key.publicKey, hostKey });
-    return { seed: null, credential };
+    return { ...withoutKeys, credential };
   }
   const seed = cloudInitSeed({
     machine: toHostName(machine),
@@ -70,7 +71,7 @@ export function loginContents(
     publicKeys: [key.publicKey],
     hostKey,
   });
-  return { seed, credential: null };
+  return { ...withoutKeys, seed };
 }
 
 /** What a machine calls itself. cloud-init would cut its name at the first dot. */

@@ -18,7 +18,7 @@ import { admit } from "./admission.ts";
 import { cleanupAnyway } from "./cleanup.ts";
 import { sweep } from "./gc.ts";
 import { isolate, requireNetwork } from "./isolation.ts";
-import { createLogin, loginContents } from "./login.ts";
+import { createLogin, volumeContents } from "./login.ts";
 import {
   boot,
   type DiskSource,
@@ -119,10 +119,7 @@ async function make(
   const disk = hasWaited ? await findDisk() : wanted.disk; // somebody may have replaced the template
   timer.end("turn");
   const login = await createLogin(name, { keyFile, settings }, stage);
-  const volumes = await createVolumes(pool, name, {
-    ...loginContents(name, login, settings),
-    efi: settings.firmware === "efi",
-  });
+  const volumes = await createVolumes(pool, name, volumeContents(name, login, settings));
   const isolated = await isolate(name, { settings, subnets }, stage.connection);
   stage.signal.throwIfAborted();
 

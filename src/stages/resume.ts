@@ -3,7 +3,7 @@ import { explain } from "../errors.ts";
 import { becomeAnother, type Identity } from "../guest/identity.ts";
 import { makeKeyPair } from "../guest/key.ts";
 import type { Connection } from "../libvirt/connection.ts";
-import type { Domain } from "../libvirt/domain.ts";
+import { type Domain, VIR_DOMAIN_SAVE_RESET_NVRAM } from "../libvirt/domain.ts";
 import { isLibvirtError } from "../libvirt/error.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
 import { refuseEnded } from "../machine/address.ts";
@@ -114,7 +114,9 @@ async function start(
   const ram = await copyRam({ ...machine, record, overlayPath }, image, pool);
   timer.end("RAM");
   signal.throwIfAborted();
-  await connection.restoreDomain(ram);
+  // Its own variables of the firmware are a part of the RAM, which QEMU writes over the template's.
+  const flags = machine.nvramPath === null ? 0 : VIR_DOMAIN_SAVE_RESET_NVRAM;
+  await connection.restoreDomain(ram, flags);
   await requireUnchanged(connection, disk.template);
   timer.end("resume");
 

@@ -20,7 +20,7 @@ import { admitNow } from "./admission.ts";
 import { claimFromDead } from "./claim.ts";
 import { cleanup, cleanupAnyway, type CleanupStage } from "./cleanup.ts";
 import { isolate, requireNetwork } from "./isolation.ts";
-import { createLogin, loginContents, type MachineLogin } from "./login.ts";
+import { createLogin, type MachineLogin, volumeContents } from "./login.ts";
 import { newRecord } from "./new_machine.ts";
 import { lookupOverlayPool } from "./overlay_pool.ts";
 import { resumeFrom } from "./resume.ts";
@@ -168,10 +168,7 @@ async function make(
   const { connection } = stage;
   const subnets = await requireNetwork(connection, settings.network);
   const login = await ownLogin(name, settings, stage);
-  const volumes = await createVolumes(pool, name, {
-    ...loginContents(name, login, settings),
-    efi: false,
-  });
+  const volumes = await createVolumes(pool, name, volumeContents(name, login, settings));
   const { filter, card } = await isolate(name, { settings, subnets }, connection);
   const record = newRecord(owner, { template, login, settings, card });
   const source = { template: disk, diskGib: settings.diskGib };

@@ -32,7 +32,7 @@ import { type Limits, NotYet, waitFor } from "../wait.ts";
 import { admit } from "./admission.ts";
 import { claimFromDead } from "./claim.ts";
 import { cleanupAnyway } from "./cleanup.ts";
-import { loginContents, toHostName } from "./login.ts";
+import { toHostName, volumeContents } from "./login.ts";
 import { newRecord } from "./new_machine.ts";
 import { lookupOverlayPool } from "./overlay_pool.ts";
 import type { Stage } from "./stage.ts";
@@ -70,13 +70,6 @@ async function warmTemplate(requested: string, stage: Stage): Promise<void> {
   const { config, connection, log } = stage;
   const choice = chooseTemplate(config, requested, { isOperator: true });
   const { name, settings } = choice;
-  if (settings.firmware === "efi") {
-    throw new SystemFailure({
-      what: `The template "${name}" boots with EFI firmware, which cannot be resumed yet`,
-      advice: 'Leave "start" of this template at cold',
-      fault: "settings",
-    });
-  }
   const template = await findTemplate(connection, {
     ...choice,
     isAllowed: () => true,
@@ -147,10 +140,7 @@ async function make(
     key: { ...await makeKeyPair(), file: "" }, // nobody has it
     hostKey: settings.login === "template" ? null : await makeKeyPair(),
   };
-  const volumes = await createVolumes(pool, maker, {
-    ...loginContents(maker, login, settings),
-    efi: false,
-  });
+  const volumes = await createVolumes(pool, maker, volumeContents(maker, login, settings));
   const record = newRecord(owner, { template: image.template, login, settings, card: null });
   using domain = await startMachine(connection, {
     ...{
