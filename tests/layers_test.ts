@@ -88,6 +88,7 @@ const EXCEPTIONS: Readonly<Record<string, readonly string[]>> = {
   "src/machine/bridge_port.ts": ["ffi/"], // and it
   "src/machine/card.ts": ["ffi/"], // and it
   "src/machine/host_load.ts": ["ffi/"], // and it
+  "src/machine/restore.ts": ["ffi/"], // and it
   "src/doctor/host_files.ts": ["ffi/"], // and it
 };
 

@@ -4,6 +4,7 @@ import fc from "fast-check";
 import {
   bytesBeforeRam,
   HEADER_BYTES,
+  isSparse,
   savedXml,
   withSavedXml,
 } from "../src/machine/saved_image.ts";
@@ -15,12 +16,13 @@ interface Saved {
   /** How much larger the area is than it needs to be. */
   readonly room?: number;
   readonly version?: number;
+  readonly format?: number;
   readonly magic?: string;
 }
 
 /** What stands before the RAM in a file of libvirt's. */
 function saved(
-  { xml, cookie, room = 0, version = 2, magic = "LibvirtQemudSave" }: Saved,
+  { xml, cookie, room = 0, version = 2, format = 0, magic = "LibvirtQemudSave" }: Saved,
 ): Uint8Array<ArrayBuffer> {
   const encoder = new TextEncoder();
   const xmlBytes = encoder.encode(`${xml}\0`);
@@ -30,7 +32,7 @@ function saved(
   bytes.set(encoder.encode(magic));
   const view = new DataView(bytes.buffer);
   const cookieAt = cookie === null ? 0 : xmlBytes.length;
-  for (const [i, number] of [version, areaBytes, 1, 0, cookieAt].entries()) {
+  for (const [i, number] of [version, areaBytes, 1, format, cookieAt].entries()) {
     view.setUint32(16 + i * 4, number, true);
   }
   bytes.set(xmlBytes, HEADER_BYTES);
@@ -85,4 +87,10 @@ Deno.test("a file that is not libvirt's, not whole or of an unknown version is r
   const broken = saved({ xml, cookie: "c" });
   new DataView(broken.buffer).setUint32(32, 5000, true);
   assert.throws(() => savedXml(broken), /broken header/);
+});
+
+Deno.test("RAM in the format sparse is told from other, compressed or not", () => {
+  for (const format of [0, 2, 6]) {
+    assert.equal(isSparse(saved({ xml: "<domain/>", cookie: null, format })), format === 6);
+  }
 });

@@ -11,7 +11,10 @@ const MAGIC = "LibvirtQemudSave";
 const VERSIONS: readonly number[] = [2, 3];
 const VERSION_AT = 16;
 const AREA_BYTES_AT = 20;
+const FORMAT_AT = 28;
 const COOKIE_AT = 32;
+/** RAM of which QEMU reads each part where it needs it, from libvirt 11.2 on. */
+const SPARSE = 6;
 
 /** What stands before all else; the area follows. */
 export const HEADER_BYTES = 92;
@@ -22,6 +25,11 @@ const MOST_AREA_BYTES = 4 * 1024 ** 2;
 export function bytesBeforeRam(header: Uint8Array<ArrayBuffer>): number {
   const { areaBytes } = readHeader(header);
   return HEADER_BYTES + areaBytes;
+}
+
+/** Whether QEMU reads the RAM in no order, from the bytes before it. Throws SystemFailure. */
+export function isSparse(beforeRam: Uint8Array<ArrayBuffer>): boolean {
+  return readHeader(beforeRam).format === SPARSE;
 }
 
 /** The domain's XML, from the bytes before the RAM. Throws SystemFailure. */
@@ -61,6 +69,7 @@ interface Header {
   readonly areaBytes: number;
   readonly xmlBytes: number;
   readonly hasCookie: boolean;
+  readonly format: number;
 }
 
 function readHeader(bytes: Uint8Array<ArrayBuffer>): Header {
@@ -72,7 +81,12 @@ function readHeader(bytes: Uint8Array<ArrayBuffer>): Header {
   const areaBytes = view.getUint32(AREA_BYTES_AT, true);
   const cookieAt = view.getUint32(COOKIE_AT, true);
   if (areaBytes > MOST_AREA_BYTES || cookieAt > areaBytes) throw unusable("has a broken header");
-  return { areaBytes, xmlBytes: cookieAt || areaBytes, hasCookie: cookieAt !== 0 };
+  return {
+    areaBytes,
+    xmlBytes: cookieAt || areaBytes,
+    hasCookie: cookieAt !== 0,
+    format: view.getUint32(FORMAT_AT, true),
+  };
 }
 
 /** The text that ends at a zero byte, or at the end of this part. */

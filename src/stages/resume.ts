@@ -9,6 +9,7 @@ import type { StoragePool } from "../libvirt/storage_pool.ts";
 import { refuseEnded } from "../machine/address.ts";
 import { interfaceXml, type MachineDomain, openAtFirst } from "../machine/domain_xml.ts";
 import type { MachineRecord } from "../machine/record.ts";
+import { restoreInPlace } from "../machine/restore.ts";
 import { savedXml, withSavedXml } from "../machine/saved_image.ts";
 import { agentOf } from "../machine/ssh_channel.ts";
 import { createDisk } from "../machine/start.ts";
@@ -27,6 +28,9 @@ import type { Stage } from "./stage.ts";
 const PATIENCE_SECONDS = 30;
 
 const AGENT_SECONDS = 10;
+
+/** The most that copying the RAM may take, or reading it, where many do so at once on a slow disk. */
+const RESTORE_SECONDS = 600;
 
 /**
  * Resumes the machine from a warm image of its template and waits until it is ready. Null if there is
@@ -105,20 +109,13 @@ async function start(
   stage: Stage,
 ): Promise<Resumed> {
   const { connection, signal, log, progress } = stage;
-  const { name, settings, login, disk } = machine;
+  const { name, settings, login } = machine;
   const { pool, timer } = making;
   const hostKey = login.hostKey ?? await makeKeyPair();
   const record = { ...machine.record, hostKey: hostKey.fingerprint };
   const overlayPath = await createFrozenOverlay(machine, image, pool);
   timer.end("overlay");
-  const ram = await copyRam({ ...machine, record, overlayPath }, image, pool);
-  timer.end("RAM");
-  signal.throwIfAborted();
-  // Its own variables of the firmware are a part of the RAM, which QEMU writes over the template's.
-  const flags = machine.nvramPath === null ? 0 : VIR_DOMAIN_SAVE_RESET_NVRAM;
-  await connection.restoreDomain(ram, flags);
-  await requireUnchanged(connection, disk.template);
-  timer.end("resume");
+  await restore({ ...machine, record, overlayPath }, { image, ...making }, stage);
 
   using undo = new DisposableStack();
   const domain = undo.use(await connection.lookupDomain(name));
@@ -162,6 +159,34 @@ async function start(
 }
 
 /**
+ * Starts the domain from the RAM of the image: on a connection of its own, since reading it, or a copy
+ * of it, may take longer than a call may, and what is left of an attempt is removed on the other one.
+ */
+async function restore(
+  machine: NewMachine & Pick<MachineDomain, "overlayPath">,
+  { image, pool: { name: poolName }, timer }: Making & { readonly image: WarmImage },
+  { config, connect, signal, warn }: Stage,
+): Promise<void> {
+  await using connection = await connect(Math.max(config.callSeconds, RESTORE_SECONDS));
+  using pool = await connection.lookupPool(poolName);
+  using ram = await pool.lookupVolume(warmVolume(image.template, image.id, "ram"));
+  const saved = await ram.download(0, image.bytesBeforeRam);
+  const beforeRam = withSavedXml(saved, xmlForMachine(savedXml(saved), machine));
+  // Its own variables of the firmware are a part of the RAM, which QEMU writes over the template's.
+  const flags = machine.nvramPath === null ? 0 : VIR_DOMAIN_SAVE_RESET_NVRAM;
+  if (!await restoreInPlace({ ram, beforeRam, flags }, connection, warn)) {
+    signal.throwIfAborted();
+    using copy = await copyRawVolume(pool, volumeName(machine.name, "ram"), ram);
+    await copy.upload(beforeRam);
+    timer.end("RAM");
+    signal.throwIfAborted();
+    await connection.restoreDomain(await copy.path(), flags);
+  }
+  await requireUnchanged(connection, machine.disk.template);
+  timer.end("resume");
+}
+
+/**
  * At first, the agent may not know yet that somebody asks again, or libvirt that the agent is there: it
  * sees to no such news while it changes another thing of the machine, such as its card.
  */
@@ -183,20 +208,6 @@ async function createFrozenOverlay(
   using base = await pool.lookupVolume(warmVolume(image.template, image.id, "disk"));
   const frozen = { ...template, path: await base.path(), format: "qcow2" };
   return await createDisk(pool, name, { template: frozen, diskGib });
-}
-
-/** Makes the machine's own copy of the RAM, with its own XML before it, and gives its path. */
-async function copyRam(
-  machine: MachineDomain,
-  image: WarmImage,
-  pool: StoragePool,
-): Promise<string> {
-  using source = await pool.lookupVolume(warmVolume(image.template, image.id, "ram"));
-  const beforeRam = await source.download(0, image.bytesBeforeRam);
-  const domainXml = xmlForMachine(savedXml(beforeRam), machine);
-  using copy = await copyRawVolume(pool, volumeName(machine.name, "ram"), source);
-  await copy.upload(withSavedXml(beforeRam, domainXml));
-  return await copy.path();
 }
 
 /** Removes what an attempt made, so that the machine can boot. */

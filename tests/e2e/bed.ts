@@ -132,13 +132,15 @@ export interface Called {
 /** Calls the program by hand. */
 export async function call(
   args: readonly string[],
-  { settings = {}, env = {} }: {
+  { settings = {}, env = {}, wrapper = [] }: {
     readonly settings?: Settings;
     readonly env?: Record<string, string>;
+    /** A command that runs the program. */
+    readonly wrapper?: readonly string[];
   } = {},
 ): Promise<Called> {
   using file = settingsFile(settings);
-  return await command([...PROGRAM, "--config", file.path, ...args], env);
+  return await command([...wrapper, ...PROGRAM, "--config", file.path, ...args], env);
 }
 
 /** Runs a program of this host. */

@@ -1,5 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
+import { loadLibvirt } from "../../ffi/libvirt.ts";
+import { Connection } from "../../src/libvirt/connection.ts";
+import { forAnotherGuest, leasedAddress } from "../../src/machine/card.ts";
+import { readRecord } from "../../src/machine/record.ts";
+import { readOpenMetrics } from "../open_metrics.ts";
 import {
   allOf,
   assertVerdict,
@@ -9,11 +14,15 @@ import {
   e2eTest,
   job,
   machineOf,
+  PROGRAM,
   runOnBed,
   type Settings,
+  settingsFile,
   TESTBED,
   virsh,
 } from "./bed.ts";
+
+loadLibvirt(); // here, so that no test is blamed for it
 
 const TEMPLATE = "gci-e2e-random";
 const VOLUME = `${TEMPLATE}.qcow2`;
@@ -63,12 +72,31 @@ async function makeTemplate(): Promise<AsyncDisposable> {
   };
 }
 
-async function prepareTwo(machines: readonly string[]): Promise<string[]> {
-  return await allOf(
-    machines.map((machine) =>
-      done(call(["prepare", "-d", TEMPLATE, "-m", machine], { settings: WARM }))
-    ),
+/**
+ * Prepares the machines at once. The last one's prepare has numbers of its own for processes, as in a
+ * container: libvirt cannot read the RAM through it, and gets a copy, as all do where AppArmor or
+ * SELinux confines machines. The metrics have the steps of each.
+ */
+async function prepareBothWays(machines: readonly string[]): Promise<string[]> {
+  const container = ["unshare", "--pid", "--fork", "--mount-proc"];
+  const isConfined = /<model>(apparmor|selinux)</.test(await virsh("capabilities"));
+  const directory = await Deno.makeTempDir({ prefix: "libvirt-gci-e2e-" });
+  const metricsFile = `${directory}/gci.prom`;
+  const settings: Settings = { ...WARM, metrics_file: metricsFile };
+  const logs = await allOf(machines.map((machine, i) => {
+    const wrapper = i === machines.length - 1 ? container : [];
+    const args = ["--debug", "prepare", "-d", TEMPLATE, "-m", machine];
+    return done(call(args, { settings, wrapper }));
+  }));
+  const samples = readOpenMetrics(await Deno.readTextFile(metricsFile));
+  await Deno.remove(directory, { recursive: true });
+  const hasCopied = logs.map((log) => log.includes("debug: virStorageVolCreateXMLFrom"));
+  assert.deepEqual(hasCopied, [isConfined, true]);
+  const counts = ["overlay", "RAM", "resume", "identity", "start", "ssh"].map((phase) =>
+    samples.get(`libvirt_gci_prepare_phase_seconds_count{phase="${phase}"}`)
   );
+  assert.deepEqual(counts, [2, isConfined ? 2 : 1, 2, 2, 0, 2]);
+  return logs;
 }
 
 /** Two machines at once, from one image, and what must differ between them. */
@@ -78,7 +106,7 @@ async function sharesNothing(): Promise<void> {
   undo.defer(async () => {
     for (const machine of machines) await call(["cleanup", "-m", machine]);
   });
-  const logs = await prepareTwo(machines);
+  const logs = await prepareBothWays(machines);
   for (const log of logs) assert.match(log, /Resumed the machine .* from the warm image of/);
   const addresses = logs.map((log) => /is ready at ([\d.]+)/.exec(log)?.[1]);
 
@@ -102,6 +130,7 @@ async function sharesNothing(): Promise<void> {
   assert.deepEqual(common, b.slice(0, common.length));
   assert(a.length > common.length + 20 && b.length > common.length + 20, "the writer stopped");
 
+  await Promise.all(machines.map(leasesAnew));
   const generations = await allOf(machines.map(generationId));
   assert.notEqual(generations[0], generations[1]);
 
@@ -112,6 +141,19 @@ async function sharesNothing(): Promise<void> {
     assert.deepEqual(files.filter((line) => line.includes(`${machine}.ram.`)), []);
   }
   await dropsUnder(machines);
+}
+
+/** The address that a guest has leased is not taken for that of another guest with its card. */
+async function leasesAnew(machine: string): Promise<void> {
+  await using connection = await Connection.open("qemu:///system");
+  using domain = await connection.lookupDomain(machine);
+  const record = await readRecord(domain);
+  assert(record);
+  const card = { mac: record.mac, address: record.address, leasedUntil: null };
+  const { network } = TESTBED;
+  assert.equal(await leasedAddress(connection, network, card), record.address);
+  const another = await forAnotherGuest(connection, network, card);
+  assert.equal(await leasedAddress(connection, network, another), null);
 }
 
 /** What QEMU shows its guest for the VM generation id: that of the domain's XML. */
@@ -140,14 +182,21 @@ async function isMadeOnce(): Promise<void> {
   const half = `${TEMPLATE}.0123456789.warm-disk.libvirt-gci`;
   await virsh("vol-create-as", TESTBED.overlayPool, half, "1M", "--format", "qcow2");
   assert.match(await done(call(["gc"])), /Removed a warm image of .*: it is incomplete/);
+  const full = { ...WARM, reserve_memory_mib: 16_000_000 };
+  const refused = await call(["warm", TEMPLATE], { settings: full });
+  assert.match(refused.stderr, /The machine "warm-.*" would wait forever for/);
   const two = [1, 2].map(() => call(["warm", TEMPLATE], { settings: WARM }));
   const ends = (await Promise.all(two)).sort((a, b) => a.status - b.status);
   assert.deepEqual(ends.map(({ status }) => status), [0, 2], ends.map((end) => end.stderr).join());
-  assert.match(ends[0]?.stdout ?? "", /is warm: start .* boot .* rehearsal .* save /);
+  assert.match(ends[0]?.stdout ?? "", /is warm: turn .* start .* boot .* rehearsal .* save /);
   assert.match(ends[1]?.stderr ?? "", /Another process makes a warm image/);
   assert.match(
     await done(call(["warm", TEMPLATE], { settings: WARM })),
     /has a warm image, made .*: nothing to do/,
+  );
+  assert.match(
+    await done(call(["warm"], { settings: WARM })),
+    /has a warm image, .*: nothing to do/,
   );
   assert.doesNotMatch(await done(call(["gc"])), /warm image/);
   const { stdout } = await call(["doctor"], { settings: WARM });
@@ -169,6 +218,22 @@ async function servesJobs(): Promise<void> {
   assertVerdict(cold, "success");
   assert.match(cold.logText, /was made before a change of the machine's settings/);
   assert.match(cold.logText, /Started the machine/);
+}
+
+/** Of a prepare that is killed while libvirt reads the RAM from it, nothing stays that cannot go. */
+async function survivesAKill(): Promise<void> {
+  const machine = "gci-e2e-killed";
+  using file = settingsFile(WARM);
+  const [program = "", ...args] = [...PROGRAM, "--config", file.path];
+  const prepare = new Deno.Command(program, {
+    args: [...args, "prepare", "-d", TEMPLATE, "-m", machine],
+    ...{ stdin: "null", stdout: "null", stderr: "null" },
+  }).spawn();
+  for (let i = 0; i < 1000 && !(await virsh("list", "--name")).includes(machine); i++);
+  prepare.kill("SIGKILL");
+  assert.equal((await prepare.status).signal, "SIGKILL");
+  await done(call(["cleanup", "-m", machine]));
+  assert.doesNotMatch(await virsh("list", "--name"), new RegExp(machine));
 }
 
 /** An image that cannot be resumed costs a job time, and nothing else. */
@@ -196,6 +261,7 @@ e2eTest(
     await servesJobs();
     await sharesNothing();
     await done(call(["warm", TEMPLATE], { settings: WARM }));
+    await survivesAKill();
     await survivesABrokenImage();
   },
 );

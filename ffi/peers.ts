@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { readProcLink } from "./proc.ts";
+
+/** The C library's function to ask who is at the other end of a socket (SO_PEERCRED in unix(7)). */
+const symbols = {
+  getsockopt: {
+    parameters: [
+      "i32", // int sockfd
+      "i32", // int level
+      "i32", // int optname
+      "buffer", // void *optval
+      "buffer", // socklen_t *optlen
+    ],
+    result: "i32", // -1 on error
+  },
+} as const satisfies Deno.ForeignLibraryInterface;
+
+// asm/socket.h of Linux.
+const SOL_SOCKET = 1;
+const SO_PEERCRED = 17;
+
+/** The standard streams come before; the program has some dozens of files open. */
+const FIRST_DESCRIPTOR = 3;
+const MOST_DESCRIPTORS = 256;
+
+/**
+ * Whether those to whom this process is connected by Unix sockets, such as libvirt's daemon, see it
+ * by the same number as it does, and so the same file at a path below /proc: in a container they do
+ * not (pid_namespaces(7)). False if there is nobody.
+ */
+export function isSeenByPeers(): boolean {
+  const own = readProcLink("self/ns/pid");
+  const peers = peerProcesses();
+  return own !== null && peers.size > 0 &&
+    [...peers].every((pid) => readProcLink(`${pid}/ns/pid`) === own);
+}
+
+/** The processes at the other ends, 0 for one of which this one cannot know. */
+function peerProcesses(): Set<number> {
+  const library = Deno.dlopen("libc.so.6", symbols);
+  const peers = new Set<number>();
+  for (let file = FIRST_DESCRIPTOR; file < MOST_DESCRIPTORS; file++) {
+    const credentials = new Int32Array(3); // struct ucred: pid, uid, gid
+    const length = new Uint32Array([credentials.byteLength]);
+    const status = library.symbols.getsockopt(file, SOL_SOCKET, SO_PEERCRED, credentials, length);
+    const [pid = 0, user] = credentials;
+    if (status === 0 && user !== -1 && pid !== Deno.pid) peers.add(pid);
+  }
+  library.close();
+  return peers;
+}

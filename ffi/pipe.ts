@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { loadProc } from "./proc.ts";
+
+/** The C library's functions for pipes, see pipe(7), but for those that all files have. */
+const symbols = {
+  pipe2: {
+    parameters: [
+      "buffer", // int pipefd[2]
+      "i32", // int flags
+    ],
+    result: "i32", // -1 on error
+  },
+  fcntl: { // variadic, see proc.ts
+    parameters: [
+      "i32", // int fd
+      "i32", // int cmd
+      "i32", // int arg
+    ],
+    result: "i32", // -1 on error
+  },
+  poll: {
+    parameters: [
+      "buffer", // struct pollfd *fds
+      "u64", // nfds_t nfds
+      "i32", // int timeout, in milliseconds
+    ],
+    result: "i32", // how many are ready, -1 on error
+    nonblocking: true,
+  },
+  splice: {
+    parameters: [
+      "i32", // int fd_in
+      "buffer", // off64_t *off_in
+      "i32", // int fd_out
+      "buffer", // off64_t *off_out
+      "usize", // size_t len
+      "u32", // unsigned int flags
+    ],
+    result: "isize", // how many bytes, 0 at the end of the file, -1 on error
+    nonblocking: true, // it waits for the disk
+  },
+} as const satisfies Deno.ForeignLibraryInterface;
+
+// fcntl.h and poll.h of Linux.
+const O_RDONLY_CLOEXEC = 0o2000000;
+const O_NONBLOCK_CLOEXEC = 0o2004000;
+const F_SETPIPE_SZ = 1031;
+const POLLOUT = 4;
+const SPLICE_F_NONBLOCK = 2;
+
+/** As much as any user may have of one (pipe-max-size in proc(5)). */
+const PIPE_BYTES = 1024 * 1024;
+/** How often it is looked whether anybody still reads. */
+const POLL_MS = 100;
+
+/** A disk that does not answer keeps nobody longer than that. */
+const LAST_MS = 2000;
+
+type Libc = Deno.DynamicLibrary<typeof symbols>["symbols"];
+
+let library: Libc | undefined;
+
+/** Binds the functions, at the first call; {@linkcode loadProc} has the others. */
+export function loadPipe(): Libc {
+  library ??= Deno.dlopen("libc.so.6", symbols).symbols;
+  return library;
+}
+
+/** A file as it is to be read: these bytes, then its own from the offset on. */
+export interface Spliced {
+  readonly before: Uint8Array<ArrayBuffer>;
+  readonly file: string;
+  readonly offset: number;
+}
+
+/**
+ * Lets `use` read a file with other bytes at its beginning, once and from start to end, by the path of
+ * a pipe: nothing is copied to another file. Root and this user's processes can open the path as long
+ * as `use` and this process go on; if they end, who reads comes to an end too early. Null, without
+ * calling `use`, if the file cannot be opened. Throws what `use` throws.
+ */
+export async function withSpliced<T>(
+  { before, file, offset }: Spliced,
+  use: (path: string) => Promise<T>,
+): Promise<T | null> {
+  const libc = loadPipe();
+  const { open, close } = loadProc();
+  const source = open(new TextEncoder().encode(`${file}\0`), O_RDONLY_CLOEXEC);
+  if (source < 0) return null;
+  const ends = new Int32Array(2);
+  if (libc.pipe2(ends, O_NONBLOCK_CLOEXEC) < 0) {
+    close(source);
+    return null;
+  }
+  const [output = -1, input = -1] = ends;
+  libc.fcntl(input, F_SETPIPE_SZ, PIPE_BYTES); // a smaller one only takes longer
+
+  let isOver = false;
+  const hasRoom = async (): Promise<boolean> => {
+    while (!isOver) if (await isWritable(libc, input)) return true;
+    return false;
+  };
+  const feed = async (): Promise<void> => {
+    await writeAll(before, input, hasRoom) &&
+      await spliceAll(libc, { source, offset }, input, hasRoom);
+    close(source);
+    close(input); // who reads comes to the end
+  };
+  const fed = feed();
+  try {
+    return await use(`/proc/${Deno.pid}/fd/${output}`);
+  } finally {
+    isOver = true;
+    close(output);
+    await orLater(fed);
+  }
+}
+
+/** Waits for it, but not long. */
+async function orLater(done: Promise<void>): Promise<void> {
+  const { promise: late, resolve } = Promise.withResolvers<void>();
+  const timer = setTimeout(resolve, LAST_MS);
+  await Promise.race([done, late]);
+  clearTimeout(timer);
+}
+
+/** Waits a little for room in the pipe. */
+async function isWritable(libc: Libc, input: number): Promise<boolean> {
+  const polled = new Int32Array([input, POLLOUT]); // struct pollfd: int fd, short events, revents
+  return await libc.poll(polled, 1n, POLL_MS) === 1;
+}
+
+type HasRoom = () => Promise<boolean>;
+
+/** Whether it wrote all. */
+async function writeAll(
+  bytes: Uint8Array<ArrayBuffer>,
+  input: number,
+  hasRoom: HasRoom,
+): Promise<boolean> {
+  const { write } = loadProc();
+  for (let at = 0; at < bytes.length;) {
+    if (!await hasRoom()) return false;
+    const rest = bytes.subarray(at);
+    const written = Number(write(input, rest, BigInt(rest.length)));
+    if (written < 0) return false;
+    at += written;
+  }
+  return true;
+}
+
+/** Moves the file into the pipe, to its end or until that fails. */
+async function spliceAll(
+  libc: Libc,
+  { source, offset }: { readonly source: number; readonly offset: number },
+  input: number,
+  hasRoom: HasRoom,
+): Promise<void> {
+  const position = new BigInt64Array([BigInt(offset)]);
+  const most = BigInt(PIPE_BYTES);
+  while (await hasRoom()) {
+    const moved = await libc.splice(source, position, input, null, most, SPLICE_F_NONBLOCK);
+    if (Number(moved) <= 0) return;
+  }
+}
