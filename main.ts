@@ -11,6 +11,8 @@ if (Deno.args.length === 1 && Deno.args[0] === "--version") {
 const { endWith, runProgram } = await import("./src/program.ts");
 const { ownPrinter } = await import("./src/terminal.ts");
 const env = Deno.env.toObject(); // without the variables that are no UTF-8
+// systemd gives its services none, such as GitLab Runner.
+if (!env["HOME"]) env["HOME"] = (await import("node:os")).homedir();
 const printer = ownPrinter(env);
 
 // Deno itself would exit with 1, by which GitLab blames the job.
@@ -29,6 +31,8 @@ const status = await runProgram({
   stdout: sinkTo(Deno.stdout),
   stderr: sinkTo(Deno.stderr),
 });
+// Without it, Deno ends its threads first, and some thread that has called libvirt ends while the C
+// libraries clean up after themselves: one process in a thousand then dies of a signal.
 Deno.exit(status);
 
 /** Aborts, with the error to end with, when GitLab Runner or a person cancels the stage. */

@@ -297,7 +297,8 @@ const parser = object({
   ),
   config: optional(
     option("--config", string({ metavar: "FILE" }), {
-      description: message`The settings, instead of /etc/libvirt-gci/config.yaml.`,
+      description:
+        message`The settings, instead of /etc/libvirt-gci/config.yaml or, without that, ~/.config/libvirt-gci/config.yaml.`,
     }),
   ),
   action: or(
@@ -356,12 +357,22 @@ function parseWithHelp(args: readonly string[], version: string, output: CliOutp
       command: { names: ["completions"] },
       onShow: (status: number) => output.exit(status),
     },
-    onError: () => output.exit(2),
+    aboveError: args.length === 0 ? "usage" : "none",
+    onError: () => {
+      const command = args.find((word) => COMMANDS.includes(word));
+      output.stderr(`What to do: See ${[PROGRAM, command ?? []].flat().join(" ")} --help`);
+      return output.exit(2);
+    },
     stdout: output.stdout,
     stderr: output.stderr,
     termWidth: "auto",
   });
 }
+
+const COMMANDS = [
+  ...["config", "prepare", "run", "cleanup", "gc", "list", "keep", "ssh", "logs", "console"],
+  ...["doctor", "explain", "warm", "standby", "completions"],
+];
 
 const SECONDS: Readonly<Record<string, number>> = { s: 1, m: 60, h: 3600, d: 86_400 };
 

@@ -130,7 +130,10 @@ export const machineEntries = {
   isolate: v.optional(flag),
   host_ports: v.optional(
     v.array(
-      text(/^(tcp|udp)\/([1-9]\d{0,4})$/, "tcp/PORT or udp/PORT"),
+      text(
+        /^(tcp|udp)\/([1-9]\d{0,3}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d{2}|655[0-2]\d|6553[0-5])$/,
+        "tcp/PORT or udp/PORT",
+      ),
       "a list of ports, such as [tcp/80]",
     ),
   ),

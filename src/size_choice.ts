@@ -120,7 +120,8 @@ function capOf(
 
 function chooseNested(context: SizeContext): Size<boolean> {
   const { config, template, rule, requests: { nested: request } } = context;
-  const usual = settingsFor(context).nested;
+  const isForbiddenByRule = rule?.allowNested === false;
+  const usual = settingsFor(context).nested && !isForbiddenByRule;
   const entry = config.templates.get(template);
   const isForbiddenByTemplate = entry?.ownKeys.has("allow_nested") && !entry.machine.allowNested;
   const isAllowed = !isForbiddenByTemplate && (rule?.allowNested ?? config.machine.allowNested);
@@ -143,7 +144,11 @@ function chooseNested(context: SizeContext): Size<boolean> {
   }
   return {
     value: request === null ? usual : request === "true",
-    from: request === null ? whoseSetting("nested", context) : NESTED,
+    from: request !== null
+      ? NESTED
+      : isForbiddenByRule
+      ? rule.name
+      : whoseSetting("nested", context),
     cap: usual || isAllowed,
     capFrom,
   };

@@ -424,7 +424,7 @@ const WRONG: Readonly<Record<string, readonly unknown[]>> = {
   domain_type: ["lxc", "KVM", true],
   network: ["", "a/b", {}],
   isolate: ["yes", 1, null],
-  host_ports: ["tcp/80", ["80"], ["tcp/0"], ["icmp/1"], [80]],
+  host_ports: ["tcp/80", ["80"], ["tcp/0"], ["tcp/65536"], ["udp/70000"], ["icmp/1"], [80]],
   vcpus: [0, 1025, "2", [2], { a: 2 }],
   memory_mib: [63, 16_777_217, "2G"],
   disk_gib: [0, 65_537, null],

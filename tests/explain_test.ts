@@ -9,7 +9,8 @@ const CONFIG = parseConfig(
   `
   max_vcpus: 8
   templates:
-    fedora-40: { aliases: [fedora], memory_mib: 4096, login: template, host_ports: [tcp/80] }
+    fedora-40: { aliases: [fedora], memory_mib: 4096, login: template, host_ports: [tcp/80],
+                 start: warm, standby: 2, firmware: efi }
   rules:
     - { projects: [trusted/*], max_vcpus: 32 }
     - { protected: false, templates: [fedora-*, debian-*], max_disk_gib: 60 }
@@ -35,6 +36,7 @@ Deno.test("explain says what the job gets, where each size is from, and which ru
     "kept      0 min, by this host's settings; at most 0 min, by this host's settings, which have " +
     "no max_keep_minutes, after a failure",
     "nested    no, by this host's settings; not allowed by this host's settings",
+    "start     warm, or one of 2 that wait, with the firmware efi",
     'login     template, as the user "gitlab-runner"',
     'network   "default"',
     "isolated  yes, but for tcp/80 of the host",
@@ -80,6 +82,7 @@ Deno.test("explain gives the same as JSON, for programs", () => {
       allowed: false,
       allowed_by: "this host's settings",
     },
+    ...{ start: "cold", standby: 0, firmware: "bios" },
     login: "cloud-init",
     user: "gitlab-runner",
     network: "default",

@@ -479,11 +479,20 @@ function assertWithinSettings(job: Job, config: Config, decision: Decision): voi
   assert(diskGib === null || (1 <= diskGib && diskGib <= mostOf(whose, "disk_gib")));
   assert(0 <= keepMinutes && keepMinutes <= mostOf(whose, "keep_minutes"));
   const usual = config.templates.get(choice.name)?.machine ?? config.machine;
-  assert(!nested || usual.nested || (rule?.allowNested ?? config.machine.allowNested));
+  const mayHaveUsual = usual.nested && rule?.allowNested !== false;
+  assert(!nested || mayHaveUsual || (rule?.allowNested ?? config.machine.allowNested));
   for (const volume of choice.volumes) assert.doesNotMatch(volume, /\/|\p{Cc}/u);
   assert(mayHave({ config, rule, job }, choice));
   assert(isAllowed(choice.name));
 }
+
+Deno.test("a rule that does not allow nested machines takes them away where nobody asked", () => {
+  const config = settings(
+    "templates: {debian-12: {nested: true}}\nrules: [{projects: [a/*], allow_nested: false}]",
+  );
+  assert.equal(decide(job({ project: "b/b" }), config).settings.nested, true);
+  assert.equal(decide(job({ project: "a/b" }), config).settings.nested, false);
+});
 
 Deno.test("no job gets a size, a volume or a template that the settings do not give it", () => {
   const counts = { given: 0, refused: 0 };

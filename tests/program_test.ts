@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
+import { homedir } from "node:os";
 import { readOpenMetrics } from "./open_metrics.ts";
 
 const ROOT = new URL("..", import.meta.url);
@@ -240,6 +241,15 @@ Deno.test("doctor finds mistakes in the settings, and goes on without them", asy
   );
   assert.match(stderr, /not ready for jobs/);
 });
+
+Deno.test("without HOME, as systemd's services are, ~ is the home that the system knows of", () =>
+  withHost("somebody.qcow2", async (settings) => {
+    await Deno.writeTextFile(settings, "login: template\nkey: ~/.ssh/no-such-key\n", {
+      append: true,
+    });
+    const { stdout } = await program(["--config", settings, "doctor"], { HOME: "" });
+    assert(stdout.includes(`${homedir()}/.ssh/no-such-key`), stdout);
+  }));
 
 Deno.test("list prints a table, or JSON", async () => {
   const table = await onHostWith("gone.overlay.libvirt-gci", ["list"]);

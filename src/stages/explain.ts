@@ -84,6 +84,7 @@ function rowsOf(
       `${yesOrNo(sizes.nested.value)}, by ${sizes.nested.from}; ` +
       `${sizes.nested.cap ? "allowed" : "not allowed"} by ${sizes.nested.capFrom}`,
     ],
+    ["start", startOf(settings)],
     ["login", `${settings.login}, as the user ${quoted(settings.user)}`],
     ["network", quoted(settings.network)],
     ["isolated", isolation(settings)],
@@ -102,6 +103,11 @@ function words({ value, from, cap, capFrom }: Size<number | null>, unit = ""): s
   const size = value === null ? "as large as the template's own" : `${value}${unit}`;
   const most = cap === null ? "as large as that" : `${cap}${unit}`;
   return `${size}, by ${from}; at most ${most}, by ${capFrom}`;
+}
+
+function startOf({ start, standby, firmware }: Decision["settings"]): string {
+  const waiting = standby === 0 ? "" : `, or one of ${standby} that wait`;
+  return `${start}${waiting}, with the firmware ${firmware}`;
 }
 
 function isolation({ isolate, hostPorts }: Decision["settings"]): string {
@@ -135,6 +141,9 @@ function jsonOf({ choice, settings, sizes }: Decision, config: Config): object {
       allowed: nested.cap,
       allowed_by: nested.capFrom,
     },
+    start: settings.start,
+    standby: settings.standby,
+    firmware: settings.firmware,
     login: settings.login,
     user: settings.user,
     network: settings.network,

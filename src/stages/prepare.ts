@@ -45,8 +45,8 @@ export interface PreparedMachine {
 
 /**
  * Makes a machine for the job, once there is room for it, and waits until a command runs in it. If
- * that fails, or the signal aborts, it undoes what it did. Throws BuildFailure if the job asks for a
- * template that does not exist, else SystemFailure.
+ * that fails, or the signal aborts, it undoes what it did. Throws BuildFailure if the job asks for what
+ * there is not or what it may not have, else SystemFailure.
  */
 export async function prepare(
   job: Job,
@@ -139,9 +139,9 @@ async function make(
 /** What a person can do with the machine, a line each. */
 export function howToGoOn({ name, record }: PreparedMachine): string[] {
   const { key, port, user, address } = record;
-  const login = `ssh -i ${key} ${port === "22" ? "" : `-p ${port} `}${user}@${address}`;
+  const ssh = `, or ssh -i ${key} ${port === "22" ? "" : `-p ${port} `}${user}@${address}`;
   return [
-    ...(address === CHANNEL_ADDRESS ? [] : [`Log in:   ${login}`]),
+    `Log in:   libvirt-gci ssh ${name}${address === CHANNEL_ADDRESS ? "" : ssh}`,
     `Run:      libvirt-gci run --machine ${name} -- COMMAND`,
     `Clean up: libvirt-gci cleanup --machine ${name}`,
   ];

@@ -57,7 +57,7 @@ export async function lookupMachine(machine: string, stage: NameStage): Promise<
 }
 
 function gone(machine: string): SystemFailure {
-  return unusable(`The machine "${machine}" is gone`, "guest_ended");
+  return unusable(`The machine "${machine}" is gone, or there never was one`, "guest_ended");
 }
 
 function unusable(what: string, fault: Fault = "other"): SystemFailure {
@@ -65,7 +65,7 @@ function unusable(what: string, fault: Fault = "other"): SystemFailure {
     what,
     fault,
     advice:
-      "Run the job again; libvirt-gci prepare makes a machine, and a machine that powers off " +
-      "or crashes is gone",
+      "Run the job again, or see which machines there are: libvirt-gci list. A machine that powers " +
+      "off or crashes is gone",
   });
 }

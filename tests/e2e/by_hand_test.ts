@@ -11,7 +11,7 @@ e2eTest(
       "";
     try {
       assert.match(machine, /^gci-lite-[0-9a-f]{8}$/);
-      const login = /Log in: +(ssh .*)/.exec(prepared.stdout)?.[1]?.split(" ") ?? [];
+      const login = /Log in: .*, or (ssh .*)/.exec(prepared.stdout)?.[1]?.split(" ") ?? [];
       const options = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"];
       const ssh = await command([...login.slice(0, 1), ...options, ...login.slice(1), "id", "-un"]);
       assert.equal(ssh.stdout, "gitlab-runner\n", ssh.stderr);

@@ -31,6 +31,7 @@ const config = {
     await endTurn(pool, turn);
   }
 }
+Deno.exit(); // as main.ts ends, see there
 
 function tell(what: string): void {
   Deno.writeTextFileSync(file, `${Deno.pid} ${what}\n`, { append: true });
