@@ -156,6 +156,15 @@ Deno.test("another process with the runner's number is not the runner", async ()
   assert.match(await why({ runner: `${pid} ${start} other-boot` }) ?? "", /runner is gone/);
 });
 
+Deno.test("once the runner has removed the attempt's directory, its running is no reason", async () => {
+  const attemptDir = await Deno.makeTempDir({ prefix: "libvirt-gci-test-" });
+  const runner = processMark(Deno.pid) ?? "";
+  assert.equal(await why({ runner, attemptDir }), null);
+  await Deno.remove(attemptDir);
+  assert.equal(await why({ runner, attemptDir }), "its attempt is over");
+  assert.equal(await why({ runner, attemptDir: "" }), null);
+});
+
 Deno.test("a process that is dead and not yet buried has no mark, nor has init", async () => {
   const command = new Deno.Command("sh", {
     args: ["-c", "sleep 0 & echo $!; exec sleep 100"], // which never asks how the child ended

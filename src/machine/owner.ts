@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { readProc, readProcLink } from "../../ffi/proc.ts";
+import { isKernelFile, readProc, readProcLink } from "../../ffi/proc.ts";
 import { isLibvirtError, orNull, VIR_ERR } from "../libvirt/error.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
 import type { Volume } from "../libvirt/volume.ts";
@@ -77,9 +77,9 @@ async function ownerNow(
 
 /**
  * Why nobody needs the machine any more, as the end of a sentence, or null while somebody does: its
- * deadline has not passed, and its attempt's directory or its runner is there. Of another host only
- * the deadline is known. A person's machine is needed until the person removes it, and any machine
- * as long as somebody wants it kept.
+ * deadline has not passed, and its attempt's directory is there, or its runner, if nobody can see the
+ * directory. Of another host only the deadline is known. A person's machine is needed until the person
+ * removes it, and any machine as long as somebody wants it kept.
  */
 export async function whyUnneeded(
   { keptUntil = "", ...owner }: Owner & { readonly keptUntil?: string },
@@ -94,10 +94,21 @@ export async function whyUnneeded(
   const { attemptDir, runner } = owner;
   const isByHand = attemptDir === "" && runner === "";
   if (isByHand || owner.host === "" || owner.host !== await hostMark()) return null;
-  if (isRunning(runner) || (attemptDir !== "" && await exists(attemptDir))) return null;
+  if (attemptDir !== "" && await exists(attemptDir)) return null;
+  if (isRunning(runner)) return isGoneFor(runner, attemptDir) ? "its attempt is over" : null;
   return attemptDir === ""
     ? "who made it is gone"
     : "its runner is gone, and so is the attempt's directory";
+}
+
+/**
+ * Whether it is certain that the directory is not there for this process, which may see another /tmp
+ * than we do (PrivateTmp, systemd.exec(5)): then cleanup has ended, and maybe failed.
+ */
+function isGoneFor(mark: string, directory: string): boolean {
+  if (!directory.startsWith("/")) return false;
+  const seen = `/proc/${Number.parseInt(mark)}/root${directory}`;
+  return isKernelFile(seen.slice(0, seen.lastIndexOf("/"))) && !isKernelFile(seen);
 }
 
 /** The seconds since it was made; NaN if it does not say. */

@@ -59,8 +59,12 @@ export async function gc(
       problems.push(error);
     }
   }
-  await removeDeadWarmImages(dryRun, problems, stage);
-  await removeUnwantedStandbys(dryRun, problems, stage);
+  for (const removeMore of [removeDeadWarmImages, removeUnwantedStandbys]) {
+    await removeMore(dryRun, problems, stage).catch((error) => {
+      stage.signal.throwIfAborted();
+      problems.push(error);
+    });
+  }
   if (problems.length > 0) throw unremoved(problems);
 }
 
