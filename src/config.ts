@@ -44,6 +44,8 @@ export interface Rule {
 
 /** The settings, complete. */
 export interface Config {
+  /** The file that they are from; null are the defaults. */
+  readonly file: string | null;
   readonly uri: string;
   /** How long libvirt may take for one call. */
   readonly callSeconds: number;
@@ -126,7 +128,7 @@ function isNoFile(error: unknown): boolean {
 export function parseConfig(yamlText: string, file: string): Config {
   const lineCounter = new LineCounter();
   const { config, mistakes } = readYaml(yamlText, { file, lineCounter });
-  if (mistakes.length === 0) return config;
+  if (mistakes.length === 0) return { ...config, file };
   const lines = mistakes.sort((a, b) => a.offset - b.offset).map(({ offset, words }) => {
     const { line, col } = lineCounter.linePos(offset);
     return `${file}:${line}:${col}: ${words}`;
@@ -204,6 +206,7 @@ function toConfig(raw: RawConfig): Config {
     allowNested: rule.allow_nested ?? null,
   }));
   return {
+    file: null,
     uri: raw.uri ?? "qemu:///system",
     callSeconds: raw.call_seconds ?? 60,
     postMortemDir: raw.post_mortem_dir ?? null,

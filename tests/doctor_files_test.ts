@@ -6,6 +6,7 @@ import {
   checkFilterPrograms,
   checkFilters,
   checkFirewall,
+  checkRoot,
 } from "../src/doctor/isolation.ts";
 import { checkKeys } from "../src/doctor/keys.ts";
 import { checkKvm, checkKvmDevice, checkNested, offerFinding } from "../src/doctor/kvm.ts";
@@ -33,7 +34,7 @@ Deno.test("KVM that runs no guest is a warning, and a problem with domain_type: 
 
 Deno.test("without /dev/kvm, the remedy loads the module", async () => {
   await using host = await doctorHost({
-    kvm: () => Promise.resolve(BROKEN_KVM),
+    kvm: () => Promise.resolve({ works: null, reason: "/dev/kvm does not exist" }),
     files: { "/dev/kvm": undefined },
   });
   const { remedy } = only(await checkKvm(host), "warning", /runs no guest/);
@@ -133,6 +134,18 @@ Deno.test("an isolated machine needs filters, ebtables, iptables and tracking", 
   const tracking = only(await checkBridgeTracking(host), "warning", /bridge-nf-call-iptables/);
   assert.match(tracking.meaning, /above 32767/);
   assert.match(tracking.remedy ?? "", /^modprobe br_netfilter && sysctl net.bridge/);
+});
+
+Deno.test("who is not root isolates machines by libvirt alone", async () => {
+  const root = "Uid:\t0\t0\t0\t0\nGid:\t0\t0\t0\t0\nGroups:\t0 \n";
+  const files = { "/proc/self/status": root, "/etc/passwd": "ci:x:7:7::/home/ci:/bin/sh\n" };
+  await using host = await doctorHost({ files });
+  only(await checkRoot(host), "ok", /^As root/);
+  const status = root.replace("Uid:\t0\t0", "Uid:\t7\t7");
+  await using other = await doctorHost({ files: { ...files, "/proc/self/status": status } });
+  assert.match(only(await checkRoot(other), "warning", /runs as ci,/).meaning, /link-local/);
+  await using open = await doctorHost({ files, machine: { isolate: false } });
+  assert.deepEqual(await checkRoot(open), []);
 });
 
 Deno.test("a host with all that isolation needs is ok", async () => {

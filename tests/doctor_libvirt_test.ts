@@ -44,6 +44,17 @@ Deno.test("a pool that is missing is a problem, but for the one that the first j
   only(await checkOverlayPool(fresh), "ok", /"libvirt-gci" is made by the first job/);
 });
 
+Deno.test("a pool for machines' disks that has no files is a problem", async () => {
+  await using connection = await openTestHost();
+  const xml = "<pool type='logical'><name>vg0</name><target><path>/dev/vg0</path></target></pool>";
+  {
+    using pool = await connection.definePool("vg0", xml);
+    await pool.buildAndStart();
+  }
+  await using host = await doctorHost({ connection, config: { overlayPool: "vg0" } });
+  only(await checkOverlayPool(host), "problem", /"vg0" is of the type logical/);
+});
+
 Deno.test("a pool that is not active is a problem, and no autostart a warning", async () => {
   await using connection = await openTestHost();
   const xml = "<pool type='dir'><name>idle</name><target><path>/idle</path></target></pool>";
@@ -252,12 +263,13 @@ Deno.test("a pool without templates is a problem", async () => {
   only(await checkTemplates(host), "problem", /"base_imgs" has no template/);
 });
 
-Deno.test("a template that is neither qcow2 nor raw is a problem", async () => {
+Deno.test("a template that is neither qcow2 nor raw is a warning, and a directory is no template", async () => {
   await using connection = await openTestHost();
   await using host = await doctorHost({ connection });
   await createVolume(connection, "base_imgs", { name: "win.vmdk", format: "vmdk" });
+  await createVolume(connection, "base_imgs", { name: "lost+found", format: "dir" });
   const found = (await checkTemplates(host)).filter(({ level }) => level !== "ok");
-  const { remedy } = only(found, "problem", /"win.vmdk" has the format vmdk/);
+  const { remedy } = only(found, "warning", /"win.vmdk" has the format vmdk/);
   const path = `${TEMPLATES}/win.vmdk`;
   assert.equal(remedy, `qemu-img convert -O qcow2 ${path} ${path}.qcow2`);
 });
@@ -377,6 +389,17 @@ Deno.test("a template that is larger than max_disk_gib is a problem", async () =
   await using host = await doctorHost({ connection, config: parseConfig(yaml, "x") });
   const found = (await checkTemplates(host)).filter(({ level }) => level !== "ok");
   only(found, "problem", /"debian-12.qcow2" has 4 GiB, and max_disk_gib is 3/);
+
+  const own = "max_disk_gib: 3\ndisk_gib: 3\ntemplates: { debian-12: { max_disk_gib: 9 } }";
+  await using other = await doctorHost({ connection, config: parseConfig(own, "x") });
+  only(
+    (await checkTemplates(other)).filter(({ level }) => level !== "ok"),
+    "problem",
+    /"debian-12.qcow2" has 4 GiB, and max_disk_gib is 3/,
+  );
+  const ruled = `${yaml}\nrules: [{ max_disk_gib: 9 }]`;
+  await using third = await doctorHost({ connection, config: parseConfig(ruled, "x") });
+  only((await checkTemplates(third)).filter(({ level }) => level !== "ok"), "warning", /has 4 GiB/);
 });
 
 async function createVolume(

@@ -48,8 +48,11 @@ Deno.test("a check that fails is a problem, and keeps no other from its findings
     () => Promise.resolve([ok("All is well")]),
   ], host);
   assert.deepEqual(findings.map(({ level }) => level), ["problem", "ok"]);
-  assert.match(findings[0]?.meaning ?? "", /^It broke\nbecause: the disk is on fire\n/);
-  assert.equal(findings[0]?.remedy, "Fetch water");
+  assert.match(
+    findings[0]?.meaning ?? "",
+    /^It broke\nbecause: the disk is on fire\nWhat to do: Fetch water\n/,
+  );
+  assert.equal(findings[0]?.remedy, null, "what is no command is no remedy");
 });
 
 Deno.test("a check that throws at once is a problem too", async () => {
@@ -72,15 +75,17 @@ Deno.test("a check that takes too long is given up", async () => {
 
 Deno.test("settings with mistakes are a problem that names each", async () => {
   await using host = await doctorHost({ configError: errorOf("vcpus: 0\nmemmory_mib: 5\n") });
-  const { meaning, remedy } = only(await checkSettings(host), "problem", /cannot be used/);
+  const { meaning } = only(await checkSettings(host), "problem", /cannot be used/);
   assert.match(meaning, /config.yaml:1:\d+: .*vcpus/);
   assert.match(meaning, /config.yaml:2:\d+: .*memmory_mib/);
-  assert.match(remedy ?? "", /^Edit "\/config.yaml"/);
+  assert.match(meaning, /^What to do: Edit "\/config.yaml"/m);
 });
 
 Deno.test("settings without mistakes are ok", async () => {
   await using host = await doctorHost();
-  only(await checkSettings(host), "ok", /no mistake; they name 0 templates/);
+  only(await checkSettings(host), "ok", /^There is no file with settings/);
+  await using other = await doctorHost({ config: { file: "/etc/c.yaml" } });
+  only(await checkSettings(other), "ok", /"\/etc\/c.yaml" have no mistake; they name 0 templates/);
 });
 
 function errorOf(yaml: string): unknown {
@@ -102,11 +107,19 @@ Deno.test("a daemon that answers is told with its version and QEMU's", async () 
 
 Deno.test("a daemon that is too old is a problem", async () => {
   await using connection = await openTestHost();
-  const facts = { libVersion: () => Promise.resolve(5_010_002) };
-  await using host = await doctorHost({ connection, facts });
-  const [version] = await checkDaemon(host);
-  assert.equal(version?.level, "problem");
-  assert.match(version?.subject ?? "", /libvirt 5\.10\.2/);
+  for (
+    const [yaml, version, oldest] of [
+      ["", 6_000_000, "6.1.0"],
+      ["login: systemd", 6_001_000, "6.5.0"],
+      ["templates: { old: { firmware: efi } }", 8_000_000, "8.1.0"],
+    ] as const
+  ) {
+    const facts = { libVersion: () => Promise.resolve(version) };
+    await using host = await doctorHost({ connection, facts, config: parseConfig(yaml, "x") });
+    const [found] = await checkDaemon(host);
+    assert.equal(found?.level, "problem");
+    assert(found?.meaning.endsWith(`use libvirt ${oldest} or newer`), found?.meaning);
+  }
 });
 
 Deno.test("libvirt without a QEMU for this host is a problem", async () => {
@@ -166,8 +179,8 @@ Deno.test("a user whom the daemon's socket lets in gets libvirt's own advice", a
     connection: REFUSED,
     files: { "/run/libvirt/libvirt-sock": { text: "", mode: 0o777 } },
   });
-  const { remedy } = only(await checkDaemon(host), "problem", /no connection/);
-  assert.equal(remedy, REFUSED.advice);
+  const { meaning } = only(await checkDaemon(host), "problem", /no connection/);
+  assert(meaning.includes(`\nWhat to do: ${REFUSED.advice}\n`), meaning);
 });
 
 Deno.test("a hypervisor elsewhere is told, and this host's files are not looked at", async () => {
@@ -288,7 +301,7 @@ Deno.test("bootTemplate() cleans up after a script that fails, but not after pre
 
   const unprepared = await bootTemplate("x", { prepare: fail, run: fail, cleanup });
   const { meaning, remedy } = only(unprepared, "problem", /^prepare failed after \d+\.\d s$/);
-  assert.deepEqual([meaning, remedy], ["No lease", "Look at its console"]);
+  assert.deepEqual([meaning, remedy], ["No lease\nWhat to do: Look at its console", null]);
   assert.equal(cleanups, 0);
 
   const prepare = () => Promise.resolve();

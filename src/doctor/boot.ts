@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { GroupedFinding } from "./doctor.ts";
 import { type Finding, ok, problem, warning } from "./finding.ts";
-import { adviceOf, reasonOf } from "./reason.ts";
+import { explain } from "../errors.ts";
 
 /** The stages of a job on a machine of the caller's choice. */
 export interface BootStages {
@@ -41,10 +41,7 @@ export async function bootTemplate(
       return true;
     } catch (error) {
       findings.push(
-        problem(`${stage} failed after ${seconds()}`, {
-          meaning: reasonOf(error),
-          remedy: adviceOf(error),
-        }),
+        problem(`${stage} failed after ${seconds()}`, { meaning: explain(error) }),
       );
       return false;
     }

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { command } from "../command.ts";
 import { install } from "./install.ts";
-import { type DoctorContext, isLocal } from "./context.ts";
+import type { Config } from "../config.ts";
+import { allMachines, type DoctorContext, isLocal } from "./context.ts";
 import { type Finding, ok, problem, warning } from "./finding.ts";
 import { hasProgram, statHostFile } from "./host_files.ts";
 import { findGroupName, permissionsOf, readOwnUser } from "./host_users.ts";
 import { childrenOf, find, rootOf } from "../read_xml.ts";
-import { adviceOf, reasonOf } from "./reason.ts";
+import { explain } from "../errors.ts";
+import { reasonOf } from "./reason.ts";
 
 /** One daemon for all, or one for QEMU beside others: whichever listens, serves. */
 const DAEMONS = [
@@ -14,28 +16,35 @@ const DAEMONS = [
   { socket: "/run/libvirt/libvirt-sock", program: "libvirtd" },
 ] as const;
 const SPLIT_DAEMONS = ["virtqemud", "virtnetworkd", "virtstoraged", "virtnwfilterd", "virtlogd"];
-const OLDEST = 6_000_000;
+/** The oldest libvirt for all machines, and for those with these settings. */
+const OLDEST = 6_001_000;
+const OLDEST_WITH_SYSTEMD_LOGIN = 6_005_000; // it gives files by fw_cfg
+const OLDEST_WITH_EFI = 8_001_000; // it resets a machine's NVRAM
 
 /** The library, the daemon, and whether this user may manage it. */
 export async function checkDaemon(context: DoctorContext): Promise<Finding[]> {
   const { connection, config, factsOf } = context;
   if (connection instanceof Error) {
+    const remedy = await connectRemedy(context);
+    const reason = remedy === null ? explain(connection) : reasonOf(connection);
     return [
       problem(`There is no connection to libvirt at "${config.uri}"`, {
-        meaning: `${reasonOf(connection)}\nNo job starts. ` +
+        meaning: `${reason}\nNo job starts. ` +
           "Pools, networks, filters and templates are not checked",
-        remedy: await connectRemedy(context) ?? adviceOf(connection),
+        remedy,
       }),
     ];
   }
   const facts = factsOf(connection);
   const version = await facts.libVersion();
+  const oldest = oldestFor(config);
   const hypervisor = versionWords(await facts.hypervisorVersion());
   const { name } = await readOwnUser(context);
   return [
-    version < OLDEST
+    version < oldest
       ? problem(`The daemon is libvirt ${versionWords(version)}`, {
-        meaning: "It lacks functions that libvirt-gci calls: use libvirt 6.0.0 or newer",
+        meaning: "It lacks what libvirt-gci or a machine of the settings needs: use libvirt " +
+          `${versionWords(oldest)} or newer`,
       })
       : ok(
         `libvirt ${versionWords(version)} answers at "${config.uri}", with QEMU ${hypervisor}`,
@@ -44,10 +53,17 @@ export async function checkDaemon(context: DoctorContext): Promise<Finding[]> {
     ...isLocal(context) ? [] : [
       warning("The hypervisor is on another host", {
         meaning: "Its KVM, firewall, security modules and directories are not checked: " +
-          "run libvirt-gci doctor there",
+          "run libvirt-gci doctor there. It isolates machines by libvirt's filters alone, which do " +
+          "not close its own addresses to them: see SECURITY.md",
       }),
     ],
   ];
+}
+
+function oldestFor(config: Config): number {
+  const machines = allMachines(config);
+  if (machines.some(({ firmware }) => firmware === "efi")) return OLDEST_WITH_EFI;
+  return machines.some(({ login }) => login === "systemd") ? OLDEST_WITH_SYSTEMD_LOGIN : OLDEST;
 }
 
 /** Whether libvirt has found a QEMU for the host's architecture. */

@@ -8,12 +8,13 @@ import {
   checkFilterPrograms,
   checkFilters,
   checkFirewall,
+  checkRoot,
 } from "./isolation.ts";
 import { checkKeys } from "./keys.ts";
 import { checkKvm, checkKvmDevice, checkNested } from "./kvm.ts";
 import { checkNetworks } from "./networks.ts";
 import { checkOverlayPool, checkTemplatePool } from "./pools.ts";
-import { adviceOf, reasonOf } from "./reason.ts";
+import { explain } from "../errors.ts";
 import { checkRunner } from "./runner.ts";
 import { checkSecurityModules } from "./security_modules.ts";
 import { checkSettings } from "./settings.ts";
@@ -32,7 +33,7 @@ const GROUPS: Readonly<Record<string, readonly Check[]>> = {
   "KVM": [checkKvm, checkKvmDevice, checkNested],
   "storage": [checkTemplatePool, checkOverlayPool],
   "network": [checkNetworks],
-  "isolation": [checkFilters, checkBridgeTracking, checkFilterPrograms, checkFirewall],
+  "isolation": [checkFilters, checkRoot, checkBridgeTracking, checkFilterPrograms, checkFirewall],
   "templates": [checkTemplates, checkWarmImages],
   "SSH keys": [checkKeys],
   "security modules": [checkSecurityModules],
@@ -54,17 +55,16 @@ export async function examine(
   const findings = checks.map(async (check): Promise<Finding[]> => {
     try {
       const found = await within(check(context), context.checkSeconds * 1000);
-      return found ?? [unfinished(group, `no answer within ${context.checkSeconds} s`, null)];
+      return found ?? [unfinished(group, `no answer within ${context.checkSeconds} s`)];
     } catch (error) {
-      return [unfinished(group, reasonOf(error), adviceOf(error))];
+      return [unfinished(group, explain(error))];
     }
   });
   return (await Promise.all(findings)).flat().map((finding) => ({ group, ...finding }));
 }
 
-function unfinished(group: string, reason: string, remedy: string | null): Finding {
+function unfinished(group: string, reason: string): Finding {
   return problem(`A check of ${group} did not come to an end`, {
     meaning: `${reason}\nWhat it would have found is unknown`,
-    remedy,
   });
 }

@@ -3,6 +3,7 @@ import { restartDaemons } from "../command.ts";
 import { install } from "./install.ts";
 import { allMachines, type DoctorContext, isLocal } from "./context.ts";
 import { type Finding, ok, problem, warning } from "./finding.ts";
+import { readOwnUser } from "./host_users.ts";
 import { hasProgram, readHostFile, readIfAllowed, readLibvirtSetting } from "./host_files.ts";
 
 const FIRST_WITH_NFTABLES = 10_004_000;
@@ -41,6 +42,22 @@ export async function checkBridgeTracking(context: DoctorContext): Promise<Findi
         "echo br_netfilter > /etc/modules-load.d/libvirt-gci.conf",
         `echo ${BRIDGED}=1 > /etc/sysctl.d/90-libvirt-gci.conf`,
       ].join(" && "),
+    }),
+  ];
+}
+
+/** What of isolation is not libvirt's, and takes root. */
+export async function checkRoot(context: DoctorContext): Promise<Finding[]> {
+  if (!isolates(context) || !isLocal(context)) return [];
+  const { uid, name } = await readOwnUser(context);
+  if (uid === 0) {
+    return [ok("As root, libvirt-gci does for isolated machines what libvirt does not")];
+  }
+  return [
+    warning(`libvirt-gci runs as ${name}, so machines are isolated by libvirt alone`, {
+      meaning: "A guest can send link-local frames past its filter: UDP to services of the host, " +
+        "IPv6 routes, STP where the network's bridge has it. And answers to connections of who " +
+        "had its address before reach the next guest. Run GitLab Runner as root, or see SECURITY.md",
     }),
   ];
 }

@@ -25,7 +25,8 @@ export async function checkKvm(context: DoctorContext): Promise<Finding[]> {
     const { connection } = context;
     return [offerFinding(connection instanceof Error ? null : await connection.capabilities())];
   }
-  if (answer.works === null) {
+  const device = await statHostFile(context, "/dev/kvm");
+  if (answer.works === null && device !== null) {
     const { name } = await readOwnUser(context);
     return [
       warning("Nobody knows whether KVM runs guests", {
@@ -39,9 +40,7 @@ export async function checkKvm(context: DoctorContext): Promise<Finding[]> {
     finding("KVM runs no guest here", {
       meaning: `${answer.reason}. ` +
         (types.includes("kvm") ? "With domain_type: kvm, machines hang or do not start" : SLOW),
-      remedy: await statHostFile(context, "/dev/kvm") === null
-        ? "modprobe kvm_intel || modprobe kvm_amd"
-        : null,
+      remedy: device === null ? "modprobe kvm_intel || modprobe kvm_amd" : null,
     }),
   ];
 }

@@ -5,6 +5,7 @@ import { type Check, type DoctorContext, isLocal } from "./context.ts";
 import { type Finding, ok, problem, warning } from "./finding.ts";
 import { readHostFile, statHostFile } from "./host_files.ts";
 import { readOwnUser } from "./host_users.ts";
+import { poolSpace } from "../machine/host_load.ts";
 import { rootOf, textAt } from "../read_xml.ts";
 
 const GIB = 1024 ** 3;
@@ -42,13 +43,22 @@ async function checkPool(context: DoctorContext, poolName: PoolName): Promise<Fi
     ];
   }
   const root = rootOf(await pool.xml());
+  const type = root?.attributes["type"] ?? "";
+  if (key === "overlay_pool" && !/^(dir|fs|netfs)$/.test(type)) {
+    return [
+      problem(`The storage pool "${name}" is of the type ${type}`, {
+        meaning:
+          "Machines' disks are files: no job starts. Set overlay_pool to a pool of the type " +
+          "dir, fs or netfs",
+      }),
+    ];
+  }
   const path = textAt(root, "target", "path") ?? "";
-  const capacity = Number(textAt(root, "capacity"));
-  const available = Number(textAt(root, "available"));
+  const { total: capacity, available } = await poolSpace(connection, pool);
   const local = isLocal(context);
   const fileSystem = local ? await fileSystemOf(context, path) : null;
   return [
-    checkSpace(`The storage pool "${name}"`, {
+    checkSpace(poolName, {
       ...{ capacity, available, path },
       where: fileSystem === null ? path : `${path} (${fileSystem})`,
     }),
@@ -75,7 +85,7 @@ function noAutostart(context: DoctorContext, name: string): Finding {
 }
 
 function checkSpace(
-  subject: string,
+  { name, key }: PoolName,
   { capacity, available, path, where }: {
     readonly capacity: number;
     readonly available: number;
@@ -83,12 +93,17 @@ function checkSpace(
     readonly where: string;
   },
 ): Finding {
+  const subject = `The storage pool "${name}"`;
   const percent = Math.floor(available / capacity * 100);
   const space = `${gib(available)} of ${gib(capacity)} GiB free (${percent} %)`;
   if (percent >= 15 && available >= 10 * GIB) return ok(`${subject}: ${space} in ${where}`);
-  const finding = percent < 5 ? problem : warning;
+  const grows = key === "overlay_pool";
+  if (!grows && available >= 10 * GIB) return ok(`${subject}: ${space} in ${where}`);
+  const finding = grows && percent < 5 && available < 20 * GIB ? problem : warning;
   return finding(`${subject} has little space: ${space} in ${where}`, {
-    meaning: "A machine whose disk cannot grow is paused, and its job hangs until its timeout",
+    meaning: grows
+      ? "A machine whose disk cannot grow is halted, and its job fails as the host's fault"
+      : "There may be no room for another template",
     remedy: command("du", "--human-readable", "--all", "--max-depth=1", path),
   });
 }

@@ -1,21 +1,25 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { explain } from "../errors.ts";
 import type { DoctorContext } from "./context.ts";
 import { type Finding, ok, problem } from "./finding.ts";
-import { adviceOf, reasonOf } from "./reason.ts";
 
 /** The settings file, as each stage reads it. */
 export function checkSettings({ configError, config }: DoctorContext): Promise<Finding[]> {
   if (configError !== null) {
     return Promise.resolve([
       problem("The settings cannot be used", {
-        meaning: `${reasonOf(configError)}\nEach stage of each job fails. ` +
+        meaning: `${explain(configError)}\nEach stage of each job fails. ` +
           "What follows is for the default settings",
-        remedy: adviceOf(configError),
       }),
     ]);
   }
-  const { size } = config.templates;
+  const { file, templates: { size } } = config;
+  const templates = `they name ${size} template${size === 1 ? "" : "s"}`;
   return Promise.resolve([
-    ok(`The settings have no mistake; they name ${size} template${size === 1 ? "" : "s"}`),
+    ok(
+      file === null
+        ? "There is no file with settings: the defaults hold"
+        : `The settings in "${file}" have no mistake; ${templates}`,
+    ),
   ]);
 }

@@ -66,10 +66,12 @@ async function readVolumes(
     const volumeXml = await orNull(VIR_ERR.NO_STORAGE_VOL, volume.xml());
     if (volumeXml === null) continue; // its file is gone, as that of a machine soon may be
     const root = rootOf(volumeXml);
+    const format = find(root, "target", "format")?.attributes["type"] ?? "raw";
+    if (format === "dir") continue; // such as lost+found
     volumes.push({
       name,
       path: textAt(root, "target", "path") ?? "",
-      format: find(root, "target", "format")?.attributes["type"] ?? "raw",
+      format,
       capacity: Number(textAt(root, "capacity")),
       backing: textAt(root, "backingStore", "path"),
     });

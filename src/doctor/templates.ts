@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import type { Config } from "../config.ts";
 import { BuildFailure } from "../errors.ts";
 import type { MachineSettings } from "../machine_settings.ts";
 import { chooseTemplate, namedTemplates } from "../template_choice.ts";
@@ -61,7 +62,7 @@ async function checkTemplate(
       writerProblem(domain, { volume, machines: overlays.length }, context)
     ),
     ...await checkChanged(chain, { volume, overlays }, context),
-    ...checkSize(volume, settingsOf(name, context)),
+    ...checkSize(volume, settingsOf(name, context), context.config),
   ];
   if (findings.length > 0) return findings;
   const users = overlays.length === 1 ? "1 machine stands" : `${overlays.length} machines stand`;
@@ -73,8 +74,8 @@ async function checkTemplate(
 function checkFormat({ name, path, format }: VolumeFacts): Finding[] {
   if (format === "qcow2" || format === "raw") return [];
   return [
-    problem(`The template "${name}" has the format ${format}`, {
-      meaning: "Machines need one that is qcow2 or raw: they do not start, or do not boot",
+    warning(`The template "${name}" has the format ${format}`, {
+      meaning: "Machines need one that is qcow2 or raw: a job that asks for it fails",
       remedy: command("qemu-img", "convert", "-O", "qcow2", path, `${path}.qcow2`),
     }),
   ];
@@ -145,13 +146,22 @@ async function checkChanged(
   });
 }
 
-function checkSize({ name, capacity }: VolumeFacts, settings: MachineSettings | null): Finding[] {
+/** The smaller of two bounds holds; a rule may have another than all settings. */
+function checkSize(
+  { name, capacity }: VolumeFacts,
+  settings: MachineSettings | null,
+  { machine, rules }: Config,
+): Finding[] {
+  if (settings === null) return [];
   const gib = Math.ceil(capacity / GIB);
-  const most = settings?.maxDiskGib ?? null;
-  if (most === null || gib <= most) return [];
+  const most = Math.min(settings.maxDiskGib ?? Infinity, machine.maxDiskGib ?? Infinity);
+  if (gib <= most) return [];
+  const has = rules.some(({ maxDiskGib }) => (maxDiskGib ?? 0) >= gib) ? warning : problem;
   return [
-    problem(`The template "${name}" has ${gib} GiB, and max_disk_gib is ${most}`, {
-      meaning: "A job that asks for it fails. Raise max_disk_gib, or make the template smaller",
+    has(`The template "${name}" has ${gib} GiB, and max_disk_gib is ${most}`, {
+      meaning:
+        "A job that asks for it fails, unless a rule allows more. Raise max_disk_gib, or make " +
+        "the template smaller",
     }),
   ];
 }

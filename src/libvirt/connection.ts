@@ -470,7 +470,7 @@ function loadWithAdvice(): Libvirt {
     throw new LibvirtError("dlopen", words, {
       code: VIR_ERR.NO_SUPPORT,
       advice: tooOld
-        ? "Install libvirt 6.0.0 or newer: this one lacks functions that libvirt-gci calls"
+        ? "Install libvirt 6.1.0 or newer: this one lacks functions that libvirt-gci calls"
         : "Install the library libvirt.so.0: the package libvirt0 on Debian and Ubuntu, " +
           "libvirt-libs on Fedora and RHEL, libvirt on Arch",
     });

@@ -47,7 +47,7 @@ class Refusal extends Error {
 }
 
 /** The same, where another process may not be refused. */
-class NoPermission extends Refusal {
+class NoAccess extends Refusal {
   override readonly works = null;
 }
 
@@ -88,13 +88,13 @@ function openKvm(libc: Libc, resources: DisposableStack): number {
     case ERRNO.ENOENT:
     case ERRNO.ENODEV:
     case ERRNO.ENXIO:
-      throw new Refusal(
+      throw new NoAccess(
         "/dev/kvm does not exist: switch virtualisation on in the BIOS, " +
           "then load the module: modprobe kvm_intel, or kvm_amd",
       );
     case ERRNO.EACCES:
     case ERRNO.EPERM:
-      throw new NoPermission(
+      throw new NoAccess(
         "no permission on /dev/kvm: add this user to the group that owns it, " +
           "as a rule: usermod --append --groups kvm USER",
       );

@@ -115,7 +115,7 @@ function readVolumeXml(
 
 function templatesAdvice(volumes: readonly string[], pool: string): string {
   const names = volumes
-    .filter((volume) => !isMachineVolume(volume) && !volume.startsWith(".")) // one in the making
+    .filter((volume) => !isMachineVolume(volume) && !/^\.|^lost\+found$/.test(volume)) // in the making
     .map((volume) => volume.replace(/\.qcow2$/, "")).sort();
   if (names.length === 0) {
     return `Make a template first: make_base_image.sh VM (the pool "${pool}" has none for this job)`;
