@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
 /**
- * The C library's functions to read and write a file, to read a link and a file system's size. Deno itself opens nothing below /proc and /sys unless it has all
+ * The C library's functions to read and write a file, to read a link and a file system's size, and for
+ * the mask of new files' modes. Deno itself opens nothing below /proc and /sys unless it has all
  * permissions, which the compiled program does not need for anything else.
  *
  * `open` is variadic in C. Declared with fixed parameters it works all the same, see kvm.ts.
@@ -43,6 +44,12 @@ const symbols = {
       "i32", // int fd
     ],
     result: "i32", // -1 on error
+  },
+  umask: {
+    parameters: [
+      "u32", // mode_t mask
+    ],
+    result: "u32", // the one before
   },
   statvfs: {
     parameters: [
@@ -98,6 +105,20 @@ export function writeKernelFile(path: string, text: string): boolean {
   const written = Number(write(file, bytes, BigInt(bytes.length)));
   close(file);
   return written === bytes.length;
+}
+
+/**
+ * Calls the function with this mask of modes for new files (umask(2)), for which Deno.umask would need
+ * all permissions that there are for the system.
+ */
+export function withUmask<T>(mask: number, body: () => T): T {
+  const { umask } = loadProc();
+  const before = umask(mask);
+  try {
+    return body();
+  } finally {
+    umask(before);
+  }
 }
 
 /** Whether there is a file or a directory at this path that this user may open. */

@@ -179,7 +179,7 @@ Deno.test("who holds the file up costs a stage a second and its counts, no more"
   withFile(async (file) => {
     await add(file, RUN);
     {
-      using held = await Deno.open(`${file}.tmp`, { write: true, create: true });
+      using held = await Deno.open(`${file}.lock`, { write: true, create: true });
       await held.lock(true);
       const warnings: string[] = [];
       const start = performance.now();
@@ -187,7 +187,7 @@ Deno.test("who holds the file up costs a stage a second and its counts, no more"
       const elapsed = performance.now() - start;
       assert(elapsed > 900 && elapsed < 3000, `${elapsed} ms`);
       assert.match(warnings.join(), /missing in the metrics in ".*": Others write .* than 1 s/);
-      await Deno.remove(`${file}.tmp`);
+      await Deno.remove(`${file}.lock`);
     }
     await add(file, RUN, 0);
     assert.equal((await samplesIn(file)).get(RUNS), 2);
@@ -327,11 +327,29 @@ Deno.test("a run is counted, but neither timed, nor is libvirt asked for anythin
     assert.deepEqual(counted, [['libvirt_gci_build_info{version="1.2.3"}', 1], [RUNS, 1]]);
   }));
 
+Deno.test("who may write to the directory has no file of others written, or made readable", () =>
+  withFile(async (file) => {
+    const secret = `${file}.secret`;
+    await Deno.writeTextFile(secret, "secret", { mode: 0o600 });
+    await Deno.symlink(secret, `${file}.tmp`);
+    await add(file, RUN);
+    assert.equal((await samplesIn(file)).get(RUNS), 1);
+    await Deno.symlink(secret, `${file}.lock`);
+    await assert.rejects(add(file, RUN, 0), /Others write to/);
+    await Deno.remove(`${file}.lock`);
+    await Deno.symlink(`${file}.made`, `${file}.lock`);
+    await assert.rejects(add(file, RUN, 0), /Others write to/);
+    await assert.rejects(Deno.stat(`${file}.made`), Deno.errors.NotFound);
+    assert.equal(await Deno.readTextFile(secret), "secret");
+    assert.equal(((await Deno.stat(secret)).mode ?? 0) & 0o777, 0o600);
+    await Promise.all([secret, `${file}.lock`].map((path) => Deno.remove(path)));
+  }));
+
 Deno.test("nobody else can open the file that is locked", () =>
   withFile(async (file) => {
     await Deno.writeTextFile(file, "# TYPE libvirt_gci_damaged gauge\n");
     let mode: number | null = null;
-    const warn = (): void => void ({ mode } = Deno.statSync(`${file}.tmp`)); // it is locked now
+    const warn = (): void => void ({ mode } = Deno.statSync(`${file}.lock`)); // it is locked now
     await addToMetricsFile(file, RUN, { warn });
     assert.equal((mode ?? 0) & 0o7777, 0o600);
   }));

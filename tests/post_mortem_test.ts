@@ -121,6 +121,15 @@ Deno.test("a post-mortem that cannot be written is a warning, and the failure st
     assert.match(stage.warnings.join(), /Could not keep .* in "\/proc\/nowhere": /);
   }, { guest: { refuseKey: true } }));
 
+Deno.test("where post-mortems cannot be read, the log has the console all the same", () =>
+  withStage(async ({ stage }) => {
+    await Deno.remove(stage.postMortemDirectory, { recursive: true });
+    await Deno.writeTextFile(stage.postMortemDirectory, "a file");
+    const words = await prepare(JOB, {}, stage).catch(explain);
+    assert.match(String(words), /did not come up[^]*serial console/);
+    assert.match(stage.warnings.join(), /Cannot read the post-mortems in /);
+  }, { guest: { refuseKey: true } }));
+
 Deno.test("a post-mortem is not kept where others can exchange it", () =>
   withStage(async ({ stage }) => {
     await Deno.chmod(stage.postMortemDirectory, 0o777);
@@ -179,6 +188,7 @@ Deno.test("the oldest post-mortems go first, until number and size are within th
     for (const day of [4, 1, 3, 2, 5]) await make(directory, `${stamp(day)}-m`, day * 100);
     await prunePostMortems(directory, { count: 4, bytes: 10_000 });
     assert.deepEqual(await listed(directory), [2, 3, 4, 5].map((day) => `${stamp(day)}-m`));
+    await make(directory, `${stamp(6)}-m`, 901); // which no bound lets in, and takes no other's place
     await prunePostMortems(directory, { count: 4, bytes: 900 });
     assert.deepEqual(await listed(directory), [4, 5].map((day) => `${stamp(day)}-m`));
   }));

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { withUmask } from "../../ffi/proc.ts";
 import { SystemFailure } from "../errors.ts";
 import { sleep } from "../wait.ts";
 import {
@@ -27,19 +28,38 @@ export async function addToMetricsFile(
     readonly patienceMs?: number;
   },
 ): Promise<void> {
-  const next = `${file}.tmp`; // node_exporter reads what ends in .prom
-  using locked = await openLocked(next, patienceMs);
+  const [lock, next] = [`${file}.lock`, `${file}.tmp`]; // node_exporter reads what ends in .prom
+  using _ = await openLocked(lock, patienceMs);
   try {
     const samples = await readMetricsFile(file, warn);
     addObservation(samples, observation);
-    await locked.truncate(); // what one who was killed has left
-    await writeAll(locked, metricsText(samples, observation.version));
-    await Deno.chmod(next, 0o644); // whatever the umask: node_exporter is another user
+    await removeIfThere(next); // what one who was killed has left
+    {
+      using written = createReadable(next);
+      await writeAll(written, metricsText(samples, observation.version));
+    }
     await Deno.rename(next, file);
-  } catch (error) {
-    await Deno.remove(next).catch(() => {}); // the first failure counts
-    throw error;
+  } finally {
+    await removeIfThere(next);
+    await removeIfThere(lock);
   }
+}
+
+/**
+ * A new file that others may read, whatever the umask: node_exporter is another user. Who may write to
+ * the directory may be yet another: so no link is followed, and no mode is set by name.
+ */
+function createReadable(path: string): Deno.FsFile {
+  return withUmask(
+    0o022,
+    () => Deno.openSync(path, { write: true, createNew: true, mode: 0o644 }),
+  );
+}
+
+async function removeIfThere(path: string): Promise<void> {
+  await Deno.remove(path).catch((error) => {
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
+  });
 }
 
 async function writeAll(file: Deno.FsFile, text: string): Promise<void> {
@@ -50,15 +70,17 @@ async function writeAll(file: Deno.FsFile, text: string): Promise<void> {
 }
 
 /**
- * The file that is to take the other's place, for us alone. Its lock is the kernel's, which takes it
- * back from a process that is killed; it needs no file that stays, and nobody else can open it.
+ * A file by which one process at a time writes. Its lock is the kernel's, which takes it back from a
+ * process that is killed; it needs no file that stays, and nobody else can open it.
  */
 async function openLocked(path: string, patienceMs: number): Promise<Deno.FsFile> {
   const end = performance.now() + patienceMs;
   for (;;) {
-    const file = await Deno.open(path, { read: true, write: true, create: true, mode: 0o600 });
-    if (await file.tryLock(true) && await isAt(path, file)) return file;
-    file.close();
+    const file = await openOwn(path);
+    if (file !== null) {
+      if (await file.tryLock(true) && await isAt(path, file)) return file;
+      file.close();
+    }
     if (performance.now() > end) {
       throw new SystemFailure({
         what: `Others write to "${path}" for longer than ${patienceMs / 1000} s`,
@@ -68,10 +90,26 @@ async function openLocked(path: string, patienceMs: number): Promise<Deno.FsFile
   }
 }
 
-/** Whether the path still means this file: who had the lock before has renamed it. */
+/** The file, made if it is not there; null if there is something else, or it is changing just now. */
+async function openOwn(path: string): Promise<Deno.FsFile | null> {
+  try {
+    return await Deno.open(path, { read: true, write: true, createNew: true, mode: 0o600 });
+  } catch (error) {
+    if (!(error instanceof Deno.errors.AlreadyExists)) throw error;
+  }
+  try {
+    const { isFile, uid } = await Deno.lstat(path);
+    return isFile && uid === Deno.uid() ? await Deno.open(path, { read: true, write: true }) : null;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return null;
+    throw error;
+  }
+}
+
+/** Whether the path still means this file, and is no link: who had the lock before has removed it. */
 async function isAt(path: string, file: Deno.FsFile): Promise<boolean> {
   try {
-    const [there, here] = await Promise.all([Deno.stat(path), file.stat()]);
+    const [there, here] = await Promise.all([Deno.lstat(path), file.stat()]);
     return there.ino === here.ino && there.dev === here.dev;
   } catch (error) {
     if (error instanceof Deno.errors.NotFound) return false;

@@ -4,6 +4,7 @@ import type { Connection } from "../libvirt/connection.ts";
 import { consoleEnd, consoleLines } from "../machine/console.ts";
 import { lookupActivePool } from "../machine/pools.ts";
 import { toPng } from "../machine/screenshot.ts";
+import type { Owner } from "../machine/owner.ts";
 import { readConsole } from "../machine/guest_files.ts";
 import { toVisible } from "../quoted.ts";
 import { within } from "../wait.ts";
@@ -60,8 +61,7 @@ async function examine(
   const need = await within(lookup(machine, stage), LOOKUP_MS, signal);
   if (need === null) throw new Error(`libvirt did not answer within ${LOOKUP_MS / 1000} s`);
   if (need.record === null && need.owner === null && need.why !== null) return []; // none of ours
-  const earlier = need.owner &&
-    await findPostMortem(stage.postMortemDirectory, machine, new Date(need.owner.created));
+  const earlier = need.owner && await findEarlier(machine, need.owner, stage);
   if (earlier !== null) return [whereMore(earlier)]; // the log has the rest from that time
   const isNew = config.postMortems > 0;
   const [console, { files, missing }] = await Promise.all([
@@ -98,6 +98,20 @@ async function examine(
     );
   }
   return details;
+}
+
+/** What is kept of it already; null where that cannot be seen, which is a warning. */
+async function findEarlier(
+  machine: string,
+  { created }: Pick<Owner, "created">,
+  { postMortemDirectory, warn }: Pick<PostMortemStage, "postMortemDirectory" | "warn">,
+): Promise<string | null> {
+  try {
+    return await findPostMortem(postMortemDirectory, machine, new Date(created));
+  } catch (error) {
+    warn(`Cannot read the post-mortems in "${postMortemDirectory}": ${explain(error)}`);
+    return null;
+  }
 }
 
 function whereMore(path: string): string {
@@ -202,6 +216,7 @@ const AGENT_COMMANDS = [
 ];
 const AGENT_COMMAND_SECONDS = 1;
 const AGENT_MS = 4000;
+const MOST_AGENT_CHARACTERS = 1024 * 1024;
 
 /** What the guest agent can still tell, as JSON by command. Throws if it does not even greet. */
 async function askAgent({ domain }: Found): Promise<string> {
@@ -216,7 +231,9 @@ async function askAgent({ domain }: Found): Promise<string> {
       answers[execute] = { error: explain(error) };
     }
   }
-  return `${JSON.stringify(answers, null, 2)}\n`;
+  const text = `${JSON.stringify(answers)}\n`; // indented, what is nested would grow without bounds
+  if (text.length > MOST_AGENT_CHARACTERS) throw new Error("it is too large");
+  return text;
 }
 
 /** The end of what libvirt and QEMU log of the machine. */

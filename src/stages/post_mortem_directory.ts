@@ -78,8 +78,9 @@ export async function prunePostMortems(parent: string, bounds: Bounds): Promise<
   const newestFirst = names.filter((name) => parseName(name) !== null).sort().reverse();
   let bytes = 0;
   for (const [i, name] of newestFirst.entries()) {
-    bytes += await sizeOf(`${parent}/${name}`);
-    if (i >= bounds.count || bytes > bounds.bytes) await remove(`${parent}/${name}`);
+    const size = await sizeOf(`${parent}/${name}`);
+    if (i >= bounds.count || bytes + size > bounds.bytes) await remove(`${parent}/${name}`);
+    if (size <= bounds.bytes) bytes += size; // what is too large alone takes no other's place
   }
   const dead = stampOf(new Date(Date.now() - UNFINISHED_MS));
   for (const name of names.filter((name) => name.startsWith(UNFINISHED))) {
