@@ -2,7 +2,16 @@
 import assert from "node:assert/strict";
 import type { ListedMachine } from "../../src/stages/list.ts";
 import { sleep } from "../../src/wait.ts";
-import { call, e2eTest, PROGRAM, type Settings, settingsFile, TESTBED, virsh } from "./bed.ts";
+import {
+  call,
+  e2eTest,
+  PROGRAM,
+  type Settings,
+  settingsFile,
+  TESTBED,
+  until,
+  virsh,
+} from "./bed.ts";
 
 /** A prepare that goes on beside the test. */
 interface Preparing {
@@ -10,7 +19,7 @@ interface Preparing {
   /** What it printed so far, on both streams. */
   readonly text: () => string;
   /** Resolves once it has said so. */
-  readonly said: (words: RegExp, seconds?: number) => Promise<void>;
+  readonly said: (words: RegExp) => Promise<void>;
 }
 
 function startPrepare(machine: string, settings: string): Preparing {
@@ -25,9 +34,8 @@ function startPrepare(machine: string, settings: string): Preparing {
   };
   read(process.stdout);
   read(process.stderr);
-  const said = async (words: RegExp, seconds = 60): Promise<void> => {
-    for (let i = 0; i < seconds * 20 && !words.test(text); i++) await sleep(50);
-    assert.match(text, words);
+  const said = async (words: RegExp): Promise<void> => {
+    await until(() => words.test(text), { what: `it says ${words}`, instead: () => text });
   };
   return { process, text: () => text, said };
 }
@@ -70,15 +78,15 @@ e2eTest(
 
     second.process.kill("SIGKILL");
     await second.process.status;
-    await third.said(/^Waiting for a machine to end \(1 of 1 machine run\)$/m, 3);
+    await third.said(/^Waiting for a machine to end \(1 of 1 machine run\)$/m);
     third.process.kill("SIGTERM");
     assert.equal((await third.process.status).code, 2, third.text());
-    await fourth.said(/^Waiting for a machine to end \(1 of 1 machine run\)$/m, 3);
+    await fourth.said(/^Waiting for a machine to end \(1 of 1 machine run\)$/m);
     assert.equal((await turns()).length, 1);
     assert.doesNotMatch(await virsh("vol-list", TESTBED.overlayPool), new RegExp(c));
 
     await cleanUp(a);
-    await fourth.said(/Started the machine/, 5);
+    await fourth.said(/Started the machine/);
     assert.deepEqual(await turns(), []);
     assert.equal((await fourth.process.status).code, 0, fourth.text());
   },
@@ -98,6 +106,7 @@ e2eTest(
     assert.match(waited.stderr, /did not get its turn within 2 s: it waits for a machine to end/);
     assert.doesNotMatch(await virsh("vol-list", TESTBED.overlayPool), new RegExp(b));
   },
+  { thorough: true },
 );
 
 e2eTest("memory is waited for while the host could have it, and not if it never can", async () => {
@@ -128,7 +137,7 @@ e2eTest("what a machine was promised and has not used yet is not there for anoth
   const waited = await call(["prepare", "-d", "lite", "-m", "gci-e2e-turn"], { settings });
   assert.equal(waited.status, 2);
   assert.match(waited.stderr, new RegExp(`it waits for ${giant} MiB of memory`));
-});
+}, { thorough: true });
 
 const TAKERS = 10;
 const ROUNDS = 8;
@@ -177,5 +186,6 @@ for (const maxMachines of [1, 3]) {
       if (maxMachines === 1) assert.deepEqual(numbers, numbers.toSorted((a, b) => a - b));
       assert.equal((await call(["gc"])).status, 0); // the last may have been killed when all were through
     },
+    { thorough: true },
   );
 }

@@ -71,8 +71,24 @@ export async function runOnBed(
   );
 }
 
+/** Makes a machine by hand, of `lite`, and removes it in the end. */
+export async function prepared(
+  machine: string,
+  settings: Settings = {},
+): Promise<AsyncDisposable> {
+  const cleanUp = async () => void await call(["cleanup", "-m", machine]);
+  const { status, stderr } = await call(["prepare", "-d", "lite", "-m", machine], { settings });
+  if (status !== 0) await cleanUp();
+  assert.equal(status, 0, stderr);
+  return { [Symbol.asyncDispose]: cleanUp };
+}
+
 /** Has the runner run the scripts of this job in a machine that is there and stays. */
-export async function runOnMachine(machine: string, job: Job): Promise<JobResult> {
+export async function runOnMachine(
+  machine: string,
+  job: Job,
+  options: RunOptions = {},
+): Promise<JobResult> {
   using file = settingsFile();
   return await runJob(
     runnerFor(PROGRAM, [], {
@@ -84,6 +100,7 @@ export async function runOnMachine(machine: string, job: Job): Promise<JobResult
       cacheDir: "/home/gitlab-runner/cache",
     }),
     job,
+    options,
   );
 }
 
@@ -190,13 +207,49 @@ export async function allOf<T extends readonly unknown[]>(
   return await Promise.all(promises) as unknown as T;
 }
 
-/** A test that must leave all domains, volumes and processes as they were. */
+/**
+ * How much longer anything may take than on a host that does nothing else: guests are emulated, and one
+ * stands still at times.
+ */
+const BUSY_HOST_FACTOR = 5;
+
+/** The most seconds that something may take which takes so many on a quiet host. */
+export function atMost(quietSeconds: number): number {
+  return quietSeconds * BUSY_HOST_FACTOR;
+}
+
+/** Waits until it is so. Throws, with what there is instead, if that takes much too long. */
+export async function until(
+  isSo: () => boolean | Promise<boolean>,
+  { what, quietSeconds = 10, instead = () => "" }: {
+    readonly what: string;
+    readonly quietSeconds?: number;
+    readonly instead?: () => string;
+  },
+): Promise<void> {
+  const end = performance.now() + atMost(quietSeconds) * 1000;
+  while (!await isSo()) {
+    assert(performance.now() < end, `It did not come to this: ${what}\n${instead()}`);
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
+}
+
+/** Whether only that is tested on which a user's job rests, as `deno task core` has it. */
+export const IS_CORE_ONLY = Deno.env.get("LIBVIRT_GCI_E2E") === "core";
+
+/**
+ * A test that must leave all domains, volumes and processes as they were. One that is `thorough` proves
+ * little that others do not, or takes long: `deno task core` leaves it out.
+ */
 export function e2eTest(
   name: string,
   test: (t: Deno.TestContext) => Promise<void>,
-  { ignore = false }: { readonly ignore?: boolean } = {},
+  { ignore = false, thorough = false }: {
+    readonly ignore?: boolean;
+    readonly thorough?: boolean;
+  } = {},
 ): void {
-  Deno.test(name, { ignore }, async (t) => {
+  Deno.test(name, { ignore: ignore || thorough && IS_CORE_ONLY }, async (t) => {
     const before = await inventory();
     await test(t);
     assert.deepEqual(await inventory(), before, "something is left, or missing");

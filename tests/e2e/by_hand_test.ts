@@ -4,7 +4,7 @@ import { call, command, e2eTest, PROGRAM, settingsFile, TESTBED, virsh } from ".
 
 e2eTest(
   "by hand, a machine is prepared, used and cleaned up by the commands that it prints",
-  async () => {
+  async (t) => {
     const prepared = await call(["prepare", "--distro", "lite"]);
     assert.equal(prepared.status, 0, prepared.stderr);
     const machine = /Clean up: libvirt-gci cleanup --machine (\S+)/.exec(prepared.stdout)?.[1] ??
@@ -31,10 +31,18 @@ e2eTest(
       const failed = await call(["run", "-m", machine, "--", "sh", "-c", "exit 7"]);
       assert.equal(failed.status, 1);
       assert.match(failed.stderr, /ended with the status 7/);
+
+      await t.step("logs prints the serial console of a machine", async () => {
+        const { stdout } = await call(["logs", machine]);
+        assert.match(stdout, /^.*Linux version .*$/m);
+        // deno-lint-ignore no-control-regex
+        assert.doesNotMatch(stdout, /[\x00-\x09\x0b-\x1f]/);
+      });
     } finally {
       const cleaned = await call(["cleanup", "--machine", machine]);
       assert.deepEqual([cleaned.status, cleaned.stderr], [0, ""]);
     }
+    assert.equal((await call(["logs", machine])).status, 2);
   },
 );
 
@@ -60,7 +68,7 @@ e2eTest("by hand, GitLab's variables name the machine for all three commands", a
     assert.equal((await call(["cleanup"], { env })).status, 0);
     assert.equal((await call(["cleanup"], { env })).status, 0);
   }
-});
+}, { thorough: true });
 
 e2eTest("cleanup refuses a domain that is not ours, whatever --machine says", async () => {
   const xml = Deno.makeTempFileSync({ prefix: "libvirt-gci-e2e-" });
@@ -108,7 +116,7 @@ e2eTest("the pool that nobody chose is made at its first use, also by two at onc
   for (const machine of machines) await call(["cleanup", "-m", machine], { settings });
   await virsh("pool-refresh", "libvirt-gci");
   assert.doesNotMatch(await virsh("vol-list", "libvirt-gci"), /gci-e2e/);
-});
+}, { thorough: true });
 
 e2eTest(
   "doctor --boot runs a whole job, and finds nothing wrong with libvirt and the test bed",
@@ -126,20 +134,6 @@ e2eTest(
     }
   },
 );
-
-e2eTest("logs prints the serial console of a machine, until that is gone", async () => {
-  const machine = "gci-e2e-logs";
-  try {
-    assert.equal((await call(["prepare", "-d", "lite", "-m", machine])).status, 0);
-    const { stdout } = await call(["logs", machine]);
-    assert.match(stdout, /^.*Linux version .*$/m);
-    // deno-lint-ignore no-control-regex
-    assert.doesNotMatch(stdout, /[\x00-\x09\x0b-\x1f]/);
-  } finally {
-    await call(["cleanup", "-m", machine]);
-  }
-  assert.equal((await call(["logs", machine])).status, 2);
-});
 
 e2eTest(
   "at a terminal, prepare shows in one line what it waits for, and elsewhere it does not",
@@ -163,6 +157,7 @@ e2eTest(
       for (const name of [machine, `${machine}-2`]) await call(["cleanup", "-m", name]);
     }
   },
+  { thorough: true },
 );
 
 e2eTest("without libvirt's daemon, the message says how to start it", async () => {

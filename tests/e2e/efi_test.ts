@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { call, e2eTest, type Settings } from "./bed.ts";
+import { call, e2eTest, type Settings, until } from "./bed.ts";
 
 const WARM: Settings = {
   firmware: "efi",
@@ -31,13 +31,12 @@ e2eTest(
       "-c",
       "(sleep 1; sudo reboot) >/dev/null 2>&1 &",
     ]);
-    const deadline = Date.now() + 120_000;
-    let again = resumed;
-    while (again === null || again === resumed) {
-      assert(Date.now() < deadline, "it did not boot again");
-      again = await bootId(machine);
-    }
+    await until(async () => ![null, resumed].includes(await bootId(machine)), {
+      what: "it boots again",
+      quietSeconds: 30,
+    });
   },
+  { thorough: true },
 );
 
 /** Which boot of the machine, which has EFI firmware, this is; null while it cannot be reached. */

@@ -15,6 +15,7 @@ import {
   runOnBed,
   settingsFile,
   TESTBED,
+  until,
   UNTIL_LET_GO,
   virsh,
 } from "./bed.ts";
@@ -51,11 +52,8 @@ async function untilOutput(stream: ReadableStream<Uint8Array>, text: RegExp): Pr
 
 /** Waits until no process has this in its command line. */
 async function untilGone(pattern: string): Promise<void> {
-  for (let i = 0; i < 200; i++) {
-    if ((await command(["pgrep", "-f", pattern])).status !== 0) return;
-    await new Promise((resolve) => setTimeout(resolve, 100));
-  }
-  assert.fail(`there is still a process with ${pattern}`);
+  const isGone = async () => (await command(["pgrep", "-f", pattern])).status !== 0;
+  await until(isGone, { what: `no process has ${pattern}` });
 }
 
 /** Runs a job in a process of its own, until its script runs. */
@@ -258,4 +256,5 @@ e2eTest(
     const what = `"${machine}" \\(3 volumes, network filter\\): it was made \\d+ d ago`;
     assert.match(stdout, new RegExp(`^Removed ${what}$`, "m"));
   },
+  { thorough: true },
 );

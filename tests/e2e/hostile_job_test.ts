@@ -10,6 +10,7 @@ import {
   e2eTest,
   job,
   letGo,
+  prepared,
   PROGRAM,
   runningMachine,
   runOnBed,
@@ -84,19 +85,11 @@ function consoleBytes(directory: string): number {
 const BROKEN_QCOW2 = Uint8Array.of(0x51, 0x46, 0x49, 0xfb, 0, 0, 0, 3, ...Array(30).fill(0));
 
 e2eTest(
-  "jobs that forge who they are, fill a disk or flood a console hurt only themselves",
+  "jobs that forge who they are or fill a disk hurt only themselves",
   async () => {
-    // Bytes on an emulated serial port are slow, so the forgers come at the same time.
-    const victim = job({
-      script: [
-        "echo running",
-        "head -c 11M /dev/zero | tr '\\0' x >/dev/ttyS0; touch /tmp/written",
-        UNTIL_LET_GO,
-      ],
-    });
+    const victim = job({ script: ["echo running", UNTIL_LET_GO] });
     const forgers: JobResult[] = [];
     const result = await runOnBed(victim, {
-      settings: { templates: { lite: { ...LITE, user: "root" } } },
       events: [{
         stage: "build_script",
         whenOutput: "\nrunning",
@@ -114,15 +107,6 @@ e2eTest(
             ]),
           );
           assert.deepEqual(await stateOf(machine, dir), before);
-          const written = "until [ -e /tmp/written ]; do sleep 0.2; done";
-          assert.equal((await call(["run", "-m", machine, "--", "sh", "-c", written])).status, 0);
-          const directory = await guestDirectory(machine);
-          const bytes = consoleBytes(directory);
-          assert(bytes > 4 * 1024 ** 2 && bytes <= 10 * 1024 ** 2, `${bytes} bytes of console`);
-          for (const file of ["console", "nvram"]) {
-            await Deno.writeFile(`${directory}/${file}`, BROKEN_QCOW2);
-          }
-          await virsh("pool-refresh", TESTBED.overlayPool);
           await letGo(machine);
         },
       }],
@@ -146,6 +130,24 @@ e2eTest(
     }
   },
 );
+
+e2eTest(
+  "a job that floods its console fills no disk, and no pool fails by what it wrote",
+  async () => {
+    const machine = "gci-e2e-flood";
+    await using _ = await prepared(machine);
+    const directory = await guestDirectory(machine);
+    const flood = "head -c 11M /dev/zero | tr '\\0' x | sudo tee /dev/ttyS0 >/dev/null";
+    assert.equal((await call(["run", "-m", machine, "--", "sh", "-c", flood])).status, 0);
+    const bytes = consoleBytes(directory);
+    assert(bytes > 4 * 1024 ** 2 && bytes <= 10 * 1024 ** 2, `${bytes} bytes of console`);
+    for (const file of ["console", "nvram"]) {
+      await Deno.writeFile(`${directory}/${file}`, BROKEN_QCOW2);
+    }
+    await virsh("pool-refresh", TESTBED.overlayPool);
+  },
+  { thorough: true },
+); // bytes on an emulated serial port are slow
 
 // --- What it may have
 
@@ -304,15 +306,6 @@ e2eTest("sizes over the caps, and hostile ones, are the job's fault", async () =
 
 // --- What it may say
 
-/** Makes a machine and removes it in the end. */
-async function prepared(machine: string, settings: Settings = {}): Promise<AsyncDisposable> {
-  const cleanUp = async () => void await call(["cleanup", "-m", machine]);
-  const { status, stderr } = await call(["prepare", "-d", "lite", "-m", machine], { settings });
-  if (status !== 0) await cleanUp();
-  assert.equal(status, 0, stderr);
-  return { [Symbol.asyncDispose]: cleanUp };
-}
-
 /** Ends the output on both streams as if the script were over. */
 const REAL_MARK = "for fd in 1 2; do echo @libvirt-gci-$LIBVIRT_GCI_SCRIPT >&$fd; done";
 
@@ -331,7 +324,9 @@ e2eTest("a job cannot forge its end or our words, and its status is its own", as
     }),
   );
   assertVerdict(printer, "script_failure", 5);
-  assert(printer.logText.includes(`${guess}\nlibvirt-gci: passed\n${guess}\n`), printer.logText);
+  const { stderr } = printer.stages.find(({ name }) => name === "build_script") ?? {};
+  const told = new TextDecoder().decode(stderr);
+  assert(told.includes(`${guess}\nlibvirt-gci: passed\n${guess}\n`), told);
   assert.match(printer.logText, /\nafter the guesses\n/);
 
   for (

@@ -119,7 +119,7 @@ e2eTest("the machine of a failed job is there to log in to until its time is ove
   } finally {
     await call(["cleanup", "-m", machine]);
   }
-});
+}, { thorough: true });
 
 e2eTest("a job that passes keeps no machine, whatever its after_script does", async () => {
   const passing = job({
@@ -131,7 +131,7 @@ e2eTest("a job that passes keeps no machine, whatever its after_script does", as
   assertVerdict(result, "success");
   assert.doesNotMatch(result.logText, / kept /);
   assert.equal(await listed(machineOf(result)), undefined);
-});
+}, { thorough: true });
 
 e2eTest(
   "a job that asks to be kept longer than it may, or by no number, gets no machine",
@@ -184,7 +184,7 @@ e2eTest("an operator keeps the machine of a running job, which then passes", asy
   } finally {
     await succeed("cleanup", "-m", machine);
   }
-});
+}, { thorough: true });
 
 e2eTest("keep refuses a machine by hand, which stays anyway", async () => {
   const machine = "gci-e2e-keep";
@@ -196,4 +196,4 @@ e2eTest("keep refuses a machine by hand, which stays anyway", async () => {
   } finally {
     await call(["cleanup", "-m", machine]);
   }
-});
+}, { thorough: true });

@@ -51,4 +51,4 @@ e2eTest("what jobs do is counted and timed, for node_exporter to read", async ()
   } finally {
     Deno.removeSync(directory, { recursive: true });
   }
-});
+}, { thorough: true });

@@ -12,8 +12,10 @@ import { type Called, command, PROGRAM, type Settings, settingsFile } from "./be
 export async function withStandbys(
   count: number,
   test: (settings: Settings, file: string) => Promise<void>,
+  more: Settings = {},
 ): Promise<void> {
   const settings = {
+    ...more,
     start: "warm",
     templates: { lite: { login: "cloud-init", standby: count } },
   };

@@ -7,6 +7,7 @@ import { ownProcess } from "../../src/machine/owner.ts";
 import { claimStandby, letWait, newStandbyName, waitingIn } from "../../src/machine/standby.ts";
 import { claimName } from "../../src/machine/start.ts";
 import { runJob, runnerFor } from "../harness/runner.ts";
+import { readOpenMetrics } from "../open_metrics.ts";
 import { allOf, assertVerdict, call, e2eTest, job, PROGRAM, TESTBED, virsh } from "./bed.ts";
 import { by, done, untilNobodyFills, waiting, withStandbys } from "./standby_bed.ts";
 
@@ -110,17 +111,36 @@ async function leaveDeadFiller(): Promise<void> {
   assert(await claimName(pool, "standby-filler", dead));
 }
 
-e2eTest("machines that wait are handed over, each to one job, and are made anew", async () => {
+e2eTest("a job gets a machine that waits, and another is made", async () => {
+  const directory = await Deno.makeTempDir({ prefix: "libvirt-gci-e2e-" });
+  await using undo = new AsyncDisposableStack();
+  undo.defer(() => Deno.remove(directory, { recursive: true }));
+  const metricsFile = `${directory}/gci.prom`;
   await withStandbys(2, async (_, file) => {
     await leaveDeadFiller();
     assert.match(await done(file, ["standby"]), /waits for a job: .*\n.*waits for a job: /);
     await servesAJob(file);
-    await goesToOne(file);
-    await survivesDeadGuests(file);
-    await refillsAfterCleanup(file);
-    await givesWay(file);
-  });
+    const samples = readOpenMetrics(await Deno.readTextFile(metricsFile));
+    const counts = ["claim", "record", "keys", "resume"].map((phase) =>
+      samples.get(`libvirt_gci_prepare_phase_seconds_count{phase="${phase}"}`)
+    );
+    assert.deepEqual(counts, [1, 1, 1, 3]);
+  }, { metrics_file: metricsFile });
 });
+
+e2eTest(
+  "of machines that wait, each goes to one job, and no dead one or filler is in the way",
+  async () => {
+    await withStandbys(2, async (_, file) => {
+      await done(file, ["standby"]);
+      await goesToOne(file);
+      await survivesDeadGuests(file);
+      await refillsAfterCleanup(file);
+      await givesWay(file);
+    });
+  },
+  { thorough: true },
+);
 
 e2eTest("of many who want the same waiting machine, libvirt gives it to one", async () => {
   await using stack = new AsyncDisposableStack();

@@ -147,7 +147,7 @@ e2eTest("a new version of a template takes its place while a job runs on the old
   assert.match(result.logText, /^read ([0-9a-f]{32}) [^]*^again \1 /m);
   assert.equal(result.logText.match(/^size 8388608$/gm)?.length, 2, result.logText);
   assert.deepEqual(await deletedFiles(), []);
-});
+}, { thorough: true });
 
 e2eTest(
   "no new version takes the place of a template that anything else stands on but a warm image",

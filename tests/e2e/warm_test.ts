@@ -264,4 +264,5 @@ e2eTest(
     await survivesAKill();
     await survivesABrokenImage();
   },
+  { thorough: true },
 );

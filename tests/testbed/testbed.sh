@@ -26,6 +26,8 @@ Usage: testbed.sh COMMAND
 
 Commands:
   install  Install the Debian packages that the test bed needs
+  install-all
+           Also those that its tests of make_base_image.sh need
   up       Start what is not running, build what is missing; may be repeated
   status   Show what there is
   down     Remove all but the cache; stop libvirtd if "up" started it
@@ -50,10 +52,10 @@ EOT
 main() {
   case ${1:-} in
     -h | --help | help) usage ;;
-    install | up | status | down | clean)
+    install | install-all | up | status | down | clean)
       (($# == 1)) || fail "Too many arguments. Try: testbed.sh --help"
       ((EUID == 0)) || fail "The test bed needs root. Try: sudo $0 $1"
-      "$1"
+      "${1/-/_}"
       ;;
     *)
       usage >&2
@@ -68,17 +70,27 @@ fail() {
 }
 
 install() {
-  local packages=(
-    libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients
-    qemu-system-x86 qemu-utils ovmf dnsmasq-base iptables
-    mmdebstrap syslinux syslinux-common systemd-boot-efi mtools dosfstools fdisk e2fsprogs xz-utils
+  install_packages \
+    libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients \
+    qemu-system-x86 qemu-utils ovmf dnsmasq-base iptables \
+    mmdebstrap syslinux syslinux-common systemd-boot-efi mtools dosfstools fdisk e2fsprogs xz-utils \
     openssh-client tini libvirt-dev procps git
-  ) missing=()
-  for package in "${packages[@]}"; do
+}
+
+# libguestfs needs a kernel in /boot.
+install_all() {
+  install
+  install_packages guestfs-tools libxml2-utils linux-image-cloud-amd64
+}
+
+# install_packages PACKAGE...: those that are not there yet
+install_packages() {
+  local missing=()
+  for package in "$@"; do
     is_installed "$package" || missing+=("$package")
   done
   if ((${#missing[@]} == 0)); then
-    echo "All ${#packages[@]} packages are installed"
+    echo "All $# packages are installed"
     return
   fi
   echo "Installing ${missing[*]}"
@@ -291,6 +303,7 @@ down() {
   step "libvirt" start_libvirt
   step "remove domains" remove_domains
   step "remove network and pools" remove_network_and_pools
+  [[ -z $(pid_of libvirtd) ]] || step "remove filters" remove_filters
   step "stop libvirt" stop_libvirt
   ! id "$UNPRIVILEGED" >/dev/null 2>&1 || userdel "$UNPRIVILEGED"
   rm -rf "$STATE"/{templates,overlays,unprivileged}
@@ -317,6 +330,14 @@ remove_network_and_pools() {
   for pool in templates overlays; do
     ! virsh pool-info "$POOL_PREFIX-$pool" >/dev/null 2>&1 ||
       virsh --quiet pool-destroy "$POOL_PREFIX-$pool"
+  done
+}
+
+# What a test that was killed left. libvirt keeps them in /etc.
+remove_filters() {
+  local filter
+  for filter in $(virsh nwfilter-list | awk '$2 ~ /^libvirt-gci-/ { print $2 }'); do
+    virsh --quiet nwfilter-undefine "$filter"
   done
 }
 

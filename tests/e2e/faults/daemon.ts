@@ -1,38 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { dirname } from "node:path";
-import { command, TESTBED } from "../bed.ts";
-import type { Point, Strike } from "./killed_program.ts";
-import { type Attempt, type Fault, faultTest, meetFault } from "./matrix.ts";
-import { BOOTING } from "./points.ts";
+import type { Point } from "./killed_program.ts";
+import { type Fault, faultTest, meetFault } from "./matrix.ts";
+import { BOOTING, SCRIPT_RUNS } from "./points.ts";
 import { PROCEDURE, StallingProxy } from "./stalling_proxy.ts";
-
-const LIBVIRTD = `${dirname(TESTBED.key)}/libvirtd.pid`;
-
-/** Kills the daemon; whatever started it starts it again. */
-export async function killDaemon(): Promise<void> {
-  Deno.kill(Number(await Deno.readTextFile(LIBVIRTD)), "SIGKILL");
-}
-
-function killDaemonAt(point: Point): Strike {
-  return { ...point, signal: "SIGKILL", pidFile: LIBVIRTD };
-}
-
-function killQemuAt(point: Point, { machine }: Attempt): Strike {
-  return { ...point, signal: "SIGKILL", pidFile: `/run/libvirt/qemu/${machine}.pid` };
-}
-
-export async function untilLibvirtAnswers(): Promise<void> {
-  for (let i = 0; i < 300; i++) {
-    if ((await command(["virsh", "-c", "qemu:///system", "version"])).status === 0) return;
-    await new Promise((resolve) => setTimeout(resolve, 100));
-  }
-  const log = await Deno.readTextFile(LIBVIRTD.replace(/pid$/, "log"));
-  assert.fail(`libvirtd does not start again; its log ends with\n${log.slice(-1000)}`);
-}
-
-/** One lookup finds the machine; the second is to see whether it is still there. */
-const SCRIPT_RUNS: Point = { name: "virDomainLookupByName", count: 2, when: "done" };
+import { killDaemonAt, killQemuAt, untilLibvirtAnswers } from "./strikes.ts";
 
 faultTest("libvirtd is killed and starts again", async (t) => {
   const inPrepare: Point[] = [

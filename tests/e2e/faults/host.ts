@@ -1,29 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import assert from "node:assert/strict";
 import { command, type Settings, TESTBED, virsh, virshXml } from "../bed.ts";
 import { type Fault, faultTest, meetFault } from "./matrix.ts";
-
-const NAME = "gci-e2e-faults";
-
-/** A pool of this test alone, on a file system of so many bytes, or on none. */
-async function startPool(
-  size: string | null,
-): Promise<AsyncDisposable & { readonly path: string }> {
-  const path = await Deno.makeTempDir({ prefix: "libvirt-gci-faults-" });
-  await Deno.chmod(path, 0o755);
-  if (size !== null) await must("mount", "-t", "tmpfs", "-o", `size=${size},mode=755`, NAME, path);
-  await virsh("pool-define-as", NAME, "dir", "--target", path);
-  await virsh("pool-start", NAME);
-  return {
-    path,
-    [Symbol.asyncDispose]: async () => {
-      await command(["virsh", "-c", "qemu:///system", "pool-destroy", NAME]); // which it may be
-      await virsh("pool-undefine", NAME);
-      if (size !== null) await must("umount", path);
-      await Deno.remove(path, { recursive: true });
-    },
-  };
-}
+import { must, NAME, startPool } from "./pool.ts";
 
 const ONE_ADDRESS = '<range start="192.168.214.2" end="192.168.214.2"/>';
 
@@ -50,11 +28,6 @@ async function startNetwork(
       await virsh("net-undefine", NAME);
     },
   };
-}
-
-async function must(...args: string[]): Promise<void> {
-  const { status, stderr } = await command(args);
-  assert.equal(status, 0, stderr);
 }
 
 /** Has prepare meet a fault of the host, which then is mended, since else nobody can clean up. */

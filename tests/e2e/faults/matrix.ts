@@ -8,6 +8,7 @@ import {
   command,
   e2eTest,
   inventory,
+  IS_CORE_ONLY,
   job,
   PROGRAM,
   type Settings,
@@ -148,11 +149,17 @@ export interface CallOptions {
 }
 
 /** The compiled program has no place to put faults in, and none of its own to meet. */
-export const isMatrixIgnored = Deno.env.has("LIBVIRT_GCI");
+export const isFaultIgnored = Deno.env.has("LIBVIRT_GCI");
+
+export const isMatrixIgnored = isFaultIgnored || IS_CORE_ONLY;
 
 /** A test of some faults. */
-export function faultTest(name: string, test: (t: Deno.TestContext) => Promise<void>): void {
-  e2eTest(name, test, { ignore: isMatrixIgnored });
+export function faultTest(
+  name: string,
+  test: (t: Deno.TestContext) => Promise<void>,
+  { core = false }: { readonly core?: boolean } = {},
+): void {
+  e2eTest(name, test, { ignore: isFaultIgnored, thorough: !core });
 }
 
 /**

@@ -5,6 +5,9 @@ import type { Point, Strike } from "./killed_program.ts";
 /** While the guest boots: prepare has asked for its lease for a second. */
 export const BOOTING: Point = { name: "virNetworkGetDHCPLeases", count: 15, when: "done" };
 
+/** One lookup finds the machine; the second is to see whether it is still there. */
+export const SCRIPT_RUNS: Point = { name: "virDomainLookupByName", count: 2, when: "done" };
+
 /** Whether the call is one that a stage repeats while it waits. */
 export function isOfWait({ name }: Point): boolean {
   return /^virDomain(InterfaceAddresses|GetState|IsActive|QemuAgentCommand)$/.test(name) ||

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { type Called, command, virsh } from "../bed.ts";
+import { type Called, command, until, virsh } from "../bed.ts";
 import { faultTest, meetFault } from "./matrix.ts";
-import { killDaemon, untilLibvirtAnswers } from "./daemon.ts";
 import { BOOTING } from "./points.ts";
+import { killDaemon, untilLibvirtAnswers } from "./strikes.ts";
 
 faultTest("stages of one job come at once", async (t) => {
   await t.step("two prepares", () =>
@@ -43,13 +43,9 @@ faultTest("stages of one job come at once", async (t) => {
       },
       async (attempt) => {
         const preparing = attempt.prepare();
-        for (
-          let i = 0;
-          i < 300 && !(await virsh("list", "--name")).includes(attempt.machine);
-          i++
-        ) {
-          await new Promise((resolve) => setTimeout(resolve, 50));
-        }
+        await until(async () => (await virsh("list", "--name")).includes(attempt.machine), {
+          what: "the machine runs",
+        });
         assert.equal((await attempt.cleanup()).status, 0);
         return await preparing;
       },
