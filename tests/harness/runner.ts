@@ -85,10 +85,16 @@ export interface RunOptions {
   readonly signal?: AbortSignal;
 }
 
+function denoVariables(): Record<string, string> {
+  const all = Object.entries(Deno.env.toObject());
+  return Object.fromEntries(all.filter(([name]) => name.startsWith("DENO_")));
+}
+
 /**
  * The runner of a config.toml that calls this program as libvirt-gci is called:
  * `PROGRAM GLOBAL_ARGS config`, `... prepare`, `... run --script PATH STAGE` and
- * `... cleanup`. GitLab's defaults; only PATH and HOME are in its environment.
+ * `... cleanup`. GitLab's defaults; only PATH and HOME are in its environment, and what tells Deno where
+ * main.ts finds its packages.
  */
 export function runnerFor(
   program: readonly string[],
@@ -104,6 +110,7 @@ export function runnerFor(
     environment: {
       PATH: Deno.env.get("PATH") ?? "/usr/bin:/bin",
       HOME: Deno.env.get("HOME") ?? "/",
+      ...denoVariables(),
     },
     buildsDir: "",
     cacheDir: "",
