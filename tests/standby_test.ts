@@ -3,6 +3,7 @@ import assert from "node:assert/strict";
 import { type Config, DEFAULT_CONFIG } from "../src/config.ts";
 import { DEFAULT_MACHINE } from "../src/machine_settings.ts";
 import type { Connection } from "../src/libvirt/connection.ts";
+import { processMark } from "../src/machine/owner.ts";
 import { type MachineRecord, readRecord, writeRecord } from "../src/machine/record.ts";
 import {
   claimStandby,
@@ -19,6 +20,7 @@ import { cleanup } from "../src/stages/cleanup.ts";
 import { cleanupAll } from "../src/stages/cleanup_all.ts";
 import { gc, sweep } from "../src/stages/gc.ts";
 import { listMachines } from "../src/stages/list.ts";
+import { lookupNeed } from "../src/stages/machines.ts";
 import { prepare } from "../src/stages/prepare.ts";
 import { keptVariables, refillArguments } from "../src/stages/refill.ts";
 import { dropStandbys, fillStandbys } from "../src/stages/standby.ts";
@@ -178,6 +180,35 @@ Deno.test("a machine that was made to wait and does not is lost once its maker i
     assert.deepEqual(stage.lines, [
       `Removed "${standby}" (domain, 3 volumes): who made it is gone`,
     ]);
+  }));
+
+Deno.test("gc leaves a machine that begins to wait while its maker ends, at every moment", () =>
+  withStage(async (stage) => {
+    const name = await makeStandby(stage);
+    const { connection, config } = stage;
+    const { call } = connection;
+    using pool = await connection.lookupPool("libvirt-gci");
+    for (let moment = 1, calls = 1; moment <= calls + 1; moment++) {
+      await claimStandby(pool, { name, kind: KIND }); // so it does not wait yet
+      const maker = new Deno.Command("sleep", { args: ["100"] }).spawn();
+      await change(stage, name, { attemptDir: "", runner: processMark(maker.pid) ?? "" });
+      const ends = async (): Promise<void> => {
+        connection.call = call;
+        await letWait(pool, { name, kind: KIND });
+        maker.kill("SIGKILL");
+        await maker.status;
+      };
+      calls = 0;
+      connection.call = (async (...args: Parameters<typeof call>) => {
+        const result = await call.apply(connection, args);
+        if (++calls === moment) await ends();
+        return result;
+      }) as typeof call;
+      const { why } = await lookupNeed({ name, volumes: [] }, { connection, config });
+      assert.equal(why, null, `after call ${moment} of libvirt`);
+      if (calls < moment) await ends();
+    }
+    await cleanup(name, stage);
   }));
 
 Deno.test("a machine that is just being taken over is not lost", () =>
