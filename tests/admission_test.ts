@@ -22,6 +22,7 @@ import { gc } from "../src/stages/gc.ts";
 import { listMachines } from "../src/stages/list.ts";
 import { prepare } from "../src/stages/prepare.ts";
 import type { Stage } from "../src/stages/stage.ts";
+import { warm } from "../src/stages/warm.ts";
 import { sleep } from "../src/wait.ts";
 import { TestGuest } from "./test_guest.ts";
 import { openTestHost } from "./test_host.ts";
@@ -592,3 +593,10 @@ Deno.test("a machine that no job needs yet waits for no room, and leaves no turn
     assert(admission?.turn);
     await endTurn(pool, admission.turn);
   }, { config: { maxMachines: 1 } }));
+
+Deno.test("a machine for a warm image waits its turn, as those of jobs do", () =>
+  withBed(async ({ stage }) => {
+    await prepare({ ...JOB, machine: "m-1" }, {}, stage);
+    await assert.rejects(warm(["debian-12"], stage), /did not get its turn within 1 s/);
+    await cleanup("m-1", stage);
+  }, { config: { maxMachines: 1, admissionSeconds: 1 } }));
