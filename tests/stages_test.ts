@@ -8,7 +8,7 @@ import type { Connection } from "../src/libvirt/connection.ts";
 import { createDirPool } from "../src/machine/pools.ts";
 import { readRecord } from "../src/machine/record.ts";
 import { createRawVolume } from "../src/machine/volumes.ts";
-import { cleanup } from "../src/stages/cleanup.ts";
+import { cleanup, cleanupAnyway } from "../src/stages/cleanup.ts";
 import { configJson } from "../src/stages/config.ts";
 import { prepare } from "../src/stages/prepare.ts";
 import { run } from "../src/stages/run.ts";
@@ -453,6 +453,20 @@ Deno.test("cleanup succeeds without a machine, and twice", () =>
     await cleanup(JOB.machine, stage);
     assert.match(stage.lines.at(-1) ?? "", /Removed the machine/);
     await cleanup(JOB.machine, stage);
+  }));
+
+Deno.test("cleanup goes on over a new connection if libvirt goes away at its first call", () =>
+  withBed(async ({ connection, stage }) => {
+    await prepare(JOB, {}, stage);
+    const { call } = connection;
+    const goesAway = (): Promise<never> => Promise.reject(new Error("libvirt went away"));
+    connection.call = goesAway as typeof call;
+    const connect = (): Promise<Connection> => {
+      connection.call = call; // it was started again
+      return stage.connect();
+    };
+    await cleanupAnyway(JOB.machine, { ...stage, connect });
+    assert(!await isRunning(connection, JOB.machine));
   }));
 
 Deno.test("three cleanups of one machine at once all succeed", () =>
