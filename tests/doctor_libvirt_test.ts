@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
+import { fileSystemSpace } from "../ffi/proc.ts";
 import { DEFAULT_CONFIG, parseConfig } from "../src/config.ts";
 import type { HostDomain } from "../src/doctor/context.ts";
 import { networkFindings } from "../src/doctor/network_xml.ts";
@@ -89,8 +90,57 @@ for (
   });
 }
 
-async function fill(connection: Connection, gib: number): Promise<void> {
-  using pool = await connection.lookupPool("libvirt-gci");
+for (
+  const [gib, level, space] of [
+    [84, "ok", "10 of 100 GiB free (10 %)"],
+    [92, "warning", "2.0 of 100 GiB free (2 %)"],
+  ] as const
+) {
+  Deno.test(`a pool of templates, which do not grow, with ${space} is ${level}`, async () => {
+    await using connection = await openTestHost();
+    await using host = await doctorHost({ connection });
+    await fill(connection, gib, "base_imgs");
+    assert.ok(only(await checkTemplatePool(host), level, /base_imgs/).subject.includes(space));
+  });
+}
+
+Deno.test("the space of a pool on this host is what its file system has now", async () => {
+  const path = await Deno.makeTempDir({ prefix: "libvirt-gci-test-" });
+  await using connection = await openTestHost();
+  const xml = `<pool type="dir"><name>here</name><target><path>${path}</path></target></pool>`;
+  {
+    using pool = await connection.definePool("here", xml);
+    await pool.buildAndStart();
+  }
+  await using host = await doctorHost({ connection, config: { templatePool: "here" } });
+  const [{ subject } = { subject: "" }] = await checkTemplatePool(host);
+  const total = fileSystemSpace(path)?.total ?? NaN;
+  await Deno.remove(path);
+  const gib = (total / 1024 ** 3).toFixed(total < 10 * 1024 ** 3 ? 1 : 0);
+  assert(subject.includes(` of ${gib} GiB free `), `${gib} GiB: ${subject}`);
+});
+
+for (
+  const [gib, level] of [
+    [21, "warning"],
+    [19, "problem"],
+  ] as const
+) {
+  Deno.test(`a large pool of disks that is almost full, with ${gib} GiB free, is a ${level}`, async () => {
+    await using connection = await openTestHost();
+    await using host = await doctorHost({ connection });
+    const pool = await connection.lookupPool("libvirt-gci"); // which doctor disposes of
+    const bytes = `<capacity>${1024 ** 4}</capacity><available>${gib * 1024 ** 3}</available>`;
+    const xml = `<pool type="dir">${bytes}<target><path>/nonexistent</path></target></pool>`;
+    pool.xml = () => Promise.resolve(xml); // those of the test driver have 100 GiB
+    connection.findPool = () => Promise.resolve(pool);
+    const space = `${gib} of 1024 GiB free`;
+    assert.ok(only(await checkOverlayPool(host), level, /little space/).subject.includes(space));
+  });
+}
+
+async function fill(connection: Connection, gib: number, name = "libvirt-gci"): Promise<void> {
+  using pool = await connection.lookupPool(name);
   const size = `<capacity unit="GiB">${gib}</capacity><allocation unit="GiB">${gib}</allocation>`;
   using _ = await pool.createVolume("big", `<volume><name>big</name>${size}</volume>`);
 }
