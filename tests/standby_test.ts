@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { type Config, DEFAULT_CONFIG } from "../src/config.ts";
 import { DEFAULT_MACHINE } from "../src/machine_settings.ts";
 import type { Connection } from "../src/libvirt/connection.ts";
-import { processMark } from "../src/machine/owner.ts";
+import { ownProcess, processMark } from "../src/machine/owner.ts";
 import { type MachineRecord, readRecord, writeRecord } from "../src/machine/record.ts";
 import {
   claimStandby,
@@ -15,7 +15,15 @@ import {
   takenIn,
   waitingIn,
 } from "../src/machine/standby.ts";
-import { isMachineVolume, machineOfVolume } from "../src/machine/volumes.ts";
+import { claimName } from "../src/machine/start.ts";
+import { findTemplate } from "../src/machine/template.ts";
+import { createRawVolume, isMachineVolume, machineOfVolume } from "../src/machine/volumes.ts";
+import {
+  deleteWarmImage,
+  warmOrigin,
+  type WarmPart,
+  warmVolume,
+} from "../src/machine/warm_image.ts";
 import { cleanup } from "../src/stages/cleanup.ts";
 import { cleanupAll } from "../src/stages/cleanup_all.ts";
 import { gc, sweep } from "../src/stages/gc.ts";
@@ -24,8 +32,10 @@ import { lookupNeed } from "../src/stages/machines.ts";
 import { prepare } from "../src/stages/prepare.ts";
 import { keptVariables, refillArguments } from "../src/stages/refill.ts";
 import { dropStandbys, fillStandbys } from "../src/stages/standby.ts";
-import { unwantedOf, type WantedStandbys } from "../src/stages/standby_wanted.ts";
+import { findWanted, unwantedOf, type WantedStandbys } from "../src/stages/standby_wanted.ts";
 import { domainName } from "../src/stages/standby_names.ts";
+import { chooseTemplate } from "../src/template_choice.ts";
+import { sleep } from "../src/wait.ts";
 import { TestGuest } from "./test_guest.ts";
 import { openTestHost } from "./test_host.ts";
 import { JOB, type TestStage, testStage, type TestStageOptions } from "./test_stage.ts";
@@ -396,3 +406,104 @@ Deno.test("cleanup of a machine that waits takes it from those that jobs could g
     await cleanup(standby, stage);
     assert.deepEqual(waitingIn(await volumes(stage.connection)), []);
   }));
+
+/**
+ * What all volumes hold from now on, whatever is written to them: libvirt's test driver keeps no
+ * contents.
+ */
+function haveAllHold(connection: Connection, contents: object): void {
+  const { call } = connection;
+  const bytes = new TextEncoder().encode(JSON.stringify(contents));
+  connection.call = ((...args: Parameters<typeof call>) => {
+    if (/^virStorageVol(Up|Down)load$/.test(args[0])) return Promise.resolve(0);
+    if (args[0] === "virStreamSend") return Promise.resolve(Number(args.at(-1)));
+    return call.apply(connection, args);
+  }) as typeof call;
+  connection.withStream = (body) => body({} as Parameters<typeof body>[0]);
+  connection.receiveAll = () => Promise.resolve(bytes);
+}
+
+Deno.test("whoever was killed while it had machines wait is in nobody's way", () =>
+  withStage(async (stage) => {
+    using pool = await stage.connection.lookupPool("libvirt-gci");
+    const dead = { ...await ownProcess(3600), ...ENDED };
+    assert(await claimName(pool, "standby-filler", dead));
+    haveAllHold(stage.connection, dead);
+    await assert.rejects(fillStandbys(wanting(stage)), /Cannot have all machines wait/);
+    assert.doesNotMatch(stage.lines.join(), /Another process/);
+  }));
+
+/** Makes a warm image from which libvirt's test driver resumes nothing. Gives the kind of its machines. */
+async function makeWarmImage(
+  stage: TestStage,
+): Promise<AsyncDisposable & { readonly kind: string }> {
+  const { connection, config } = stage;
+  const choice = chooseTemplate(config, "debian-12", { isOperator: true });
+  const asked = { ...choice, isAllowed: () => true, pool: config.templatePool };
+  const template = await findTemplate(connection, asked);
+  const { settings } = choice;
+  const origin = await warmOrigin(connection, { template, settings, domainType: "test" });
+  haveAllHold(connection, { created: new Date().toISOString(), bytesBeforeRam: 1, origin });
+  const image = { template: "debian-12", id: "0123456789" };
+  {
+    using pool = await connection.lookupPool("libvirt-gci");
+    for (const part of ["disk", "ram", "info"] satisfies WarmPart[]) {
+      using _ = await createRawVolume(pool, warmVolume(image.template, image.id, part), 1);
+    }
+  }
+  const { wanted: [wanted] } = await findWanted(stage);
+  assert(wanted);
+  return {
+    kind: wanted.kind,
+    async [Symbol.asyncDispose]() {
+      using pool = await connection.lookupPool("libvirt-gci");
+      await deleteWarmImage(pool, image);
+    },
+  };
+}
+
+/** A domain of somebody else's with the name of one that waits. */
+async function startForeign({ connection }: TestStage, name: string): Promise<AsyncDisposable> {
+  const xml = `<domain type="test"><name>${name}</name><memory>65536</memory>
+    <os><type>hvm</type></os></domain>`;
+  const domain = await connection.createDomain(name, xml, 0);
+  return {
+    async [Symbol.asyncDispose]() {
+      using _ = domain;
+      await domain.destroy();
+    },
+  };
+}
+
+Deno.test("a machine that waits, is of no use and cannot be removed fails no job", () =>
+  withStage(async (stage) => {
+    const wants = wanting(stage);
+    await using image = await makeWarmImage(wants);
+    const name = newStandbyName();
+    await using _ = await startForeign(stage, name);
+    using pool = await stage.connection.lookupPool("libvirt-gci");
+    await letWait(pool, { name, kind: image.kind });
+    await prepare(JOB, {}, wants);
+    const warnings = stage.warnings.join("\n");
+    assert.match(warnings, /Could not remove the waiting machine .*, so gc has to: .*was not made/);
+    assert.match(warnings, /The waiting machine .* is of no use: .*has no record/);
+    await cleanup(JOB.machine, stage);
+  }));
+
+Deno.test("a job that waits its turn tries a machine that comes to wait meanwhile", () =>
+  withStage(async (stage) => {
+    const wants = wanting(stage);
+    await using image = await makeWarmImage(wants);
+    const name = newStandbyName();
+    await using _ = await startForeign(stage, name);
+    using pool = await stage.connection.lookupPool("libvirt-gci");
+    await prepare({ ...JOB, machine: "first" }, {}, stage);
+    const prepared = prepare(JOB, {}, wants);
+    while (!stage.lines.join().includes("Waiting for")) await sleep(10);
+    await letWait(pool, { name, kind: image.kind });
+    while (stage.warnings.length === 0) await sleep(10);
+    await cleanup("first", stage);
+    await prepared;
+    assert.match(stage.warnings.join("\n"), /The waiting machine .* is of no use: .*no record/);
+    await cleanup(JOB.machine, stage);
+  }, { config: { maxMachines: 1, admissionSeconds: 10 } }));
