@@ -15,6 +15,7 @@ const virConnectPtr = "pointer" as Handle<"virConnect">;
 const virDomainPtr = "pointer" as Handle<"virDomain">;
 const virNetworkPtr = "pointer" as Handle<"virNetwork">;
 const virNWFilterPtr = "pointer" as Handle<"virNWFilter">;
+const virNWFilterBindingPtr = "pointer" as Handle<"virNWFilterBinding">;
 const virStoragePoolPtr = "pointer" as Handle<"virStoragePool">;
 const virStorageVolPtr = "pointer" as Handle<"virStorageVol">;
 const virStreamPtr = "pointer" as Handle<"virStream">;
@@ -344,6 +345,33 @@ export const symbols = {
       "u32", // unsigned int flags
     ],
     result: "i32", // how many, -1 on error
+    nonblocking: true,
+  },
+  virNWFilterBindingDelete: {
+    parameters: [
+      virNWFilterBindingPtr, // virNWFilterBindingPtr binding
+    ],
+    result: "i32", // 0, -1 on error
+    nonblocking: true,
+  },
+  virNWFilterBindingFree: {
+    parameters: [
+      virNWFilterBindingPtr, // virNWFilterBindingPtr binding
+    ],
+    result: "i32", // 0, -1 on error
+  },
+  virNWFilterBindingGetFilterName: {
+    parameters: [
+      virNWFilterBindingPtr, // virNWFilterBindingPtr binding
+    ],
+    result: "pointer", // const char *, the handle's, NULL on error
+  },
+  virNWFilterBindingLookupByPortDev: {
+    parameters: [
+      virConnectPtr, // virConnectPtr conn
+      "buffer", // const char *portdev
+    ],
+    result: virNWFilterBindingPtr, // NULL on error
     nonblocking: true,
   },
   virNWFilterDefineXML: {

@@ -16,6 +16,7 @@ import {
   VIR_NODE_MEMORY_STATS_ALL_CELLS,
 } from "./memory_stats.ts";
 import { Network } from "./network.ts";
+import { FilterBinding } from "./filter_binding.ts";
 import { NetworkFilter } from "./network_filter.ts";
 import { StoragePool } from "./storage_pool.ts";
 
@@ -33,6 +34,7 @@ type CallResult<Name extends CallName> = NonNullable<Awaited<ReturnType<Function
 type FreeName =
   | "virDomainFree"
   | "virNetworkFree"
+  | "virNWFilterBindingFree"
   | "virNWFilterFree"
   | "virStoragePoolFree"
   | "virStorageVolFree";
@@ -49,6 +51,7 @@ type LocalName =
   | "virDomainGetName"
   | "virDomainInterfaceFree"
   | "virNetworkDHCPLeaseFree"
+  | "virNWFilterBindingGetFilterName"
   | "virNWFilterGetName"
   | "virStorageVolGetName"
   | "free";
@@ -378,6 +381,13 @@ export class Connection implements AsyncDisposable {
     const lookup = this.call("virNWFilterLookupByName", this.#pointer, cString(name));
     const pointer = await orNull(VIR_ERR.NO_NWFILTER, orNull(VIR_ERR.NO_SUPPORT, lookup));
     return pointer && new NetworkFilter(this, pointer, name);
+  }
+
+  /** What binds a filter to this device of the host, or null if nothing does. */
+  async findFilterBinding(device: string): Promise<FilterBinding | null> {
+    const lookup = this.call("virNWFilterBindingLookupByPortDev", this.#pointer, cString(device));
+    const pointer = await orNull(VIR_ERR.NO_NWFILTER_BINDING, lookup);
+    return pointer && new FilterBinding(this, pointer);
   }
 
   /** Whether the driver has network filters. */

@@ -19,6 +19,7 @@ export const VIR_ERR = {
   NO_DOMAIN_METADATA: 80,
   ACCESS_DENIED: 88,
   AUTH_UNAVAILABLE: 94,
+  NO_NWFILTER_BINDING: 101,
 } as const;
 
 /** What a {@linkcode LibvirtError} says besides its words. */

@@ -19,7 +19,7 @@ import {
   type MachineDomain,
   openAtFirst,
 } from "./domain_xml.ts";
-import { forwardLinkLocal, mayForwardLinkLocal } from "./bridge_port.ts";
+import { cardDevices, forwardLinkLocal, mayForwardLinkLocal } from "./bridge_port.ts";
 import { createGuestDirectory, guestPaths } from "./guest_files.ts";
 import type { Owner } from "./owner.ts";
 import type { Template } from "./template.ts";
@@ -155,7 +155,7 @@ export async function setFilter(
   try {
     using same = await connection.lookupDomain(domain.name);
     if (mayForward) await forwardLinkLocal(same);
-    if (!isSet) await same.updateDevice(interfaceXml(machine).toString());
+    if (!isSet) await updateCard(same, interfaceXml(machine).toString(), connection);
     return !isSet;
   } catch (cause) {
     const state = await stateInTheEnd(domain);
@@ -167,6 +167,40 @@ export async function setFilter(
       advice: "See what libvirt needs for filters: libvirt-gci doctor",
     });
   }
+}
+
+/**
+ * Sets the filter. If QEMU ends meanwhile, libvirt (9.0) leaves a binding of the filter "(null)" to the
+ * card's device, and then sets no filter for the next card that gets this device: such a binding is
+ * deleted, be it of this machine or of an earlier one.
+ */
+async function updateCard(domain: Domain, cardXml: string, connection: Connection): Promise<void> {
+  const devices = cardDevices(await domain.xml());
+  try {
+    await domain.updateDevice(cardXml);
+  } catch (error) {
+    if (!await deleteDeadBindings(devices, connection).catch(() => false)) throw error;
+    await domain.updateDevice(cardXml).catch(() => {
+      throw error; // which says more, if QEMU has ended
+    });
+  }
+}
+
+/** Deletes what binds a filter to these devices that is not there. Says whether there was any. */
+async function deleteDeadBindings(
+  devices: readonly string[],
+  connection: Connection,
+): Promise<boolean> {
+  let deleted = false;
+  for (const device of devices) {
+    using binding = await connection.findFilterBinding(device);
+    if (binding === null) continue;
+    using filter = await connection.findNetworkFilter(binding.filterName);
+    if (filter !== null) continue;
+    await binding.delete();
+    deleted = true;
+  }
+  return deleted;
 }
 
 const LOOKS = 10;

@@ -17,6 +17,7 @@ import {
   table,
   wrongIn,
 } from "./faults/matrix.ts";
+import { meetDeadBindings } from "./faults/dead_binding.ts";
 import { NAME, startPool } from "./faults/pool.ts";
 import { BOOTING, cancel, kill, SCRIPT_RUNS } from "./faults/points.ts";
 import { killDaemonAt, killQemuAt, untilLibvirtAnswers } from "./faults/strikes.ts";
@@ -68,6 +69,7 @@ faultTest("prepare meets a fault", async (t) => {
   for (const { row, meet } of rows) {
     await t.step(row.fault, () => meetFault({ ...row, stage: "prepare" }, meet));
   }
+  await t.step("QEMU is killed while libvirt sets the filter", meetDeadBindings);
   await t.step("overlay_pool full", async () => {
     await using pool = await startPool("1M");
     await command(["dd", "if=/dev/zero", `of=${pool.path}/theirs`, "bs=4k"]);

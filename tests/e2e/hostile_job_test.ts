@@ -268,6 +268,7 @@ e2eTest(
     const milliseconds = Number(/\ntook (\d+) ms/.exec(logText)?.[1]);
     assert(milliseconds >= 4000, `${milliseconds} ms for 30 MiB at 5 MiB/s`);
   },
+  { thorough: true },
 );
 
 e2eTest("sizes over the caps, and hostile ones, are the job's fault", async () => {

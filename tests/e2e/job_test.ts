@@ -167,7 +167,7 @@ e2eTest("a guest that is destroyed in the middle of a script is the host's fault
   );
   assertVerdict(result, "runner_system_failure");
   assert.match(result.logText, /ended: it powered off|connection to the guest broke/);
-});
+}, { thorough: true });
 
 e2eTest("a script that powers its machine off is the host's fault, not a success", async () => {
   const result = await runOnBed(job({ script: ["poweroff -f; sleep 60"] }), {
@@ -176,22 +176,22 @@ e2eTest("a script that powers its machine off is the host's fault, not a success
   assertVerdict(result, "runner_system_failure");
 }, { thorough: true });
 
-e2eTest("four jobs at once have four machines, and the failure of one is its own", async () => {
+e2eTest("jobs at once have a machine each, and the failure of one is its own", async () => {
   const script = (id: number): string[] => [
     `echo job ${id} > mine; sleep 1; cat mine`,
-    ...id === 4 ? ["exit 42"] : [],
+    ...id === 2 ? ["exit 42"] : [],
   ];
   const results = await Promise.all(
-    [1, 2, 3, 4].map((id) =>
+    [1, 2].map((id) =>
       runOnBed(job({ id, script: script(id), afterScript: [`echo after $(cat mine)`] }))
     ),
   );
   for (const [i, result] of results.entries()) {
-    if (i === 3) assertVerdict(result, "script_failure", 42);
+    if (i === 1) assertVerdict(result, "script_failure", 42);
     else assertVerdict(result, "success");
     assert.match(result.logText, new RegExp(`\\njob ${i + 1}\\n[^]*\\nafter job ${i + 1}\\n`));
   }
-  assert.equal(new Set(results.map(machineOf)).size, 4);
+  assert.equal(new Set(results.map(machineOf)).size, 2);
 });
 
 e2eTest("image: chooses a template by its alias, and cloud-init makes the user", async () => {
@@ -204,7 +204,7 @@ e2eTest("image: chooses a template by its alias, and cloud-init makes the user",
   assert.match(result.logText, /\ngitlab-runner\n/);
   assert.match(result.logText, /\n0\n/);
   assert(result.logText.includes(`\n${machineOf(result)}\n`), result.logText);
-});
+}, { thorough: true });
 
 e2eTest("a key that the guest does not know fails at once, and is said", async () => {
   const directory = Deno.makeTempDirSync({ prefix: "libvirt-gci-e2e-key-" });

@@ -160,7 +160,7 @@ e2eTest("a machine whose connection is lost is kept, and cleanup by hand removes
   } finally {
     assert.match((await succeed("cleanup", "-m", machine)).stdout, /^Removed the machine/);
   }
-});
+}, { thorough: true });
 
 e2eTest("an operator keeps the machine of a running job, which then passes", async () => {
   let kept = "";

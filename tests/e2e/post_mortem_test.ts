@@ -81,6 +81,7 @@ postMortemTest(
     assert.match(again.stderr, /its kernel panicked/);
     assert.deepEqual(await filesOf(again), files);
   },
+  { thorough: true },
 );
 
 postMortemTest(

@@ -50,12 +50,13 @@ e2eTest("a member of the group libvirt runs a job, and no file of it stays anywh
   const result = await runJob(
     runner,
     job({
-      variables: [{ key: "DISTRO", value: "cloud" }],
-      script: ["echo I am $(id -un)"],
+      variables: [],
+      image: "example.org/cloud:1", // an alias
+      script: ["echo I am $(id -un), and can be $(sudo -n id -un) on $(hostname)"],
     }),
   );
   assertVerdict(result, "success");
-  assert.match(result.logText, /I am gitlab-runner/);
+  assert.match(result.logText, /I am gitlab-runner, and can be root on gitlab-proj-4242-/);
   assert.equal(await filesOfUser(), before);
   assert.doesNotMatch(
     (await command(["virsh", "nwfilter-list"])).stdout,

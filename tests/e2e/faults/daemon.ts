@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
+import { meetDeadBindings } from "./dead_binding.ts";
 import type { Point } from "./killed_program.ts";
 import { type Fault, faultTest, meetFault } from "./matrix.ts";
 import { BOOTING, SCRIPT_RUNS } from "./points.ts";
@@ -28,6 +29,7 @@ faultTest("libvirtd is killed and starts again", async (t) => {
         },
       ));
   }
+  await t.step("QEMU is killed while libvirt sets the filter", meetDeadBindings);
   const inRun: Fault = {
     fault: "libvirtd killed while the script runs",
     ...{ stage: "run", status: 0, says: /^end$/m, then: "cleanup" },

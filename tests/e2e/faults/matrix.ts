@@ -14,7 +14,6 @@ import {
   type Settings,
   settingsFile,
   TESTBED,
-  virsh,
 } from "../bed.ts";
 import type { Strike } from "./killed_program.ts";
 
@@ -175,7 +174,6 @@ export async function meetFault(
     readonly isBesideOthers?: boolean;
   } = {},
 ): Promise<void> {
-  await deleteDeadBindings();
   const before = await inventory();
   using attempt = await Attempt.begin(options);
   const findChanges = async (): Promise<string> => {
@@ -211,17 +209,6 @@ export async function meetFault(
   if (left !== "") wrong.push(`left, or missing: ${left}`);
   const message = messageOf(met) || removals.join("; ");
   addRow(fault, met, { message, left: left || "nothing", wrong });
-}
-
-/**
- * libvirt (9.0) keeps the binding of a filter that it was setting when it was killed, and then sets none
- * for the next card with that device.
- */
-async function deleteDeadBindings(): Promise<void> {
-  const bindings = await virsh("nwfilter-binding-list");
-  for (const [, device = ""] of bindings.matchAll(/^ *(\S+) +\(null\)/gm)) {
-    await virsh("nwfilter-binding-delete", device);
-  }
 }
 
 /** What is not as it has to be in the end of a stage that met this fault. */
