@@ -109,7 +109,9 @@ async function isToldWhatItNeeds(): Promise<void> {
   assert(seconds < atMost(10), `${seconds} s`);
 }
 
-e2eTest("without a network, a job fails, passes and loses its machine as with it", failsOrIsLost);
+e2eTest("without a network, a job fails, passes and loses its machine as with it", failsOrIsLost, {
+  thorough: true,
+});
 
 // At once, since a machine waits more than it works.
 e2eTest(
