@@ -47,7 +47,7 @@ const SETTINGS: Settings = {
   overlay_pool: TESTBED.overlayPool,
   key: TESTBED.key,
   memory_mib: 512,
-  vcpus: 1, // emulated, a second one gains nothing, and the kernel at times waits for it for ever
+  vcpus: 1, // emulated, a second one gains nothing; with two, a guest has stood still in its kernel
   address_seconds: atMost(18), // what "cloud" needs
   post_mortems: 0, // but for the tests of them, nothing is to stay
   templates: { lite: { login: "template" }, cloud: { aliases: ["example.org/cloud:1"] } },

@@ -18,11 +18,10 @@ async function makeBedAnew(): Promise<void> {
   }
 }
 
-const { passed, failed, ignored, flaky } = await runWithSecondTry(Deno.args, {
+const { passed, failed, ignored } = await runWithSecondTry(Deno.args, {
   reset: makeBedAnew,
   log: console.log,
 });
-for (const name of flaky) console.log(`flaky: ${name}`);
 console.log(
   `${failed === 0 ? "ok" : "FAILED"} | ${passed} passed | ${failed} failed | ${ignored} ignored`,
 );
