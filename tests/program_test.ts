@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { homedir } from "node:os";
+import { denoVariables } from "./harness/runner.ts";
 import { readOpenMetrics } from "./open_metrics.ts";
 
 const ROOT = new URL("..", import.meta.url);
@@ -11,13 +11,17 @@ interface Ended {
   readonly stderr: string;
 }
 
-/** Runs main.ts with this whole environment, and nobody's settings. */
+/** Runs main.ts with this whole environment, and what Deno needs, and nobody's settings. */
 async function program(args: string[], env: Record<string, string> = {}): Promise<Ended> {
   const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
     args: ["run", "--quiet", "--allow-all", "main.ts", ...args],
     cwd: ROOT,
     clearEnv: true,
-    env: { HOME: Deno.env.get("HOME") ?? "/", XDG_CONFIG_HOME: "/nonexistent", ...env },
+    env: {
+      ...denoVariables(),
+      ...{ HOME: Deno.env.get("HOME") ?? "/", XDG_CONFIG_HOME: "/nonexistent" },
+      ...env,
+    },
     stdin: "null",
   }).output();
   const decoder = new TextDecoder();
@@ -242,13 +246,20 @@ Deno.test("doctor finds mistakes in the settings, and goes on without them", asy
   assert.match(stderr, /not ready for jobs/);
 });
 
+/** The home in /etc/passwd, which need not be that of the tests. */
+async function homeOfUser(): Promise<string> {
+  const args = ["passwd", String(Deno.uid())];
+  const { stdout } = await new Deno.Command("getent", { args }).output();
+  return new TextDecoder().decode(stdout).split(":")[5] ?? "";
+}
+
 Deno.test("without HOME, as systemd's services are, ~ is the home that the system knows of", () =>
   withHost("somebody.qcow2", async (settings) => {
     await Deno.writeTextFile(settings, "login: template\nkey: ~/.ssh/no-such-key\n", {
       append: true,
     });
     const { stdout } = await program(["--config", settings, "doctor"], { HOME: "" });
-    assert(stdout.includes(`${homedir()}/.ssh/no-such-key`), stdout);
+    assert(stdout.includes(`${await homeOfUser()}/.ssh/no-such-key`), stdout);
   }));
 
 Deno.test("list prints a table, or JSON", async () => {

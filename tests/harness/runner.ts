@@ -85,7 +85,8 @@ export interface RunOptions {
   readonly signal?: AbortSignal;
 }
 
-function denoVariables(): Record<string, string> {
+/** What tells Deno where main.ts finds its packages, and whom to trust where it has to load them. */
+export function denoVariables(): Record<string, string> {
   const all = Object.entries(Deno.env.toObject());
   return Object.fromEntries(all.filter(([name]) => name.startsWith("DENO_")));
 }
