@@ -40,14 +40,27 @@ function attemptsDirectory(): Disposable & { readonly path: string } {
   return { path, [Symbol.dispose]: () => Deno.removeSync(path, { recursive: true }) };
 }
 
-/** Reads until this text comes, gives what came, and lets the rest go by. */
-async function untilOutput(stream: ReadableStream<Uint8Array>, text: RegExp): Promise<string> {
-  let read = "";
-  for await (const part of stream.pipeThrough(new TextDecoderStream())) {
-    read += part;
-    if (text.test(read)) return read;
-  }
-  assert.fail(`it ended without ${text}: ${read}`);
+/** Output that is read to its end, since whoever writes it would fail at a pipe that is closed. */
+interface Output {
+  /** What came until the text did. */
+  readonly said: string;
+  /** Fulfilled when its last writer is gone. */
+  readonly end: Promise<void>;
+}
+
+/** Reads until this text comes, and lets the rest go by. */
+async function untilOutput(stream: ReadableStream<Uint8Array>, text: RegExp): Promise<Output> {
+  const came = Promise.withResolvers<string>();
+  const read = async () => {
+    let said = "";
+    for await (const part of stream.pipeThrough(new TextDecoderStream())) {
+      said += part;
+      if (text.test(said)) came.resolve(said);
+    }
+    came.reject(new Error(`it ended without ${text}: ${said}`));
+  };
+  const end = read();
+  return { said: await came.promise, end };
 }
 
 /** Waits until no process has this in its command line. */
@@ -56,16 +69,19 @@ async function untilGone(pattern: string): Promise<void> {
   await until(isGone, { what: `no process has ${pattern}` });
 }
 
-/** Runs a job in a process of its own, until its script runs. */
-async function startDoomedRunner(id: number, tmpdir: string): Promise<Deno.ChildProcess> {
+/** Runs a job in a process of its own, until its script runs, and gives what kills the runner. */
+async function startDoomedRunner(id: number, tmpdir: string): Promise<() => Promise<void>> {
   const program = new URL("doomed_runner.ts", import.meta.url).pathname;
   const runner = new Deno.Command(Deno.execPath(), {
     args: ["run", "--allow-all", program, String(id), tmpdir],
     env: { TMPDIR: tmpdir }, // for the settings, which it will not remove
     ...{ stdin: "null", stdout: "piped", stderr: "inherit" },
   }).spawn();
-  await untilOutput(runner.stdout, /\nrunning/);
-  return runner;
+  const { end } = await untilOutput(runner.stdout, /\nrunning/);
+  return async () => {
+    runner.kill("SIGKILL");
+    await Promise.all([runner.status, end]);
+  };
 }
 
 e2eTest("a machine is removed whose runner was killed, and the job beside it runs on", async () => {
@@ -74,7 +90,7 @@ e2eTest("a machine is removed whose runner was killed, and the job beside it run
     events: [{ stage: "build_script", whenOutput: "\nhere", action: () => resolve() }],
   });
   const attempts = attemptsDirectory();
-  const runner = await startDoomedRunner(78, attempts.path);
+  const killRunner = await startDoomedRunner(78, attempts.path);
   await here;
   const other = await runningMachine("gitlab-proj-77-");
   try {
@@ -82,8 +98,7 @@ e2eTest("a machine is removed whose runner was killed, and the job beside it run
     await gc();
     assert.equal((await listed(machine))[0]?.state, "ready");
 
-    runner.kill("SIGKILL");
-    await runner.status;
+    await killRunner();
     await gc();
     assert.equal((await listed(machine))[0]?.state, "ready"); // its attempt's directory is there
 
@@ -143,9 +158,9 @@ async function killPrepare(
   }).spawn();
   const more = name === CLAIM ? count - 1 : count;
   const point = new RegExp(`debug: ${CLAIM} [^]*(debug: ${name} [^]*){${more}}`);
-  const said = await untilOutput(runner.stderr, point);
+  const { said, end } = await untilOutput(runner.stderr, point);
   Deno.kill(-runner.pid, "SIGKILL");
-  await runner.status;
+  await Promise.all([runner.status, end]);
   return said;
 }
 
