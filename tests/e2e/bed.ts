@@ -240,8 +240,9 @@ export async function until(
 export const IS_CORE_ONLY = Deno.env.get("LIBVIRT_GCI_E2E") === "core";
 
 /**
- * A test that must leave all domains, volumes and processes as they were. One that is `thorough` proves
- * little that others do not, or takes long: `deno task core` leaves it out.
+ * A test that must leave all domains, volumes and processes as they were. What one leaves that fails is
+ * removed, so that no other fails of it. One that is `thorough` proves little that others do not, or takes
+ * long: `deno task core` leaves it out.
  */
 export function e2eTest(
   name: string,
@@ -253,8 +254,13 @@ export function e2eTest(
 ): void {
   Deno.test(name, { ignore: ignore || thorough && IS_CORE_ONLY }, async (t) => {
     const before = await inventory();
-    await test(t);
-    assert.deepEqual(await inventory(), before, "something is left, or missing");
+    try {
+      await test(t);
+      assert.deepEqual(await inventory(), before, "something is left, or missing");
+    } catch (error) {
+      await call(["cleanup", "--all", "--yes"]);
+      throw error;
+    }
   });
 }
 
