@@ -258,10 +258,18 @@ export function e2eTest(
       await test(t);
       assert.deepEqual(await inventory(), before, "something is left, or missing");
     } catch (error) {
-      await call(["cleanup", "--all", "--yes"]);
+      await removeSince(before);
       throw error;
     }
   });
+}
+
+/** Removes the machines that were not there then. */
+async function removeSince(before: Readonly<Record<string, string>>): Promise<void> {
+  const machinesIn = ({ overlays = "" }: typeof before) =>
+    new Set([...overlays.matchAll(/^ *(\S+?)\.\w+\.libvirt-gci /gm)].map(([, name = ""]) => name));
+  const machines = machinesIn(await inventory()).difference(machinesIn(before));
+  for (const machine of machines) await call(["cleanup", "--machine", machine]);
 }
 
 /** All that a test could leave or take away. */
