@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import { stringify } from "yaml";
+import { machineOfVolume } from "../../src/machine/volumes.ts";
 import { type Job, SMALL_JOB } from "../harness/payload.ts";
 import {
   type JobResult,
@@ -240,9 +241,9 @@ export async function until(
 export const IS_CORE_ONLY = Deno.env.get("LIBVIRT_GCI_E2E") === "core";
 
 /**
- * A test that must leave all domains, volumes and processes as they were. What one leaves that fails is
- * removed, so that no other fails of it. One that is `thorough` proves little that others do not, or takes
- * long: `deno task core` leaves it out.
+ * A test that must leave all domains, volumes and processes as they were. The machines that one leaves
+ * which fails are removed, so that no other fails of them. One that is `thorough` proves little that others
+ * do not, or takes long: `deno task core` leaves it out.
  */
 export function e2eTest(
   name: string,
@@ -258,16 +259,16 @@ export function e2eTest(
       await test(t);
       assert.deepEqual(await inventory(), before, "something is left, or missing");
     } catch (error) {
-      await removeSince(before);
+      await removeSince(before).catch(console.error); // the first failure counts
       throw error;
     }
   });
 }
 
-/** Removes the machines that were not there then. */
+/** Removes the machines that had no volume then. */
 async function removeSince(before: Readonly<Record<string, string>>): Promise<void> {
   const machinesIn = ({ overlays = "" }: typeof before) =>
-    new Set([...overlays.matchAll(/^ *(\S+?)\.\w+\.libvirt-gci /gm)].map(([, name = ""]) => name));
+    new Set(overlays.match(/\S+/g)?.map(machineOfVolume).filter((machine) => machine !== null));
   const machines = machinesIn(await inventory()).difference(machinesIn(before));
   for (const machine of machines) await call(["cleanup", "--machine", machine]);
 }
