@@ -569,25 +569,25 @@ Deno.test("without any limit, nobody takes a turn", async () => {
 });
 
 Deno.test("a job that has no room takes what comes instead, and leaves no turn", () =>
-  withBed(async ({ stage }) => {
-    using pool = await stage.connection.lookupPool("libvirt-gci");
+  withBed(async ({ connection, stage }) => {
+    using pool = await connection.lookupPool("libvirt-gci");
     await prepare({ ...JOB, machine: "m-1" }, {}, stage);
-    const before = (await pool.volumeNames()).sort();
+    const before = await volumesOf(connection);
     let asked = 0;
     const instead = () => Promise.resolve(++asked === 3 ? { name: "standby" } : null);
     const got = await admit("m-2", { pool, memoryMib: 64, instead }, stage);
     assert.deepEqual(got, { name: "standby" });
-    assert.deepEqual((await pool.volumeNames()).sort(), before);
+    assert.deepEqual(await volumesOf(connection), before);
     await cleanup("m-1", stage);
   }, ONE));
 
 Deno.test("a machine that no job needs yet waits for no room, and leaves no turn", () =>
-  withBed(async ({ stage }) => {
-    using pool = await stage.connection.lookupPool("libvirt-gci");
+  withBed(async ({ connection, stage }) => {
+    using pool = await connection.lookupPool("libvirt-gci");
     await prepare({ ...JOB, machine: "m-1" }, {}, stage);
-    const before = (await pool.volumeNames()).sort();
+    const before = await volumesOf(connection);
     assert.equal(await admitNow("m-2", { pool, memoryMib: 64 }, stage), null);
-    assert.deepEqual((await pool.volumeNames()).sort(), before);
+    assert.deepEqual(await volumesOf(connection), before);
     await cleanup("m-1", stage);
     const admission = await admitNow("m-2", { pool, memoryMib: 64 }, stage);
     assert(admission?.turn);
