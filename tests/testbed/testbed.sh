@@ -366,10 +366,11 @@ count_chains() {
   iptables-save 2>/dev/null | grep --count '^:LIBVIRT_' || true
 }
 
-# libvirt leaves its empty chains behind.
+# libvirt leaves its empty chains behind, those of networks and those of network filters.
 remove_chains() {
   for tables in iptables ip6tables; do
-    "$tables-save" --counters | sed '/LIBVIRT_/d' |
+    "$tables-save" --counters |
+      sed --regexp-extended '/LIBVIRT_|[: ]libvirt-(host-in|in|in-post|out)( |$)/d' |
       "$tables-restore" --counters
   done
 }
