@@ -90,18 +90,27 @@ export async function readConsole(
   });
 }
 
-/** Null if there is no such directory. */
+/** Null if there is no such directory, or if somebody else, such as another gc, removes it meanwhile. */
 async function withGuestFiles<T>(
   { connection, pool, machine }: GuestFilesOf,
   use: (files: readonly GuestFile[]) => Promise<T>,
 ): Promise<T | null> {
-  using directory = await pool.findVolume(volumeName(machine, "guest"));
-  const path = directory && await orNull(VIR_ERR.NO_STORAGE_VOL, directory.path());
+  const name = volumeName(machine, "guest");
+  const findPath = async (): Promise<string | null> => {
+    using directory = await pool.findVolume(name);
+    return directory && await orNull(VIR_ERR.NO_STORAGE_VOL, directory.path());
+  };
+  const path = await findPath();
   if (path === null) return null;
-  const own = connection.isLocal ? await ownFiles(path) : null;
-  if (own !== null) return await use(own);
-  await using files = await openPool(connection, { name: volumeName(machine, "guest"), path });
-  return await use((await files.pool.volumeNames()).map((name) => fileOfPool(files.pool, name)));
+  try {
+    const own = connection.isLocal ? await ownFiles(path) : null;
+    if (own !== null) return await use(own);
+    await using files = await openPool(connection, { name, path });
+    return await use((await files.pool.volumeNames()).map((file) => fileOfPool(files.pool, file)));
+  } catch (error) {
+    if (await findPath() === null) return null;
+    throw error;
+  }
 }
 
 /** Those that this user may read, as root may on this host; null if it may not. */
