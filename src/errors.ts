@@ -20,6 +20,8 @@ export const FAULTS = [
   "room",
   /** The domain did not start. */
   "start",
+  /** KVM runs no guests, or libvirt cannot use it. */
+  "kvm",
   /** The machine got no address in time. */
   "address",
   /** The guest refuses the key. */

@@ -3,7 +3,7 @@ import * as v from "valibot";
 
 /** What can be set for all machines, and for those of one template. */
 export interface MachineSettings {
-  /** The hypervisor; `auto` is kvm where KVM really runs guests, and qemu elsewhere. */
+  /** The hypervisor: `kvm`, `qemu` (emulation), or `test` for libvirt's test driver. */
   readonly domainType: string;
   /** The libvirt network that the machine's card is in; `none` is a machine without a card. */
   readonly network: string;
@@ -57,7 +57,7 @@ export interface MachineSettings {
 
 /** The settings of a machine where the file says nothing. */
 export const DEFAULT_MACHINE: MachineSettings = {
-  domainType: "auto",
+  domainType: "kvm",
   network: "default",
   isolate: true,
   hostPorts: [],
@@ -125,7 +125,10 @@ const flag = v.boolean("true or false");
 
 /** The keys of the file for a machine, with what each may be. */
 export const machineEntries = {
-  domain_type: v.optional(oneOf(["auto", "kvm", "qemu"])),
+  domain_type: v.optional(v.picklist(
+    ["kvm", "qemu"],
+    "kvm, or qemu for emulation, which is slow and no security boundary",
+  )),
   network: v.optional(name),
   isolate: v.optional(flag),
   host_ports: v.optional(

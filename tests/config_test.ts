@@ -133,7 +133,7 @@ Deno.test("the defaults are those that the manual names", () => {
     templates: new Map(),
     rules: [],
   });
-  assert.equal(machine.domainType, "auto");
+  assert.equal(machine.domainType, "kvm");
   assert.equal(machine.user, "gitlab-runner");
 });
 
@@ -424,7 +424,7 @@ const WRONG: Readonly<Record<string, readonly unknown[]>> = {
   metrics_file: ["", "gci.prom", "/gci", "/.prom", "/a/.prom", "/a\n.prom", "/a.prom/", true],
   default_template: ["", "a\u0000b", 12],
   allowed_templates: ["*", [""], ["a\nb"], [12], null],
-  domain_type: ["lxc", "KVM", true],
+  domain_type: ["auto", "lxc", "KVM", true],
   network: ["", "a/b", {}],
   isolate: ["yes", 1, null],
   host_ports: ["tcp/80", ["80"], ["tcp/0"], ["tcp/65536"], ["udp/70000"], ["icmp/1"], [80]],
@@ -469,6 +469,13 @@ Deno.test("each setting refuses a wrong type and what is out of its range, by it
       assert.match(mistakes[0] ?? "", new RegExp(`"${key}(\\.0)?" must be `));
     }
   }
+});
+
+Deno.test("who has the hypervisor chosen is told what to set, and what emulation costs", () => {
+  assert.deepEqual(mistakesIn("templates: { old: { domain_type: auto } }"), [
+    'config.yaml:1:34: "templates.old.domain_type" must be kvm, or qemu for emulation, which is ' +
+    'slow and no security boundary, not "auto"',
+  ]);
 });
 
 Deno.test("the wrong values above cover every setting", () => {

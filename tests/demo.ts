@@ -5,7 +5,7 @@
  * that users install, or where it cannot be compiled, with main.ts.
  */
 
-import { PROGRAM, settingsFile } from "./e2e/bed.ts";
+import { KVM, PROGRAM, settingsFile } from "./e2e/bed.ts";
 import { SMALL_JOB } from "./harness/payload.ts";
 import { runJob, runnerFor } from "./harness/runner.ts";
 
@@ -55,6 +55,11 @@ async function demo(): Promise<number> {
     },
   });
   console.log(`\nA GitLab job runs in a virtual machine, by ${program.join(" ")}\n(${what})\n`);
+  if (!KVM.works) {
+    console.log(
+      `KVM does not work here, so the machine is emulated, which is slow: ${KVM.reason}\n`,
+    );
+  }
   const result = await runJob(runner, {
     ...SMALL_JOB,
     variables: [{ key: "DISTRO", value: "lite" }],

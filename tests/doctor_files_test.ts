@@ -9,7 +9,13 @@ import {
   checkRoot,
 } from "../src/doctor/isolation.ts";
 import { checkKeys } from "../src/doctor/keys.ts";
-import { checkKvm, checkKvmDevice, checkNested, offerFinding } from "../src/doctor/kvm.ts";
+import {
+  checkEmulation,
+  checkKvm,
+  checkKvmDevice,
+  checkNested,
+  offerFinding,
+} from "../src/doctor/kvm.ts";
 import { checkRunner } from "../src/doctor/runner.ts";
 import { checkSecurityModules } from "../src/doctor/security_modules.ts";
 import { makeKeyPair } from "../src/guest/key.ts";
@@ -23,13 +29,23 @@ Deno.test("KVM that runs guests is ok", async () => {
   only(await checkKvm(host), "ok", /^KVM runs guests$/);
 });
 
-Deno.test("KVM that runs no guest is a warning, and a problem with domain_type: kvm", async () => {
+Deno.test("KVM that runs no guest is a problem, and what to set instead has its price", async () => {
   await using host = await doctorHost({ kvm: () => Promise.resolve(BROKEN_KVM) });
-  const { meaning, remedy } = only(await checkKvm(host), "warning", /runs no guest/);
-  assert.match(meaning, /never boots. Machines are emulated/);
+  const { meaning, remedy } = only(await checkKvm(host), "problem", /runs no guest/);
+  assert.match(meaning, /never boots. With domain_type: kvm, machines hang or do not start/);
+  assert.match(meaning, /domain_type: qemu .*slow and, .*no security boundary/);
   assert.equal(remedy, null);
-  await using kvm = await doctorHost({ ...host, machine: { domainType: "kvm" } });
-  assert.match(only(await checkKvm(kvm), "problem", /runs no guest/).meaning, /domain_type: kvm/);
+});
+
+Deno.test("emulated machines are a warning, also those of a single template", async () => {
+  await using kvm = await doctorHost();
+  assert.deepEqual(await checkEmulation(kvm), []);
+  const one = parseConfig("templates: { old: { domain_type: qemu } }", "x");
+  for (const differences of [{ machine: { domainType: "qemu" } }, { config: one }]) {
+    await using host = await doctorHost(differences);
+    const { meaning } = only(await checkEmulation(host), "warning", /domain_type is qemu/);
+    assert.match(meaning, /slow and, .*no security boundary/);
+  }
 });
 
 Deno.test("without /dev/kvm, the remedy loads the module", async () => {
@@ -37,7 +53,7 @@ Deno.test("without /dev/kvm, the remedy loads the module", async () => {
     kvm: () => Promise.resolve({ works: null, reason: "/dev/kvm does not exist" }),
     files: { "/dev/kvm": undefined },
   });
-  const { remedy } = only(await checkKvm(host), "warning", /runs no guest/);
+  const { remedy } = only(await checkKvm(host), "problem", /runs no guest/);
   assert.equal(remedy, "modprobe kvm_intel || modprobe kvm_amd");
   assert.deepEqual(await checkKvmDevice(host), []);
 });
@@ -53,18 +69,18 @@ Deno.test("nobody asks for KVM where no machine uses it", async () => {
     machine: { domainType: "qemu" },
     kvm: () => Promise.reject(new Error("asked")),
   });
-  only(await checkKvm(host), "ok", /No machine uses KVM/);
+  assert.deepEqual(await checkKvm(host), []);
 });
 
-Deno.test("KVM that works and libvirt does not offer is a warning", async () => {
+Deno.test("KVM that works and libvirt does not offer is a problem", async () => {
   const offer = "<capabilities><guest><arch><domain type='kvm'/></arch></guest></capabilities>";
   only([offerFinding(offer)], "ok", /KVM runs guests/);
-  const { remedy } = only([offerFinding("<capabilities/>")], "warning", /does not offer it/);
+  const { remedy } = only([offerFinding("<capabilities/>")], "problem", /does not offer it/);
   // Of one daemon and of those that share its work, whichever run: none is begun beside another.
   assert.equal(remedy, "systemctl try-restart 'libvirtd.service*' 'virtqemud.service*'");
   await using connection = await openTestHost();
   await using host = await doctorHost({ connection });
-  only(await checkKvm(host), "warning", /libvirt does not offer it/);
+  only(await checkKvm(host), "problem", /libvirt does not offer it/);
 });
 
 Deno.test("/dev/kvm that QEMU's user may not open is a warning, by qemu.conf and groups", async () => {

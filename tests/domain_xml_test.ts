@@ -29,7 +29,6 @@ const MACHINE: MachineDomain = {
     ...{ shell: "bash", address: "", hostKey: "", keepMinutes: "60", failed: "", keptUntil: "" },
     machine: "",
   },
-  domainType: "kvm",
   settings: DEFAULT_CONFIG.machine,
   filter: "libvirt-gci-gitlab-proj-4242-0123456789",
   card: { mac: "52:54:00:01:02:03", address: "192.168.122.42", leasedUntil: null },
@@ -48,7 +47,10 @@ const CASES: Readonly<Record<string, Partial<MachineDomain>>> = {
   kvm: {},
   nested: { ...settings({ nested: true }), card: null },
   efi: { nvramPath: "/var/lib/libvirt/libvirt-gci/m.guest.libvirt-gci/nvram" },
-  emulated: { domainType: "qemu", seedPath: null, filter: null, ...settings({ isolate: false }) },
+  emulated: {
+    ...{ seedPath: null, filter: null },
+    ...settings({ domainType: "qemu", isolate: false }),
+  },
   systemd: {
     seedPath: null,
     credentialPath: "/var/lib/libvirt/libvirt-gci/m.credential.libvirt-gci",

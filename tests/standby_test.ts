@@ -128,7 +128,7 @@ Deno.test("the names of volumes tell who waits and who took whom", () => {
 });
 
 Deno.test("a machine waits for the jobs that would get the same, and for no others", async () => {
-  const made = { imageId: "0123456789", domainType: "kvm", settings: DEFAULT_MACHINE };
+  const made = { imageId: "0123456789", settings: DEFAULT_MACHINE };
   const kind = await standbyKind(made);
   assert.match(kind, /^[0-9a-f]{16}$/);
   const same = {
@@ -142,7 +142,6 @@ Deno.test("a machine waits for the jobs that would get the same, and for no othe
   assert.equal(await standbyKind({ ...made, settings: same }), kind);
   const others = [
     { ...made, imageId: "0123456780" },
-    { ...made, domainType: "qemu" },
     ...[{ vcpus: 3 }, { memoryMib: 4096 }, { diskGib: 9 }, { isolate: false }, { nested: true }, {
       hostPorts: ["tcp/80"],
     }].map((change) => ({ ...made, settings: { ...DEFAULT_MACHINE, ...change } })),
@@ -442,7 +441,7 @@ async function makeWarmImage(
   const asked = { ...choice, isAllowed: () => true, pool: config.templatePool };
   const template = await findTemplate(connection, asked);
   const { settings } = choice;
-  const origin = await warmOrigin(connection, { template, settings, domainType: "test" });
+  const origin = await warmOrigin(connection, { template, settings });
   haveAllHold(connection, { created: new Date().toISOString(), bytesBeforeRam: 1, origin });
   const image = { template: "debian-12", id: "0123456789" };
   {

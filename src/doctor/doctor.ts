@@ -11,7 +11,7 @@ import {
   checkRoot,
 } from "./isolation.ts";
 import { checkKeys } from "./keys.ts";
-import { checkKvm, checkKvmDevice, checkNested } from "./kvm.ts";
+import { checkEmulation, checkKvm, checkKvmDevice, checkNested } from "./kvm.ts";
 import { checkNetworks } from "./networks.ts";
 import { checkOverlayPool, checkTemplatePool } from "./pools.ts";
 import { explain } from "../errors.ts";
@@ -30,7 +30,7 @@ export interface GroupedFinding extends Finding {
 const GROUPS: Readonly<Record<string, readonly Check[]>> = {
   "settings": [checkSettings],
   "libvirt": [checkDaemon, checkEmulator],
-  "KVM": [checkKvm, checkKvmDevice, checkNested],
+  "KVM": [checkEmulation, checkKvm, checkKvmDevice, checkNested],
   "storage": [checkTemplatePool, checkOverlayPool],
   "network": [checkNetworks],
   "isolation": [checkFilters, checkRoot, checkBridgeTracking, checkFilterPrograms, checkFirewall],

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { command, restartDaemons } from "../command.ts";
+import { EMULATION } from "../machine/kvm_fault.ts";
 import { allMachines, type DoctorContext, isLocal } from "./context.ts";
 import { type Finding, ok, problem, warning } from "./finding.ts";
 import { readHostFile, readIfAllowed, readLibvirtSetting, statHostFile } from "./host_files.ts";
@@ -11,15 +12,24 @@ import {
   readOwnUser,
 } from "./host_users.ts";
 
-const SLOW = "Machines are emulated, which makes jobs about ten times slower";
+const NO_START = "With domain_type: kvm, machines do not start";
 
-/** Whether KVM runs a guest, found by running one. */
-export async function checkKvm(context: DoctorContext): Promise<Finding[]> {
-  if (!isLocal(context)) return [];
-  const types = allMachines(context.config).map(({ domainType }) => domainType);
-  if (!types.some((type) => type !== "qemu")) {
-    return [ok("No machine uses KVM: domain_type is qemu")];
+/** Whether machines are emulated because the settings say so. */
+export function checkEmulation({ config }: DoctorContext): Promise<Finding[]> {
+  if (!allMachines(config).some(({ domainType }) => domainType === "qemu")) {
+    return Promise.resolve([]);
   }
+  return Promise.resolve([
+    warning("The settings have machines emulated: domain_type is qemu", {
+      meaning: `Set domain_type: kvm where KVM works: ${EMULATION}`,
+    }),
+  ]);
+}
+
+/** Whether KVM runs a guest, found by running one, where the settings have machines use it. */
+export async function checkKvm(context: DoctorContext): Promise<Finding[]> {
+  const usesKvm = allMachines(context.config).some(({ domainType }) => domainType === "kvm");
+  if (!isLocal(context) || !usesKvm) return [];
   const answer = await context.kvm();
   if (answer.works) {
     const { connection } = context;
@@ -35,11 +45,10 @@ export async function checkKvm(context: DoctorContext): Promise<Finding[]> {
       }),
     ];
   }
-  const finding = types.includes("kvm") ? problem : warning;
   return [
-    finding("KVM runs no guest here", {
-      meaning: `${answer.reason}. ` +
-        (types.includes("kvm") ? "With domain_type: kvm, machines hang or do not start" : SLOW),
+    problem("KVM runs no guest here", {
+      meaning: `${answer.reason}. With domain_type: kvm, machines hang or do not start. ` +
+        `With domain_type: qemu they do, but ${EMULATION}`,
       remedy: device === null ? "modprobe kvm_intel || modprobe kvm_amd" : null,
     }),
   ];
@@ -50,8 +59,9 @@ export function offerFinding(capabilities: string | null): Finding {
   if (capabilities === null || /<domain type=["']kvm/.test(capabilities)) {
     return ok("KVM runs guests");
   }
-  return warning("KVM runs guests, and libvirt does not offer it", {
-    meaning: `${SLOW}. libvirt asked QEMU when KVM was not there, or QEMU's user may not use it`,
+  return problem("KVM runs guests, and libvirt does not offer it", {
+    meaning:
+      `${NO_START}. libvirt asked QEMU when KVM was not there, or QEMU's user may not use it`,
     remedy: restartDaemons("libvirtd", "virtqemud"),
   });
 }
@@ -70,8 +80,8 @@ export async function checkKvmDevice(context: DoctorContext): Promise<Finding[]>
   const canJoin = group !== null && group !== "root" && ((device.mode ?? 0) & 0o060) === 0o060;
   return [
     warning(`QEMU's user, ${user.name}, may not open /dev/kvm`, {
-      meaning: "libvirt asks QEMU anew at each start of a machine what it can, which takes 13 s, " +
-        "and machines have no KVM",
+      meaning: "libvirt asks QEMU anew at each start of a machine what it can, which takes 13 s. " +
+        NO_START,
       remedy: canJoin
         ? command("usermod", "--append", "--groups", group, user.name)
         : "chown root:kvm /dev/kvm && chmod 660 /dev/kvm",

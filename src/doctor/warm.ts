@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { chooseDomainType } from "../machine/domain_type.ts";
 import { findTemplate, type Template } from "../machine/template.ts";
 import { chooseWarmImage } from "../machine/warm_image.ts";
 import { findActivePool } from "../machine/pools.ts";
@@ -30,14 +29,13 @@ async function checkWarmImage(
     if (error instanceof BuildFailure || error instanceof SystemFailure) return [];
     throw error;
   }
-  const domainType = await chooseDomainType(connection, settings.domainType, () => {});
   using pool = await findActivePool(connection, config.overlayPool);
-  const of = { name, template, settings, domainType };
+  const of = { name, template, settings };
   const { image, changes } = pool
     ? await chooseWarmImage(connection, pool, of)
     : { image: null, changes: null };
   if (pool !== null && image !== null) {
-    const kind = await standbyKind({ imageId: image.id, domainType, settings });
+    const kind = await standbyKind({ imageId: image.id, settings });
     let waiting = 0;
     for (const standby of waitingIn(await pool.volumeNames())) {
       if (standby.kind === kind && await isAlive(standby, connection)) waiting++;

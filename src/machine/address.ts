@@ -20,11 +20,13 @@ const NO_LEASE = "no DHCP lease for its card";
  */
 export function waitForAddress(
   domain: Domain,
-  { mac, network, card, connection }: {
+  { mac, network, card, connection, watch }: {
     readonly mac: string;
     readonly network: string;
     readonly card: Card | null;
     readonly connection: Connection;
+    /** Asked meanwhile: throws what no waiting mends. */
+    readonly watch: () => Promise<void>;
   },
   limits: Limits,
 ): Promise<string> {
@@ -55,6 +57,7 @@ export function waitForAddress(
     probe: async () => {
       const leased = await findLeased();
       if (leased !== null) return leased;
+      await watch();
       if (performance.now() < nextOtherSources) return reason;
       nextOtherSources = performance.now() + OTHER_SOURCES_MS;
       for (const source of Object.values(ADDRESS_SOURCE)) {

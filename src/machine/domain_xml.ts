@@ -11,8 +11,6 @@ export const SSH_CHANNEL = "org.libvirt-gci.ssh.0";
 export interface MachineDomain {
   readonly name: string;
   readonly record: MachineRecord;
-  /** `kvm`, `qemu`, or `test` for libvirt's test driver. */
-  readonly domainType: string;
   readonly settings: MachineSettings;
   /** The network filter of its card; null where the machine is not isolated. */
   readonly filter: string | null;
@@ -41,7 +39,7 @@ export interface MachineDomain {
 export function domainXml(machine: MachineDomain): Xml {
   const { record, settings } = machine;
   return xml`
-    <domain type="${machine.domainType}">
+    <domain type="${settings.domainType}">
       <name>${machine.name}</name>
       ${machine.isWarm === true && genidXml()}
       <title>${titleOf(record)}</title>
@@ -129,7 +127,8 @@ function osXml({ settings, nvramPath }: MachineDomain): Xml {
  * Without vmx (Intel) and svm (AMD), the guest runs no virtual machines of its own. Emulated, a guest
  * without svm crashes (seen with QEMU 7.2), and its own machines are nothing of the host's.
  */
-function cpuXml({ domainType, settings }: MachineDomain): Xml {
+function cpuXml({ settings }: MachineDomain): Xml {
+  const { domainType } = settings;
   const mode = settings.cpuMode ?? (domainType === "kvm" ? "host-passthrough" : "maximum");
   if (settings.nested || domainType !== "kvm" || Deno.build.arch !== "x86_64") {
     return xml`

@@ -90,15 +90,14 @@ function takenVolume(machine: string, standby: string): string {
  * asked for.
  */
 export async function standbyKind(
-  { imageId, domainType, settings }: {
+  { imageId, settings }: {
     readonly imageId: string;
-    readonly domainType: string;
     readonly settings: MachineSettings;
   },
 ): Promise<string> {
   const { keepMinutes: _, maxVcpus: _v, maxMemoryMib: _m, ...others } = settings;
   const { maxDiskGib: _d, maxKeepMinutes: _k, ...rest } = others;
-  return (await sha256(JSON.stringify([imageId, domainType, rest]))).slice(0, 16);
+  return (await sha256(JSON.stringify([imageId, rest]))).slice(0, 16);
 }
 
 function randomHex(bytes: number): string {

@@ -21,6 +21,7 @@ import {
 } from "./domain_xml.ts";
 import { cardDevices, forwardLinkLocal, mayForwardLinkLocal } from "./bridge_port.ts";
 import { createGuestDirectory, guestPaths } from "./guest_files.ts";
+import { findKvmFault } from "./kvm_fault.ts";
 import type { Owner } from "./owner.ts";
 import type { Template } from "./template.ts";
 import {
@@ -233,6 +234,8 @@ export async function startMachine(
     const { explainLock } = await import("./template_writer.ts");
     const locked = await explainLock(cause, template, connection);
     if (locked !== null) throw new SystemFailure({ what, cause: locked });
+    const kvm = await findKvmFault({ ...machine, connection }, cause);
+    if (kvm !== null) throw new SystemFailure({ what, cause: kvm });
     throw new SystemFailure({
       fault: "start",
       what,

@@ -112,14 +112,13 @@ async function readInfo(pool: StoragePool, name: string): Promise<WarmInfo | nul
 /** What tells warm images that still hold from those that do not. */
 export async function warmOrigin(
   connection: Connection,
-  { template, settings, domainType }: {
+  { template, settings }: {
     readonly template: Template;
     readonly settings: MachineSettings;
-    readonly domainType: string;
   },
 ): Promise<WarmOrigin> {
   const { login, user, port, diskGib } = settings;
-  const machine = { login, user, port, diskGib, xml: sampleXml(settings, domainType) };
+  const machine = { login, user, port, diskGib, xml: sampleXml(settings) };
   return {
     "the template": JSON.stringify(template),
     "the machine's settings": await sha256(JSON.stringify(machine)),
@@ -171,9 +170,9 @@ export function findFitting(
 }
 
 /** All that the settings do to the XML of a machine, without what is its own. */
-function sampleXml(settings: MachineSettings, domainType: string): string {
+function sampleXml(settings: MachineSettings): string {
   return domainXml({
-    ...{ name: "", record: EMPTY_RECORD, domainType, settings },
+    ...{ name: "", record: EMPTY_RECORD, settings },
     ...{
       filter: null,
       card: null,

@@ -6,6 +6,7 @@ import type { StoragePool } from "../libvirt/storage_pool.ts";
 import { refuseEnded, waitForAddress } from "../machine/address.ts";
 import type { Card } from "../machine/card.ts";
 import { type MachineDomain, randomMac } from "../machine/domain_xml.ts";
+import { watchKvm } from "../machine/kvm_fault.ts";
 import type { Owner } from "../machine/owner.ts";
 import { type MachineRecord, writeRecord } from "../machine/record.ts";
 import { CHANNEL_ADDRESS } from "../machine/ssh_channel.ts";
@@ -32,7 +33,6 @@ export interface Wanted {
   readonly template: string;
   readonly disk: DiskSource;
   readonly settings: MachineSettings;
-  readonly domainType: string;
   readonly keyFile: string | undefined;
 }
 
@@ -94,9 +94,8 @@ export async function boot(
   await requireUnchanged(stage.connection, disk.template);
   timer.end("start");
   const { template } = record;
-  stage.log(
-    `Started the machine "${name}" from the template "${template}" (${machine.domainType})`,
-  );
+  const { domainType } = machine.settings;
+  stage.log(`Started the machine "${name}" from the template "${template}" (${domainType})`);
   return await reach(domain, booting, { timer }, stage);
 }
 
@@ -145,15 +144,19 @@ async function knock(
   const sshSeconds = Math.min(settings.sshSeconds, mostSeconds);
   const { mac } = record;
   const { network } = settings;
+  const watch = watchKvm({ settings, connection });
   const address = network === "none"
     ? CHANNEL_ADDRESS
-    : await waitForAddress(domain, { mac, network, card, connection }, {
+    : await waitForAddress(domain, { mac, network, card, connection, watch }, {
       ...limits,
       timeoutSeconds: addressSeconds,
     });
   timer.end("address");
   const target = await loginTo(domain, { ...record, address }, login.key);
-  const hostKey = await waitForSsh(target, () => refuseEnded(domain), {
+  const hostKey = await waitForSsh(target, async () => {
+    await refuseEnded(domain);
+    if (target.channel !== null) await watch(); // else its address has shown that KVM works
+  }, {
     ...limits,
     // Without a network, nothing has waited for the boot.
     timeoutSeconds: sshSeconds + (target.channel === null ? 0 : addressSeconds),

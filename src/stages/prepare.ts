@@ -5,7 +5,6 @@ import type { Connection } from "../libvirt/connection.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
 import type { MachineSettings } from "../machine_settings.ts";
 import { forAnotherGuest } from "../machine/card.ts";
-import { chooseDomainType } from "../machine/domain_type.ts";
 import type { Subnet } from "../machine/network_info.ts";
 import { newOwner } from "../machine/owner.ts";
 import type { MachineRecord } from "../machine/record.ts";
@@ -65,7 +64,6 @@ export async function prepare(
   };
   const disk = await findDisk();
   const subnets = await requireNetwork(connection, settings.network);
-  const domainType = await chooseDomainType(connection, settings.domainType, log);
   using pool = await lookupOverlayPool(connection, config.overlayPool);
   await refuseTakenName(name, connection, pool);
 
@@ -77,7 +75,7 @@ export async function prepare(
   await using undo = new AsyncDisposableStack(); // only now is the name ours
   undo.defer(() => undoPrepare(name, stage));
   const wanted: Wanted = {
-    ...{ name, owner, template: choice.name, disk, settings, domainType },
+    ...{ name, owner, template: choice.name, disk, settings },
     keyFile,
   };
   const making = { pool, timer };
@@ -109,7 +107,7 @@ async function make(
   },
   stage: Stage,
 ): Promise<MachineRecord> {
-  const { name, owner, template, settings, domainType, keyFile } = wanted;
+  const { name, owner, template, settings, keyFile } = wanted;
   const admitted = await admit(name, {
     ...{ pool, memoryMib: settings.memoryMib },
     instead: () => takeWaiting(wanted, { pool, timer }, stage),
@@ -125,7 +123,7 @@ async function make(
 
   const record = newRecord(owner, { template, login, settings, card: isolated.card });
   const machine: NewMachine = {
-    ...{ name, record, domainType, settings, disk, login, ...isolated, ...volumes },
+    ...{ name, record, settings, disk, login, ...isolated, ...volumes },
   };
   const making = { pool, turn, timer };
   if (settings.start === "cold") return await boot(machine, making, stage);

@@ -77,11 +77,11 @@ export async function resumeFrom(
 
 /** The newest warm image that still holds, or null; `start: warm` says why there is none. */
 async function chooseImage(
-  { record: { template: name }, disk: { template }, settings, domainType }: NewMachine,
+  { record: { template: name }, disk: { template }, settings }: NewMachine,
   pool: StoragePool,
   { connection, warn }: Stage,
 ): Promise<WarmImage | null> {
-  const of = { name, template, settings, domainType };
+  const of = { name, template, settings };
   const { image, changes } = await chooseWarmImage(connection, pool, of);
   if (image === null && settings.start === "warm") {
     warn(

@@ -161,7 +161,7 @@ async function make(
     readonly owner: Owner;
     readonly turn: Turn | null;
   },
-  { template, image, disk, settings, domainType }: WantedStandbys,
+  { template, image, disk, settings }: WantedStandbys,
   { pool, timer }: { readonly pool: StoragePool; readonly timer: StepTimer },
   stage: Stage,
 ): Promise<void> {
@@ -173,7 +173,7 @@ async function make(
   const record = newRecord(owner, { template, login, settings, card });
   const source = { template: disk, diskGib: settings.diskGib };
   const machine = {
-    ...{ name, record, domainType, settings, filter, card, disk: source, login },
+    ...{ name, record, settings, filter, card, disk: source, login },
     ...volumes,
   };
   await resumeFrom(image, machine, { pool, turn, timer }, { ...stage, log: () => {} });

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { BuildFailure, faultOf, SystemFailure } from "../errors.ts";
-import { chooseDomainType } from "../machine/domain_type.ts";
 import { type Standby, standbyKind, waitingIn } from "../machine/standby.ts";
 import { findTemplate, type Template } from "../machine/template.ts";
 import { chooseWarmImage, type WarmImage } from "../machine/warm_image.ts";
@@ -18,7 +17,6 @@ export interface WantedStandbys {
   readonly image: WarmImage;
   readonly disk: Template;
   readonly settings: MachineSettings;
-  readonly domainType: string;
 }
 
 type WantingStage = Pick<Stage, "connection" | "config">;
@@ -51,9 +49,8 @@ async function lookupWanted(
 ): Promise<WantedStandbys> {
   const asked = { ...choice, name, isAllowed: () => true, pool: config.templatePool };
   const disk = await findTemplate(connection, asked);
-  const domainType = await chooseDomainType(connection, settings.domainType, () => {});
   using pool = await lookupOverlayPool(connection, config.overlayPool);
-  const of = { name, template: disk, settings, domainType };
+  const of = { name, template: disk, settings };
   const { image } = await chooseWarmImage(connection, pool, of);
   if (image === null) {
     throw new SystemFailure({
@@ -62,8 +59,8 @@ async function lookupWanted(
       fault: "template",
     });
   }
-  const kind = await standbyKind({ imageId: image.id, domainType, settings });
-  return { template: name, count: settings.standby, kind, image, disk, settings, domainType };
+  const kind = await standbyKind({ imageId: image.id, settings });
+  return { template: name, count: settings.standby, kind, image, disk, settings };
 }
 
 /** How many of these wait, of the volumes of the overlay pool. */

@@ -36,13 +36,13 @@ export async function takeOver(
   stage: Stage,
 ): Promise<MachineRecord | null> {
   const { connection, signal, warn } = stage;
-  const { template, disk, settings, domainType } = wanted;
+  const { template, disk, settings } = wanted;
   const waiting = waitingIn(await pool.volumeNames());
   if (waiting.length === 0) return null;
-  const of = { name: template, template: disk.template, settings, domainType };
+  const of = { name: template, template: disk.template, settings };
   const { image } = await chooseWarmImage(connection, pool, of);
   if (image === null) return null;
-  const kind = await standbyKind({ imageId: image.id, domainType, settings });
+  const kind = await standbyKind({ imageId: image.id, settings });
   for (const standby of waiting.filter((each) => each.kind === kind)) {
     signal.throwIfAborted();
     await noteTaken(pool, wanted.name, standby.name);

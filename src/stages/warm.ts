@@ -6,7 +6,7 @@ import type { Domain } from "../libvirt/domain.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
 import type { MachineSettings } from "../machine_settings.ts";
 import { refuseEnded } from "../machine/address.ts";
-import { chooseDomainType } from "../machine/domain_type.ts";
+import { watchKvm } from "../machine/kvm_fault.ts";
 import { ownProcess } from "../machine/owner.ts";
 import { bytesBeforeRam, HEADER_BYTES } from "../machine/saved_image.ts";
 import { agentOf } from "../machine/ssh_channel.ts";
@@ -75,10 +75,7 @@ async function warmTemplate(requested: string, stage: Stage): Promise<void> {
     isAllowed: () => true,
     pool: config.templatePool,
   });
-  const domainType = await chooseDomainType(connection, settings.domainType, log);
-  const origin = await warmOrigin(connection, {
-    ...{ template, settings, domainType },
-  });
+  const origin = await warmOrigin(connection, { template, settings });
   using pool = await lookupOverlayPool(connection, config.overlayPool);
   const before = await findWarmImages(pool, name);
   const fitting = findFitting(before, origin);
@@ -88,7 +85,7 @@ async function warmTemplate(requested: string, stage: Stage): Promise<void> {
   }
   const timer = new StepTimer(null);
   const image = { template: name, id: newWarmId(), created: new Date().toISOString(), origin };
-  await make(image, { template, settings, domainType, pool, timer }, stage);
+  await make(image, { template, settings, pool, timer }, stage);
   log(`The template "${name}" is warm: ${timer.summary()}`);
   for (const old of before) await drop(old, pool, stage);
   if (settings.start === "cold") {
@@ -100,7 +97,6 @@ async function warmTemplate(requested: string, stage: Stage): Promise<void> {
 interface Making {
   readonly template: Template;
   readonly settings: MachineSettings;
-  readonly domainType: string;
   readonly pool: StoragePool;
   readonly timer: StepTimer;
 }
@@ -111,7 +107,7 @@ const SAVING_SECONDS = 3600;
 /** Makes the image and, with its last step, puts it in place; else nothing is left of it. */
 async function make(
   image: Omit<WarmImage, "bytesBeforeRam">,
-  { template, settings, domainType, pool, timer }: Making,
+  { template, settings, pool, timer }: Making,
   stage: Stage,
 ): Promise<void> {
   const { config, connection, log, progress, signal } = stage;
@@ -146,7 +142,6 @@ async function make(
     ...{
       name: maker,
       record,
-      domainType,
       settings,
       filter: null,
       card: null,
@@ -156,9 +151,11 @@ async function make(
     isWarm: true,
   }, { template });
   if (turn !== null) await endTurn(pool, turn); // the domain counts now
+  const { domainType } = settings;
   log(`Started a machine from the template "${image.template}" to save its RAM (${domainType})`);
   timer.end("start");
-  await bootUp(domain, settings, { log, progress, signal, timeoutSeconds: seconds });
+  const watch = watchKvm({ settings, connection });
+  await bootUp(domain, settings, watch, { log, progress, signal, timeoutSeconds: seconds });
   timer.end("boot");
   await tryIdentity(domain, maker, settings, signal);
   timer.end("rehearsal");
@@ -184,6 +181,7 @@ function otherMaker(maker: string, template: string): SystemFailure {
 async function bootUp(
   domain: Domain,
   { port }: MachineSettings,
+  watch: () => Promise<void>,
   limits: Limits,
 ): Promise<void> {
   const agent = agentOf(domain);
@@ -196,6 +194,7 @@ async function bootUp(
     fault: "template",
     probe: async () => {
       await refuseEnded(domain);
+      await watch();
       try {
         await hasBooted(agent, port);
         return true;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import { stringify } from "yaml";
+import { kvmRunsGuests } from "../../src/machine/kvm_probe.ts";
 import { machineOfVolume } from "../../src/machine/volumes.ts";
 import { type Job, SMALL_JOB } from "../harness/payload.ts";
 import {
@@ -42,7 +43,14 @@ export function atMost(quietSeconds: number): number {
   return quietSeconds * BUSY_HOST_FACTOR;
 }
 
+/** Whether KVM runs guests here. Where it does not, the test bed has its machines emulated. */
+export const KVM = await kvmRunsGuests();
+
+/** What `domain_type` is on the test bed. */
+export const DOMAIN_TYPE = KVM.works === true ? "kvm" : "qemu";
+
 const SETTINGS: Settings = {
+  domain_type: DOMAIN_TYPE,
   network: TESTBED.network,
   template_pool: TESTBED.templatePool,
   overlay_pool: TESTBED.overlayPool,

@@ -5,6 +5,7 @@ import {
   assertVerdict,
   atMost,
   call,
+  DOMAIN_TYPE,
   e2eTest,
   job,
   machineOf,
@@ -219,6 +220,22 @@ e2eTest("a key that the guest does not know fails at once, and is said", async (
   const [prepare] = result.stages.filter(({ name }) => name === "prepare");
   assert((prepare?.seconds ?? 999) < atMost(20));
 });
+
+e2eTest(
+  "where KVM runs no guests, a job that is to use it fails soon, and is told why",
+  async () => {
+    const result = await runOnBed(job({}), {
+      settings: { domain_type: "kvm", address_seconds: 300 },
+      runner: { attempts: 1 },
+    });
+    assertVerdict(result, "runner_system_failure");
+    assert.match(result.logText, /KVM does not run guests on this host|libvirt cannot use KVM/);
+    assert.match(result.logText, /set "domain_type: qemu": emulation is slow and, .* no security/);
+    const [prepare] = result.stages.filter(({ name }) => name === "prepare");
+    assert((prepare?.seconds ?? 999) < atMost(20), "it waited for an address");
+  },
+  { ignore: DOMAIN_TYPE === "kvm", thorough: true },
+);
 
 e2eTest("a machine that does not boot is explained by its console", async () => {
   await virsh("vol-create-as", TESTBED.templatePool, "empty.qcow2", "64M", "--format", "qcow2");

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { TESTBED, virsh } from "../bed.ts";
+import { DOMAIN_TYPE, TESTBED, virsh } from "../bed.ts";
 import { done, list, untilNobodyFills, waiting, withStandbys } from "../standby_bed.ts";
 import type { Point } from "./killed_program.ts";
 import { addRow, Attempt, type Fault, faultTest, messageOf, wrongIn } from "./matrix.ts";
@@ -31,7 +31,7 @@ faultTest("prepare is killed or cancelled while it takes over a machine that wai
       call: (attempt: Attempt) => ReturnType<Attempt["prepare"]>,
     ): Promise<void> => {
       await done(file, ["standby"]);
-      using attempt = await Attempt.begin({ settings: { domain_type: "auto", ...settings } });
+      using attempt = await Attempt.begin({ settings: { domain_type: DOMAIN_TYPE, ...settings } });
       const met = await call(attempt);
       const wrong = wrongIn(met, fault);
       if (fault.then === "cleanup") assert.equal((await attempt.cleanup()).status, 0);
