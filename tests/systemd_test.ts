@@ -18,3 +18,9 @@ Deno.test("systemd lets warm images and waiting machines be made in their time, 
   const seconds = await secondsIn("libvirt-gci-gc.service", "TimeoutStartSec");
   assert(seconds !== null && seconds >= 60, `${seconds} s for gc`);
 });
+
+Deno.test("gc is given none of the host's devices, not even KVM", async () => {
+  const unit = new URL("../systemd/libvirt-gci-gc.service", import.meta.url);
+  const lines = (await Deno.readTextFile(unit)).split("\n").filter((line) => /^Device/.test(line));
+  assert.deepEqual(lines, ["DevicePolicy=closed"]);
+});
