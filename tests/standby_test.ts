@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import { type Config, DEFAULT_CONFIG } from "../src/config.ts";
-import { DEFAULT_MACHINE } from "../src/machine_settings.ts";
+import { DEFAULT_MACHINE, type MachineSettings } from "../src/machine_settings.ts";
 import type { Connection } from "../src/libvirt/connection.ts";
 import { ownProcess, processMark } from "../src/machine/owner.ts";
 import { type MachineRecord, readRecord, writeRecord } from "../src/machine/record.ts";
@@ -127,26 +127,35 @@ Deno.test("the names of volumes tell who waits and who took whom", () => {
   assert.equal(machineOfVolume(waiting), name);
 });
 
+/** Another value than the default of each setting of a machine. */
+const OTHER_SETTINGS: MachineSettings = {
+  ...{ domainType: "qemu", network: "other", isolate: false, hostPorts: ["tcp/80"] },
+  ...{ vcpus: 3, memoryMib: 4096, diskGib: 9, nested: true, keepMinutes: 9 },
+  ...{ maxVcpus: 9, maxMemoryMib: 9999, maxDiskGib: 9, maxKeepMinutes: 9, allowNested: true },
+  ...{ cpuShares: 9, diskMibPerSecond: 9, diskIops: 9, networkMibPerSecond: 9 },
+  ...{ machineType: "pc", firmware: "efi", cpuMode: "maximum", start: "warm", standby: 9 },
+  ...{ user: "root", port: 2222, key: "/key", shell: "sh", login: "systemd" },
+  ...{ buildsDir: "/builds", cacheDir: "/cache", addressSeconds: 9, sshSeconds: 9 },
+};
+
+/** The settings that do not make a machine another one. */
+const NOT_OF_THE_MACHINE: readonly string[] = [
+  ...["keepMinutes", "maxVcpus", "maxMemoryMib", "maxDiskGib", "maxKeepMinutes", "allowNested"],
+  ...["start", "standby", "key", "buildsDir", "cacheDir", "addressSeconds", "sshSeconds"],
+];
+
 Deno.test("a machine waits for the jobs that would get the same, and for no others", async () => {
   const made = { imageId: "0123456789", settings: DEFAULT_MACHINE };
   const kind = await standbyKind(made);
   assert.match(kind, /^[0-9a-f]{16}$/);
-  const same = {
-    ...DEFAULT_MACHINE,
-    keepMinutes: 9,
-    maxVcpus: 9,
-    maxDiskGib: 9,
-    maxMemoryMib: 9999,
-    maxKeepMinutes: 9,
-  };
-  assert.equal(await standbyKind({ ...made, settings: same }), kind);
-  const others = [
-    { ...made, imageId: "0123456780" },
-    ...[{ vcpus: 3 }, { memoryMib: 4096 }, { diskGib: 9 }, { isolate: false }, { nested: true }, {
-      hostPorts: ["tcp/80"],
-    }].map((change) => ({ ...made, settings: { ...DEFAULT_MACHINE, ...change } })),
-  ];
-  for (const other of others) assert.notEqual(await standbyKind(other), kind);
+  assert.notEqual(await standbyKind({ ...made, imageId: "0123456780" }), kind);
+  const same: string[] = [];
+  for (const [key, value] of Object.entries(OTHER_SETTINGS)) {
+    const settings = { ...DEFAULT_MACHINE, [key]: value };
+    assert.notDeepEqual(settings, DEFAULT_MACHINE, `${key} is no other`);
+    if (await standbyKind({ ...made, settings }) === kind) same.push(key);
+  }
+  assert.deepEqual(same.sort(), NOT_OF_THE_MACHINE.toSorted());
 });
 
 Deno.test("of many who want the same machine, one gets it", () =>

@@ -85,9 +85,47 @@ function takenVolume(machine: string, standby: string): string {
 }
 
 /**
+ * Whether a machine is as it is by this setting. The others say how to get there, how many there are,
+ * what a job may ask for, or what is looked up when the job has the machine.
+ */
+const MAKES_MACHINE: Readonly<Record<keyof MachineSettings, boolean>> = {
+  domainType: true,
+  network: true,
+  isolate: true,
+  hostPorts: true,
+  vcpus: true,
+  memoryMib: true,
+  diskGib: true,
+  nested: true,
+  keepMinutes: false,
+  maxVcpus: false,
+  maxMemoryMib: false,
+  maxDiskGib: false,
+  maxKeepMinutes: false,
+  allowNested: false,
+  cpuShares: true,
+  diskMibPerSecond: true,
+  diskIops: true,
+  networkMibPerSecond: true,
+  machineType: true,
+  firmware: true,
+  cpuMode: true,
+  start: false,
+  standby: false,
+  user: true,
+  port: true,
+  key: false,
+  shell: true, // the machine's record has it
+  login: true,
+  buildsDir: false,
+  cacheDir: false,
+  addressSeconds: false,
+  sshSeconds: false,
+};
+
+/**
  * What tells the machines that a job may have from those that it may not: from which RAM they were
- * resumed, and with which settings, but for those that only say how to get there, or what may be
- * asked for.
+ * resumed, and the settings by which they are as they are.
  */
 export async function standbyKind(
   { imageId, settings }: {
@@ -95,9 +133,9 @@ export async function standbyKind(
     readonly settings: MachineSettings;
   },
 ): Promise<string> {
-  const { keepMinutes: _, maxVcpus: _v, maxMemoryMib: _m, ...others } = settings;
-  const { maxDiskGib: _d, maxKeepMinutes: _k, ...rest } = others;
-  return (await sha256(JSON.stringify([imageId, rest]))).slice(0, 16);
+  const made = (Object.keys(MAKES_MACHINE) as (keyof MachineSettings)[])
+    .filter((key) => MAKES_MACHINE[key]).map((key) => [key, settings[key]]);
+  return (await sha256(JSON.stringify([imageId, made]))).slice(0, 16);
 }
 
 function randomHex(bytes: number): string {
