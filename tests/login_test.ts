@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { DEFAULT_CONFIG } from "../src/config.ts";
 import { waitForSsh } from "../src/guest/ready.ts";
-import { createLogin, toHostName } from "../src/stages/login.ts";
+import { createLogin, toHostName, volumeContents } from "../src/stages/login.ts";
 import { TestGuest } from "./test_guest.ts";
 import { openTestHost } from "./test_host.ts";
 import { testStage } from "./test_stage.ts";
@@ -19,6 +19,19 @@ Deno.test("--ssh-key-file is the key of a machine, whatever its template's login
     assert.equal(key.privateKey, guest.privateKey);
   }
   await Deno.remove(keyFile);
+});
+
+Deno.test("a guest gets its user with the shell of the settings", async () => {
+  await using connection = await openTestHost();
+  await using guest = await TestGuest.start();
+  using stage = testStage(connection, guest);
+  for (const shell of ["bash", "sh"] as const) {
+    const settings = { ...DEFAULT_CONFIG.machine, shell };
+    const login = await createLogin("m", { keyFile: undefined, settings }, stage);
+    const { seed } = volumeContents("m", login, settings);
+    assert(new TextDecoder().decode(seed ?? undefined).includes(`shell: "/bin/${shell}"`));
+    await Deno.remove(login.key.file);
+  }
 });
 
 Deno.test("a guest that shows another host key at first is waited for, as cloud-init changes it", async () => {

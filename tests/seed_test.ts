@@ -8,7 +8,10 @@ import { cloudInitSeed } from "../src/machine/seed.ts";
 
 const KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGtleQ job@host";
 const HOST_KEY = { privateKey: "-----BEGIN\nkey\n-----END\n", publicKey: "ssh-ed25519 AAAA host" };
-const SEED = { machine: "gci-42", user: "gitlab-runner", publicKeys: [KEY], hostKey: HOST_KEY };
+const SEED = {
+  ...{ machine: "gci-42", user: "gitlab-runner", shell: "bash" as const },
+  ...{ publicKeys: [KEY], hostKey: HOST_KEY },
+};
 
 Deno.test("a seed names the machine after itself, as an instance of its own", () => {
   assert.deepEqual(read(cloudInitSeed(SEED)).metaData, {
@@ -30,6 +33,13 @@ Deno.test("a seed makes one user who logs in with the keys only and has sudo", (
   assert.equal(others.ssh_pwauth, false);
   assert.ok(!("disable_root" in others));
   assert.ok(!("ssh_authorized_keys" in others));
+});
+
+Deno.test("a seed gives its user the shell of scripts, since a guest may have no other", () => {
+  const shellOf = (shell: "bash" | "sh"): string =>
+    read(cloudInitSeed({ ...SEED, shell })).userData.users[0].shell;
+  assert.equal(shellOf("sh"), "/bin/sh");
+  assert.equal(shellOf("bash"), "/bin/bash");
 });
 
 Deno.test("a seed for root lets root in and makes no user", () => {
@@ -126,7 +136,7 @@ function assertKept(value: string): void {
     ssh_authorized_keys: [value, KEY],
   };
   const image = cloudInitSeed({
-    ...{ machine: value, user: value, publicKeys: [value, KEY] },
+    ...{ machine: value, user: value, shell: SEED.shell, publicKeys: [value, KEY] },
     hostKey: { privateKey: value, publicKey: value },
   });
   // The yaml library reads YAML 1.2 if not told otherwise, cloud-init reads 1.1.

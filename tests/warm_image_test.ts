@@ -5,8 +5,10 @@ import {
   cpuOf,
   deleteWarmImage,
   findDeadWarmImages,
+  warmOrigin,
   warmVolume,
 } from "../src/machine/warm_image.ts";
+import { DEFAULT_MACHINE } from "../src/machine_settings.ts";
 import { openTestHost } from "./test_host.ts";
 
 Deno.test("a warm image holds when the host's clock is measured anew, and not on another processor", () => {
@@ -16,6 +18,20 @@ Deno.test("a warm image holds when the host's clock is measured anew, and not on
       <feature name="ds"/></cpu></host></capabilities>`;
   assert.equal(cpuOf(capabilities(2397195000, 1)), cpuOf(capabilities(2397223000, 1)));
   assert.notEqual(cpuOf(capabilities(2397195000, 1)), cpuOf(capabilities(2397195000, 2)));
+});
+
+Deno.test("a warm image whose user cloud-init made with another shell does not hold", async () => {
+  await using connection = await openTestHost();
+  const template = {
+    ...{ pool: "base_imgs", volume: "t.qcow2", path: "/t", format: "qcow2" },
+    ...{ capacityBytes: 1, modified: "" },
+  };
+  for (const login of ["cloud-init", "systemd", "template"] as const) {
+    const origin = (shell: "bash" | "sh") =>
+      warmOrigin(connection, { template, settings: { ...DEFAULT_MACHINE, login, shell } });
+    const isSame = JSON.stringify(await origin("sh")) === JSON.stringify(await origin("bash"));
+    assert.equal(isSame, login !== "cloud-init", login);
+  }
 });
 
 const IMAGE = { template: "t", id: "0123456789" };

@@ -6,6 +6,8 @@ import { iso9660Image } from "./iso9660.ts";
 
 interface Login {
   readonly user: string;
+  /** The shell of scripts, which the guest has; another it may not have. */
+  readonly shell: "bash" | "sh";
   readonly publicKeys: readonly string[];
   /** The machine's SSH host key: the private part, and the line for the .pub file. */
   readonly hostKey: { readonly privateKey: string; readonly publicKey: string };
@@ -43,9 +45,9 @@ function metaData(machine: string): object {
 }
 
 /** https://docs.cloud-init.io/en/latest/reference/modules.html has each of these keys. */
-function userData({ user, publicKeys, hostKey }: Login): object {
+function userData({ user, shell, publicKeys, hostKey }: Login): object {
   return {
-    ...(user === "root" ? rootLogin(publicKeys) : userLogin(user, publicKeys)),
+    ...(user === "root" ? rootLogin(publicKeys) : userLogin(user, shell, publicKeys)),
     // A template may have users with well-known passwords. If its sshd takes
     // them, cloud-init restarts it, some time after the user can log in.
     ssh_pwauth: false,
@@ -62,7 +64,11 @@ function userData({ user, publicKeys, hostKey }: Login): object {
   };
 }
 
-function userLogin(user: string, publicKeys: Login["publicKeys"]): object {
+function userLogin(
+  user: string,
+  shell: Login["shell"],
+  publicKeys: Login["publicKeys"],
+): object {
   return {
     // Without "default" in it, so the distribution's own user is not made. A
     // user that the template has is kept, but for the password, sudo and keys.
@@ -71,8 +77,8 @@ function userLogin(user: string, publicKeys: Login["publicKeys"]): object {
       // No password is valid, keys are. Alpine's sshd needs PAM for that
       // (openssh-server-pam), as its cloud images have it.
       lock_passwd: true,
-      // The default is that of useradd, on Debian sh.
-      shell: "/bin/bash",
+      // By default it is that of useradd, on Debian sh. sshd lets nobody in whose shell is not there.
+      shell: `/bin/${shell}`,
       sudo: "ALL=(ALL) NOPASSWD:ALL",
       ssh_authorized_keys: publicKeys,
     }],

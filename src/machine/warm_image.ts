@@ -118,7 +118,8 @@ export async function warmOrigin(
   },
 ): Promise<WarmOrigin> {
   const { login, user, port, diskGib } = settings;
-  const machine = { login, user, port, diskGib, xml: sampleXml(settings) };
+  const shell = login === "cloud-init" ? settings.shell : null; // cloud-init makes the user with it
+  const machine = { login, user, shell, port, diskGib, xml: sampleXml(settings) };
   return {
     "the template": JSON.stringify(template),
     "the machine's settings": await sha256(JSON.stringify(machine)),

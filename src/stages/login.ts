@@ -57,7 +57,7 @@ export async function loginTo(
 export function volumeContents(
   machine: string,
   { key, hostKey }: MachineLogin,
-  { login, user, firmware }: MachineSettings,
+  { login, user, shell, firmware }: MachineSettings,
 ): VolumeContents {
   const withoutKeys = { seed: null, credential: null, efi: firmware === "efi" };
   if (hostKey === null) return withoutKeys;
@@ -67,7 +67,7 @@ export function volumeContents(
   }
   const seed = cloudInitSeed({
     machine: toHostName(machine),
-    user,
+    ...{ user, shell },
     publicKeys: [key.publicKey],
     hostKey,
   });

@@ -221,6 +221,22 @@ e2eTest("a key that the guest does not know fails at once, and is said", async (
   assert((prepare?.seconds ?? 999) < atMost(20));
 });
 
+e2eTest("with shell: sh, cloud-init makes a user who needs no bash", async () => {
+  const machine = "gci-e2e-sh";
+  const settings = { shell: "sh" };
+  await using undo = new AsyncDisposableStack();
+  undo.defer(async () => void await call(["cleanup", "-m", machine], { settings }));
+  const booted = await call(["prepare", "-d", "cloud", "-m", machine], { settings });
+  assert.equal(booted.status, 0, booted.stderr);
+  const script = 'getent passwd $(id -un); echo "bash is [$BASH_VERSION]"';
+  const { status, stdout, stderr } = await call(["run", "-m", machine, "--", "sh", "-c", script], {
+    settings,
+  });
+  assert.equal(status, 0, stderr);
+  assert.match(stdout, /^gitlab-runner:.*:\/bin\/sh$/m);
+  assert.match(stdout, /bash is \[\]/);
+}, { thorough: true });
+
 e2eTest(
   "where KVM runs no guests, a job that is to use it fails soon, and is told why",
   async () => {
