@@ -80,9 +80,7 @@ export function domainXml(machine: MachineDomain): Xml {
         <channel type="unix">
           <target type="virtio" name="org.qemu.guest_agent.0"/>
         </channel>
-        <rng model="virtio">
-          <backend model="random">/dev/urandom</backend>
-        </rng>
+        ${rngXml()}
         <memballoon model="none"/>
         ${Deno.build.arch === "x86_64" && postMortemXml()}
       </devices>
@@ -252,6 +250,20 @@ function postMortemXml(): Xml {
       <model type="vga" />
     </video>
     <panic model="isa" />
+  `;
+}
+
+/**
+ * Random numbers of the host's, which a guest that boots needs some hundred bytes of: its own generator
+ * goes on from there. A guest that asks for more and more gets 64 KiB a second, or QEMU would read them
+ * for it by the host's processors, beside those that the machine has.
+ */
+function rngXml(): Xml {
+  return xml`
+    <rng model="virtio">
+      <rate bytes="65536" period="1000" />
+      <backend model="random">/dev/urandom</backend>
+    </rng>
   `;
 }
 

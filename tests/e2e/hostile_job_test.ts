@@ -310,6 +310,21 @@ e2eTest("sizes over the caps, and hostile ones, are the job's fault", async () =
 /** Ends the output on both streams as if the script were over. */
 const REAL_MARK = "for fd in 1 2; do echo @libvirt-gci-$LIBVIRT_GCI_SCRIPT >&$fd; done";
 
+e2eTest("a job that reads the host's random numbers without end gets 64 KiB a second", async () => {
+  const result = await runOnBed(job({
+    script: [
+      "start=$(date +%s)",
+      "bytes=$({ sudo timeout 5 dd if=/dev/hwrng bs=512 2>/dev/null || true; } | wc -c)",
+      'echo "$bytes bytes in $(($(date +%s) - start)) s"',
+    ],
+  }));
+  assertVerdict(result, "success");
+  const [, bytes, seconds] = /^(\d+) bytes in (\d+) s\r?$/m.exec(result.logText)?.map(Number) ?? [];
+  assert(bytes !== undefined && seconds !== undefined, result.logText);
+  assert(bytes > 0, "it has none");
+  assert(bytes <= (seconds + 2) * 65536, `${bytes} bytes in ${seconds} s`); // a period may begin earlier
+}, { thorough: true });
+
 e2eTest("a job cannot forge its end or our words, and its status is its own", async () => {
   const machine = "gci-e2e-hostile";
   await using _ = await prepared(machine);
