@@ -287,28 +287,28 @@ Deno.test("a security module that libvirt is not to use is a warning", async () 
 Deno.test("AppArmor's profile for virt-aa-helper has to know the directory of disks", async () => {
   await using connection = await openTestHost();
   const profile = { [`/etc/apparmor.d/${HELPER}`]: "/var/lib/libvirt/images/** r,\n" };
-  await using host = await doctorHost({ connection, files: { ...APPARMOR, ...profile } });
+  const files = { ...APPARMOR, ...profile };
+  // The pool as prepare makes it, and before it does.
+  for (const overlayPool of ["libvirt-gci", "not-yet"]) {
+    await using host = await doctorHost({ connection, files, config: { overlayPool } });
+    allOk(await checkSecurityModules(host));
+  }
+
+  const xml = "<pool type='dir'><name>own</name><target><path>/data/own</path></target></pool>";
+  (await connection.definePool("own", xml))[Symbol.dispose]();
+  const config = { overlayPool: "own" };
+  await using host = await doctorHost({ connection, files, config });
   const [, helper] = await checkSecurityModules(host);
   assert.equal(helper?.level, "warning");
   assert.match(helper?.meaning ?? "", /Could not open backing file/);
   assert.match(
     helper?.remedy ?? "",
-    /^echo '"\/var\/lib\/libvirt\/libvirt-gci\/\*\*" r,' >> \/etc\/apparmor.d\/local\//,
+    /^echo '"\/data\/own\/\*\*" r,' >> \/etc\/apparmor.d\/local\//,
   );
 
-  const local = { [`/etc/apparmor.d/local/${HELPER}`]: '"/var/lib/libvirt/libvirt-gci/**" r,\n' };
-  await using mended = await doctorHost({
-    connection,
-    files: { ...APPARMOR, ...profile, ...local },
-  });
+  const local = { [`/etc/apparmor.d/local/${HELPER}`]: '"/data/own/**" r,\n' };
+  await using mended = await doctorHost({ connection, files: { ...files, ...local }, config });
   allOk(await checkSecurityModules(mended));
-
-  await using fresh = await doctorHost({
-    connection,
-    files: { ...APPARMOR, ...profile },
-    config: { overlayPool: "not-yet" },
-  });
-  allOk(await checkSecurityModules(fresh)); // prepare will make it where libvirt may read
 });
 
 const FILE = "/etc/gitlab-runner/config.toml";

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import { fileSystemSpace } from "../ffi/proc.ts";
+import { poolPath } from "../src/command.ts";
 import { DEFAULT_CONFIG, parseConfig } from "../src/config.ts";
 import type { HostDomain } from "../src/doctor/context.ts";
 import { networkFindings } from "../src/doctor/network_xml.ts";
@@ -14,6 +15,8 @@ import { allOk, doctorHost, only } from "./test_doctor.ts";
 import { openTestHost } from "./test_host.ts";
 
 const TEMPLATES = "/var/lib/libvirt/base_imgs";
+/** Where prepare makes the pool that the test host has. */
+const OVERLAYS = poolPath("libvirt-gci");
 
 Deno.test("pools that are active and have space are ok, with their file system", async () => {
   await using connection = await openTestHost();
@@ -83,7 +86,7 @@ for (
     await using connection = await openTestHost();
     await using host = await doctorHost({
       connection,
-      files: { "/var/lib/libvirt/libvirt-gci": undefined },
+      files: { [OVERLAYS]: undefined },
     });
     await fill(connection, gib);
     assert.ok(only(await checkOverlayPool(host), level, /libvirt-gci/).subject.includes(space));
@@ -147,15 +150,14 @@ async function fill(connection: Connection, gib: number, name = "libvirt-gci"): 
 
 Deno.test("a directory of disks that others may write to is a problem", async () => {
   await using connection = await openTestHost();
-  const path = "/var/lib/libvirt/libvirt-gci";
   await using host = await doctorHost({
     connection,
-    files: { [path]: { text: null, mode: 0o775 } },
+    files: { [OVERLAYS]: { text: null, mode: 0o775 } },
   });
   const [, owner] = await checkOverlayPool(host);
   assert.equal(owner?.level, "problem");
   assert.match(owner?.meaning ?? "", /exchange the disks/);
-  assert.equal(owner?.remedy, `chown root ${path} && chmod go-w ${path}`);
+  assert.equal(owner?.remedy, `chown root ${OVERLAYS} && chmod go-w ${OVERLAYS}`);
 });
 
 const NETWORK = {
@@ -341,7 +343,7 @@ Deno.test(
   async () => {
     await using connection = await openTestHost();
     const path = `${TEMPLATES}/debian-12.qcow2`;
-    const disk = "/var/lib/libvirt/libvirt-gci/m.overlay.libvirt-gci";
+    const disk = `${OVERLAYS}/m.overlay.libvirt-gci`;
     await using host = await doctorHost({ connection, files: { [path]: "" } });
     await createVolume(connection, "libvirt-gci", {
       name: "m.overlay.libvirt-gci",
@@ -418,7 +420,7 @@ Deno.test("a machine of ours, and a disk that is only read, harm no template", a
       { ...DISK, more: "<readonly/>" },
       {
         ...DISK,
-        source: 'file="/var/lib/libvirt/libvirt-gci/m.overlay.libvirt-gci"',
+        source: `file="${OVERLAYS}/m.overlay.libvirt-gci"`,
         more: `<backingStore type="file"><format type="qcow2"/><source ${DISK.source}/>` +
           "</backingStore>",
       },

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import { dirname } from "node:path";
+import { poolPath } from "../src/command.ts";
 import { type Config, DEFAULT_CONFIG } from "../src/config.ts";
 import type { DoctorContext, LibvirtFacts } from "../src/doctor/context.ts";
 import type { Finding, Level } from "../src/doctor/finding.ts";
@@ -45,7 +46,7 @@ export const HEALTHY: HostTree = {
   "/usr/local/bin/libvirt-gci": PROGRAM,
   "/usr/sbin/ebtables": PROGRAM,
   "/usr/sbin/iptables": PROGRAM,
-  "/var/lib/libvirt/libvirt-gci": { text: null, mode: 0o711 },
+  [poolPath("libvirt-gci")]: { text: null, mode: 0o711 },
 };
 
 /** What is different on a host of a test. */

@@ -38,7 +38,7 @@ async function hostWith(count: number): Promise<Connection> {
       <name>other-${i}.overlay.libvirt-gci</name>
       <capacity unit="MiB">1</capacity>
       <target>
-        <path>/var/lib/libvirt/libvirt-gci/other-${i}.overlay.libvirt-gci</path>
+        <path>/var/lib/libvirt/images/libvirt-gci/other-${i}.overlay.libvirt-gci</path>
         <format type="qcow2"/>
       </target>
     </volume>`);
