@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+/** Questions to the kernel by netlink(7), for which the C library has no function of its own. */
+const symbols = {
+  socket: {
+    parameters: [
+      "i32", // int domain
+      "i32", // int type
+      "i32", // int protocol
+    ],
+    result: "i32", // -1 on error
+  },
+  send: {
+    parameters: [
+      "i32", // int fd
+      "buffer", // const void *buf
+      "usize", // size_t len
+      "i32", // int flags
+    ],
+    result: "isize", // -1 on error
+  },
+  recv: {
+    parameters: [
+      "i32", // int fd
+      "buffer", // void *buf
+      "usize", // size_t len
+      "i32", // int flags
+    ],
+    result: "isize", // -1 on error
+  },
+  close: {
+    parameters: [
+      "i32", // int fd
+    ],
+    result: "i32", // -1 on error
+  },
+} as const satisfies Deno.ForeignLibraryInterface;
+
+const AF_NETLINK = 16;
+const SOCK_RAW_CLOEXEC = 0o2000003;
+const MSG_DONTWAIT = 0x40; // what the kernel has to say is there when it has taken the request
+const NLM_F_REQUEST = 1;
+const RECEIVE_BYTES = 64 * 1024;
+
+/** From linux/netlink.h: the protocols, the types of the kernel's own messages, and flags of requests. */
+export const NETLINK = { ROUTE: 0, NETFILTER: 12 } as const;
+export const NLMSG = { ERROR: 2, DONE: 3 } as const;
+export const NLM_F = { ACK: 4, DUMP: 0x300 } as const;
+
+/** The bytes of struct nlmsghdr, which each message begins with. */
+export const HEADER_BYTES = 16;
+
+export type Bytes = Uint8Array<ArrayBuffer>;
+
+/** A message to the kernel: its body is the family's own header, and attributes. */
+export interface NetlinkRequest {
+  readonly type: number;
+  /** Of {@linkcode NLM_F}. */
+  readonly flags: number;
+  readonly body: Bytes;
+}
+
+/** Sends a request and gives each message that comes, until the last. */
+export type Ask = (request: NetlinkRequest) => Iterable<Bytes>;
+
+/** Calls the function with a way to this part of the kernel. Gives null if there is none. */
+export function withNetlink<T>(protocol: number, body: (ask: Ask) => T): T | null {
+  const library = Deno.dlopen("libc.so.6", symbols);
+  const libc = library.symbols;
+  const socket = libc.socket(AF_NETLINK, SOCK_RAW_CLOEXEC, protocol);
+  try {
+    return socket < 0 ? null : body((request) => ask(libc, socket, request));
+  } finally {
+    if (socket >= 0) libc.close(socket);
+    library.close();
+  }
+}
+
+function* ask(
+  libc: Deno.DynamicLibrary<typeof symbols>["symbols"],
+  socket: number,
+  { type, flags, body }: NetlinkRequest,
+): Generator<Bytes> {
+  const request = new Uint8Array(HEADER_BYTES + body.length);
+  const view = viewOf(request);
+  view.setUint32(0, request.length, true);
+  view.setUint16(4, type, true);
+  view.setUint16(6, NLM_F_REQUEST | flags, true);
+  request.set(body, HEADER_BYTES);
+  if (Number(libc.send(socket, request, BigInt(request.length), 0)) < 0) return;
+  for (;;) {
+    const buffer = new Uint8Array(RECEIVE_BYTES);
+    const length = Number(libc.recv(socket, buffer, BigInt(buffer.length), MSG_DONTWAIT));
+    if (length <= 0) return;
+    for (const message of messagesIn(buffer.subarray(0, length))) {
+      yield message;
+      if (typeOf(message) === NLMSG.ERROR || typeOf(message) === NLMSG.DONE) return;
+    }
+  }
+}
+
+function* messagesIn(bytes: Bytes): Generator<Bytes> {
+  for (let at = 0; at + HEADER_BYTES <= bytes.length;) {
+    const length = viewOf(bytes).getUint32(at, true);
+    if (length < HEADER_BYTES) return;
+    yield bytes.subarray(at, at + length);
+    at += aligned(length);
+  }
+}
+
+/** The type of a message. */
+export function typeOf(message: Bytes): number {
+  return viewOf(message).getUint16(4, true);
+}
+
+/** The error number of what the kernel answers to a change ({@linkcode NLM_F}); 0 is none, -1 no answer. */
+export function errorOf(messages: Iterable<Bytes>): number {
+  for (const message of messages) return -viewOf(message).getInt32(HEADER_BYTES, true);
+  return -1;
+}
+
+/** An attribute: what it holds, and that with its head, as it goes into another message. */
+export interface Attribute {
+  readonly value: Bytes;
+  readonly whole: Bytes;
+}
+
+const HEAD_BYTES = 4; // struct nlattr
+const NLA_F_NESTED = 0x8000;
+const TYPE_MASK = 0x3fff; // without the flags for nesting and byte order
+
+/** The attributes in these bytes, by type. */
+export function attributesOf(bytes: Bytes): Map<number, Attribute> {
+  const found = new Map<number, Attribute>();
+  for (let at = 0; at + HEAD_BYTES <= bytes.length;) {
+    const length = viewOf(bytes).getUint16(at, true);
+    if (length < HEAD_BYTES) break;
+    found.set(viewOf(bytes).getUint16(at + 2, true) & TYPE_MASK, {
+      value: bytes.subarray(at + HEAD_BYTES, at + length),
+      whole: bytes.slice(at, at + aligned(length)),
+    });
+    at += aligned(length);
+  }
+  return found;
+}
+
+/** An attribute of this type, with its head. */
+export function attribute(type: number, value: Bytes): Bytes {
+  const whole = new Uint8Array(aligned(HEAD_BYTES + value.length));
+  viewOf(whole).setUint16(0, HEAD_BYTES + value.length, true);
+  viewOf(whole).setUint16(2, type, true);
+  whole.set(value, HEAD_BYTES);
+  return whole;
+}
+
+/** An attribute of this type that holds attributes. */
+export function nested(type: number, ...attributes: readonly Bytes[]): Bytes {
+  return attribute(type | NLA_F_NESTED, concatenated(attributes));
+}
+
+/** These bytes, one after the other. */
+export function concatenated(parts: readonly Bytes[]): Bytes {
+  const all = new Uint8Array(parts.reduce((sum, { length }) => sum + length, 0));
+  let at = 0;
+  for (const part of parts) {
+    all.set(part, at);
+    at += part.length;
+  }
+  return all;
+}
+
+function viewOf(bytes: Bytes): DataView {
+  return new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+}
+
+function aligned(length: number): number {
+  return (length + 3) & ~3;
+}
