@@ -62,7 +62,6 @@ const symbols = {
 
 // fcntl.h of Linux.
 const O_RDONLY_CLOEXEC = 0o2000000;
-const O_WRONLY_CLOEXEC = 0o2000001;
 
 let library: Deno.DynamicLibrary<typeof symbols>["symbols"] | undefined;
 
@@ -94,17 +93,6 @@ export function readKernelFile(path: string): string | null {
   } while (length > 0 && text.length < MOST_BYTES);
   close(file);
   return length < 0 ? null : text;
-}
-
-/** Writes into a file that the kernel makes. Says whether it took all of it. */
-export function writeKernelFile(path: string, text: string): boolean {
-  const { open, write, close } = loadProc();
-  const file = open(new TextEncoder().encode(`${path}\0`), O_WRONLY_CLOEXEC);
-  if (file < 0) return false;
-  const bytes = new TextEncoder().encode(text);
-  const written = Number(write(file, bytes, BigInt(bytes.length)));
-  close(file);
-  return written === bytes.length;
 }
 
 /**

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import {
+  attribute,
+  concatenated,
+  errorOf,
+  nested,
+  NETLINK,
+  NLM_F,
+  withNetlink,
+} from "./netlink.ts";
+
+/** The C library's function for the number of a network device. */
+const symbols = {
+  if_nametoindex: {
+    parameters: [
+      "buffer", // const char *ifname
+    ],
+    result: "u32", // 0 on error
+  },
+} as const satisfies Deno.ForeignLibraryInterface;
+
+const RTM_SETLINK = 19; // linux/rtnetlink.h
+const AF_BRIDGE = 7; // linux/socket.h
+const IFLA_PROTINFO = 12; // linux/if_link.h
+const IFLA_BRPORT_GROUP_FWD_MASK = 31;
+
+/**
+ * Sets which link-local groups (01:80:c2:00:00:0X) the bridge forwards that come from this port, a bit
+ * for each. Says whether it did: it takes the capability CAP_NET_ADMIN, and a device that is a port of
+ * a Linux bridge. sysfs has the same in a file, which root alone may write.
+ */
+export function setGroupForwardMask(device: string, mask: number): boolean {
+  const index = indexOf(device);
+  if (index === 0) return false;
+  const port = attribute(
+    IFLA_BRPORT_GROUP_FWD_MASK,
+    new Uint8Array(new Uint16Array([mask]).buffer),
+  );
+  const body = concatenated([interfaceInfo(index), nested(IFLA_PROTINFO, port)]);
+  const request = { type: RTM_SETLINK, flags: NLM_F.ACK, body };
+  return withNetlink(NETLINK.ROUTE, (ask) => errorOf(ask(request)) === 0) ?? false;
+}
+
+/** struct ifinfomsg for a port of a bridge. */
+function interfaceInfo(index: number): Uint8Array<ArrayBuffer> {
+  const info = new Uint8Array(16);
+  info[0] = AF_BRIDGE; // ifi_family
+  new DataView(info.buffer).setInt32(4, index, true); // ifi_index
+  return info;
+}
+
+function indexOf(device: string): number {
+  const library = Deno.dlopen("libc.so.6", symbols);
+  try {
+    return library.symbols.if_nametoindex(new TextEncoder().encode(`${device}\0`));
+  } finally {
+    library.close();
+  }
+}
