@@ -1,34 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { createSocket } from "node:dgram";
 import { call, e2eTest, type Settings, TESTBED, virsh } from "./bed.ts";
+import { answerPackets, LINK_LOCAL } from "./link_local.ts";
 
 const GATEWAY = "192.168.213.1"; // of the test bed's network
 const CLOSED_PORT = 28080;
 const OPEN_PORT = 28081;
 const CLIENTS_PORT = 40022;
 const FRAMES_PORT = 28082;
-
-/**
- * Sends an IPv4 packet in a frame to 01:80:c2:00:00:0e, which a bridge gives to its host, and waits for
- * an answer. The arguments: the card, its MAC address, the source, the destination, the port.
- */
-const LINK_LOCAL = `
-use strict; use Socket;
-my ($card, $mac, $from, $to, $port) = @ARGV;
-open(my $file, "<", "/sys/class/net/$card/ifindex") or die; chomp(my $index = <$file>);
-socket(my $in, PF_INET, SOCK_DGRAM, 0) or die; bind($in, sockaddr_in(28083, INADDR_ANY)) or die;
-my $udp = pack("nnnn", 28083, $port, 9, 0) . "x";
-my @head = (0x4500, 20 + length $udp, 1, 0, 0x4011, 0, unpack("n2", inet_aton($from)), unpack("n2", inet_aton($to)));
-my $sum = 0; $sum += $_ for @head; $sum = ($sum & 0xffff) + ($sum >> 16) while $sum >> 16;
-$head[5] = ~$sum & 0xffff;
-(my $hex = $mac) =~ s/://g;
-my $frame = pack("H12H12n", "0180c200000e", $hex, 0x0800) . pack("n10", @head) . $udp;
-socket(my $out, 17, 3, 8) or die "$!";
-send($out, $frame, 0, pack("SnlSCCH16", 17, 0x0800, $index, 0, 0, 6, "0180c200000e0000")) or die "$!";
-my $ready = ""; vec($ready, fileno($in), 1) = 1;
-exit(select($ready, undef, undef, 3) > 0 ? 0 : 1);
-`;
 
 /** Root in the guest, as a job that wants to break out would be. */
 function asRoot(settings: Settings): Settings {
@@ -88,16 +67,6 @@ function listen(port: number): Disposable {
     for await (const connection of listener) connection.close();
   })();
   return { [Symbol.dispose]: () => listener.close() };
-}
-
-/** Answers each packet until it is disposed of. */
-async function answerPackets(port: number): Promise<Disposable> {
-  const socket = createSocket("udp4");
-  socket.on("message", (_, { address, port }) => socket.send("answer", port, address));
-  const { promise, resolve } = Promise.withResolvers<void>();
-  socket.bind(port, "0.0.0.0", resolve);
-  await promise;
-  return { [Symbol.dispose]: () => socket.close() };
 }
 
 async function prepareAll(machines: readonly string[], settings: Settings): Promise<string[]> {

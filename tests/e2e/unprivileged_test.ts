@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { runJob, runnerFor } from "../harness/runner.ts";
+import { type JobResult, runJob, runnerFor } from "../harness/runner.ts";
 import {
   assertVerdict,
   command,
@@ -11,12 +11,19 @@ import {
   settingsFile,
   TESTBED,
 } from "./bed.ts";
+import { answerPackets, LINK_LOCAL } from "./link_local.ts";
+
+/** As the drop-in of GitLab Runner's unit has it. */
+const WITH_CAPABILITY = "--inh-caps=-all,+net_admin --ambient-caps=-all,+net_admin " +
+  "--bounding-set=-all,+net_admin --no-new-privs";
 
 /** Takes the place of a GitLab Runner that runs as this user, to whom then its files belong. */
-const AS_USER = `
-chown -R ${TESTBED.user} "$TMPDIR" &&
-exec setpriv --reuid=${TESTBED.user} --regid=${TESTBED.user} --init-groups "$@"
-`;
+function asUser(rights = ""): string {
+  return `
+    chown -R ${TESTBED.user} "$TMPDIR" &&
+    exec setpriv --reuid=${TESTBED.user} --regid=${TESTBED.user} --init-groups ${rights} "$@"
+  `;
+}
 
 /** The compiled program, where everybody may run it. */
 function publicProgram(): Disposable & { readonly path: string } {
@@ -36,27 +43,53 @@ async function filesOfUser(): Promise<string> {
 // main.ts needs Deno and its cache, which are root's; the compiled program needs nothing.
 const ignore = !Deno.env.has("LIBVIRT_GCI");
 
-e2eTest("a member of the group libvirt runs a job, and no file of it stays anywhere", async () => {
+/** Has this user run a job of `cloud` with this script; what of it stays on the host fails the test. */
+async function runAsUser(script: string, rights = ""): Promise<JobResult> {
   const before = await filesOfUser();
   using program = publicProgram();
   using settings = settingsFile({ key: "/nonexistent/key" });
   Deno.chmodSync(settings.path, 0o644);
-  const runner = runnerFor(["sh", "-c", AS_USER, "sh", program.path], ["--config", settings.path], {
-    environment: { PATH: "/usr/bin:/bin", HOME: "/nonexistent" },
-  });
-  const result = await runJob(
-    runner,
-    job({
-      variables: [],
-      image: "example.org/cloud:1", // an alias
-      script: ["echo I am $(id -un), and can be $(sudo -n id -un) on $(hostname)"],
-    }),
+  const runner = runnerFor(
+    ["sh", "-c", asUser(rights), "sh", program.path],
+    ["--config", settings.path],
+    { environment: { PATH: "/usr/bin:/bin", HOME: "/nonexistent" } },
   );
+  const image = "example.org/cloud:1"; // an alias
+  const result = await runJob(runner, job({ variables: [], image, script: [script] }));
   assertVerdict(result, "success");
-  assert.match(result.logText, /I am gitlab-runner, and can be root on gitlab-proj-4242-/);
   assert.equal(await filesOfUser(), before);
-  assert.doesNotMatch(
-    (await command(["virsh", "nwfilter-list"])).stdout,
-    RegExp(machineOf(result)),
-  );
+  const filters = (await command(["virsh", "nwfilter-list"])).stdout;
+  assert.doesNotMatch(filters, RegExp(machineOf(result)));
+  return result;
+}
+
+e2eTest("a member of the group libvirt runs a job, and no file of it stays anywhere", async () => {
+  const script = "echo I am $(id -un), and can be $(sudo -n id -un) on $(hostname)";
+  const { logText } = await runAsUser(script);
+  assert.match(logText, /I am gitlab-runner, and can be root on gitlab-proj-4242-/);
 }, { ignore });
+
+const GATEWAY = "192.168.213.1"; // of the test bed's network
+const FRAMES_PORT = 28082;
+
+/** Says whether a link-local frame went through, which root in the guest sends. */
+const ATTEMPT = `
+set -- $(ip -4 -o route get ${GATEWAY} | sed 's/.* dev \\([^ ]*\\).* src \\([^ ]*\\).*/\\1 \\2/')
+mac=$(cat "/sys/class/net/$1/address")
+if sudo -n perl -e '${LINK_LOCAL}' "$1" "$mac" "$2" ${GATEWAY} ${FRAMES_PORT}
+then echo frame through; else echo frame blocked; fi
+`;
+
+// The second shows that the first could fail.
+for (
+  const [words, rights, expected] of [
+    ["isolates machines from link-local frames by CAP_NET_ADMIN", WITH_CAPABILITY, "blocked"],
+    ["lets link-local frames through without a capability", "", "through"],
+  ] as const
+) {
+  e2eTest(`a member of the group libvirt ${words}`, async () => {
+    using _ = await answerPackets(FRAMES_PORT);
+    const { logText } = await runAsUser(ATTEMPT, rights);
+    assert.equal(/^frame (\w+)/m.exec(logText)?.[1], expected, logText);
+  }, { ignore, thorough: true });
+}
