@@ -3,10 +3,10 @@ import assert from "node:assert/strict";
 import { parseConfig } from "../src/config.ts";
 import {
   checkBridgeTracking,
+  checkCapability,
   checkFilterPrograms,
   checkFilters,
   checkFirewall,
-  checkRoot,
 } from "../src/doctor/isolation.ts";
 import { checkKeys } from "../src/doctor/keys.ts";
 import {
@@ -154,16 +154,25 @@ Deno.test("an isolated machine needs filters, ebtables, iptables and tracking", 
   assert.match(tracking.remedy ?? "", /^modprobe br_netfilter && sysctl net.bridge/);
 });
 
-Deno.test("who is not root isolates machines by libvirt alone", async () => {
-  const root = "Uid:\t0\t0\t0\t0\nGid:\t0\t0\t0\t0\nGroups:\t0 \n";
-  const files = { "/proc/self/status": root, "/etc/passwd": "ci:x:7:7::/home/ci:/bin/sh\n" };
-  await using host = await doctorHost({ files });
-  only(await checkRoot(host), "ok", /^As root/);
-  const status = root.replace("Uid:\t0\t0", "Uid:\t7\t7");
-  await using other = await doctorHost({ files: { ...files, "/proc/self/status": status } });
-  assert.match(only(await checkRoot(other), "warning", /runs as ci,/).meaning, /link-local/);
+Deno.test("who has not the capability CAP_NET_ADMIN isolates machines by libvirt alone", async () => {
+  const user = "Uid:\t7\t7\t7\t7\nGid:\t7\t7\t7\t7\nGroups:\t106 \n";
+  const status = (capabilities: string) => ({
+    "/proc/self/status": `${user}CapEff:\t${capabilities}\n`,
+    "/etc/passwd": "ci:x:7:7::/home/ci:/bin/sh\n",
+  });
+  await using host = await doctorHost({ files: status("0000000000001000") });
+  only(await checkCapability(host), "ok", /^With CAP_NET_ADMIN/);
+  const files = status("0000000000000000");
+  await using other = await doctorHost({ files });
+  const { meaning } = only(await checkCapability(other), "warning", /^ci has not the capability/);
+  assert.match(meaning, /link-local/);
+  const dropIn = /as (\S+) does/.exec(meaning)?.[1] ?? "";
+  assert.match(
+    await Deno.readTextFile(new URL(`../${dropIn}`, import.meta.url)),
+    /^AmbientCapabilities=CAP_NET_ADMIN$/m,
+  );
   await using open = await doctorHost({ files, machine: { isolate: false } });
-  assert.deepEqual(await checkRoot(open), []);
+  assert.deepEqual(await checkCapability(open), []);
 });
 
 Deno.test("a host with all that isolation needs is ok", async () => {

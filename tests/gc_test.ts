@@ -165,6 +165,37 @@ Deno.test("once the runner has removed the attempt's directory, its running is n
   assert.equal(await why({ runner, attemptDir: "" }), null);
 });
 
+/** Has a /tmp of its own with the directory $1 in it, until the first line comes; ends with the second. */
+const OWN_TMP = `
+mount -t tmpfs tmpfs /tmp && mkdir -m 700 "$1" && echo made
+read -r line; rmdir "$1" && echo removed
+read -r line
+`;
+
+Deno.test({
+  name: "a directory in the runner's own /tmp keeps the machine as long as it is there",
+  ignore: Deno.uid() !== 0,
+  fn: async () => {
+    const attemptDir = `/tmp/libvirt-gci-test-${crypto.randomUUID()}`;
+    const args = ["--mount", "sh", "-c", OWN_TMP, "sh", attemptDir];
+    const child = new Deno.Command("unshare", { args, stdin: "piped", stdout: "piped" }).spawn();
+    const stdin = child.stdin.getWriter();
+    const stdout = child.stdout.pipeThrough(new TextDecoderStream()).getReader();
+    const goOn = () => stdin.write(new TextEncoder().encode("\n"));
+    assert.equal((await stdout.read()).value, "made\n");
+    const runner = processMark(child.pid) ?? "";
+    assert.equal(await why({ runner, attemptDir }), null);
+    await goOn();
+    assert.equal((await stdout.read()).value, "removed\n");
+    assert.equal(await why({ runner, attemptDir }), "its attempt is over");
+    await goOn();
+    assert((await stdout.read()).done);
+    await child.status;
+    await stdin.close().catch(() => {}); // who read it has ended
+    assert.match(await why({ runner, attemptDir }) ?? "", /runner is gone/);
+  },
+});
+
 Deno.test("a process that is dead and not yet buried has no mark, nor has init", async () => {
   const command = new Deno.Command("sh", {
     args: ["-c", "sleep 0 & echo $!; exec sleep 100"], // which never asks how the child ended

@@ -24,3 +24,97 @@ Deno.test("gc is given none of the host's devices, not even KVM", async () => {
   const lines = (await Deno.readTextFile(unit)).split("\n").filter((line) => /^Device/.test(line));
   assert.deepEqual(lines, ["DevicePolicy=closed"]);
 });
+
+const UNITS = new URL("../systemd/", import.meta.url);
+const DROP_IN = "gitlab-runner.service.d/libvirt-gci.conf";
+
+/** As GitLab's package has it, as far as the drop-in goes. */
+const RUNNER_UNIT = `
+[Unit]
+Description=GitLab Runner
+After=network.target
+
+[Service]
+ExecStart=/bin/true "run" "--working-directory" "/home/gitlab-runner" "--user" "gitlab-runner"
+Restart=always
+`;
+
+async function systemdAnalyze(
+  args: readonly string[],
+  unitPath = "",
+): Promise<{ readonly success: boolean; readonly text: string }> {
+  const { success, stdout, stderr } = await new Deno.Command("systemd-analyze", {
+    args: [...args],
+    env: { SYSTEMD_UNIT_PATH: `${unitPath}:`, SYSTEMD_COLORS: "0" },
+  }).output();
+  const [out, err] = [stdout, stderr].map((bytes) => new TextDecoder().decode(bytes));
+  return { success, text: `${out}${err}` };
+}
+
+/** 0 where there is no systemd. */
+const VERSION = await systemdAnalyze(["--version"])
+  .then(({ text }) => Number(/^systemd (\d+)/.exec(text)?.[1] ?? 0), () => 0);
+
+/** Our units, which start a program that is there, and GitLab Runner's with the drop-in. */
+async function installedUnits(): Promise<AsyncDisposable & { readonly path: string }> {
+  const path = await Deno.makeTempDir({ prefix: "libvirt-gci-test-" });
+  await Deno.mkdir(`${path}/gitlab-runner.service.d`);
+  await Deno.writeTextFile(`${path}/gitlab-runner.service`, RUNNER_UNIT);
+  const ours = Deno.readDirSync(UNITS).filter(({ isFile }) => isFile).map(({ name }) => name);
+  for (const file of [...ours, DROP_IN]) {
+    const text = await Deno.readTextFile(new URL(file, UNITS));
+    await Deno.writeTextFile(
+      `${path}/${file}`,
+      text.replaceAll("/usr/local/bin/libvirt-gci", "/bin/true"),
+    );
+  }
+  return { path, [Symbol.asyncDispose]: () => Deno.remove(path, { recursive: true }) };
+}
+
+Deno.test({
+  name: "systemd finds nothing wrong in our units, and in GitLab Runner's with the drop-in",
+  ignore: VERSION === 0,
+  fn: async () => {
+    await using units = await installedUnits();
+    const verify = async () => {
+      const files = Deno.readDirSync(units.path).filter(({ isFile }) => isFile)
+        .map(({ name }) => `${units.path}/${name}`);
+      const { text } = await systemdAnalyze(["verify", ...files], units.path);
+      return text.split("\n").filter((line) => line.includes(units.path)).join("\n");
+    };
+    assert.equal(await verify(), "");
+    await Deno.writeTextFile(`${units.path}/${DROP_IN}`, "[Service]\nNoSuchKey=yes\n");
+    assert.match(await verify(), /libvirt-gci\.conf:2: Unknown key.*NoSuchKey/);
+  },
+});
+
+// Of 10, where 10 is no protection at all: with the unit alone it is 9.6.
+Deno.test({
+  name: "systemd finds GitLab Runner with the drop-in exposed at 3 at most, and without it above 9",
+  ignore: VERSION < 250, // which rates files
+  fn: async () => {
+    await using units = await installedUnits();
+    const rate = async (threshold: number): Promise<boolean> => {
+      const unit = `${units.path}/gitlab-runner.service`;
+      const args = ["security", "--offline=true", `--threshold=${threshold * 10}`, unit];
+      return (await systemdAnalyze(args, units.path)).success;
+    };
+    assert(await rate(3));
+    await Deno.remove(`${units.path}/${DROP_IN}`);
+    assert(!await rate(9));
+  },
+});
+
+Deno.test("the drop-in leaves GitLab Runner's processes what libvirt-gci needs", async () => {
+  const text = await Deno.readTextFile(new URL(DROP_IN, UNITS));
+  const keys = new Map([...text.matchAll(/^(\w+)=(.*)$/gm)].map(([, key, value]) => [key, value]));
+  for (const key of ["AmbientCapabilities", "CapabilityBoundingSet"]) {
+    assert.equal(keys.get(key), "CAP_NET_ADMIN");
+  }
+  assert.match(keys.get("RestrictAddressFamilies") ?? "", /\bAF_NETLINK\b/);
+  // JavaScript is compiled while it runs; others' processes say whether they need a machine; and in a
+  // user namespace no capability is one of the host's.
+  for (const key of ["MemoryDenyWriteExecute", "ProtectProc", "ProcSubset", "PrivateUsers"]) {
+    assert(!keys.has(key), key);
+  }
+});

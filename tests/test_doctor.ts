@@ -40,7 +40,8 @@ export const HEALTHY: HostTree = {
   "/proc/meminfo": "MemTotal:       16384000 kB\nMemFree:  1 kB\n",
   "/proc/self/mounts": "/dev/vda1 / ext4 rw 0 0\ntmpfs /tmp tmpfs rw 0 0\n" +
     "/dev/vdb /var/lib/libvirt xfs rw 0 0\n",
-  "/proc/self/status": `Uid:\t${Deno.uid()}\t${Deno.uid()}\t0\t0\nGid:\t0\t0\t0\t0\nGroups:\t0 \n`,
+  "/proc/self/status": `Uid:\t${Deno.uid()}\t${Deno.uid()}\t0\t0\nGid:\t0\t0\t0\t0\nGroups:\t0 \n` +
+    "CapEff:\t000001ffffffffff\n",
   "/proc/sys/net/bridge/bridge-nf-call-iptables": "1\n",
   "/sys/module/kvm_intel/parameters/nested": "Y\n",
   "/usr/local/bin/libvirt-gci": PROGRAM,

@@ -5,10 +5,10 @@ import { checkDaemon, checkEmulator } from "./daemon.ts";
 import { type Finding, problem } from "./finding.ts";
 import {
   checkBridgeTracking,
+  checkCapability,
   checkFilterPrograms,
   checkFilters,
   checkFirewall,
-  checkRoot,
 } from "./isolation.ts";
 import { checkKeys } from "./keys.ts";
 import { checkEmulation, checkKvm, checkKvmDevice, checkNested } from "./kvm.ts";
@@ -33,7 +33,13 @@ const GROUPS: Readonly<Record<string, readonly Check[]>> = {
   "KVM": [checkEmulation, checkKvm, checkKvmDevice, checkNested],
   "storage": [checkTemplatePool, checkOverlayPool],
   "network": [checkNetworks],
-  "isolation": [checkFilters, checkRoot, checkBridgeTracking, checkFilterPrograms, checkFirewall],
+  "isolation": [
+    checkFilters,
+    checkCapability,
+    checkBridgeTracking,
+    checkFilterPrograms,
+    checkFirewall,
+  ],
   "templates": [checkTemplates, checkWarmImages],
   "SSH keys": [checkKeys],
   "security modules": [checkSecurityModules],

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { restartDaemons } from "../command.ts";
+import { isNetworkAdmin } from "../machine/bridge_port.ts";
 import { install } from "./install.ts";
 import { allMachines, type DoctorContext, isLocal } from "./context.ts";
 import { type Finding, ok, problem, warning } from "./finding.ts";
@@ -7,6 +8,8 @@ import { readOwnUser } from "./host_users.ts";
 import { hasProgram, readHostFile, readIfAllowed, readLibvirtSetting } from "./host_files.ts";
 
 const FIRST_WITH_NFTABLES = 10_004_000;
+/** In the sources. It goes to the same place below /etc/systemd/system. */
+const DROP_IN = "systemd/gitlab-runner.service.d/libvirt-gci.conf";
 const BRIDGED = "net.bridge.bridge-nf-call-iptables";
 
 /** Whether libvirt has its driver for the filters that bind a machine to its addresses. */
@@ -46,18 +49,19 @@ export async function checkBridgeTracking(context: DoctorContext): Promise<Findi
   ];
 }
 
-/** What of isolation is not libvirt's, and takes root. */
-export async function checkRoot(context: DoctorContext): Promise<Finding[]> {
+/** What of isolation is not libvirt's, and takes a capability. */
+export async function checkCapability(context: DoctorContext): Promise<Finding[]> {
   if (!isolates(context) || !isLocal(context)) return [];
-  const { uid, name } = await readOwnUser(context);
-  if (uid === 0) {
-    return [ok("As root, libvirt-gci does for isolated machines what libvirt does not")];
+  if (isNetworkAdmin(await readHostFile(context, "/proc/self/status") ?? "")) {
+    return [ok("With CAP_NET_ADMIN, libvirt-gci does for isolated machines what libvirt does not")];
   }
+  const { name } = await readOwnUser(context);
   return [
-    warning(`libvirt-gci runs as ${name}, so machines are isolated by libvirt alone`, {
+    warning(`${name} has not the capability CAP_NET_ADMIN, so libvirt alone isolates machines`, {
       meaning: "A guest can send link-local frames past its filter: UDP to services of the host, " +
         "IPv6 routes, STP where the network's bridge has it. And answers to connections of who " +
-        "had its address before reach the next guest. Run GitLab Runner as root, or see SECURITY.md",
+        "had its address before reach the next guest. Give GitLab Runner's unit the capability, " +
+        `as ${DROP_IN} does`,
     }),
   ];
 }
