@@ -9,38 +9,13 @@
  * another user of the host could have put there.
  */
 import denoJson from "../deno.json" with { type: "json" };
-
-const ROOT = new URL("..", import.meta.url).pathname;
+import { bundle } from "./bundle.ts";
+import { deno, Failed, ROOT } from "./deno.ts";
 
 const PERMISSIONS = [
   ...["ffi", "env", "net", "read", "write", "run"].map((name) => `--allow-${name}`),
   "--allow-sys=homedir,networkInterfaces,uid",
 ];
-
-class Failed extends Error {}
-
-/** Runs Deno, whose errors go where ours do. */
-async function deno(...args: readonly string[]): Promise<void> {
-  const { success } = await new Deno.Command(Deno.execPath(), {
-    args: [...args],
-    cwd: ROOT,
-    ...{ stdin: "null", stdout: "inherit", stderr: "inherit" },
-  }).spawn().status;
-  if (!success) throw new Failed(`deno ${args[0]} failed, see above`);
-}
-
-/** main.ts and all that it imports, as JavaScript. Gives the file that starts it. */
-async function bundle(directory: string): Promise<string> {
-  await Deno.remove(directory, { recursive: true }).catch(() => {}); // there may be none
-  await deno(
-    ...["bundle", "--quiet", "--code-splitting", "--external", "*.node"],
-    ...["--external", "cpu-features", "--outdir", directory, "main.ts"],
-  );
-  const main = `${directory}/main.js`;
-  const dirname = 'globalThis.__dirname = "/"; // ssh2 reads it, as a CommonJS module may\n';
-  await Deno.writeTextFile(main, dirname + await Deno.readTextFile(main));
-  return main;
-}
 
 /** Deno takes any file for the runtime that it is to put into the program, such as another version's. */
 async function refuseWhatDoesNotRun(program: string): Promise<void> {
