@@ -345,6 +345,41 @@ Deno.test("who may write to the directory has no file of others written, or made
     await Promise.all([secret, `${file}.lock`].map((path) => Deno.remove(path)));
   }));
 
+const IS_ROOT = Deno.uid() === 0;
+
+for (
+  const [mode, owner, why] of [
+    [
+      0o777,
+      null,
+      /: Somebody else may write the metrics: ".*" has the mode 777\nWhat to do: chmod go-w "/,
+    ],
+    [0o775, null, /has the mode 775\nWhat to do: chmod go-w "/],
+    [0o1777, null, /has the mode 1777\nWhat to do: Have the metrics in a directory that only this/],
+    [0o755, 65534, /belongs to the user 65534\nWhat to do: chown root "/],
+  ] as const
+) {
+  const whose = owner === null ? "" : " of another user";
+  Deno.test({
+    name: `metrics go into no directory${whose} with the mode ${mode.toString(8)}`,
+    ignore: owner !== null && !IS_ROOT,
+    fn: () =>
+      withFile(async (file) => {
+        const directory = file.slice(0, file.lastIndexOf("/"));
+        await Deno.chmod(directory, mode);
+        if (owner !== null) await Deno.chown(directory, owner, owner);
+        const warnings: string[] = [];
+        await meter(file, warnings).end(null); // the stage itself does not fail
+        assert.match(
+          warnings.join("|"),
+          /^This stage is missing in the metrics in ".*gci\.prom": /,
+        );
+        assert.match(warnings.join("|"), why);
+        await assert.rejects(Deno.stat(file), Deno.errors.NotFound);
+      }),
+  });
+}
+
 Deno.test("nobody else can open the file that is locked", () =>
   withFile(async (file) => {
     await Deno.writeTextFile(file, "# TYPE libvirt_gci_damaged gauge\n");

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { withUmask } from "../../ffi/proc.ts";
 import { SystemFailure } from "../errors.ts";
+import { directoryOf, refuseUntrusted } from "../trust.ts";
 import { sleep } from "../wait.ts";
 import {
   addObservation,
@@ -16,7 +17,8 @@ const MOST_BYTES = 1024 * 1024;
 
 /**
  * Adds what a stage has seen to the file, which others read and write at the same time. Readers see
- * it whole, before or after. Throws SystemFailure if it cannot, or if the file is not ours.
+ * it whole, before or after. Throws SystemFailure if it cannot, if the file is not ours, or if others may
+ * write to its directory.
  */
 export async function addToMetricsFile(
   file: string,
@@ -28,6 +30,9 @@ export async function addToMetricsFile(
     readonly patienceMs?: number;
   },
 ): Promise<void> {
+  // Who may make files there, sticky bit or not, can have those in our way that we make.
+  const directory = directoryOf(file);
+  refuseUntrusted(directory, await Deno.stat(directory), "the metrics");
   const [lock, next] = [`${file}.lock`, `${file}.tmp`]; // node_exporter reads what ends in .prom
   using _ = await openLocked(lock, patienceMs);
   try {
@@ -46,8 +51,8 @@ export async function addToMetricsFile(
 }
 
 /**
- * A new file that others may read, whatever the umask: node_exporter is another user. Who may write to
- * the directory may be yet another: so no link is followed, and no mode is set by name.
+ * A new file that others may read, whatever the umask: node_exporter is another user. It follows no link
+ * and sets no mode by name.
  */
 function createReadable(path: string): Deno.FsFile {
   return withUmask(

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { SystemFailure } from "./errors.ts";
+
+const WRITABLE_BY_OTHERS = 0o022;
+const STICKY = 0o1000;
+
+/** Whether nobody but its owner may replace a file in the directory, as in /tmp. */
+export function isSticky({ mode }: Pick<Deno.FileInfo, "mode">): boolean {
+  return ((mode ?? 0) & STICKY) !== 0;
+}
+
+/**
+ * Refuses a file or a directory to which others than root and this user may write. `content` is what
+ * they could write, such as "the settings". Throws SystemFailure.
+ */
+export function refuseUntrusted(
+  path: string,
+  { mode, uid }: Pick<Deno.FileInfo, "mode" | "uid">,
+  content: string,
+): void {
+  const what = `Somebody else may write ${content}: "${path}"`;
+  if (uid !== 0 && uid !== Deno.uid()) {
+    throw new SystemFailure({
+      what: `${what} belongs to the user ${uid}`,
+      advice: `chown root "${path}"`,
+    });
+  }
+  if (((mode ?? 0) & WRITABLE_BY_OTHERS) !== 0) {
+    throw new SystemFailure({
+      what: `${what} has the mode ${((mode ?? 0) & 0o7777).toString(8)}`,
+      advice: isSticky({ mode }) // which is as it must be, for other files
+        ? `Have ${content} in a directory that only this user may write to`
+        : `chmod go-w "${path}"`,
+    });
+  }
+}
+
+/** The directory of a path. Without node:path, which would cost every call 10 ms. */
+export function directoryOf(path: string): string {
+  const slash = path.lastIndexOf("/");
+  return slash < 0 ? "." : path.slice(0, slash) || "/";
+}
