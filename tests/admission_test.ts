@@ -5,7 +5,12 @@ import { fileSystemSpace } from "../ffi/proc.ts";
 import { SystemFailure } from "../src/errors.ts";
 import type { Connection } from "../src/libvirt/connection.ts";
 import type { StoragePool } from "../src/libvirt/storage_pool.ts";
-import { type AdmissionLimits, findShortage, type HostLoad } from "../src/machine/admission.ts";
+import {
+  type AdmissionLimits,
+  findShortage,
+  type HostLoad,
+  isNext,
+} from "../src/machine/admission.ts";
 import { hostMark, processMark } from "../src/machine/owner.ts";
 import {
   endTurn,
@@ -95,6 +100,17 @@ Deno.test("max_machines counts those that run and those that are about to", () =
     "wait; a machine to end; 1 job ahead; 1 of 2 machines run",
   );
   assert.equal(shortage({}, { maxMachines: 1 }), null);
+});
+
+Deno.test("the next to start is the first that waits, behind those that are about to", () => {
+  const next = (ahead: HostLoad["ahead"], running = names(0), maxMachines = 2): boolean =>
+    isNext({ ...LOAD, ahead, running }, { ...LIMITS, maxMachines });
+  assert(next([]));
+  assert(next(machines(2)));
+  assert(!next(machines(3)));
+  assert(!next(machines(1, 6000)), "the one ahead waits for memory");
+  assert(next(machines(2), names(2)), "those ahead run already");
+  assert(!next(machines(3), names(2)));
 });
 
 Deno.test("a machine that is larger than the host never starts", () => {

@@ -17,13 +17,20 @@ import {
 } from "../src/machine/standby.ts";
 import { claimName } from "../src/machine/start.ts";
 import { findTemplate } from "../src/machine/template.ts";
-import { createRawVolume, isMachineVolume, machineOfVolume } from "../src/machine/volumes.ts";
+import { endTurn } from "../src/machine/turn.ts";
+import {
+  createRawVolume,
+  deleteVolume,
+  isMachineVolume,
+  machineOfVolume,
+} from "../src/machine/volumes.ts";
 import {
   deleteWarmImage,
   warmOrigin,
   type WarmPart,
   warmVolume,
 } from "../src/machine/warm_image.ts";
+import { admit } from "../src/stages/admission.ts";
 import { cleanup } from "../src/stages/cleanup.ts";
 import { cleanupAll } from "../src/stages/cleanup_all.ts";
 import { gc, sweep } from "../src/stages/gc.ts";
@@ -306,6 +313,30 @@ Deno.test("a job that has no room gets that of a machine that waits", () =>
     assert(!(await domains(stage.connection)).includes(standby));
     await cleanup(JOB.machine, stage);
   }, { config: { maxMachines: 1, admissionSeconds: 5 } }));
+
+Deno.test("only the job that starts next has machines removed that wait", () =>
+  withStage(async (stage) => {
+    await makeStandby(stage);
+    await makeStandby(stage);
+    using pool = await stage.connection.lookupPool("libvirt-gci");
+    const waiting = async () => waitingIn(await pool.volumeNames()).length;
+    const ahead = `ahead.${Date.now()}-64-4711-1234-0123abcd-0123456789abcdef.turn.libvirt-gci`;
+    {
+      using _ = await createRawVolume(pool, ahead, 0); // of a prepare on another host
+    }
+    let looks = 0;
+    const onThirdLook = () => Promise.resolve(++looks === 3 ? { isThird: true } : null);
+    const job = { pool, memoryMib: 64, instead: onThirdLook };
+    assert.deepEqual(await admit("behind", job, stage), { isThird: true });
+    assert.equal(await waiting(), 2);
+
+    await deleteVolume(pool, ahead);
+    const admission = await admit("behind", { pool, memoryMib: 64 }, stage);
+    assert.equal(await waiting(), 1);
+    await dropStandbys(stage);
+    assert(admission.turn);
+    await endTurn(pool, admission.turn);
+  }, { config: { maxMachines: 2, admissionSeconds: 5 } }));
 
 Deno.test("a machine that waits and cannot be removed costs a job without room a warning", () =>
   withStage(async (stage) => {

@@ -52,6 +52,14 @@ export function findShortage(load: HostLoad, limits: AdmissionLimits): Shortage 
     { isHopeless: false, ahead: starting.length === 0 ? "" : jobs(starting.length), ...shortage };
 }
 
+/** Whether nobody ahead of the machine waits, so that it is the next to start. */
+export function isNext(load: HostLoad, limits: AdmissionLimits): boolean {
+  return load.ahead.every((turn, place) =>
+    load.running.has(turn.machine) ||
+    findShortage({ ...load, turn, ahead: load.ahead.slice(0, place) }, limits) === null
+  );
+}
+
 type Lack = Omit<Shortage, "ahead" | "isHopeless"> & Partial<Shortage>;
 
 function jobs(count: number): string {

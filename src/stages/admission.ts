@@ -2,7 +2,7 @@
 import type { Config } from "../config.ts";
 import { explain, SystemFailure } from "../errors.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
-import { findShortage, type HostLoad, type Shortage } from "../machine/admission.ts";
+import { findShortage, type HostLoad, isNext, type Shortage } from "../machine/admission.ts";
 import { hostMemory, poolSpace } from "../machine/host_load.ts";
 import { waitingIn } from "../machine/standby.ts";
 import { endTurn, type TakenTurn, takeTurn, type Turn, turnsThatCount } from "../machine/turn.ts";
@@ -72,7 +72,7 @@ export async function admit<T extends object = never>(
       await endTurn(pool, turn);
       return other;
     }
-    if (await makeRoom(pool, stage)) {
+    if (isNext(load, config) && await makeRoom(pool, stage)) {
       return new NotYet("a machine that waited for a job is removed");
     }
     const reason = inWords(shortage);
