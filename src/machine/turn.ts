@@ -1,20 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { StoragePool } from "../libvirt/storage_pool.ts";
-import { sleep } from "../wait.ts";
 import { hostMark, processMark } from "./owner.ts";
-import { createRawVolume, deleteVolume } from "./volumes.ts";
+import { enqueue, inOrder, type Queued } from "./queue.ts";
+import { deleteVolume } from "./volumes.ts";
 
 /**
  * A machine that waits to start, or is about to: an empty volume from before its start until its
  * domain runs. Its name says all, so one list of the pool's volumes tells who is there and who came
  * first.
  */
-export interface Turn {
-  /** The volume's name. */
-  readonly volume: string;
+export interface Turn extends Queued {
   readonly machine: string;
-  /** Who has a smaller one came first: the time in milliseconds, or a little more. */
-  readonly number: number;
   readonly memoryMib: number;
   /** The process of prepare, as `PID-START-BOOT`, and where it is, see hostMark; empty if unknown. */
   readonly process: string;
@@ -34,8 +30,7 @@ export function parseTurn(volume: string): Turn | null {
 
 /** The turns among these volumes, the first first. */
 export function turnsOf(volumes: readonly string[]): Turn[] {
-  return volumes.map(parseTurn).filter((turn) => turn !== null)
-    .sort((a, b) => a.number - b.number || (a.volume < b.volume ? -1 : 1));
+  return inOrder(volumes.map(parseTurn).filter((turn) => turn !== null));
 }
 
 /**
@@ -69,40 +64,22 @@ export interface TakenTurn {
   readonly volumes: readonly string[];
 }
 
-/**
- * Takes the next turn. Whoever has a greater number has seen this turn when it looks who is ahead:
- * a greater one that is there already may have looked before, so this one is given back and taken
- * anew behind it.
- */
+/** Takes the next turn. */
 export async function takeTurn(
   pool: StoragePool,
   machine: string,
-  { memoryMib, ...limits }: TurnLimits & { readonly memoryMib: number },
+  { memoryMib, longestSeconds, signal }: TurnLimits & { readonly memoryMib: number },
 ): Promise<TakenTurn> {
-  let last = 0;
-  for (let attempt = 0;; attempt++) {
-    limits.signal.throwIfAborted();
-    const turn = await newTurn(machine, { memoryMib, number: Math.max(Date.now(), last + 1) });
-    {
-      using _ = await createRawVolume(pool, turn.volume, 0);
-    }
-    const volumes = await pool.volumeNames();
-    const greatest = (await turnsThatCount(pool, volumes, limits)).at(-1);
-    if (greatest?.volume === turn.volume) return { turn, volumes };
-    await endTurn(pool, turn);
-    last = greatest?.number ?? 0;
-    await sleep(Math.random() * 2 ** Math.min(attempt, 8), limits.signal); // many may have come at once
-  }
-}
-
-async function newTurn(
-  machine: string,
-  { memoryMib, number }: { readonly memoryMib: number; readonly number: number },
-): Promise<Turn> {
   const process = processOf(Deno.pid) ?? UNKNOWN;
   const host = process === UNKNOWN ? "" : await hostMark();
-  const volume = `${machine}.${number}-${memoryMib}-${process}-${host}.turn.libvirt-gci`;
-  return { volume, machine, number, memoryMib, process, host };
+  const { volume, volumes } = await enqueue(pool, {
+    nameOf: (number) => `${machine}.${number}-${memoryMib}-${process}-${host}.turn.libvirt-gci`,
+    last: async (volumes) => (await turnsThatCount(pool, volumes, { longestSeconds })).at(-1),
+    signal,
+  });
+  const turn = parseTurn(volume);
+  if (turn === null) throw new Error(`"${volume}" is no turn's name`);
+  return { turn, volumes };
 }
 
 /** Gives the turn up: once the domain runs, that counts instead. */
