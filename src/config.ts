@@ -40,6 +40,8 @@ export interface Rule {
   readonly maxDiskGib: number | null;
   readonly maxKeepMinutes: number | null;
   readonly allowNested: boolean | null;
+  /** How many machines each project may have at once. */
+  readonly maxMachines: number | null;
 }
 
 /** The settings, complete. */
@@ -204,6 +206,7 @@ function toConfig(raw: RawConfig): Config {
     maxDiskGib: rule.max_disk_gib ?? null,
     maxKeepMinutes: rule.max_keep_minutes ?? null,
     allowNested: rule.allow_nested ?? null,
+    maxMachines: rule.max_machines ?? null,
   }));
   return {
     file: null,

@@ -23,6 +23,8 @@ const templateEntries = {
   ...machineEntries,
 };
 
+const maxMachines = v.optional(wholeNumber(1, 10_000));
+
 const ruleEntries = {
   projects: v.optional(
     v.pipe(patterns, v.minLength(1, "a list with a project or a pattern in it")),
@@ -34,6 +36,7 @@ const ruleEntries = {
   max_disk_gib: machineEntries.max_disk_gib,
   max_keep_minutes: machineEntries.max_keep_minutes,
   allow_nested: machineEntries.allow_nested,
+  max_machines: maxMachines,
 };
 
 const configEntries = {
@@ -52,7 +55,7 @@ const configEntries = {
   ),
   allowed_templates: v.optional(patterns),
   max_kept_machines: v.optional(count),
-  max_machines: v.optional(wholeNumber(1, 10_000)),
+  max_machines: maxMachines,
   overcommit_memory: v.optional(v.boolean("true or false")),
   reserve_memory_mib: v.optional(wholeNumber(0, 16_777_216)),
   reserve_disk_gib: v.optional(wholeNumber(0, 65_536)),

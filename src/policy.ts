@@ -8,13 +8,11 @@ import { chooseSizes, type Sizes } from "./size_choice.ts";
 import { chooseTemplate, fits, isTemplateAllowed, type TemplateChoice } from "./template_choice.ts";
 
 /** What a job gets, and why. */
-export interface Decision {
+export interface Decision extends RuleSearch {
   /** The template; its settings have the sizes that the job gets. */
   readonly choice: TemplateChoice;
   /** Those of the choice. The template's disk must not be larger than their `maxDiskGib` either. */
   readonly settings: MachineSettings;
-  /** Why which rule holds, a sentence for each rule that was looked at. */
-  readonly reasons: readonly string[];
   readonly sizes: Sizes;
   /** Whether the job may have the template that goes by this name, or is in this volume. */
   readonly isAllowed: (name: string) => boolean;
@@ -23,6 +21,7 @@ export interface Decision {
 /** The rule that holds for a job, and the way to it. */
 export interface RuleSearch {
   readonly rule: Rule | null;
+  /** Why which rule holds, a sentence for each rule that was looked at. */
   readonly reasons: readonly string[];
 }
 
@@ -48,10 +47,15 @@ export function decide(job: Job, config: Config): Decision {
   return {
     choice: { ...choice, settings },
     settings,
-    reasons,
+    ...{ rule, reasons },
     sizes,
     isAllowed: (name) => isTemplateAllowed(config, name, asker),
   };
+}
+
+/** Whether a rule bounds how many machines a project has at once. */
+export function hasProjectLimit({ rules }: Config): boolean {
+  return rules.some(({ maxMachines }) => maxMachines !== null);
 }
 
 /** The first rule that fits the job. Throws SystemFailure as {@linkcode decide} does. */

@@ -22,6 +22,7 @@ export interface RawRule extends Omit<RawSizes, typeof SIZES[number]> {
   readonly projects?: readonly string[] | undefined;
   readonly protected?: boolean | undefined;
   readonly templates?: readonly string[] | undefined;
+  readonly max_machines?: number | undefined;
 }
 
 /** What of the file says who may have what. */

@@ -39,6 +39,8 @@ export interface Limits {
   readonly log: (line: string) => void;
   /** Told it every second instead, where there is somebody to look. */
   readonly progress?: Progress | null;
+  /** How long somebody has waited before, which counts too. */
+  readonly waitedSeconds?: number;
   /** How rare probes become, in milliseconds; by default ten a second. */
   readonly longestPauseMs?: number;
 }
@@ -56,14 +58,14 @@ export async function waitFor<T>(
   { goal, awaited, probe, ...failure }: Goal<T>,
   limits: Limits,
 ): Promise<T> {
-  const start = performance.now();
   const { timeoutSeconds, signal, log, progress = null } = limits;
-  const { longestPauseMs = LONGEST_PAUSE_MS } = limits;
+  const { waitedSeconds = 0, longestPauseMs = LONGEST_PAUSE_MS } = limits;
+  const start = performance.now() - waitedSeconds * 1000;
   let pause = FIRST_PAUSE_MS;
-  let nextReport = REPORT_MS;
+  let nextReport = waitedSeconds * 1000 + REPORT_MS;
   let reason = "";
   using _ = progress && everySecond((seconds) => {
-    const time = `${seconds} of ${timeoutSeconds} s`;
+    const time = `${Math.floor(waitedSeconds) + seconds} of ${timeoutSeconds} s`;
     progress(`Waiting for ${awaited}, ${time}${reason && `: ${reason}`}`);
   }, () => progress(null));
   for (;;) {

@@ -2,7 +2,9 @@
 import fc from "fast-check";
 import assert from "node:assert/strict";
 import { fileSystemSpace } from "../ffi/proc.ts";
+import { parseConfig } from "../src/config.ts";
 import { SystemFailure } from "../src/errors.ts";
+import type { Job } from "../src/job.ts";
 import type { Connection } from "../src/libvirt/connection.ts";
 import type { StoragePool } from "../src/libvirt/storage_pool.ts";
 import {
@@ -12,6 +14,7 @@ import {
   isNext,
 } from "../src/machine/admission.ts";
 import { hostMark, processMark } from "../src/machine/owner.ts";
+import { type MachineRecord, readRecord, writeRecord } from "../src/machine/record.ts";
 import {
   endTurn,
   isLive,
@@ -20,10 +23,12 @@ import {
   turnsOf,
   turnsThatCount,
 } from "../src/machine/turn.ts";
+import { parsePlace, placesBefore, takePlace } from "../src/machine/place.ts";
 import { createRawVolume, deleteVolume, machineOfVolume } from "../src/machine/volumes.ts";
 import { admit, admitNow } from "../src/stages/admission.ts";
 import { cleanup } from "../src/stages/cleanup.ts";
 import { gc } from "../src/stages/gc.ts";
+import { keepAfterJob } from "../src/stages/keep.ts";
 import { listMachines } from "../src/stages/list.ts";
 import { prepare } from "../src/stages/prepare.ts";
 import type { Stage } from "../src/stages/stage.ts";
@@ -326,6 +331,29 @@ Deno.test("the turn of a prepare that was killed counts once more, and is gone t
     await deleteTurns(pool);
   }));
 
+Deno.test("of places that come at once, each has seen all before it in its project", () =>
+  withPool(async (pool) => {
+    const { signal } = TURN_LIMITS;
+    const taken = await Promise.all(
+      Array.from(
+        { length: 40 },
+        (_, i) => takePlace(pool, `m${i}`, { project: `p/${i % 2}`, signal }),
+      ),
+    );
+    const volumes = await pool.volumeNames();
+    for (const { place, volumes: seen } of taken) {
+      assert.equal(machineOfVolume(place.volume), place.machine);
+      assert.deepEqual(parsePlace(place.volume), place);
+      const before = placesBefore(place, volumes) ?? assert.fail();
+      assert.deepEqual(before.filter(({ volume }) => !seen.includes(volume)), []);
+      assert(before.every(({ project }) => project === place.project));
+    }
+    const counts = taken.map(({ place }) => placesBefore(place, volumes)?.length ?? -1);
+    assert.deepEqual(counts.sort((a, b) => a - b), taken.map((_, i) => Math.floor(i / 2)));
+    for (const { place } of taken) await deleteVolume(pool, place.volume);
+    assert.equal(placesBefore(taken[0]?.place ?? assert.fail(), await pool.volumeNames()), null);
+  }));
+
 // --- Stages --------------------------------------------------------------------------------------
 
 interface Bed {
@@ -363,10 +391,10 @@ interface Preparing {
   readonly said: (words: RegExp) => Promise<void>;
 }
 
-function startPrepare(machine: string, stage: Stage): Preparing {
+function startPrepare(machine: string, stage: Stage, job: Partial<Job> = {}): Preparing {
   const lines: string[] = [];
   const controller = new AbortController();
-  const done = prepare({ ...JOB, machine }, {}, {
+  const done = prepare({ ...JOB, ...job, machine }, {}, {
     ...{ ...stage, signal: controller.signal, log: (line: string) => void lines.push(line) },
   });
   done.catch(() => {}); // the test looks at it later
@@ -616,3 +644,194 @@ Deno.test("a machine for a warm image waits its turn, as those of jobs do", () =
     await assert.rejects(warm(["debian-12"], stage), /did not get its turn within 1 s/);
     await cleanup("m-1", stage);
   }, { config: { maxMachines: 1, admissionSeconds: 1 } }));
+
+// --- Limits of projects --------------------------------------------------------------------------
+
+/** Settings with this list of rules. */
+function ruled(rules: string): NonNullable<TestStageOptions["config"]> {
+  return { rules: parseConfig(`rules: ${rules}`, "config.yaml").rules };
+}
+
+const OTHER = { project: "other/proj" };
+
+async function change(
+  { connection }: Pick<Stage, "connection">,
+  machine: string,
+  differences: Partial<MachineRecord>,
+): Promise<void> {
+  using domain = await connection.lookupDomain(machine);
+  const record = await readRecord(domain);
+  assert(record);
+  await writeRecord(domain, { ...record, ...differences });
+}
+
+Deno.test("a job over its project's limit waits, and holds back nobody of another project", () =>
+  withBed(async ({ connection, stage }) => {
+    await startPrepare("m-1", stage).done;
+    const second = startPrepare("m-2", stage);
+    await second.said(/^Waiting for a machine of its project to end \(1 of 1 run\)$/m);
+    const third = startPrepare("m-3", stage);
+    await third.said(/^Waiting for a machine of its project to end, 1 job ahead \(1 of 1 run\)$/m);
+    const states = (await listMachines(stage)).map(({ machine, state }) => [machine, state]);
+    assert.deepEqual(states, [["m-1", "ready"], ["m-2", "waiting"], ["m-3", "waiting"]]);
+    await gc({}, { ...stage, log: assert.fail });
+    using pool = await connection.lookupPool("libvirt-gci");
+    assert.deepEqual(turnsOf(await pool.volumeNames()), []);
+
+    const other = startPrepare("m-4", stage, OTHER);
+    await other.done;
+    assert.doesNotMatch(other.lines.join("\n"), /Waiting/);
+    const last = startPrepare("m-5", stage, { project: "third/proj" });
+    await last.said(/^Waiting for a machine to end \(2 of 2 machines run\)$/m);
+
+    await cleanup("m-1", stage);
+    await last.done; // which waited for the host before m-2 did
+    await second.said(/^Waiting for a machine to end \(2 of 2 machines run\)$/m);
+    await cleanup("m-4", stage);
+    await second.done;
+    assert.doesNotMatch(third.lines.join("\n"), /Started/);
+    await cleanup("m-2", stage);
+    await third.done;
+    await cleanup("m-3", stage);
+    await cleanup("m-5", stage);
+  }, { config: { ...ruled("[{max_machines: 1}]"), maxMachines: 2 } }));
+
+Deno.test("of many at once, no project has more than it may, and each gets its turn", () =>
+  withBed(async ({ connection, stage }) => {
+    const most = new Map<string, number>();
+    const { promise: full, resolve } = Promise.withResolvers<void>();
+    const jobs = Array.from({ length: 12 }, async (_, i) => {
+      const project = `grp/${i % 2}`;
+      const { machine, done } = startPrepare(`m-${i}`, stage, { project });
+      await done;
+      const names = (await connection.domainMemory()).map(({ name }) => name);
+      const own = names.filter((name) => Number(name.slice(2)) % 2 === i % 2).length;
+      most.set(project, Math.max(most.get(project) ?? 0, own));
+      if ([...most.values()].join() === "2,2") resolve();
+      await full; // so that none ends before as many run as may
+      await cleanup(machine, stage);
+    });
+    await Promise.all(jobs);
+    assert.deepEqual([...most.values()], [2, 2]);
+  }, { config: ruled("[{max_machines: 2}]") }));
+
+Deno.test("without any limit of the host, a project's limit holds all the same", () =>
+  withBed(async ({ stage }) => {
+    await startPrepare("m-1", stage).done;
+    const second = startPrepare("m-2", stage);
+    await second.said(/Waiting for a machine of its project/);
+    await cleanup("m-1", stage);
+    await second.done;
+    await cleanup("m-2", stage);
+  }, {
+    config: { ...ruled("[{max_machines: 1}]"), overcommitMemory: true, reserveDiskGib: 0 },
+  }));
+
+Deno.test("a project's machines count by whichever rule they started, people's do not", () =>
+  withBed(async ({ stage }) => {
+    await startPrepare("m-1", stage, { byHand: true }).done;
+    await startPrepare("m-2", stage, { isProtected: true }).done;
+    const third = startPrepare("m-3", stage);
+    await third.said(/^Waiting for a machine of its project to end \(1 of 1 run\)$/m);
+    await startPrepare("m-4", stage, { isProtected: true }).done; // behind it, without a limit
+    await cleanup("m-2", stage);
+    await third.done; // since it came before m-4
+    for (const machine of ["m-1", "m-3", "m-4"]) await cleanup(machine, stage);
+  }, { config: ruled("[{protected: true, max_vcpus: 9}, {max_machines: 1}]") }));
+
+Deno.test("a machine that is kept after its job counts for its project", () =>
+  withBed(async ({ stage }) => {
+    await startPrepare("m-1", stage, { attemptDir: "/nonexistent/attempt" }).done;
+    await change(stage, "m-1", { failed: "build_script", keepMinutes: "5" });
+    assert(await keepAfterJob("m-1", stage));
+    const second = startPrepare("m-2", stage);
+    await second.said(/Waiting for a machine of its project to end/);
+    await cleanup("m-1", stage);
+    await second.done;
+    await cleanup("m-2", stage);
+  }, { config: ruled("[{max_machines: 1}]") }));
+
+Deno.test("a machine that nobody needs any more holds up its project for no longer", () =>
+  withBed(async ({ stage }) => {
+    await startPrepare("m-1", stage).done;
+    const second = startPrepare("m-2", stage);
+    await second.said(/Waiting for a machine of its project to end/);
+    await change(stage, "m-1", { attemptDir: "/nonexistent/attempt", runner: "1 1 0" });
+    await second.done;
+    assert.match(second.lines.join("\n"), /^Removed a machine that nobody needs any more$/m);
+    await cleanup("m-2", stage);
+  }, { config: ruled("[{max_machines: 1}]") }));
+
+Deno.test("a wait for the project that is cancelled, or too long, leaves nothing", () =>
+  withBed(async ({ connection, stage }) => {
+    await startPrepare("m-1", stage).done;
+    const before = await volumesOf(connection);
+    const second = startPrepare("m-2", stage);
+    await second.said(/Waiting for a machine of its project/);
+    second.abort();
+    await assert.rejects(second.done, /cancelled/);
+    assert.deepEqual(await volumesOf(connection), before);
+
+    const hasty = { ...stage, config: { ...stage.config, admissionSeconds: 0 } };
+    await assert.rejects(startPrepare("m-2", hasty).done, (error) => {
+      assert(error instanceof SystemFailure);
+      const wait = /did not get its turn within 0 s: it waits for a machine of its project to end /;
+      assert.match(error.message, wait);
+      assert.match(error.advice ?? "", /libvirt-gci list; max_machines of rule 1 \(rules\[0\]\)/);
+      return true;
+    });
+    assert.deepEqual(await volumesOf(connection), before);
+    await cleanup("m-1", stage);
+  }, { config: ruled("[{max_machines: 1}]") }));
+
+Deno.test("what a job waits for its project counts for how long it may wait at all", () =>
+  withBed(async ({ stage }) => {
+    await startPrepare("m-1", stage).done;
+    await startPrepare("m-2", stage, OTHER).done;
+    const patient = { ...stage, config: { ...stage.config, admissionSeconds: 60 } };
+    const third = startPrepare("m-3", patient, { project: "third/proj" });
+    await third.said(/^Waiting for a machine to end/m);
+    const start = performance.now();
+    const last = startPrepare("m-4", stage);
+    await last.said(/^Waiting for a machine of its project to end/m);
+    await sleep(3000);
+    await cleanup("m-1", stage); // so the host is full again with m-3
+    await last.said(/^Waiting for a machine to end/m);
+    await assert.rejects(
+      last.done,
+      /did not get its turn within 5 s: it waits for a machine to end/,
+    );
+    assert(performance.now() - start < 8000);
+    await third.done;
+    for (const machine of ["m-2", "m-3"]) await cleanup(machine, stage);
+  }, { config: { ...ruled("[{max_machines: 1}]"), maxMachines: 2, admissionSeconds: 5 } }));
+
+Deno.test("a machine that is removed while it waits for its project does not start", () =>
+  withBed(async ({ stage }) => {
+    await startPrepare("m-1", stage).done;
+    const second = startPrepare("m-2", stage);
+    await second.said(/Waiting for a machine of its project/);
+    await cleanup("m-2", stage);
+    await assert.rejects(second.done, /"m-2" was removed while it waited/);
+    await cleanup("m-1", stage);
+  }, { config: ruled("[{max_machines: 1}]") }));
+
+Deno.test("where no rule limits a project, nobody takes a place, and cleanup looks for none", async () => {
+  const calls: string[] = [];
+  await using connection = await openTestHost({ onCall: (name) => void calls.push(name) });
+  await using guest = await TestGuest.start();
+  using stage = testStage(connection, guest, { config: ruled("[{max_vcpus: 4}]") });
+  const countLists = async (work: () => Promise<unknown>): Promise<number> => {
+    calls.length = 0;
+    await work();
+    return calls.filter((name) => name === "virStoragePoolListAllVolumes").length;
+  };
+  const without = {
+    prepare: await countLists(() => startPrepare("m-1", stage).done),
+    cleanup: await countLists(() => cleanup("m-1", stage)),
+  };
+  const limited = { ...stage, config: { ...stage.config, ...ruled("[{max_machines: 4}]") } };
+  assert.equal(await countLists(() => startPrepare("m-1", limited).done), without.prepare + 1);
+  assert.equal(await countLists(() => cleanup("m-1", limited)), without.cleanup + 1);
+  assert.deepEqual(await volumesOf(connection), ["somebody.qcow2"]);
+});

@@ -549,7 +549,8 @@ Deno.test("a rule can set everything, and nothing is null in it", () => {
     `
     rules:
       - { projects: [grp/*, a/b], protected: true, templates: [ci-*], max_vcpus: 4,
-          max_memory_mib: 4096, max_disk_gib: 50, max_keep_minutes: 0, allow_nested: true }
+          max_memory_mib: 4096, max_disk_gib: 50, max_keep_minutes: 0, allow_nested: true,
+          max_machines: 3 }
       - { max_vcpus: 2 }
     `,
     "config.yaml",
@@ -565,6 +566,7 @@ Deno.test("a rule can set everything, and nothing is null in it", () => {
       maxDiskGib: 50,
       maxKeepMinutes: 0,
       allowNested: true,
+      maxMachines: 3,
     },
     {
       name: "rule 2 (rules[1])",
@@ -576,12 +578,14 @@ Deno.test("a rule can set everything, and nothing is null in it", () => {
       maxDiskGib: null,
       maxKeepMinutes: null,
       allowNested: null,
+      maxMachines: null,
     },
   ]);
 });
 
 Deno.test("a rule refuses what is wrong in it, and keys of templates", () => {
-  const rule = "projects: [], protected: 1, templates: a, max_vcpus: 0, vcpus: 3";
+  const rule = "projects: [], protected: 1, templates: a, max_vcpus: 0, " +
+    "max_machines: 0, vcpus: 3";
   assert.deepEqual(
     mistakesIn(`rules: [{${rule}}, 3]`).map((mistake) => mistake.replace(/^.*?: /, "")),
     [
@@ -589,8 +593,9 @@ Deno.test("a rule refuses what is wrong in it, and keys of templates", () => {
       '"rules.0.protected" must be true or false, not 1',
       '"rules.0.templates" must be a list of names and patterns, such as [debian-*], not "a"',
       '"rules.0.max_vcpus" must be a whole number from 1 to 1024, not 0',
+      '"rules.0.max_machines" must be a whole number from 1 to 10000, not 0',
       '"rules.0.vcpus" is unknown; known here: projects, protected, templates, max_vcpus, ' +
-      "max_memory_mib, max_disk_gib, max_keep_minutes, allow_nested",
+      "max_memory_mib, max_disk_gib, max_keep_minutes, allow_nested, max_machines",
       '"rules.1" must be keys with values, not 3',
     ],
   );

@@ -88,6 +88,7 @@ Deno.test("explain gives the same as JSON, for programs", () => {
     network: "default",
     isolate: true,
     host_ports: [],
+    max_machines_of_project: null,
   });
   assert.equal(reasons.length, 2);
   assert.deepEqual(sizes.disk_gib, {
@@ -96,6 +97,15 @@ Deno.test("explain gives the same as JSON, for programs", () => {
     max: 60,
     max_from: "rule 2 (rules[1])",
   });
+});
+
+Deno.test("explain says how many machines a rule lets the job's project have", () => {
+  const config = parseConfig("rules: [{projects: [grp/*], max_machines: 3}]", "config.yaml");
+  const row = /^machines +at most 3 of the project at once, by rule 1 \(rules\[0\]\)$/m;
+  assert.match(explained({}, config), row);
+  assert.doesNotMatch(explained({ project: "a/b" }, config), /^machines/m);
+  const { text } = explainJob(JOB, config, { json: true });
+  assert.equal(JSON.parse(text).max_machines_of_project, 3);
 });
 
 Deno.test("explain tells of a refusal which rule holds, and hands over what prepare would say", () => {

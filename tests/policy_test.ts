@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { type Config, DEFAULT_CONFIG, parseConfig, type Rule } from "../src/config.ts";
 import { BuildFailure } from "../src/errors.ts";
 import type { Job, SizeRequests } from "../src/job.ts";
-import { decide, type Decision, findRule } from "../src/policy.ts";
+import { decide, type Decision, findRule, hasProjectLimit } from "../src/policy.ts";
 import { fits, type TemplateChoice } from "../src/template_choice.ts";
 import { JOB } from "./test_stage.ts";
 
@@ -485,6 +485,19 @@ function assertWithinSettings(job: Job, config: Config, decision: Decision): voi
   assert(mayHave({ config, rule, job }, choice));
   assert(isAllowed(choice.name));
 }
+
+Deno.test("the first rule that fits says how many machines a project may have, and no other", () => {
+  const config = settings(`
+    rules:
+      - { projects: [a/*], max_machines: 9 }
+      - { projects: [b/*], max_vcpus: 9 }
+      - { max_machines: 1 }
+  `);
+  assert(hasProjectLimit(config) && !hasProjectLimit(RULES));
+  const most = (project: string) => decide(job({ project }), config).rule?.maxMachines;
+  assert.deepEqual(["a/b", "b/b", "c/b"].map(most), [9, null, 1]);
+  assert.equal(decide(job(), DEFAULT_CONFIG).rule, null);
+});
 
 Deno.test("a rule that does not allow nested machines takes them away where nobody asked", () => {
   const config = settings(

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { type Config, DEFAULT_CONFIG } from "../src/config.ts";
+import { type Config, DEFAULT_CONFIG, parseConfig } from "../src/config.ts";
 import { DEFAULT_MACHINE, type MachineSettings } from "../src/machine_settings.ts";
 import type { Connection } from "../src/libvirt/connection.ts";
 import { ownProcess, processMark } from "../src/machine/owner.ts";
@@ -546,3 +546,25 @@ Deno.test("a job that waits its turn tries a machine that comes to wait meanwhil
     assert.match(stage.warnings.join("\n"), /The waiting machine .* is of no use: .*no record/);
     await cleanup(JOB.machine, stage);
   }, { config: { maxMachines: 1, admissionSeconds: 10 } }));
+
+Deno.test("a job over its project's limit takes no machine that waits", () =>
+  withStage(async (stage) => {
+    const wants = wanting(stage);
+    await using image = await makeWarmImage(wants);
+    const name = newStandbyName();
+    await using _ = await startForeign(stage, name);
+    using pool = await stage.connection.lookupPool("libvirt-gci");
+    await prepare({ ...JOB, machine: "first" }, {}, stage);
+    await letWait(pool, { name, kind: image.kind });
+    const prepared = prepare(JOB, {}, wants);
+    const said = () => stage.lines.join().includes("Waiting for a machine of its project");
+    for (let i = 0; i < 500 && !said(); i++) await sleep(10);
+    assert(said());
+    await sleep(200); // for another look
+    assert.equal(waitingIn(await pool.volumeNames()).length, 1);
+    assert.doesNotMatch(stage.warnings.join("\n"), /is of no use/);
+    await cleanup("first", stage);
+    await prepared;
+    assert.match(stage.warnings.join("\n"), /The waiting machine .* is of no use: .*no record/);
+    await cleanup(JOB.machine, stage);
+  }, { config: parseConfig("rules: [{max_machines: 1}]", "config.yaml") }));

@@ -49,7 +49,7 @@ export function findShortage(load: HostLoad, limits: AdmissionLimits): Shortage 
   const shortage = shortageOfSpace(load, limits) ?? shortageOfMemory(load, starting, limits) ??
     shortageOfMachines(load, starting, limits);
   return shortage &&
-    { isHopeless: false, ahead: starting.length === 0 ? "" : jobs(starting.length), ...shortage };
+    { isHopeless: false, ahead: jobsAhead(starting.length), ...shortage };
 }
 
 /** Whether nobody ahead of the machine waits, so that it is the next to start. */
@@ -62,8 +62,9 @@ export function isNext(load: HostLoad, limits: AdmissionLimits): boolean {
 
 type Lack = Omit<Shortage, "ahead" | "isHopeless"> & Partial<Shortage>;
 
-function jobs(count: number): string {
-  return `${count} job${count === 1 ? "" : "s"} ahead`;
+/** Such as `3 jobs ahead`; empty if there is none. */
+export function jobsAhead(count: number): string {
+  return count === 0 ? "" : `${count} job${count === 1 ? "" : "s"} ahead`;
 }
 
 function shortageOfSpace(

@@ -85,7 +85,11 @@ function rawXml(name: string, bytes: number): Xml {
   `;
 }
 
-const NAMED_KINDS = ["[\\da-f-]+\\.turn", "standby-[\\da-f]+\\.taken", "[\\da-f]+\\.waiting"];
+const NAMED_KINDS = [
+  "[\\da-f-]+\\.(?:turn|place)",
+  "standby-[\\da-f]+\\.taken",
+  "[\\da-f]+\\.waiting",
+];
 const KINDS = [...Object.keys(VOLUME_ENDINGS), ...NAMED_KINDS].join("|");
 const MACHINE_VOLUME = new RegExp(`^(.+)\\.(?:${KINDS})\\.libvirt-gci$`);
 
@@ -96,7 +100,8 @@ export function machineOfVolume(volume: string): string | null {
 
 /** Whether it is one of the machine's empty volumes whose names say all. */
 function isNamedOf(machine: string, volume: string): boolean {
-  return /\.(turn|taken|waiting)\.libvirt-gci$/.test(volume) && machineOfVolume(volume) === machine;
+  return /\.(turn|place|taken|waiting)\.libvirt-gci$/.test(volume) &&
+    machineOfVolume(volume) === machine;
 }
 
 /** Whether a volume of this name belongs to some machine, and so is no template. */

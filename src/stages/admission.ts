@@ -14,7 +14,8 @@ import type { Stage } from "./stage.ts";
 
 /** From when a machine may start, making its disks takes seconds at most. */
 const MARGIN_SECONDS = 600;
-const LONGEST_PAUSE_MS = 1000;
+/** How rarely a machine that waits looks around. */
+export const LONGEST_PAUSE_MS = 1000;
 
 const ADVICE = "See what runs: libvirt-gci list; max_machines, reserve_memory_mib and " +
   "reserve_disk_gib in the settings say how much may run at once, and admission_seconds how long " +
@@ -35,6 +36,14 @@ interface Starting {
   readonly memoryMib: number;
 }
 
+/** How a job's machine is to start. */
+interface Waiting<T> extends Starting {
+  /** Gives what makes the machine needless; null if there is none now. */
+  readonly instead?: () => Promise<T | null>;
+  /** How long it has waited before, which counts too. */
+  readonly waitedSeconds?: number;
+}
+
 /** How long a turn counts, whatever became of its prepare. */
 export function longestTurnSeconds({ admissionSeconds }: Config): number {
   return admissionSeconds + MARGIN_SECONDS;
@@ -47,7 +56,7 @@ export function longestTurnSeconds({ admissionSeconds }: Config): number {
  */
 export async function admit<T extends object = never>(
   machine: string,
-  { pool, memoryMib, instead }: Starting & { readonly instead?: () => Promise<T | null> },
+  { pool, memoryMib, instead, waitedSeconds = 0 }: Waiting<T>,
   stage: AdmissionStage,
 ): Promise<Admission | T> {
   const { config, signal, log, progress } = stage;
@@ -87,7 +96,7 @@ export async function admit<T extends object = never>(
     advice: ADVICE,
     fault: "room",
   }, {
-    ...{ timeoutSeconds: config.admissionSeconds, signal, log, progress },
+    ...{ timeoutSeconds: config.admissionSeconds, waitedSeconds, signal, log, progress },
     longestPauseMs: LONGEST_PAUSE_MS,
   });
 }
@@ -133,7 +142,7 @@ function isLimited(
 }
 
 /** Such as `8192 MiB of memory, 3 jobs ahead (2100 MiB are free)`. */
-function inWords({ what, ahead, figures }: Shortage): string {
+export function inWords({ what, ahead, figures }: Omit<Shortage, "isHopeless">): string {
   return `${what}${ahead && `, ${ahead}`} (${figures})`;
 }
 

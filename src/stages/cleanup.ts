@@ -10,6 +10,7 @@ import { lookupActivePool } from "../machine/pools.ts";
 import { isStandbyName } from "../machine/standby.ts";
 import { type MachineRecord, readRecord } from "../machine/record.ts";
 import { deleteOwner, deleteVolumes, type Doomed } from "../machine/volumes.ts";
+import { hasProjectLimit } from "../policy.ts";
 import { orReconnected } from "./reconnect.ts";
 import type { Stage } from "./stage.ts";
 import { takenOverBy } from "./standby_names.ts";
@@ -46,7 +47,7 @@ export async function cleanup(
     attemptDir !== "" && deleteKeyFile(keyFile(attemptDir, machine)),
     deleteFilter(connection, machine),
     ...pools.map((pool) => {
-      const mayHaveNamed = !isReady || isStandbyName(machine);
+      const mayHaveNamed = !isReady || isStandbyName(machine) || hasProjectLimit(config);
       return deleteDisks({ machine, mayHaveNamed }, connection, pool);
     }),
   ]);

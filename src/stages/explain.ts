@@ -61,7 +61,7 @@ export function explainJob(
 }
 
 function rowsOf(
-  { choice, settings, sizes }: Decision,
+  { choice, settings, sizes, rule }: Decision,
   { job, config }: { readonly job: Job; readonly config: Config },
 ): [string, string][] {
   const asker = job.isTemplateFromOperator ? "--distro" : "the job";
@@ -88,7 +88,13 @@ function rowsOf(
     ["login", `${settings.login}, as the user ${quoted(settings.user)}`],
     ["network", quoted(settings.network)],
     ["isolated", isolation(settings)],
+    ...machinesRow(rule),
   ];
+}
+
+function machinesRow(rule: Decision["rule"]): [string, string][] {
+  if (rule === null || rule.maxMachines === null) return [];
+  return [["machines", `at most ${rule.maxMachines} of the project at once, by ${rule.name}`]];
 }
 
 function rowsOfRules({ rule, reasons }: RuleSearch): [string, string][] {
@@ -123,7 +129,7 @@ function jsonOfRules({ rule, reasons }: RuleSearch, { project, isProtected }: Jo
   return { project, protected: isProtected, rule: rule?.name ?? null, reasons };
 }
 
-function jsonOf({ choice, settings, sizes }: Decision, config: Config): object {
+function jsonOf({ choice, settings, sizes, rule }: Decision, config: Config): object {
   const { vcpus, memoryMib, diskGib, keepMinutes, nested } = sizes;
   return {
     template: choice.name,
@@ -149,6 +155,7 @@ function jsonOf({ choice, settings, sizes }: Decision, config: Config): object {
     network: settings.network,
     isolate: settings.isolate,
     host_ports: settings.hostPorts,
+    max_machines_of_project: rule?.maxMachines ?? null,
   };
 }
 

@@ -176,10 +176,18 @@ const SWEEP_MS = 2000;
  * later prepare does. It names no machine, since the log is another job's.
  */
 export async function sweep(stage: GcStage): Promise<void> {
+  await removeUnneeded(await chooseSome(stage), stage);
+}
+
+/** As {@linkcode sweep}, of these machines. */
+export async function removeUnneeded(
+  found: readonly Pick<FoundMachine, "name" | "volumes">[],
+  stage: GcStage,
+): Promise<void> {
   const end = performance.now() + SWEEP_MS;
   let removed = 0;
   let failed = 0;
-  for (const machine of await chooseSome(stage)) {
+  for (const machine of found) {
     if (performance.now() > end || stage.signal.aborted) break;
     try {
       const need = await lookupNeed(machine, stage);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { age, ageSeconds } from "../machine/owner.ts";
+import { parsePlace } from "../machine/place.ts";
 import { findActivePool } from "../machine/pools.ts";
 import { waitingIn } from "../machine/standby.ts";
 import { isLive, turnsOf } from "../machine/turn.ts";
@@ -73,7 +74,7 @@ export async function listMachines(stage: FindStage): Promise<ListedMachine[]> {
       created: owner?.created ?? null,
       state: isWaiting(machine)
         ? "standby"
-        : await hasTurn(machine, stage)
+        : await isQueued(machine, need, stage)
         ? "waiting"
         : stateOf(need, life?.state ?? null),
       keptUntil: record?.keptUntil || null,
@@ -92,12 +93,14 @@ function isWaiting({ hasDomain, volumes }: FoundMachine): boolean {
   return hasDomain && waitingIn(volumes.map(({ name }) => name)).length > 0;
 }
 
-/** Whether it waits for its turn: once that has come, the machine gets its disk. */
-async function hasTurn(
+/** Whether it waits for its turn, or for its project's: then the machine gets its disk. */
+async function isQueued(
   { name, volumes }: FoundMachine,
+  { why }: Need,
   { config }: FindStage,
 ): Promise<boolean> {
   if (volumes.some((volume) => volume.name === volumeName(name, "overlay"))) return false;
+  if (why === null && volumes.some((volume) => parsePlace(volume.name) !== null)) return true;
   const turns = turnsOf(volumes.map((volume) => volume.name));
   const limits = { longestSeconds: longestTurnSeconds(config) };
   return (await Promise.all(turns.map((turn) => isLive(turn, limits)))).includes(true);

@@ -27,6 +27,7 @@ import {
   type Wanted,
 } from "./new_machine.ts";
 import { lookupOverlayPool } from "./overlay_pool.ts";
+import { waitForProject } from "./project_limit.ts";
 import type { Stage } from "./stage.ts";
 import { StepTimer } from "./step_timer.ts";
 
@@ -53,7 +54,7 @@ export async function prepare(
   stage: Stage,
 ): Promise<PreparedMachine> {
   const { config, connection, log, signal } = stage;
-  const { choice, settings, isAllowed } = decide(job, config);
+  const { choice, settings, isAllowed, rule } = decide(job, config);
   const name = job.machine ?? makeUpMachineName(choice.name);
   await sweep(stage);
 
@@ -74,13 +75,15 @@ export async function prepare(
   if (!await claimName(pool, name, owner)) throw takenName(name, EARLIER_DISK);
   await using undo = new AsyncDisposableStack(); // only now is the name ours
   undo.defer(() => undoPrepare(name, stage));
+  const waitedSeconds = await waitForProject(name, { pool, job, rule }, stage);
+  if (waitedSeconds > 0) timer.end("project");
   const wanted: Wanted = {
-    ...{ name, owner, template: choice.name, disk, settings },
-    keyFile,
+    ...{ name, owner, template: choice.name, settings },
+    ...{ disk: waitedSeconds > 0 ? await findDisk() : disk, keyFile },
   };
   const making = { pool, timer };
   const record = await takeWaiting(wanted, making, stage) ??
-    await make(wanted, { ...making, findDisk, subnets }, stage);
+    await make(wanted, { ...making, waitedSeconds, findDisk, subnets }, stage);
   signal.throwIfAborted();
 
   undo.move(); // The machine now lives until cleanup.
@@ -101,7 +104,8 @@ async function takeWaiting(
 /** Makes the machine once there is room for it, resumed or booted. */
 async function make(
   wanted: Wanted,
-  { pool, timer, findDisk, subnets }: Pick<Making, "pool" | "timer"> & {
+  { pool, timer, waitedSeconds, findDisk, subnets }: Pick<Making, "pool" | "timer"> & {
+    readonly waitedSeconds: number;
     readonly findDisk: () => Promise<DiskSource>;
     readonly subnets: readonly Subnet[];
   },
@@ -109,7 +113,7 @@ async function make(
 ): Promise<MachineRecord> {
   const { name, owner, template, settings, keyFile } = wanted;
   const admitted = await admit(name, {
-    ...{ pool, memoryMib: settings.memoryMib },
+    ...{ pool, memoryMib: settings.memoryMib, waitedSeconds },
     instead: () => takeWaiting(wanted, { pool, timer }, stage),
   }, stage);
   if ("machine" in admitted) return admitted;

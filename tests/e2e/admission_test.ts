@@ -2,14 +2,22 @@
 import assert from "node:assert/strict";
 import type { ListedMachine } from "../../src/stages/list.ts";
 import { sleep } from "../../src/wait.ts";
+import type { JobResult } from "../harness/runner.ts";
 import {
+  allOf,
+  assertVerdict,
   call,
   e2eTest,
+  job,
+  letGo,
   PROGRAM,
+  runningMachine,
+  runOnBed,
   type Settings,
   settingsFile,
   TESTBED,
   until,
+  UNTIL_LET_GO,
   virsh,
 } from "./bed.ts";
 
@@ -137,6 +145,51 @@ e2eTest("what a machine was promised and has not used yet is not there for anoth
   const waited = await call(["prepare", "-d", "lite", "-m", "gci-e2e-turn"], { settings });
   assert.equal(waited.status, 2);
   assert.match(waited.stderr, new RegExp(`it waits for ${giant} MiB of memory`));
+}, { thorough: true });
+
+/** Runs a job of this project with at most one machine for each, and gives when its log says so. */
+function startJob(
+  { id, project, script }: { id: number; project: string; script: readonly string[] },
+  { stage, says }: { stage: string; says: string },
+): { readonly result: Promise<JobResult>; readonly said: Promise<unknown> } {
+  const { promise, resolve } = Promise.withResolvers<void>();
+  const result = runOnBed(job({ id, projectFullPath: project, script }), {
+    settings: { rules: [{ max_machines: 1 }] },
+    events: [{ stage, whenOutput: says, action: () => resolve() }],
+  });
+  result.catch(() => {}); // the test looks at it later
+  return { result, said: Promise.race([promise, result]) };
+}
+
+e2eTest("two jobs of one project take turns, and one of another is not held up", async () => {
+  const running = { stage: "build_script", says: "\nhere" };
+  const first = startJob({ id: 91, project: "a/b", script: ["echo here", UNTIL_LET_GO] }, running);
+  await first.said;
+  const machine = await runningMachine("gitlab-proj-91-");
+  const wait = "Waiting for a machine of its project to end (1 of 1 run)";
+  const second = startJob({ id: 92, project: "a/b", script: ["echo in turn"] }, {
+    ...{ stage: "prepare", says: wait },
+  });
+  try {
+    await second.said;
+    const waiting: ListedMachine[] = JSON.parse((await call(["list", "--json"])).stdout);
+    const ofSecond = waiting.filter((it) => it.machine.startsWith("gitlab-proj-92-"));
+    assert.deepEqual(ofSecond.map(({ state, project }) => [state, project]), [["waiting", "a/b"]]);
+
+    const script = ["echo here"];
+    const other = await startJob({ id: 93, project: "other/b", script }, running).result;
+    assertVerdict(other, "success");
+    assert.doesNotMatch(other.logText, /Waiting for a machine/);
+    assert.doesNotMatch(await virsh("list", "--name"), /gitlab-proj-92-/);
+  } finally {
+    await letGo(machine);
+    const [before, after] = await allOf([first.result, second.result]);
+    assertVerdict(before, "success");
+    assertVerdict(after, "success");
+    const { logText } = after;
+    assert(logText.indexOf(wait) < logText.indexOf("Started the machine"), logText);
+    assert.match(logText, /^in turn$/m);
+  }
 }, { thorough: true });
 
 const TAKERS = 10;
