@@ -17,7 +17,8 @@ import {
   offerFinding,
 } from "../src/doctor/kvm.ts";
 import { checkRunner } from "../src/doctor/runner.ts";
-import { checkSecurityModules } from "../src/doctor/security_modules.ts";
+import { checkSwap, checkThreads } from "../src/doctor/hardening.ts";
+import { checkSecurityModules, confinesBy } from "../src/doctor/security_modules.ts";
 import { makeKeyPair } from "../src/guest/key.ts";
 import { allOk, doctorHost, HEALTHY, only } from "./test_doctor.ts";
 import { openTestHost } from "./test_host.ts";
@@ -265,23 +266,48 @@ Deno.test("machines with keys of their own need none", async () => {
   assert.deepEqual(await checkKeys(host), []);
 });
 
-const APPARMOR = { "/sys/module/apparmor/parameters/enabled": "Y\n" };
-const SELINUX = { "/sys/fs/selinux/enforce": "1" };
+const ENABLED = "/sys/module/apparmor/parameters/enabled";
+const APPARMOR = { [ENABLED]: "Y\n" };
+const SELINUX = { [ENABLED]: undefined, "/sys/fs/selinux/enforce": "1" };
 const HELPER = "usr.lib.libvirt.virt-aa-helper";
 
 Deno.test("the security module is told, with where it logs", async () => {
   for (
     const [files, words] of [
-      [{}, /^Neither AppArmor nor SELinux/],
       [APPARMOR, /AppArmor confines machines; .*journalctl -k/],
-      [{ "/sys/kernel/security/apparmor": null }, /AppArmor confines machines/],
+      [{ [ENABLED]: "N\n", "/sys/kernel/security/apparmor": null }, /AppArmor confines machines/],
       [SELINUX, /SELinux confines machines; .*ausearch -m AVC/],
-      [{ "/sys/fs/selinux/enforce": "0" }, /SELinux is permissive/],
     ] as const
   ) {
     await using host = await doctorHost({ files });
     only(await checkSecurityModules(host), "ok", words);
   }
+});
+
+Deno.test("a host without a security module, or with one that only logs, is a warning", async () => {
+  for (
+    const [files, words, remedy] of [
+      [{ [ENABLED]: undefined }, /^Neither AppArmor nor SELinux/, /^apt-get install apparmor # /],
+      [{ [ENABLED]: "N\n" }, /^Neither AppArmor nor SELinux/, /^apt-get install apparmor # /],
+      [{ ...SELINUX, "/sys/fs/selinux/enforce": "0" }, /SELinux is permissive/, /^setenforce 1 /],
+    ] as const
+  ) {
+    await using host = await doctorHost({ files });
+    const found = only(await checkSecurityModules(host), "warning", words);
+    assert.match(found.meaning, /breaks out of QEMU/);
+    assert.match(found.remedy ?? "", remedy);
+  }
+});
+
+Deno.test("libvirt itself says whether it uses the security module", () => {
+  const capabilities = (...models: readonly string[]): string =>
+    `<capabilities><host>${
+      models.map((model) => `<secmodel><model>${model}</model><doi>0</doi></secmodel>`).join("")
+    }</host><guest><model>apparmor</model></guest></capabilities>`;
+  assert(confinesBy("apparmor", capabilities("apparmor", "dac")));
+  assert(!confinesBy("selinux", capabilities("apparmor", "dac")));
+  assert(!confinesBy("apparmor", capabilities("none", "dac")));
+  assert(confinesBy("apparmor", capabilities("testSecurity")), "libvirt's test driver has none");
 });
 
 Deno.test("a security module that libvirt is not to use is a warning", async () => {
@@ -291,6 +317,125 @@ Deno.test("a security module that libvirt is not to use is a warning", async () 
     });
     only(await checkSecurityModules(host), "warning", /security_driver is none/);
   }
+});
+
+const SMT = "/sys/devices/system/cpu/smt/active";
+const CORES = { ...{ [SMT]: "1\n" }, "/proc/sys/kernel/osrelease": "6.1.0-1\n" };
+const KERNEL = { "/boot/config-6.1.0-1": "CONFIG_SCHED_CORE=y\n" };
+
+Deno.test("SMT without core scheduling is a warning", async () => {
+  for (
+    const files of [
+      { [SMT]: "0\n" },
+      { [SMT]: undefined },
+      { ...CORES, "/etc/libvirt/qemu.conf": '#sched_core = "none"\nsched_core = "full"\n' },
+      { ...CORES, "/etc/libvirt/qemu.conf": 'sched_core = "vcpus"\n' },
+    ]
+  ) {
+    await using host = await doctorHost({ files });
+    only(await checkThreads(host), "ok", /^No machines share a core/);
+  }
+  for (const conf of ['#sched_core = "full"\n', 'sched_core = "none"\n', undefined]) {
+    await using host = await doctorHost({ files: { ...CORES, "/etc/libvirt/qemu.conf": conf } });
+    const found = only(await checkThreads(host), "warning", /^SMT is on, and machines share/);
+    assert.match(found.meaning, /caches of a core/);
+    assert.match(found.remedy ?? "", /^echo off > \/sys\/devices\/system\/cpu\/smt\/control # /);
+  }
+});
+
+Deno.test("core scheduling is advised where libvirt and the kernel have it", async () => {
+  await using connection = await openTestHost();
+  const remedyOf = async (version: number, kernel: string | undefined) => {
+    await using host = await doctorHost({
+      connection,
+      facts: { libVersion: () => Promise.resolve(version) },
+      files: { ...CORES, "/boot/config-6.1.0-1": kernel },
+    });
+    return only(await checkThreads(host), "warning", /^SMT is on/).remedy ?? "";
+  };
+  const knows = KERNEL["/boot/config-6.1.0-1"];
+  assert.equal(
+    await remedyOf(9_000_000, knows),
+    "sed -i '/^ *sched_core/d' /etc/libvirt/qemu.conf && " +
+      "echo 'sched_core = \"full\"' >> /etc/libvirt/qemu.conf && " +
+      "systemctl try-restart 'libvirtd.service*' 'virtqemud.service*'",
+  );
+  assert.match(await remedyOf(8_008_000, knows), /^echo off/);
+  // With a kernel that lacks it, libvirt does not start.
+  assert.match(await remedyOf(9_000_000, "# CONFIG_SCHED_CORE is not set\n"), /^echo off/);
+  assert.match(await remedyOf(9_000_000, undefined), /^echo off/);
+});
+
+Deno.test({
+  name: "SMT with a qemu.conf that this user may not read is a warning that says so",
+  ignore: Deno.uid() === 0, // who may read all
+  async fn() {
+    const closed = { "/etc/libvirt/qemu.conf": { text: 'sched_core = "full"\n', mode: 0o000 } };
+    await using host = await doctorHost({ files: { ...CORES, ...closed } });
+    only(await checkThreads(host), "warning", /may not read .*qemu.conf/);
+  },
+});
+
+/** What the doctor finds where these swap spaces are in use, such as `/dev/sda2 partition`. */
+async function findingsOfSwap(
+  swaps: readonly string[],
+  files: Parameters<typeof doctorHost>[0] & object = {},
+): Promise<Awaited<ReturnType<typeof checkSwap>>> {
+  const lines = swaps.map((swap) => `${swap.replace(" ", "\t\t\t")}\t1000\t\t0\t\t-2\n`);
+  const text = `Filename\t\t\tType\t\tSize\t\tUsed\t\tPriority\n${lines.join("")}`;
+  await using host = await doctorHost({ files: { ...files.files, "/proc/swaps": text } });
+  return await checkSwap(host);
+}
+
+/** Mapped devices: the kind of each, and what it stands on. */
+function mapped(devices: Readonly<Record<string, readonly [kind: string, ...on: string[]]>>) {
+  const files = Object.entries(devices).flatMap(([device, [kind, ...on]]) => [
+    [`/sys/block/${device}/dm/uuid`, `${kind}-0123456789abcdef\n`] as const,
+    ...on.map((below) => [`/sys/block/${device}/slaves/${below}`, null] as const),
+  ]);
+  return { files: Object.fromEntries(files) };
+}
+
+Deno.test("without swap, or with swap that nobody can read later, all is well", async () => {
+  only(await findingsOfSwap([]), "ok", /^No swap is active$/);
+  const inMemory = /stays in memory, or is encrypted$/;
+  only(await findingsOfSwap(["/dev/zram0 partition"]), "ok", inMemory);
+  const none = { files: { "/sys/block/zram0/backing_dev": "none\n" } };
+  only(await findingsOfSwap(["/dev/zram0 partition"], none), "ok", inMemory);
+  const crypt = mapped({ "dm-3": ["CRYPT-PLAIN", "sda2"] });
+  only(await findingsOfSwap(["/dev/dm-3 partition"], crypt), "ok", inMemory);
+  const volume = mapped({ "dm-1": ["LVM", "dm-0"], "dm-0": ["CRYPT-LUKS2", "sda3"] });
+  only(await findingsOfSwap(["/dev/dm-1 partition"], volume), "ok", inMemory);
+});
+
+Deno.test("swap that is not encrypted is a warning for each", async () => {
+  const two = mapped({
+    ...{ "dm-0": ["CRYPT-LUKS2", "sda3"], "dm-1": ["LVM", "dm-0", "dm-2"], "dm-2": ["MPATH"] },
+    "dm-9": ["LVM", "sda4"],
+  });
+  const swaps = ["/dev/sda2", "/dev/dm-1", "/dev/dm-9", "/dev/zram1"].map((it) =>
+    `${it} partition`
+  );
+  const files = { ...two.files, "/sys/block/zram1/backing_dev": "/dev/sdb\n" };
+  const findings = await findingsOfSwap([...swaps, "/dev/zram0 partition"], { files });
+  assert.deepEqual(findings.map(({ level, subject }) => [level, subject]), [
+    ...["/dev/sda2", "/dev/dm-1", "/dev/dm-9", "/dev/zram1"].map((path) => [
+      "warning",
+      `Swap is active and not encrypted: ${path}`,
+    ]),
+  ]);
+  assert.match(findings[0]?.meaning ?? "", /its secrets too/);
+  assert.match(findings[0]?.remedy ?? "", /^swapoff \/dev\/sda2 # .*crypttab/);
+});
+
+Deno.test("of a swap file, the doctor says what it is encrypted by", async () => {
+  const [found, ...others] = await findingsOfSwap(["/swap\\040file file"]);
+  assert.deepEqual(others, []);
+  assert.match(
+    found?.subject ?? "",
+    /in the file \/swap file, which .* only where its file system/,
+  );
+  assert.match(found?.remedy ?? "", /^swapoff '\/swap file' # /);
 });
 
 Deno.test("AppArmor's profile for virt-aa-helper has to know the directory of disks", async () => {

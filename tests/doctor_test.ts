@@ -25,7 +25,7 @@ Deno.test("a host that is set up well has nothing but ok in every group", async 
   allOk(findings.filter(({ subject }) => !UNKNOWN_TO_TEST_DRIVER.test(subject)));
   assert.deepEqual([...new Set(findings.map(({ group }) => group))], [
     ...["settings", "libvirt", "KVM", "storage", "network", "isolation", "templates"],
-    ...["security modules", "GitLab Runner"],
+    ...["security modules", "hardening", "GitLab Runner"],
   ]);
 });
 
@@ -188,7 +188,11 @@ Deno.test("a hypervisor elsewhere is told, and this host's files are not looked 
   await using host = await doctorHost({
     connection: REFUSED,
     config: { uri: "qemu+ssh://elsewhere/system" },
-    files: { "/usr/sbin/ebtables": undefined, "/dev/kvm": undefined },
+    files: {
+      ...{ "/usr/sbin/ebtables": undefined, "/dev/kvm": undefined },
+      "/sys/devices/system/cpu/smt/active": "1\n",
+      "/proc/swaps": "Filename Type Size Used Priority\n/dev/sda2 partition 1 0 -2\n",
+    },
     kvm: () => Promise.reject(new Error("asked for KVM")),
   });
   const findings = await doctor(host);
@@ -196,7 +200,10 @@ Deno.test("a hypervisor elsewhere is told, and this host's files are not looked 
     findings.filter(({ level }) => level !== "ok").map(({ group }) => group),
     ["libvirt"],
   );
-  assert.deepEqual(findings.filter(({ group }) => /KVM|isolation|security/.test(group)), []);
+  assert.deepEqual(
+    findings.filter(({ group }) => /KVM|isolation|security|hardening/.test(group)),
+    [],
+  );
 });
 
 const FINDINGS: readonly GroupedFinding[] = [

@@ -37,12 +37,15 @@ export const HEALTHY: HostTree = {
         cleanup_exec = "/usr/local/bin/libvirt-gci"
         cleanup_args = ["cleanup"]
   `,
+  "/proc/swaps": "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n",
   "/proc/meminfo": "MemTotal:       16384000 kB\nMemFree:  1 kB\n",
   "/proc/self/mounts": "/dev/vda1 / ext4 rw 0 0\ntmpfs /tmp tmpfs rw 0 0\n" +
     "/dev/vdb /var/lib/libvirt xfs rw 0 0\n",
   "/proc/self/status": `Uid:\t${Deno.uid()}\t${Deno.uid()}\t0\t0\nGid:\t0\t0\t0\t0\nGroups:\t0 \n` +
     "CapEff:\t000001ffffffffff\n",
   "/proc/sys/net/bridge/bridge-nf-call-iptables": "1\n",
+  "/sys/devices/system/cpu/smt/active": "0\n",
+  "/sys/module/apparmor/parameters/enabled": "Y\n",
   "/sys/module/kvm_intel/parameters/nested": "Y\n",
   "/usr/local/bin/libvirt-gci": PROGRAM,
   "/usr/sbin/ebtables": PROGRAM,

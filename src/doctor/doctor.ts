@@ -3,6 +3,7 @@ import { within } from "../wait.ts";
 import type { Check, DoctorContext } from "./context.ts";
 import { checkDaemon, checkEmulator } from "./daemon.ts";
 import { type Finding, problem } from "./finding.ts";
+import { checkSwap, checkThreads } from "./hardening.ts";
 import {
   checkBridgeTracking,
   checkCapability,
@@ -43,6 +44,7 @@ const GROUPS: Readonly<Record<string, readonly Check[]>> = {
   "templates": [checkTemplates, checkWarmImages],
   "SSH keys": [checkKeys],
   "security modules": [checkSecurityModules],
+  "hardening": [checkThreads, checkSwap],
   "GitLab Runner": [checkRunner],
 };
 

@@ -2,10 +2,12 @@
 import { poolPath, restartDaemons } from "../command.ts";
 import { type DoctorContext, isLocal } from "./context.ts";
 import { type Finding, ok, warning } from "./finding.ts";
+import { install } from "./install.ts";
 import { isInSys, readHostFile, readIfAllowed, readLibvirtSetting } from "./host_files.ts";
-import { rootOf, textAt } from "../read_xml.ts";
+import { childrenOf, find, rootOf, textAt } from "../read_xml.ts";
 
 const HELPER = "usr.lib.libvirt.virt-aa-helper";
+const MEANING = "A guest that breaks out of QEMU reaches the disks of all other machines";
 
 /** AppArmor or SELinux, and where each says that it stopped a machine. */
 export async function checkSecurityModules(context: DoctorContext): Promise<Finding[]> {
@@ -17,14 +19,33 @@ export async function checkSecurityModules(context: DoctorContext): Promise<Find
   const appArmor = await hasAppArmor(context);
   const enforce = await readIfAllowed(context, "/sys/fs/selinux/enforce");
   if (!appArmor && enforce === null) {
-    return [ok("Neither AppArmor nor SELinux is active")];
+    const packages = { debian: "apparmor", fedora: "selinux-policy-targeted", arch: "apparmor" };
+    return [
+      warning("Neither AppArmor nor SELinux is active", {
+        meaning: MEANING,
+        remedy: `${await install(context, packages)} # and boot the host with it`,
+      }),
+    ];
   }
   const name = appArmor ? "AppArmor" : "SELinux";
   if (driver !== null && /\bnone\b/.test(driver)) {
     return [
       warning(`${name} is active, and libvirt does not use it: security_driver is none`, {
-        meaning: "A guest that breaks out of QEMU reaches the disks of all other machines",
+        meaning: MEANING,
         remedy: "sed -i 's/^ *security_driver/#&/' /etc/libvirt/qemu.conf && " +
+          restartDaemons("libvirtd", "virtqemud"),
+      }),
+    ];
+  }
+  const { connection } = context;
+  if (
+    !(connection instanceof Error) &&
+    !confinesBy(name.toLowerCase(), await connection.capabilities())
+  ) {
+    return [
+      warning(`${name} is active, and libvirt does not use it: it was not there when it started`, {
+        meaning: MEANING,
+        remedy: (appArmor ? "systemctl restart apparmor.service && " : "") +
           restartDaemons("libvirtd", "virtqemud"),
       }),
     ];
@@ -35,13 +56,22 @@ export async function checkSecurityModules(context: DoctorContext): Promise<Find
       ...await checkHelperProfile(context),
     ];
   }
+  if (enforce?.trim() === "1") {
+    return [ok("SELinux confines machines; what it denies: ausearch -m AVC -ts recent")];
+  }
   return [
-    ok(
-      enforce?.trim() === "1"
-        ? "SELinux confines machines; what it denies: ausearch -m AVC -ts recent"
-        : "SELinux is permissive: it only logs, to be read by ausearch -m AVC -ts recent",
-    ),
+    warning("SELinux is permissive: it only logs, to be read by ausearch -m AVC -ts recent", {
+      meaning: MEANING,
+      remedy: "setenforce 1 && sed -i 's/^SELINUX=.*/SELINUX=enforcing/' /etc/selinux/config",
+    }),
   ];
+}
+
+/** Whether libvirt confines machines by this, as its capabilities have it; true where they do not say. */
+export function confinesBy(model: string, capabilities: string): boolean {
+  const models = childrenOf(find(rootOf(capabilities), "host"), "secmodel")
+    .map((element) => textAt(element, "model"));
+  return !models.includes("dac") || models.includes(model); // which QEMU's driver always has
 }
 
 async function hasAppArmor(context: DoctorContext): Promise<boolean> {
