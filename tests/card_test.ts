@@ -81,6 +81,18 @@ Deno.test("the last free address is found, and without one it is the network's f
   );
 });
 
+Deno.test("a prepare whose every card another takes gives up, and adds ten addresses at most", async () => {
+  await using connection = await openTestHost();
+  await assert.rejects(
+    takeCard(connection, "default", () => Promise.resolve(false)),
+    (error) =>
+      error instanceof SystemFailure &&
+      error.message === 'Others took each address of the network "default" that was reserved' &&
+      /try again/i.test(error.advice ?? ""),
+  );
+  assert.equal((await kept(connection)).length, 10);
+});
+
 Deno.test("in a network without libvirt's DHCP, no address is known before", async () => {
   await using connection = await openTestHost();
   assert.equal(await new Takers().take(connection, "bridged"), null);

@@ -23,6 +23,9 @@ export type TakeCard = (card: Card, uuid: string) => Promise<boolean>;
 
 const ATTEMPTS = 20;
 
+/** Each costs others connections, and stays until the network ends. */
+const MOST_NEW_ENTRIES = 10;
+
 /**
  * A card of the network that no machine has, for a machine that `take` gives it to: by a network filter
  * with the card's UUID, of which libvirt lets there be but one, so that the card is free again when the
@@ -33,7 +36,7 @@ const ATTEMPTS = 20;
  * machines until the network ends: there are as many as there were machines at once.
  *
  * Null where nobody can keep addresses: libvirt does not serve the network, or does not let us. Throws
- * SystemFailure, also if no address is free.
+ * SystemFailure, also if no address is free, or if others take each that is new.
  */
 export async function takeCard(
   connection: Connection,
@@ -59,7 +62,7 @@ async function tryTake(
   network: Network,
   take: TakeCard,
 ): Promise<Card | null> {
-  for (let attempt = 1;; attempt++) {
+  for (let attempt = 1, added = 0;; attempt++) {
     const dhcp = findDhcp(await network.xml());
     if (dhcp === null) return null;
     const leases = await leasesOf(network);
@@ -76,6 +79,7 @@ async function tryTake(
         return card;
       }
     }
+    if (added === MOST_NEW_ENTRIES) throw allTaken(network.name);
     const address = chooseFree(dhcp, leases);
     if (address === null) throw exhausted(connection, network.name);
     try {
@@ -83,6 +87,7 @@ async function tryTake(
         <host mac="${randomMac()}" id="${OURS}" ip="${address}" />
       `;
       await network.addDhcpHost(host.toString(), dhcp.ipIndex);
+      added++;
     } catch (error) {
       if (isLibvirtError(error, VIR_ERR.NO_SUPPORT, VIR_ERR.ACCESS_DENIED)) return null;
       // Somebody else was faster with this address.
@@ -156,6 +161,14 @@ function addressAt(ranges: Dhcp["ranges"], index: number): string {
     rest -= last - first + 1;
   }
   return "";
+}
+
+function allTaken(network: string): SystemFailure {
+  return new SystemFailure({
+    fault: "network",
+    what: `Others took each address of the network "${network}" that was reserved`,
+    advice: "Try again when fewer machines start at once",
+  });
 }
 
 function exhausted(connection: Connection, network: string): SystemFailure {
