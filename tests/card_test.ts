@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import { SystemFailure } from "../src/errors.ts";
+import { addressNumber, addressOf } from "../src/ipv4.ts";
 import type { Connection } from "../src/libvirt/connection.ts";
 import { waitForAddress } from "../src/machine/address.ts";
 import { type Card, takeCard } from "../src/machine/card.ts";
-import { addressNumber, addressOf, findDhcp } from "../src/machine/network_info.ts";
+import { findDhcp } from "../src/machine/network_info.ts";
 import { openTestHost } from "./test_host.ts";
 
 /** The entries by which the network `default` keeps addresses, whosever. */

@@ -37,6 +37,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   "src/settings_file.ts": ["src/trust.ts"],
   "src/trust.ts": ["src/errors.ts"],
   "src/machine_settings.ts": [],
+  "src/ipv4.ts": [],
   "src/exit_status.ts": ["src/errors.ts", "src/job.ts"],
   "src/job.ts": ["src/errors.ts", "src/sha256.ts"],
   "src/variables_file.ts": ["src/job.ts", "src/errors.ts"],
@@ -67,10 +68,10 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     ...["src/config.ts", "src/machine_settings.ts", "src/template_choice.ts", "src/quoted.ts"],
     "src/paint.ts",
     ...["src/machine/", "src/guest/", "src/libvirt/"],
-    ...["src/command.ts", "src/errors.ts", "src/read_xml.ts", "src/wait.ts"],
+    ...["src/command.ts", "src/errors.ts", "src/ipv4.ts", "src/read_xml.ts", "src/wait.ts"],
   ],
   "src/machine/": [
-    ...["src/libvirt/", "src/machine_settings.ts"],
+    ...["src/libvirt/", "src/machine_settings.ts", "src/ipv4.ts"],
     ...["src/command.ts", "src/errors.ts", "src/read_xml.ts", "src/sha256.ts", "src/wait.ts"],
     "src/xml.ts",
   ],
@@ -91,6 +92,7 @@ const EXCEPTIONS: Readonly<Record<string, readonly string[]>> = {
   "src/metrics/metrics_file.ts": ["ffi/"], // and it
   "src/machine/card.ts": ["ffi/"], // and it
   "src/machine/host_load.ts": ["ffi/"], // and it
+  "src/machine/host_addresses.ts": ["ffi/"], // and it
   "src/machine/restore.ts": ["ffi/"], // and it
   "src/doctor/host_files.ts": ["ffi/"], // and it
 };

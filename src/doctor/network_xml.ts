@@ -3,7 +3,7 @@ import type { XmlElement } from "@rgrove/parse-xml";
 import { virsh } from "../command.ts";
 import { allMachines, type DoctorContext } from "./context.ts";
 import { type Finding, ok, problem, warning } from "./finding.ts";
-import { addressNumber } from "../machine/network_info.ts";
+import { addressNumber } from "../ipv4.ts";
 import { childrenOf, find, rootOf } from "../read_xml.ts";
 
 /** Kinds of networks whose bridge and addresses are not libvirt's. */

@@ -2,13 +2,14 @@
 import { forgetConnections } from "../../ffi/conntrack.ts";
 import { virsh } from "../command.ts";
 import { SystemFailure } from "../errors.ts";
+import { addressOf } from "../ipv4.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import { isLibvirtError, LibvirtError, orNull, VIR_ERR } from "../libvirt/error.ts";
 import type { DhcpLease, Network } from "../libvirt/network.ts";
 import { sha256 } from "../sha256.ts";
 import { xml } from "../xml.ts";
 import { randomMac } from "./domain_xml.ts";
-import { addressOf, type Dhcp, findDhcp } from "./network_info.ts";
+import { type Dhcp, findDhcp } from "./network_info.ts";
 
 /** A network card whose address is known before its guest asks for it. */
 export interface Card {

@@ -2,6 +2,7 @@
 import type { Connection } from "../libvirt/connection.ts";
 import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
 import { SystemFailure } from "../errors.ts";
+import { type Cidr, covers } from "../ipv4.ts";
 import { sleep } from "../wait.ts";
 import { Xml, xml } from "../xml.ts";
 import type { Subnet } from "./network_info.ts";
@@ -12,8 +13,8 @@ export interface Isolation {
   readonly subnets: readonly Subnet[];
   /** The host's other IPv4 addresses. */
   readonly hostAddresses: readonly string[];
-  /** Addresses at which the host listens with others: the broadcast addresses of its networks. */
-  readonly broadcasts: readonly string[];
+  /** What else is closed, such as the broadcast addresses of the host's networks. */
+  readonly closed: readonly Cidr[];
   /** Ports of the host that are open to the machine, such as `tcp/80`. */
   readonly hostPorts: readonly string[];
   /** The port of the guest's SSH server, from which it answers the host. */
@@ -88,11 +89,12 @@ const FROM_A_DHCP_SERVER = {
   ...{ srcportstart: 67, dstportstart: 68 },
 };
 
-/** The subnets' broadcast addresses are in them, and those of the host's networks have their own. */
-const MULTICAST_AND_BROADCAST = { dstipaddr: "224.0.0.0", dstipmask: 3 };
-
-/** With the sysctl route_localnet, as kube-proxy sets it, the host takes packets from outside for these. */
-const LOOPBACK = { dstipaddr: "127.0.0.0", dstipmask: 8 };
+const ALWAYS_CLOSED: readonly Cidr[] = [
+  // With the sysctl route_localnet, as kube-proxy sets it, the host takes packets from outside for these.
+  { address: "127.0.0.0", prefix: 8 },
+  // Multicast, and the broadcast address of all networks.
+  { address: "224.0.0.0", prefix: 3 },
+];
 
 /**
  * The filter as XML (https://libvirt.org/formatnwfilter.html). It binds the machine to its MAC address
@@ -103,6 +105,7 @@ const LOOPBACK = { dstipaddr: "127.0.0.0", dstipmask: 8 };
  * - to the host, only DNS, DHCP and the open ports, and answers of the SSH server to a port above
  *   those of services; where the kernel tracks bridged connections
  *   (net.bridge.bridge-nf-call-iptables), only if the host began the connection;
+ * - to addresses that are closed, such as those at which the host hears broadcasts, nothing;
  * - to the network's other addresses nothing, since the host would route it back into the network,
  *   past the isolation of the bridge's ports; and nothing from them, be they machines of ours or not.
  *
@@ -110,10 +113,14 @@ const LOOPBACK = { dstipaddr: "127.0.0.0", dstipmask: 8 };
  * is sends its frames to all ports.
  */
 export function filterXml(name: string, isolation: Isolation): Xml {
-  const { subnets, hostAddresses, broadcasts, hostPorts, sshPort, uuid } = isolation;
+  const { subnets, hostAddresses, hostPorts, sshPort, uuid } = isolation;
   const gateways = subnets.map(({ host }) => host);
   const host = [...new Set([...gateways, ...hostAddresses])];
-  const others = [...host.filter((address) => !gateways.includes(address)), ...broadcasts];
+  const closed = [
+    ...ALWAYS_CLOSED,
+    ...isolation.closed,
+    ...hostAddresses.map((address) => ({ address, prefix: 32 })),
+  ];
   const rules = [
     rule("drop", SENDER, ["mac", { match: "no", srcmacaddr: "$MAC" }]),
     rule("drop", SENDER, ["arp", { match: "no", arpsrcmacaddr: "$MAC" }]),
@@ -137,13 +144,13 @@ export function filterXml(name: string, isolation: Isolation): Xml {
       ),
       rule("accept", SERVICES, ["ip", { dstipaddr: address, ...answerFrom(sshPort) }]),
     ]),
-    ...others.map((address) => rule("drop", HOST, ["ip", { dstipaddr: address }])),
-    rule("drop", HOST, ["ip", LOOPBACK]),
+    ...withoutCovered(closed, subnets).map(({ address, prefix }) =>
+      rule("drop", HOST, ["ip", { dstipaddr: address, dstipmask: prefix }])
+    ),
     ...subnets.flatMap(({ host, prefix }) => [
       rule("drop", NEIGHBOURS, ["ip", { dstipaddr: host, dstipmask: prefix }]),
       rule("drop", NEIGHBOURS, ["ip", { srcipaddr: host, srcipmask: prefix }], "in"),
     ]),
-    rule("drop", NEIGHBOURS, ["ip", MULTICAST_AND_BROADCAST]),
     rule("drop", TRACKED, ["tcp", { srcportstart: sshPort, state: "NEW" }]),
   ];
   return xml`
@@ -154,6 +161,15 @@ export function filterXml(name: string, isolation: Isolation): Xml {
       ${rules}
     </filter>
   `;
+}
+
+/** Without what another of them covers, or a subnet, which has rules of its own: a rule takes time. */
+function withoutCovered(closed: readonly Cidr[], subnets: readonly Subnet[]): Cidr[] {
+  const own = subnets.map(({ host, prefix }) => ({ address: host, prefix }));
+  return closed.filter((cidr, i) =>
+    ![...own, ...closed.slice(0, i)].some((other) => covers(other, cidr)) &&
+    !closed.slice(i + 1).some((other) => other.prefix < cidr.prefix && covers(other, cidr))
+  );
 }
 
 type Match = readonly [

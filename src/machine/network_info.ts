@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { Network } from "../libvirt/network.ts";
+import { addressNumber } from "../ipv4.ts";
 import { childrenOf, find, rootOf } from "../read_xml.ts";
 
 /** A range of IPv4 addresses that a network has, and the host's own in it. */
@@ -66,26 +67,4 @@ export function findDhcp(networkXml: string): Dhcp | null {
     return { host: ip.attributes["address"] ?? "", ipIndex, ranges, hosts };
   }
   return null;
-}
-
-/** The broadcast addresses of these networks, each once; of a network of two addresses or one, none. */
-export function broadcastsOf(
-  own: readonly { readonly address: string; readonly netmask: string }[],
-): string[] {
-  const found = own.map(({ address, netmask }) => {
-    const others = 2 ** 32 - 1 - addressNumber(netmask);
-    const first = addressNumber(address) - addressNumber(address) % (others + 1);
-    return others < 3 ? null : addressOf(first + others);
-  });
-  return [...new Set(found.filter((address) => address !== null))].sort();
-}
-
-/** An IPv4 address as a number. */
-export function addressNumber(address: string): number {
-  return address.split(".").reduce((number, byte) => number * 256 + Number(byte), 0);
-}
-
-/** The IPv4 address of a number. */
-export function addressOf(number: number): string {
-  return [24, 16, 8, 0].map((bits) => Math.floor(number / 2 ** bits) % 256).join(".");
 }

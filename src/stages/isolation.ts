@@ -3,8 +3,9 @@ import { virsh } from "../command.ts";
 import { SystemFailure } from "../errors.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import { type Card, takeCard } from "../machine/card.ts";
-import { createFilter, deleteFilter, filterName, type Isolation } from "../machine/filter.ts";
-import { broadcastsOf, type Subnet, subnetsOf } from "../machine/network_info.ts";
+import { createFilter, deleteFilter, filterName } from "../machine/filter.ts";
+import { hostAddresses, readHostNetwork } from "../machine/host_addresses.ts";
+import { type Subnet, subnetsOf } from "../machine/network_info.ts";
 import type { MachineSettings } from "../machine_settings.ts";
 
 /** The IPv4 ranges of a network. Throws SystemFailure if it is not there, or not started. */
@@ -48,9 +49,12 @@ export async function isolate(
   connection: Connection,
 ): Promise<Isolated> {
   if (!settings.isolate || settings.network === "none") return { filter: null, card: null };
+  const { addresses, others } = connection.isLocal
+    ? hostAddresses(readHostNetwork())
+    : { addresses: [], others: [] }; // see SECURITY.md
   const isolation = {
     subnets,
-    ...(connection.isLocal ? ownAddresses(subnets) : { hostAddresses: [], broadcasts: [] }), // see SECURITY.md
+    ...{ hostAddresses: addresses, closed: others },
     hostPorts: settings.hostPorts,
     sshPort: settings.port,
   };
@@ -63,20 +67,4 @@ export async function isolate(
   );
   if (card === null) await createFilter(connection, machine, { ...isolation, uuid: null });
   return { filter, card };
-}
-
-/**
- * This host's IPv4 addresses, without those of loopback, and the broadcast addresses of its networks
- * besides the machine's own.
- */
-function ownAddresses(
-  subnets: readonly Subnet[],
-): Pick<Isolation, "hostAddresses" | "broadcasts"> {
-  const own = Deno.networkInterfaces()
-    .filter(({ family, address }) => family === "IPv4" && !address.startsWith("127."));
-  const gateways = subnets.map(({ host }) => host);
-  return {
-    hostAddresses: own.map(({ address }) => address).sort(),
-    broadcasts: broadcastsOf(own.filter(({ address }) => !gateways.includes(address))),
-  };
 }

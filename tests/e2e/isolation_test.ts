@@ -1,13 +1,59 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { call, e2eTest, type Settings, TESTBED, virsh } from "./bed.ts";
-import { answerPackets, LINK_LOCAL } from "./link_local.ts";
+import { createSocket } from "node:dgram";
+import { call, command, e2eTest, type Settings, TESTBED, virsh } from "./bed.ts";
 
 const GATEWAY = "192.168.213.1"; // of the test bed's network
+const BRIDGE = "gcitb0";
 const CLOSED_PORT = 28080;
 const OPEN_PORT = 28081;
 const CLIENTS_PORT = 40022;
-const FRAMES_PORT = 28082;
+const PACKETS_PORT = 28082;
+
+/**
+ * Sends a word by UDP, in a frame of its own making. The arguments: the card, its MAC address, that of the
+ * destination, the source, the destination, the port, the word.
+ */
+const FRAME = `
+use strict; use Socket;
+my ($card, $mac, $to_mac, $from, $to, $port, $word) = @ARGV;
+open(my $file, "<", "/sys/class/net/$card/ifindex") or die; chomp(my $index = <$file>);
+my $udp = pack("nnnn", 28083, $port, 8 + length $word, 0) . $word;
+my @head = (0x4500, 20 + length $udp, 1, 0, 0x4011, 0, unpack("n2", inet_aton($from)), unpack("n2", inet_aton($to)));
+my $sum = 0; $sum += $_ for @head; $sum = ($sum & 0xffff) + ($sum >> 16) while $sum >> 16;
+$head[5] = ~$sum & 0xffff;
+s/://g for $mac, $to_mac;
+my $frame = pack("H12H12n", $to_mac, $mac, 0x0800) . pack("n10", @head) . $udp;
+socket(my $out, 17, 3, 8) or die "$!";
+send($out, $frame, 0, pack("SnlSCCH16", 17, 0x0800, $index, 0, 0, 6, $to_mac . "0000")) or die "$!";
+`;
+
+/** Sends words by UDP, each three times. The arguments: the port, and WORD=ADDRESS for each. */
+const PACKETS = `
+use strict; use IO::Socket::INET;
+my ($port, @words) = @ARGV;
+for (1 .. 3) {
+  for (@words) {
+    my ($word, $to) = split /=/;
+    my %way = (PeerAddr => $to, PeerPort => $port, Proto => "udp", Broadcast => 1);
+    my $socket = IO::Socket::INET->new(%way) or next;
+    $socket->send($word);
+  }
+  sleep 1;
+}
+`;
+
+/** Another network of the host's. For the kernel its last address is a broadcast, and here its first too. */
+const OTHER_BRIDGE = "gci-e2e";
+const OTHER_NETWORK = ["198.51.100.1/24", "broadcast", "198.51.100.0"];
+
+/** The words that a guest sends by UDP, and where to. */
+const WORDS: Readonly<Record<string, string>> = {
+  host_packet: GATEWAY,
+  broadcast: "192.168.213.255",
+  other_broadcast: "198.51.100.255",
+  other_first_address: "198.51.100.0",
+};
 
 /** Root in the guest, as a job that wants to break out would be. */
 function asRoot(settings: Settings): Settings {
@@ -23,7 +69,10 @@ my %way = (PeerAddr => $to, PeerPort => $port, LocalPort => $own, ReuseAddr => 1
 exit(IO::Socket::INET->new(%way) ? 0 : 1);
 `;
 
-/** Says of each attempt whether it went through. $1 is the neighbour, $2 another address of the host. */
+/**
+ * Says of each attempt whether it went through, but for words by UDP, which the host hears or not. The
+ * arguments: the neighbour, another address of the host, the MAC address of its bridge, what to send.
+ */
 const ATTEMPTS = `
 try() { local name=$1; shift; if "$@" >/dev/null 2>&1; then echo "$name through"; else echo "$name blocked"; fi; }
 connect() { timeout 4 busybox nc "$@" </dev/null; }
@@ -33,10 +82,12 @@ lie() { ip addr add 192.168.213.77/32 dev eth0; "$@"; local s=$?; ip addr del 19
 other_address() { ip route add ${GATEWAY} dev eth0 src 192.168.213.77; connect -w 3 ${GATEWAY} 53; }
 other_mac() { local mac=$(cat /sys/class/net/eth0/address); ip link set eth0 address 52:54:00:77:77:77; connect -w 3 ${GATEWAY} 53; local s=$?; ip link set eth0 address $mac; return $s; }
 other_arp() { timeout 4 busybox arping -c 1 -w 3 -I eth0 -s 192.168.213.77 ${GATEWAY}; }
-link_local() { timeout 6 perl -e "$LINK_LOCAL" eth0 "$(cat /sys/class/net/eth0/address)" "$own" ${GATEWAY} ${FRAMES_PORT}; }
+frame() { perl -e "$FRAME" eth0 "$(cat /sys/class/net/eth0/address)" "$1" "$own" "$2" ${PACKETS_PORT} "$3"; }
 from_sshd_port() { pkill -o -x sshd; timeout 6 perl -e "$FROM_PORT" 22 ${GATEWAY} ${CLIENTS_PORT}; local s=$?; /usr/sbin/sshd; return $s; }
 own=$(ip -4 -o addr show eth0 | sed 's/.*inet \\([0-9.]*\\).*/\\1/')
-try link_local link_local
+frame 01:80:c2:00:00:0e ${GATEWAY} link_local
+frame "$3" 127.0.0.1 loopback
+perl -e "$PACKETS" ${PACKETS_PORT} "\${@:4}"
 try dns connect -w 3 ${GATEWAY} 53 &
 try open_port connect -w 3 ${GATEWAY} ${OPEN_PORT} &
 try neighbour_ping ping_neighbour "$1" &
@@ -69,6 +120,38 @@ function listen(port: number): Disposable {
   return { [Symbol.dispose]: () => listener.close() };
 }
 
+/** What came by UDP until it is disposed of. */
+async function hear(port: number): Promise<Disposable & { readonly words: Set<string> }> {
+  const words = new Set<string>();
+  const socket = createSocket("udp4");
+  socket.on("message", (message) => words.add(message.toString()));
+  const { promise, resolve } = Promise.withResolvers<void>();
+  socket.bind(port, "0.0.0.0", resolve);
+  await promise;
+  return { words, [Symbol.dispose]: () => socket.close() };
+}
+
+/** Gives the host another network, until it is disposed of. */
+async function addOtherNetwork(): Promise<AsyncDisposable> {
+  await ip("link", "add", OTHER_BRIDGE, "type", "bridge");
+  await ip("link", "set", OTHER_BRIDGE, "up");
+  await ip("address", "add", ...OTHER_NETWORK, "dev", OTHER_BRIDGE);
+  return { [Symbol.asyncDispose]: () => ip("link", "delete", OTHER_BRIDGE) };
+}
+
+async function ip(...args: readonly string[]): Promise<void> {
+  const { status, stderr } = await command(["ip", ...args]);
+  assert.equal(status, 0, stderr);
+}
+
+/** Has the host take packets from outside for 127.0.0.0/8, as kube-proxy does, until it is disposed of. */
+async function routeLoopback(): Promise<AsyncDisposable> {
+  const file = `/proc/sys/net/ipv4/conf/${BRIDGE}/route_localnet`;
+  const before = await Deno.readTextFile(file);
+  await Deno.writeTextFile(file, "1");
+  return { [Symbol.asyncDispose]: () => Deno.writeTextFile(file, before) };
+}
+
 async function prepareAll(machines: readonly string[], settings: Settings): Promise<string[]> {
   const prepared = await Promise.all(
     machines.map((machine) => call(["prepare", "-d", "lite", "-m", machine], { settings })),
@@ -79,13 +162,24 @@ async function prepareAll(machines: readonly string[], settings: Settings): Prom
   });
 }
 
-async function attempts(machine: string, neighbour: string, settings: Settings) {
-  const script = `LINK_LOCAL='${LINK_LOCAL}'\nFROM_PORT='${FROM_PORT}'\n${ATTEMPTS}`;
-  const args = ["run", "-m", machine, "--", "bash", "-c", script, "x", neighbour, otherAddress()];
-  const { status, stdout, stderr } = await call(args, { settings });
+async function attempts(
+  machine: string,
+  neighbour: string,
+  settings: Settings,
+): Promise<Record<string, string>> {
+  using heard = await hear(PACKETS_PORT);
+  const script = `FRAME='${FRAME}'\nPACKETS='${PACKETS}'\nFROM_PORT='${FROM_PORT}'\n${ATTEMPTS}`;
+  const mac = (await Deno.readTextFile(`/sys/class/net/${BRIDGE}/address`)).trim();
+  const words = Object.entries(WORDS).map((word) => word.join("="));
+  const args = ["bash", "-c", script, "x", neighbour, otherAddress(), mac, ...words];
+  const { status, stdout, stderr } = await call(["run", "-m", machine, "--", ...args], {
+    settings,
+  });
   assert.equal(status, 0, stderr);
   const results = stdout.trim().split("\n").map((line) => line.split(" "));
-  return Object.fromEntries(results) as Record<string, string>;
+  const sent = ["link_local", "loopback", ...Object.keys(WORDS)]
+    .map((word) => [word, heard.words.has(word) ? "through" : "blocked"]);
+  return Object.fromEntries([...results, ...sent]);
 }
 
 for (
@@ -100,7 +194,8 @@ for (
     const machines = ["gci-e2e-left", "gci-e2e-right"];
     await using undo = new AsyncDisposableStack();
     for (const port of [CLOSED_PORT, OPEN_PORT, CLIENTS_PORT]) undo.use(listen(port));
-    undo.use(await answerPackets(FRAMES_PORT));
+    undo.use(await addOtherNetwork());
+    undo.use(await routeLoopback());
     if (start === "warm") {
       undo.defer(async () => void await call(["warm", "--drop", "lite"], { settings }));
       const { status, stderr } = await call(["warm", "lite"], { settings });
@@ -112,6 +207,11 @@ for (
     const [, right = ""] = await prepareAll(machines, settings);
     assert.deepEqual(await attempts("gci-e2e-left", right, settings), {
       link_local: expected,
+      loopback: expected,
+      host_packet: expected,
+      broadcast: expected,
+      other_broadcast: expected,
+      other_first_address: expected,
       dns: "through",
       open_port: "through",
       neighbour_ping: expected,

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+/** An IPv4 address, and how many of its bits say which network it is in. */
+export interface Cidr {
+  readonly address: string;
+  readonly prefix: number;
+}
+
+const BYTE = "(?:25[0-5]|2[0-4]\\d|1\\d\\d|[1-9]?\\d)";
+const CIDR = new RegExp(`^(${BYTE}(?:\\.${BYTE}){3})(?:/(3[0-2]|[12]?\\d))?$`);
+
+/** Reads an address with or without its prefix, which then is 32; null if it is neither. */
+export function readCidr(text: string): Cidr | null {
+  const [, address, prefix = "32"] = CIDR.exec(text) ?? [];
+  return address === undefined ? null : { address, prefix: Number(prefix) };
+}
+
+/** The address with its prefix, as people write it. */
+export function cidrText({ address, prefix }: Cidr): string {
+  return `${address}/${prefix}`;
+}
+
+/** The first address of the network that this one is in. */
+export function firstOf({ address, prefix }: Cidr): string {
+  const size = 2 ** (32 - prefix);
+  return addressOf(Math.floor(addressNumber(address) / size) * size);
+}
+
+/** The last address of the network that this one is in. */
+export function lastOf(cidr: Cidr): string {
+  return addressOf(addressNumber(firstOf(cidr)) + 2 ** (32 - cidr.prefix) - 1);
+}
+
+/** Whether all addresses of a network are of the other too. */
+export function covers(outer: Cidr, { address, prefix }: Cidr): boolean {
+  return prefix >= outer.prefix && firstOf({ address, prefix: outer.prefix }) === firstOf(outer);
+}
+
+/** An IPv4 address as a number. */
+export function addressNumber(address: string): number {
+  return address.split(".").reduce((number, byte) => number * 256 + Number(byte), 0);
+}
+
+/** The IPv4 address of a number. */
+export function addressOf(number: number): string {
+  return [24, 16, 8, 0].map((bits) => Math.floor(number / 2 ** bits) % 256).join(".");
+}
