@@ -15,6 +15,11 @@ export function readCidr(text: string): Cidr | null {
   return address === undefined ? null : { address, prefix: Number(prefix) };
 }
 
+/** Reads what the settings have checked. */
+export function readCidrs(texts: readonly string[]): Cidr[] {
+  return texts.map(readCidr).filter((cidr) => cidr !== null);
+}
+
 /** The address with its prefix, as people write it. */
 export function cidrText({ address, prefix }: Cidr): string {
   return `${address}/${prefix}`;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import * as v from "valibot";
+import { firstOf, readCidr } from "./ipv4.ts";
 
 /** What can be set for all machines, and for those of one template. */
 export interface MachineSettings {
@@ -11,6 +12,8 @@ export interface MachineSettings {
   readonly isolate: boolean;
   /** What it may reach on the host besides DHCP and DNS, such as `tcp/80`. */
   readonly hostPorts: readonly string[];
+  /** The networks that an isolated machine does not reach, such as `10.0.0.0/8`. */
+  readonly blockedNetworks: readonly string[];
   readonly vcpus: number;
   readonly memoryMib: number;
   /** The size of the machine's disk; null is the template's own. */
@@ -61,6 +64,7 @@ export const DEFAULT_MACHINE: MachineSettings = {
   network: "default",
   isolate: true,
   hostPorts: [],
+  blockedNetworks: ["169.254.0.0/16"],
   vcpus: 2,
   memoryMib: 2048,
   diskGib: null,
@@ -116,6 +120,12 @@ export const directory = text(/^\/[^\p{C}]*$/u, "an absolute path");
 export const seconds = wholeNumber(1, 86_400);
 /** How many of something. */
 export const count = wholeNumber(0, 10_000);
+/** Each makes rules of a filter, and each rule takes time. */
+const MOST_ADDRESSES = 64;
+const blockedNetwork = v.custom<string>(
+  (value) => isNetwork(String(value)),
+  "an IPv4 network by its first address, such as 192.168.0.0/16",
+);
 const vcpus = wholeNumber(1, 1024);
 const memoryMib = wholeNumber(64, 16_777_216);
 const diskGib = wholeNumber(1, 65_536);
@@ -138,6 +148,12 @@ export const machineEntries = {
         "tcp/PORT or udp/PORT",
       ),
       "a list of ports, such as [tcp/80]",
+    ),
+  ),
+  blocked_networks: v.optional(
+    v.pipe(
+      v.array(blockedNetwork, "a list of networks, such as [10.0.0.0/8]"),
+      v.maxLength(MOST_ADDRESSES, `a list of ${MOST_ADDRESSES} networks at most`),
     ),
   ),
   vcpus: v.optional(vcpus),
@@ -182,6 +198,7 @@ export function toMachine(raw: RawMachine, otherwise: MachineSettings): MachineS
     network: raw.network ?? otherwise.network,
     isolate: raw.isolate ?? otherwise.isolate,
     hostPorts: raw.host_ports ?? otherwise.hostPorts,
+    blockedNetworks: raw.blocked_networks ?? otherwise.blockedNetworks,
     vcpus: raw.vcpus ?? otherwise.vcpus,
     memoryMib: raw.memory_mib ?? otherwise.memoryMib,
     diskGib: raw.disk_gib ?? otherwise.diskGib,
@@ -211,4 +228,9 @@ export function toMachine(raw: RawMachine, otherwise: MachineSettings): MachineS
     addressSeconds: raw.address_seconds ?? otherwise.addressSeconds,
     sshSeconds: raw.ssh_seconds ?? otherwise.sshSeconds,
   };
+}
+
+function isNetwork(text: string): boolean {
+  const cidr = readCidr(text);
+  return cidr !== null && text.includes("/") && firstOf(cidr) === cidr.address;
 }

@@ -39,7 +39,7 @@ Deno.test("explain says what the job gets, where each size is from, and which ru
     "start     warm, or one of 2 that wait, with the firmware efi",
     'login     template, as the user "gitlab-runner"',
     'network   "default"',
-    "isolated  yes, but for tcp/80 of the host",
+    "isolated  yes, but for tcp/80 of the host; also from 169.254.0.0/16",
     "rule      rule 2 (rules[1])",
     '          rule 1 (rules[0]) does not fit: it is for trusted/*, and the project is "grp/proj"',
     "          rule 2 (rules[1]) holds: it is for refs that are not protected, and the job's is one",
@@ -88,6 +88,7 @@ Deno.test("explain gives the same as JSON, for programs", () => {
     network: "default",
     isolate: true,
     host_ports: [],
+    blocked_networks: ["169.254.0.0/16"],
     max_machines_of_project: null,
   });
   assert.equal(reasons.length, 2);

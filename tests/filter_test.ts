@@ -20,6 +20,13 @@ const NAT: Isolation = {
 
 const CASES: Readonly<Record<string, Isolation>> = {
   nat: NAT,
+  blocked: {
+    ...NAT,
+    closed: [...NAT.closed, { address: "192.168.0.0", prefix: 16 }, {
+      address: "10.0.0.0",
+      prefix: 8,
+    }],
+  },
   bridged: { ...NAT, subnets: [], hostAddresses: ["10.0.0.5"], hostPorts: [], uuid: null },
 };
 

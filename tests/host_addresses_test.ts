@@ -5,7 +5,7 @@ import { hostAddresses, readHostNetwork, readRoutes } from "../src/machine/host_
 
 /** An address of the host, as `ip address` shows it. */
 function own(cidr: string, { name = "eth0", mac = "52:54:00:00:00:01" } = {}) {
-  return { name, mac, cidr, address: cidr.replace(/\/.*/, ""), family: "IPv4" as const };
+  return { name, mac, cidr, address: cidr.replace(/\/.*/, "") };
 }
 
 function closedBy(...cidrs: readonly string[]): readonly string[] {

@@ -36,7 +36,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   "src/policy_mistakes.ts": ["src/config_mistakes.ts"],
   "src/settings_file.ts": ["src/trust.ts"],
   "src/trust.ts": ["src/errors.ts"],
-  "src/machine_settings.ts": [],
+  "src/machine_settings.ts": ["src/ipv4.ts"],
   "src/ipv4.ts": [],
   "src/exit_status.ts": ["src/errors.ts", "src/job.ts"],
   "src/job.ts": ["src/errors.ts", "src/sha256.ts"],
@@ -62,7 +62,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     ...["src/policy.ts", "src/size_choice.ts", "src/template_choice.ts", "src/quoted.ts"],
     "src/paint.ts",
     ...["src/doctor/", "src/machine/", "src/guest/", "src/libvirt/"],
-    ...["src/command.ts", "src/errors.ts", "src/wait.ts", "src/xml.ts"],
+    ...["src/command.ts", "src/errors.ts", "src/ipv4.ts", "src/wait.ts", "src/xml.ts"],
   ],
   "src/doctor/": [
     ...["src/config.ts", "src/machine_settings.ts", "src/template_choice.ts", "src/quoted.ts"],

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { readProc } from "../../ffi/proc.ts";
-import { type Cidr, cidrText, firstOf, lastOf, readCidr } from "../ipv4.ts";
+import { type Cidr, cidrText, firstOf, lastOf, readCidrs } from "../ipv4.ts";
 
 /** A route of the kernel's, such as to an address of its own (LOCAL). */
 export interface Route extends Cidr {
@@ -11,7 +11,7 @@ export interface Route extends Cidr {
 export interface HostNetwork {
   readonly interfaces: readonly Pick<
     Deno.NetworkInterfaceInfo,
-    "name" | "family" | "address" | "cidr" | "mac"
+    "name" | "address" | "cidr" | "mac"
   >[];
   readonly routes: readonly Route[];
 }
@@ -54,8 +54,7 @@ export interface HostAddresses {
  * tell of broadcast addresses that somebody chose, and of whole networks that are local.
  */
 export function hostAddresses({ interfaces, routes }: HostNetwork): HostAddresses {
-  const own = interfaces.filter(({ family }) => family === "IPv4")
-    .map(({ cidr }) => readCidr(cidr)).filter((cidr) => cidr !== null);
+  const own = readCidrs(interfaces.map(({ cidr }) => cidr)); // which leaves out those of IPv6
   const local = routes.filter(({ type }) => type === "LOCAL");
   const addresses = [...own, ...local.filter(({ prefix }) => prefix === 32)]
     .map(({ address }) => address);

@@ -93,6 +93,7 @@ const MAKES_MACHINE: Readonly<Record<keyof MachineSettings, boolean>> = {
   network: true,
   isolate: true,
   hostPorts: true,
+  blockedNetworks: true,
   vcpus: true,
   memoryMib: true,
   diskGib: true,

@@ -116,9 +116,11 @@ function startOf({ start, standby, firmware }: Decision["settings"]): string {
   return `${start}${waiting}, with the firmware ${firmware}`;
 }
 
-function isolation({ isolate, hostPorts }: Decision["settings"]): string {
-  if (!isolate || hostPorts.length === 0) return yesOrNo(isolate);
-  return `yes, but for ${hostPorts.join(", ")} of the host`;
+function isolation({ isolate, hostPorts, blockedNetworks }: Decision["settings"]): string {
+  if (!isolate) return "no";
+  const open = hostPorts.length === 0 ? "" : `, but for ${hostPorts.join(", ")} of the host`;
+  const blocked = blockedNetworks.length === 0 ? "" : `; also from ${blockedNetworks.join(", ")}`;
+  return `yes${open}${blocked}`;
 }
 
 function yesOrNo(is: boolean): string {
@@ -155,6 +157,7 @@ function jsonOf({ choice, settings, sizes, rule }: Decision, config: Config): ob
     network: settings.network,
     isolate: settings.isolate,
     host_ports: settings.hostPorts,
+    blocked_networks: settings.blockedNetworks,
     max_machines_of_project: rule?.maxMachines ?? null,
   };
 }

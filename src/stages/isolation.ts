@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { virsh } from "../command.ts";
 import { SystemFailure } from "../errors.ts";
+import { readCidrs } from "../ipv4.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import { type Card, takeCard } from "../machine/card.ts";
 import { createFilter, deleteFilter, filterName } from "../machine/filter.ts";
@@ -54,7 +55,8 @@ export async function isolate(
     : { addresses: [], others: [] }; // see SECURITY.md
   const isolation = {
     subnets,
-    ...{ hostAddresses: addresses, closed: others },
+    hostAddresses: addresses,
+    closed: [...others, ...readCidrs(settings.blockedNetworks)],
     hostPorts: settings.hostPorts,
     sshPort: settings.port,
   };

@@ -47,6 +47,12 @@ for (1 .. 3) {
 const OTHER_BRIDGE = "gci-e2e";
 const OTHER_NETWORK = ["198.51.100.1/24", "broadcast", "198.51.100.0"];
 
+/** Addresses that the host gets once the machines are there: those that it has before are closed as its own. */
+const METADATA = "169.254.169.254";
+const BLOCKED = "198.18.7.1";
+const BLOCKED_NETWORKS = ["169.254.0.0/16", "198.18.0.0/15"];
+const ELSEWHERE = "203.0.113.1";
+
 /** The words that a guest sends by UDP, and where to. */
 const WORDS: Readonly<Record<string, string>> = {
   host_packet: GATEWAY,
@@ -94,6 +100,9 @@ try neighbour_ping ping_neighbour "$1" &
 try neighbour connect -w 3 "$1" 22 &
 try host connect -w 3 ${GATEWAY} ${CLOSED_PORT} &
 try host_other_address connect -w 3 "$2" ${CLOSED_PORT} &
+try metadata connect -w 3 ${METADATA} ${CLOSED_PORT} &
+try blocked_network connect -w 3 ${BLOCKED} ${CLOSED_PORT} &
+try elsewhere connect -w 3 ${ELSEWHERE} ${CLOSED_PORT} &
 wait
 try neighbour_past_ports past_ports "$1"
 try host_from_sshd_port from_sshd_port
@@ -190,7 +199,8 @@ for (
   ] as const
 ) {
   e2eTest(`machines ${words}`, async () => {
-    const settings = asRoot({ isolate, start, host_ports: [`tcp/${OPEN_PORT}`] });
+    const blocked = start === "warm" ? {} : { blocked_networks: BLOCKED_NETWORKS };
+    const settings = asRoot({ isolate, start, host_ports: [`tcp/${OPEN_PORT}`], ...blocked });
     const machines = ["gci-e2e-left", "gci-e2e-right"];
     await using undo = new AsyncDisposableStack();
     for (const port of [CLOSED_PORT, OPEN_PORT, CLIENTS_PORT]) undo.use(listen(port));
@@ -205,6 +215,9 @@ for (
       for (const machine of machines) await call(["cleanup", "-m", machine], { settings });
     });
     const [, right = ""] = await prepareAll(machines, settings);
+    for (const address of [METADATA, BLOCKED, ELSEWHERE]) {
+      await ip("address", "add", `${address}/32`, "dev", OTHER_BRIDGE);
+    }
     assert.deepEqual(await attempts("gci-e2e-left", right, settings), {
       link_local: expected,
       loopback: expected,
@@ -219,6 +232,9 @@ for (
       neighbour_past_ports: expected,
       host: expected,
       host_other_address: expected,
+      metadata: expected,
+      blocked_network: start === "warm" ? "through" : expected, // which is not in the default
+      elsewhere: "through",
       host_from_sshd_port: expected,
       other_address: expected,
       other_mac: expected,
