@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import * as v from "valibot";
-import { firstOf, readCidr } from "./ipv4.ts";
+import { firstOf, lastOf, readCidr } from "./ipv4.ts";
 
 /** What can be set for all machines, and for those of one template. */
 export interface MachineSettings {
@@ -12,6 +12,8 @@ export interface MachineSettings {
   readonly isolate: boolean;
   /** What it may reach on the host besides DHCP and DNS, such as `tcp/80`. */
   readonly hostPorts: readonly string[];
+  /** The host's addresses, as `192.0.2.7/24`, that cannot be seen from where libvirt-gci runs. */
+  readonly hostAddresses: readonly string[];
   /** The networks that an isolated machine does not reach, such as `10.0.0.0/8`. */
   readonly blockedNetworks: readonly string[];
   readonly vcpus: number;
@@ -64,6 +66,7 @@ export const DEFAULT_MACHINE: MachineSettings = {
   network: "default",
   isolate: true,
   hostPorts: [],
+  hostAddresses: [],
   blockedNetworks: ["169.254.0.0/16"],
   vcpus: 2,
   memoryMib: 2048,
@@ -122,6 +125,10 @@ export const seconds = wholeNumber(1, 86_400);
 export const count = wholeNumber(0, 10_000);
 /** Each makes rules of a filter, and each rule takes time. */
 const MOST_ADDRESSES = 64;
+const hostAddress = v.custom<string>(
+  (value) => isHostAddress(String(value)),
+  "an IPv4 address of the host, alone or with its prefix, such as 192.0.2.7/24",
+);
 const blockedNetwork = v.custom<string>(
   (value) => isNetwork(String(value)),
   "an IPv4 network by its first address, such as 192.168.0.0/16",
@@ -148,6 +155,12 @@ export const machineEntries = {
         "tcp/PORT or udp/PORT",
       ),
       "a list of ports, such as [tcp/80]",
+    ),
+  ),
+  host_addresses: v.optional(
+    v.pipe(
+      v.array(hostAddress, "a list of addresses, such as [192.0.2.7/24]"),
+      v.maxLength(MOST_ADDRESSES, `a list of ${MOST_ADDRESSES} addresses at most`),
     ),
   ),
   blocked_networks: v.optional(
@@ -198,6 +211,7 @@ export function toMachine(raw: RawMachine, otherwise: MachineSettings): MachineS
     network: raw.network ?? otherwise.network,
     isolate: raw.isolate ?? otherwise.isolate,
     hostPorts: raw.host_ports ?? otherwise.hostPorts,
+    hostAddresses: raw.host_addresses ?? otherwise.hostAddresses,
     blockedNetworks: raw.blocked_networks ?? otherwise.blockedNetworks,
     vcpus: raw.vcpus ?? otherwise.vcpus,
     memoryMib: raw.memory_mib ?? otherwise.memoryMib,
@@ -228,6 +242,13 @@ export function toMachine(raw: RawMachine, otherwise: MachineSettings): MachineS
     addressSeconds: raw.address_seconds ?? otherwise.addressSeconds,
     sshSeconds: raw.ssh_seconds ?? otherwise.sshSeconds,
   };
+}
+
+/** Whether it may be a host's: the first and the last address of a network are nobody's. */
+function isHostAddress(text: string): boolean {
+  const cidr = readCidr(text);
+  if (cidr === null) return false;
+  return cidr.prefix > 30 || ![firstOf(cidr), lastOf(cidr)].includes(cidr.address);
 }
 
 function isNetwork(text: string): boolean {

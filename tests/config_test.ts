@@ -38,6 +38,7 @@ const EVERY_MACHINE_SETTING = {
   network: "isolated",
   isolate: false,
   host_ports: ["tcp/80", "udp/65535"],
+  host_addresses: ["192.0.2.7/24", "10.0.0.1", "10.1.0.0/31"],
   blocked_networks: ["10.0.0.0/8", "192.0.2.7/32"],
   vcpus: 3,
   memory_mib: 512,
@@ -74,6 +75,7 @@ const EVERY_MACHINE_VALUE = {
   network: "isolated",
   isolate: false,
   hostPorts: ["tcp/80", "udp/65535"],
+  hostAddresses: ["192.0.2.7/24", "10.0.0.1", "10.1.0.0/31"],
   blockedNetworks: ["10.0.0.0/8", "192.0.2.7/32"],
   vcpus: 3,
   memoryMib: 512,
@@ -430,6 +432,10 @@ const WRONG: Readonly<Record<string, readonly unknown[]>> = {
   network: ["", "a/b", {}],
   isolate: ["yes", 1, null],
   host_ports: ["tcp/80", ["80"], ["tcp/0"], ["tcp/65536"], ["udp/70000"], ["icmp/1"], [80]],
+  host_addresses: [
+    ...["10.0.0.1", ["10.0.0.0/24"], ["10.0.0.255/24"], ["10.0.0.256"], ["::1"], ["host"], [1]],
+    Array.from({ length: 65 }, (_, i) => `10.0.0.${i}`),
+  ],
   blocked_networks: [
     ...["10.0.0.0/8", ["10.0.0.0"], ["10.0.0.1/8"], ["10.0.0.0/33"], ["010.0.0.0/8"], ["fd00::/8"]],
     ...[["10.0.0.0/255.0.0.0"], [""], [8], null],

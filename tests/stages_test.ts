@@ -166,6 +166,26 @@ Deno.test("processes that a script leaves behind do not hold the stage", () =>
     assert(performance.now() - start < 10_000);
   }));
 
+Deno.test("prepare calls no machine isolated whose host's addresses it cannot see", () =>
+  withBed(async ({ stage }) => {
+    await assert.rejects(
+      prepare(JOB, {}, stage),
+      (error) =>
+        error instanceof SystemFailure && faultOf(error) === "settings" &&
+        /^Cannot isolate machines of the network "default": .* bridge "virbr0"/.test(
+          error.message,
+        ) &&
+        /host_addresses.*isolate: false/.test(error.advice ?? ""),
+    );
+    assert.deepEqual(stage.lines, [], "it began to make a machine");
+  }, { machine: { isolate: true } }));
+
+Deno.test("with host_addresses, prepare goes on where it cannot see the host's addresses", () =>
+  withBed(async ({ stage }) => {
+    const error = await prepare(JOB, {}, stage).then(() => null, (error) => error);
+    assert.doesNotMatch(String(error), /of the network "default"/);
+  }, { machine: { isolate: true, hostAddresses: ["192.0.2.7/24"] } }));
+
 Deno.test("all that a script wrote before it ended arrives", () =>
   withBed(async ({ stage }) => {
     await prepare(JOB, {}, stage);

@@ -137,7 +137,7 @@ Deno.test("the names of volumes tell who waits and who took whom", () => {
 /** Another value than the default of each setting of a machine. */
 const OTHER_SETTINGS: MachineSettings = {
   ...{ domainType: "qemu", network: "other", isolate: false, hostPorts: ["tcp/80"] },
-  ...{ blockedNetworks: ["10.0.0.0/8"] },
+  ...{ blockedNetworks: ["10.0.0.0/8"], hostAddresses: ["10.0.0.1"] },
   ...{ vcpus: 3, memoryMib: 4096, diskGib: 9, nested: true, keepMinutes: 9 },
   ...{ maxVcpus: 9, maxMemoryMib: 9999, maxDiskGib: 9, maxKeepMinutes: 9, allowNested: true },
   ...{ cpuShares: 9, diskMibPerSecond: 9, diskIops: 9, networkMibPerSecond: 9 },

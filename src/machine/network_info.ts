@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { Network } from "../libvirt/network.ts";
 import { addressNumber } from "../ipv4.ts";
 import { childrenOf, find, rootOf } from "../read_xml.ts";
 
@@ -11,12 +10,10 @@ export interface Subnet {
   readonly prefix: number;
 }
 
-/** The IPv4 ranges that libvirt itself serves in a network; none where it joins another's bridge. */
-export async function subnetsOf(network: Network): Promise<Subnet[]> {
-  return readSubnets(await network.xml());
-}
-
-/** Reads them from a network's XML (https://libvirt.org/formatnetwork.html#addressing). */
+/**
+ * The IPv4 ranges that libvirt itself serves in a network, of its XML
+ * (https://libvirt.org/formatnetwork.html#addressing); none where it joins another's bridge.
+ */
 export function readSubnets(networkXml: string): Subnet[] {
   return childrenOf(rootOf(networkXml), "ip")
     .filter(({ attributes }) => (attributes["family"] ?? "ipv4") === "ipv4")
@@ -29,6 +26,21 @@ export function readSubnets(networkXml: string): Subnet[] {
 function prefixOf(netmask: string): number {
   const bits = netmask.split(".").map((byte) => Number(byte).toString(2)).join("");
   return bits.replaceAll("0", "").length;
+}
+
+/** The device that a network's machines are connected to, and its MAC address, if libvirt knows it. */
+export interface Bridge {
+  readonly name: string;
+  readonly mac: string | null;
+}
+
+/** Reads it from a network's XML; null where there is none. */
+export function findBridge(networkXml: string): Bridge | null {
+  const root = rootOf(networkXml);
+  const name = find(root, "bridge")?.attributes["name"];
+  return name === undefined
+    ? null
+    : { name, mac: find(root, "mac")?.attributes["address"] ?? null };
 }
 
 /** An entry by which a network's DHCP server gives a host its address. */

@@ -94,6 +94,7 @@ const MAKES_MACHINE: Readonly<Record<keyof MachineSettings, boolean>> = {
   isolate: true,
   hostPorts: true,
   blockedNetworks: true,
+  hostAddresses: true,
   vcpus: true,
   memoryMib: true,
   diskGib: true,

@@ -5,12 +5,19 @@ import { readCidrs } from "../ipv4.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import { type Card, takeCard } from "../machine/card.ts";
 import { createFilter, deleteFilter, filterName } from "../machine/filter.ts";
-import { hostAddresses, readHostNetwork } from "../machine/host_addresses.ts";
-import { type Subnet, subnetsOf } from "../machine/network_info.ts";
+import { hostAddresses, readHostNetwork, whyUnseen } from "../machine/host_addresses.ts";
+import { readSubnets, type Subnet } from "../machine/network_info.ts";
 import type { MachineSettings } from "../machine_settings.ts";
 
-/** The IPv4 ranges of a network. Throws SystemFailure if it is not there, or not started. */
-export async function requireNetwork(connection: Connection, name: string): Promise<Subnet[]> {
+/**
+ * The IPv4 ranges of the network that a machine with these settings is in. Throws SystemFailure if it is
+ * not there, or not started, or if a machine is to be isolated there and nobody knows from what.
+ */
+export async function requireNetwork(
+  connection: Connection,
+  settings: Pick<MachineSettings, "network" | "isolate" | "hostAddresses">,
+): Promise<Subnet[]> {
+  const { network: name } = settings;
   if (name === "none") {
     if (connection.isLocal) return [];
     throw new SystemFailure({
@@ -20,7 +27,13 @@ export async function requireNetwork(connection: Connection, name: string): Prom
     });
   }
   using network = await connection.findNetwork(name);
-  if (network !== null && await network.isActive()) return await subnetsOf(network);
+  if (network !== null && await network.isActive()) {
+    const xml = await network.xml();
+    if (settings.isolate && settings.hostAddresses.length === 0) {
+      requireSight(xml, name, connection);
+    }
+    return readSubnets(xml);
+  }
   throw new SystemFailure({
     fault: "network",
     what: network === null
@@ -30,6 +43,20 @@ export async function requireNetwork(connection: Connection, name: string): Prom
       ? `See what it has: ${virsh(connection, "net-list", "--all")}; "network" is a setting`
       : `Start it: ${virsh(connection, "net-start", name)} && ` +
         virsh(connection, "net-autostart", name),
+  });
+}
+
+/** Throws SystemFailure if the addresses that are to be closed cannot be seen from here. */
+function requireSight(networkXml: string, name: string, { isLocal }: Connection): void {
+  const reason = whyUnseen(networkXml, { isLocal, host: readHostNetwork() });
+  if (reason === null) return;
+  throw new SystemFailure({
+    fault: "settings",
+    what: `Cannot isolate machines of the network "${name}": ${reason}, so nobody knows what ` +
+      "addresses their host has",
+    advice: "Set host_addresses to the IPv4 addresses of that host, as ip -4 address shows them " +
+      "there, such as [192.0.2.7/24], or set isolate: false, which lets jobs reach the host and " +
+      "each other",
   });
 }
 
@@ -50,9 +77,8 @@ export async function isolate(
   connection: Connection,
 ): Promise<Isolated> {
   if (!settings.isolate || settings.network === "none") return { filter: null, card: null };
-  const { addresses, others } = connection.isLocal
-    ? hostAddresses(readHostNetwork())
-    : { addresses: [], others: [] }; // see SECURITY.md
+  // Wherever we run, its addresses are no job's business.
+  const { addresses, others } = hostAddresses(readHostNetwork(), settings.hostAddresses);
   const isolation = {
     subnets,
     hostAddresses: addresses,

@@ -64,7 +64,7 @@ export async function prepare(
     return { template, diskGib: diskSize(template, settings) };
   };
   const disk = await findDisk();
-  const subnets = await requireNetwork(connection, settings.network);
+  const subnets = await requireNetwork(connection, settings);
   using pool = await lookupOverlayPool(connection, config.overlayPool);
   await refuseTakenName(name, connection, pool);
 

@@ -166,7 +166,7 @@ async function make(
   stage: Stage,
 ): Promise<void> {
   const { connection } = stage;
-  const subnets = await requireNetwork(connection, settings.network);
+  const subnets = await requireNetwork(connection, settings);
   const login = await ownLogin(name, settings, stage);
   const volumes = await createVolumes(pool, name, volumeContents(name, login, settings));
   const { filter, card } = await isolate(name, { settings, subnets }, connection);

@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { stringify } from "yaml";
 import { kvmRunsGuests } from "../../src/machine/kvm_probe.ts";
+import { readHostNetwork } from "../../src/machine/host_addresses.ts";
 import { machineOfVolume } from "../../src/machine/volumes.ts";
 import { type Job, SMALL_JOB } from "../harness/payload.ts";
 import {
@@ -49,6 +50,9 @@ export const KVM = await kvmRunsGuests();
 /** What `domain_type` is on the test bed. */
 export const DOMAIN_TYPE = KVM.works === true ? "kvm" : "qemu";
 
+/** In a container, nobody sees the addresses of the host around it, and these tests use none. */
+const IN_CONTAINER = !readHostNetwork().isInitial;
+
 const SETTINGS: Settings = {
   domain_type: DOMAIN_TYPE,
   network: TESTBED.network,
@@ -59,6 +63,7 @@ const SETTINGS: Settings = {
   vcpus: 1, // emulated, a second one gains nothing; with two, a guest has stood still in its kernel
   address_seconds: atMost(18), // what "cloud" needs
   post_mortems: 0, // but for the tests of them, nothing is to stay
+  ...(IN_CONTAINER && { host_addresses: ["192.0.2.1"] }),
   templates: { lite: { login: "template" }, cloud: { aliases: ["example.org/cloud:1"] } },
 };
 

@@ -249,6 +249,18 @@ for (
   }, { thorough: !isolate || start === "warm" });
 }
 
+e2eTest(
+  "prepare isolates no machine of a host whose network is not the one it runs in",
+  async () => {
+    const args = ["prepare", "-d", "lite", "-m", "gci-e2e-left"];
+    const settings = { host_addresses: [] };
+    const { status, stderr } = await call(args, { settings, wrapper: ["unshare", "--net"] });
+    assert.equal(status, 2, stderr);
+    assert.match(stderr, /bridge "gcitb0" is not among the interfaces here.*\n.*host_addresses/s);
+  },
+  { thorough: true },
+);
+
 const TABLE = "/proc/net/nf_conntrack"; // which not every kernel has
 
 e2eTest("a machine has no connection of one that had its address before", async () => {
