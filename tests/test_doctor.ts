@@ -5,6 +5,7 @@ import { poolPath } from "../src/command.ts";
 import { type Config, DEFAULT_CONFIG } from "../src/config.ts";
 import type { DoctorContext, LibvirtFacts } from "../src/doctor/context.ts";
 import type { Finding, Level } from "../src/doctor/finding.ts";
+import type { HostNetwork } from "../src/machine/host_addresses.ts";
 import type { MachineSettings } from "../src/machine_settings.ts";
 
 /** A file of a made-up host: its text, and its mode if it is not 644. Null is a directory. */
@@ -53,6 +54,17 @@ export const HEALTHY: HostTree = {
   [poolPath("libvirt-gci")]: { text: null, mode: 0o711 },
 };
 
+/** The network of such a host, with the bridge of the test driver's. */
+export const HOST_NETWORK: HostNetwork = {
+  interfaces: [
+    { name: "eth0", address: "192.0.2.7", cidr: "192.0.2.7/24", mac: "52:54:00:00:00:01" },
+    { name: "virbr0", address: "127.99.0.1", cidr: "127.99.0.1/24", mac: "52:54:00:00:00:02" },
+  ],
+  devices: ["lo", "eth0", "virbr0"],
+  routes: [],
+  isInitial: true,
+};
+
 /** What is different on a host of a test. */
 export interface HostDifferences extends Partial<Omit<DoctorContext, "config" | "factsOf">> {
   readonly files?: HostTree;
@@ -88,6 +100,7 @@ export async function doctorHost(
       ...facts,
     }),
     kvm: () => Promise.resolve({ works: true }),
+    hostNetwork: () => HOST_NETWORK,
     home: "/root",
     root,
     checkSeconds: 10,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { Config } from "../config.ts";
 import { type Connection, isLocalUri } from "../libvirt/connection.ts";
+import type { HostNetwork } from "../machine/host_addresses.ts";
 import type { KvmAnswer } from "../machine/kvm_probe.ts";
 import type { MachineSettings } from "../machine_settings.ts";
 import type { Finding } from "./finding.ts";
@@ -36,6 +37,8 @@ export interface DoctorContext {
   readonly factsOf: (connection: Connection) => LibvirtFacts;
   /** Whether KVM runs guests here. */
   readonly kvm: () => Promise<KvmAnswer>;
+  /** What the kernel says of the network that this process is in. */
+  readonly hostNetwork: () => HostNetwork;
   /** The caller's home directory. */
   readonly home: string | undefined;
   /** Where the host's file system begins: empty, or a directory that looks like one. */

@@ -16,6 +16,7 @@ import { checkEmulation, checkKvm, checkKvmDevice, checkNested } from "./kvm.ts"
 import { checkNetworks } from "./networks.ts";
 import { checkOverlayPool, checkTemplatePool } from "./pools.ts";
 import { explain } from "../errors.ts";
+import { checkReach } from "./reach.ts";
 import { checkRunner } from "./runner.ts";
 import { checkSecurityModules } from "./security_modules.ts";
 import { checkSettings } from "./settings.ts";
@@ -40,6 +41,7 @@ const GROUPS: Readonly<Record<string, readonly Check[]>> = {
     checkBridgeTracking,
     checkFilterPrograms,
     checkFirewall,
+    checkReach,
   ],
   "templates": [checkTemplates, checkWarmImages],
   "SSH keys": [checkKeys],

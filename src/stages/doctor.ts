@@ -5,6 +5,7 @@ import { doctor, type GroupedFinding } from "../doctor/doctor.ts";
 import { libvirtFacts } from "../doctor/libvirt_facts.ts";
 import { type Job, makeUpMachineName } from "../job.ts";
 import { Connection } from "../libvirt/connection.ts";
+import { readHostNetwork } from "../machine/host_addresses.ts";
 import { kvmRunsGuests } from "../machine/kvm_probe.ts";
 import { cleanup } from "./cleanup.ts";
 import { prepare } from "./prepare.ts";
@@ -34,7 +35,7 @@ export async function findingsOfHost(
   }
   return await doctor({
     ...{ config, configError, connection, home, root: "", checkSeconds: CHECK_SECONDS },
-    ...{ factsOf: libvirtFacts, kvm: kvmRunsGuests },
+    ...{ factsOf: libvirtFacts, kvm: kvmRunsGuests, hostNetwork: readHostNetwork },
   });
 }
 
