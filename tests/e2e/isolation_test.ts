@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { createSocket } from "node:dgram";
 import { call, command, e2eTest, type Settings, TESTBED, virsh } from "./bed.ts";
+import { FRAME, hear } from "./packets.ts";
 
 const GATEWAY = "192.168.213.1"; // of the test bed's network
 const BRIDGE = "gcitb0";
@@ -9,24 +9,6 @@ const CLOSED_PORT = 28080;
 const OPEN_PORT = 28081;
 const CLIENTS_PORT = 40022;
 const PACKETS_PORT = 28082;
-
-/**
- * Sends a word by UDP, in a frame of its own making. The arguments: the card, its MAC address, that of the
- * destination, the source, the destination, the port, the word.
- */
-const FRAME = `
-use strict; use Socket;
-my ($card, $mac, $to_mac, $from, $to, $port, $word) = @ARGV;
-open(my $file, "<", "/sys/class/net/$card/ifindex") or die; chomp(my $index = <$file>);
-my $udp = pack("nnnn", 28083, $port, 8 + length $word, 0) . $word;
-my @head = (0x4500, 20 + length $udp, 1, 0, 0x4011, 0, unpack("n2", inet_aton($from)), unpack("n2", inet_aton($to)));
-my $sum = 0; $sum += $_ for @head; $sum = ($sum & 0xffff) + ($sum >> 16) while $sum >> 16;
-$head[5] = ~$sum & 0xffff;
-s/://g for $mac, $to_mac;
-my $frame = pack("H12H12n", $to_mac, $mac, 0x0800) . pack("n10", @head) . $udp;
-socket(my $out, 17, 3, 8) or die "$!";
-send($out, $frame, 0, pack("SnlSCCH16", 17, 0x0800, $index, 0, 0, 6, $to_mac . "0000")) or die "$!";
-`;
 
 /** Sends words by UDP, each three times. The arguments: the port, and WORD=ADDRESS for each. */
 const PACKETS = `
@@ -127,17 +109,6 @@ function listen(port: number): Disposable {
     for await (const connection of listener) connection.close();
   })();
   return { [Symbol.dispose]: () => listener.close() };
-}
-
-/** What came by UDP until it is disposed of. */
-async function hear(port: number): Promise<Disposable & { readonly words: Set<string> }> {
-  const words = new Set<string>();
-  const socket = createSocket("udp4");
-  socket.on("message", (message) => words.add(message.toString()));
-  const { promise, resolve } = Promise.withResolvers<void>();
-  socket.bind(port, "0.0.0.0", resolve);
-  await promise;
-  return { words, [Symbol.dispose]: () => socket.close() };
 }
 
 /** Gives the host another network, until it is disposed of. */
