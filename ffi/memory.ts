@@ -17,6 +17,19 @@ export function borrowedString(pointer: Deno.PointerValue): string | null {
   return pointer === null ? null : Deno.UnsafePointerView.getCString(pointer);
 }
 
+/**
+ * The bytes of a `char *` of somebody else's choice, before its NUL and at most so many: it may be of any
+ * size, and need be no UTF-8.
+ */
+export function cBytes(pointer: Deno.PointerObject, mostBytes: number): Uint8Array<ArrayBuffer> {
+  const view = new Deno.UnsafePointerView(pointer);
+  let length = 0;
+  while (length < mostBytes && view.getUint8(length) !== 0) length++;
+  const bytes = new Uint8Array(length);
+  view.copyInto(bytes);
+  return bytes;
+}
+
 /** The pointer that stands at `offset` bytes behind `pointer`. */
 export function pointerAt(pointer: Deno.PointerObject, offset: number): Deno.PointerValue {
   return new Deno.UnsafePointerView(pointer).getPointer(offset);

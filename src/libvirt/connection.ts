@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { type Libvirt, loadLibvirt, type Pointer } from "../../ffi/libvirt.ts";
 import { type LibvirtQemu, loadLibvirtQemu, qemuSymbols } from "../../ffi/libvirt_qemu.ts";
-import { borrowedString, cString, OutCell, pointerAt } from "../../ffi/memory.ts";
+import { borrowedString, cBytes, cString, OutCell, pointerAt } from "../../ffi/memory.ts";
 import { Domain, VIR_CONNECT_LIST_DOMAINS_ACTIVE } from "./domain.ts";
 import { LibvirtError, orNull, VIR_ERR } from "./error.ts";
 import {
@@ -187,6 +187,26 @@ export class Connection implements AsyncDisposable {
     } finally {
       this.#libvirt.free(pointer);
     }
+  }
+
+  /**
+   * As {@linkcode callForString}, for what a guest may choose: nothing is made of a result that has more
+   * bytes, and LibvirtError is thrown.
+   */
+  async callForShortString<Name extends CallName>(
+    name: Name,
+    mostBytes: number,
+    ...args: CallParameters<Name>
+  ): Promise<string> {
+    const pointer = (await this.call(name, ...args)) as unknown as Deno.PointerObject;
+    try {
+      const bytes = cBytes(pointer, mostBytes + 1);
+      if (bytes.length <= mostBytes) return new TextDecoder().decode(bytes);
+    } finally {
+      this.#libvirt.free(pointer);
+    }
+    const words = `the answer has more than ${mostBytes} bytes`;
+    throw new LibvirtError(name, words, { code: VIR_ERR.OPERATION_FAILED });
   }
 
   /** As {@linkcode call}, for a function that lists handles, each of which the caller gives back. */

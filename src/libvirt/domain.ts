@@ -31,6 +31,8 @@ const WOULD_BLOCK = -2;
 /** virDomainConsoleFlags: end the session of whoever has the console. */
 export const VIR_DOMAIN_CONSOLE_FORCE = 1;
 const CONSOLE_BYTES = 64 * 1024;
+/** Of an answer of a guest agent; libvirt takes megabytes, which are a hundred times that as objects. */
+const MOST_AGENT_BYTES = 64 * 1024;
 
 /**
  * What has become of a domain. One that crashed is kept as it was when its system did; one that is
@@ -150,12 +152,13 @@ export class Domain implements Disposable {
   }
 
   /**
-   * Gives its QEMU guest agent a command and resolves to the `return` of the answer. It must be awaited
-   * before the handle is disposed of.
+   * Gives its QEMU guest agent a command and resolves to the `return` of the answer, which is what the
+   * guest wants it to be, within 64 KiB. It must be awaited before the handle is disposed of.
    */
   async agentCommand(command: object, timeoutSeconds: number): Promise<unknown> {
-    const answer = await this.#connection.callForString(
+    const answer = await this.#connection.callForShortString(
       "virDomainQemuAgentCommand",
+      MOST_AGENT_BYTES,
       this.#pointer,
       cString(JSON.stringify(command)),
       timeoutSeconds,
