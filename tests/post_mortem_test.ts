@@ -2,13 +2,17 @@
 import { decode } from "fast-png";
 import fc from "fast-check";
 import assert from "node:assert/strict";
+import { DEFAULT_CONFIG } from "../src/config.ts";
 import { BuildFailure, explain, SystemFailure } from "../src/errors.ts";
+import { Connection } from "../src/libvirt/connection.ts";
+import { EMPTY_RECORD, recordXml } from "../src/machine/record.ts";
 import { rootOf } from "../src/read_xml.ts";
 import { toPng } from "../src/machine/screenshot.ts";
 import { cleanup } from "../src/stages/cleanup.ts";
 import { fit, withPostMortem } from "../src/stages/post_mortem.ts";
 import {
   findPostMortem,
+  projectFile,
   prunePostMortems,
   writePostMortem,
 } from "../src/stages/post_mortem_directory.ts";
@@ -17,6 +21,7 @@ import { run } from "../src/stages/run.ts";
 import { sleep } from "../src/wait.ts";
 import { TestGuest, type TestGuestOptions } from "./test_guest.ts";
 import { openTestHost } from "./test_host.ts";
+import { TestLibvirtd, xdr } from "./test_libvirtd.ts";
 import { JOB, script, type TestStage, testStage, type TestStageOptions } from "./test_stage.ts";
 
 const bytes = (text: string): Uint8Array => new TextEncoder().encode(text);
@@ -37,7 +42,9 @@ async function listed(directory: string): Promise<string[]> {
 }
 
 /** The one post-mortem of a stage, as text by file. */
-async function readOnly(stage: TestStage): Promise<Map<string, string>> {
+async function readOnly(
+  stage: Pick<TestStage, "postMortemDirectory">,
+): Promise<Map<string, string>> {
   const [name, ...others] = await listed(stage.postMortemDirectory);
   assert.deepEqual(others, []);
   const directory = `${stage.postMortemDirectory}/${name}`;
@@ -55,7 +62,10 @@ Deno.test("a prepare that fails keeps what is known of the machine, and says whe
     assert.match(name ?? "", /^\d{8}T\d{9}Z-gitlab-proj-debian-12-4242-0123456789$/);
     assert.match(words, new RegExp(`on its host, in "${stage.postMortemDirectory}/${name}"`));
     const files = await readOnly(stage);
-    assert.deepEqual([...files.keys()], ["domain.xml", "reason.txt", "screenshot.png"]);
+    assert.deepEqual([...files.keys()], [
+      ...["domain.xml", "project", "reason.txt", "screenshot.png"],
+    ]);
+    assert.equal(files.get("project"), "grp/proj\n");
     assert.equal(rootOf(files.get("domain.xml") ?? "")?.name, "domain");
     const reason = files.get("reason.txt") ?? "";
     assert.match(reason, /^Machine: +gitlab-proj-debian-12-4242-0123456789$/m);
@@ -183,6 +193,18 @@ async function make(directory: string, name: string, size = 10): Promise<void> {
   await Deno.writeFile(`${directory}/${name}/console.log`, new Uint8Array(size));
 }
 
+/** Makes a post-mortem of this project, of so many bytes in all. */
+async function makeOf(directory: string, project: string, [day, size]: readonly [number, number]) {
+  const file = projectFile(project);
+  await make(directory, `${stamp(day)}-m`, size - file.bytes.length);
+  await Deno.writeFile(`${directory}/${stamp(day)}-m/${file.name}`, file.bytes);
+}
+
+/** The days of the post-mortems that are there. */
+async function days(directory: string): Promise<number[]> {
+  return (await listed(directory)).map((name) => Number(name.slice(6, 8)));
+}
+
 Deno.test("the oldest post-mortems go first, until number and size are within the bounds", () =>
   withDirectory(async (directory) => {
     for (const day of [4, 1, 3, 2, 5]) await make(directory, `${stamp(day)}-m`, day * 100);
@@ -191,6 +213,40 @@ Deno.test("the oldest post-mortems go first, until number and size are within th
     await make(directory, `${stamp(6)}-m`, 901); // which no bound lets in, and takes no other's place
     await prunePostMortems(directory, { count: 4, bytes: 900 });
     assert.deepEqual(await listed(directory), [4, 5].map((day) => `${stamp(day)}-m`));
+  }));
+
+Deno.test("a project whose jobs fail in great number pushes out its own post-mortems alone", () =>
+  withDirectory(async (directory) => {
+    await makeOf(directory, "victim/a", [1, 100]);
+    await make(directory, `${stamp(2)}-m`); // of an earlier version
+    for (let day = 3; day <= 22; day++) {
+      await makeOf(directory, "evil/a", [day, 100]);
+      await prunePostMortems(directory, { count: 4, bytes: 10_000 });
+    }
+    assert.deepEqual(await days(directory), [1, 2, 21, 22]);
+  }));
+
+Deno.test("a project with large post-mortems pushes out its own alone, the new one too", () =>
+  withDirectory(async (directory) => {
+    for (const day of [1, 2, 3]) await makeOf(directory, "victim/a", [day, 100]);
+    await makeOf(directory, "evil/a", [4, 250]);
+    await makeOf(directory, "evil/a", [5, 250]);
+    const removed = await prunePostMortems(directory, { count: 20, bytes: 1000 });
+    assert.deepEqual([removed, await days(directory)], [[], [1, 2, 3, 4, 5]]);
+    await makeOf(directory, "evil/a", [6, 250]);
+    await prunePostMortems(directory, { count: 20, bytes: 1000 });
+    assert.deepEqual(await days(directory), [1, 2, 3, 5, 6]);
+    await makeOf(directory, "evil/b", [7, 900]);
+    const last = await prunePostMortems(directory, { count: 20, bytes: 1000 });
+    assert.deepEqual(last, [`${directory}/${stamp(7)}-m`]);
+    assert.deepEqual(await days(directory), [1, 2, 3, 5, 6]);
+  }));
+
+Deno.test("of projects that have as many post-mortems, the oldest goes", () =>
+  withDirectory(async (directory) => {
+    for (const day of [1, 2, 3]) await makeOf(directory, `grp/${day}`, [day, 100]);
+    await prunePostMortems(directory, { count: 2, bytes: 1000 });
+    assert.deepEqual(await days(directory), [2, 3]);
   }));
 
 Deno.test("only directories with names of ours are ever removed, and no link's target", () =>
@@ -228,6 +284,61 @@ Deno.test("many at once write and remove, and the bounds hold in the end", () =>
       assert.equal((await Deno.readFile(`${directory}/${name}/reason.txt`)).length, 100);
     }
   }));
+
+/** What a machine's libvirt and its guest agent say, each answer of the agent with so many bytes. */
+function answers(agentBytes: number): ConstructorParameters<typeof TestLibvirtd>[0] {
+  const record = { ...EMPTY_RECORD, job: "1", project: "evil/a", created: "2024-01-01T00:00:00Z" };
+  const depth = Math.floor((agentBytes - 11) / 2);
+  return {
+    DOMAIN_GET_METADATA: () => xdr(`${recordXml(record)}`),
+    DOMAIN_GET_XML_DESC: () => xdr("<domain/>"),
+    QEMU_AGENT_COMMAND: () => xdr(1, `{"return":${"[".repeat(depth)}${"]".repeat(depth)}}`),
+  };
+}
+
+/** Has a machine fail whose guest says this, and gives the files that are kept of it. */
+async function keptOf(agentBytes: number, postMortemMib: number): Promise<Map<string, string>> {
+  await using libvirtd = new TestLibvirtd(answers(agentBytes));
+  const postMortemDirectory = await Deno.makeTempDir({ prefix: "libvirt-gci-test-" });
+  const warnings: string[] = [];
+  try {
+    await withPostMortem("m", new SystemFailure({ what: "lost" }), {
+      config: { ...DEFAULT_CONFIG, postMortemMib },
+      connect: () => Connection.open(libvirtd.uri),
+      signal: new AbortController().signal,
+      postMortemDirectory,
+      warn: (line) => warnings.push(line),
+    });
+    assert.deepEqual(warnings, []);
+    return await readOnly({ postMortemDirectory });
+  } finally {
+    await Deno.remove(postMortemDirectory, { recursive: true });
+  }
+}
+
+Deno.test("what a fake guest agent says takes no room in a post-mortem, and loses nothing else", async () => {
+  const small = await keptOf(60_000, 100);
+  assert.equal(Object.keys(JSON.parse(small.get("agent.json") ?? "{}")).length, 6);
+  assert.equal(small.get("domain.xml"), "<domain/>");
+  assert.equal(small.get("project"), "evil/a\n");
+
+  const large = await keptOf(3_800_000, 100);
+  assert.match(large.get("reason.txt") ?? "", /^- agent\.json: .*more than 65536 bytes/m);
+
+  const quarter = await keptOf(60_000, 1);
+  assert.match(quarter.get("reason.txt") ?? "", /^- agent\.json: .*quarter of post_mortem_mib$/m);
+  for (const files of [large, quarter]) {
+    assert.deepEqual([...files.keys()], ["domain.xml", "project", "reason.txt"]);
+  }
+});
+
+Deno.test("a picture of a screen that is larger than it may be is none", async () => {
+  await using connection = await openTestHost();
+  using domain = await connection.lookupDomain("somebody");
+  const { bytes } = await domain.screenshot(1024 ** 2);
+  await domain.screenshot(bytes.length);
+  await assert.rejects(domain.screenshot(bytes.length - 1), /it has more than \d+ bytes/);
+});
 
 Deno.test("of a console that is too large, the end is kept, and all else", () => {
   const files = [{ name: "a", bytes: bytes("123") }, { name: "console.log", bytes: bytes("abcd") }];

@@ -262,13 +262,19 @@ export class Connection implements AsyncDisposable {
     }
   }
 
-  /** All that comes from a stream until its end. */
-  async receiveAll(stream: Pointer<"virStream">): Promise<Uint8Array<ArrayBuffer>> {
+  /** All that comes from a stream until its end. Throws Error if that is more than so many bytes. */
+  async receiveAll(
+    stream: Pointer<"virStream">,
+    mostBytes = Infinity,
+  ): Promise<Uint8Array<ArrayBuffer>> {
     const chunks: Uint8Array<ArrayBuffer>[] = [];
+    let left = mostBytes;
     for (;;) {
       const chunk = new Uint8Array(CHUNK_BYTES);
       const length = await this.call("virStreamRecv", stream, chunk, BigInt(CHUNK_BYTES));
       if (length === 0) return new Uint8Array(await new Blob(chunks).arrayBuffer());
+      left -= length;
+      if (left < 0) throw new Error(`it has more than ${mostBytes} bytes`);
       chunks.push(chunk.subarray(0, length));
     }
   }

@@ -197,12 +197,17 @@ export class Domain implements Disposable {
     }, VIR_STREAM_NONBLOCK);
   }
 
-  /** What its first screen shows, and of which type these bytes are. */
-  async screenshot(): Promise<{ mimeType: string; bytes: Uint8Array<ArrayBuffer> }> {
+  /**
+   * What its first screen shows, and of which type these bytes are. How large that is, the guest chooses:
+   * throws Error if it has more than so many bytes.
+   */
+  async screenshot(
+    mostBytes: number,
+  ): Promise<{ mimeType: string; bytes: Uint8Array<ArrayBuffer> }> {
     const connection = this.#connection;
     return await connection.withStream(async (stream) => ({
       mimeType: await connection.callForString("virDomainScreenshot", this.#pointer, stream, 0, 0),
-      bytes: await connection.receiveAll(stream),
+      bytes: await connection.receiveAll(stream, mostBytes),
     }));
   }
 

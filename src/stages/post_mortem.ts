@@ -12,6 +12,7 @@ import { lookupNeed, type Need } from "./machines.ts";
 import {
   findPostMortem,
   type KeptFile,
+  projectFile,
   prunePostMortems,
   writePostMortem,
 } from "./post_mortem_directory.ts";
@@ -79,18 +80,23 @@ async function examine(
   ];
   if (!isNew || signal.aborted) return details;
   const reason = reasonFile(machine, { failure, details, missing, need });
+  const whose = need.owner === null ? [] : [projectFile(need.owner.project)];
   try {
-    const mostBytes = config.postMortemMib * 1024 ** 2;
+    const bounds = { count: config.postMortems, bytes: mostBytesOf(config) };
     const kept = writePostMortem(
       stage.postMortemDirectory,
       machine,
-      fit([reason, ...files], mostBytes),
+      fit([reason, ...whose, ...files], bounds.bytes),
     );
     const path = await within(kept, WRITE_MS, signal);
     if (path === null) throw new Error(`it took longer than ${WRITE_MS / 1000} s`);
     details.push(whereMore(path));
-    const bounds = { count: config.postMortems, bytes: mostBytes };
-    await within(prunePostMortems(stage.postMortemDirectory, bounds), WRITE_MS, signal);
+    const pruned = prunePostMortems(stage.postMortemDirectory, bounds);
+    const removed = await within(pruned, WRITE_MS, signal) ?? [];
+    if (removed.includes(path)) {
+      details.pop();
+      throw new Error("post_mortem_mib leaves no room for it");
+    }
   } catch (error) {
     warn(
       `Could not keep what is known of the machine "${machine}" in ` +
@@ -98,6 +104,10 @@ async function examine(
     );
   }
   return details;
+}
+
+function mostBytesOf({ postMortemMib }: PostMortemStage["config"]): number {
+  return postMortemMib * 1024 ** 2;
 }
 
 /** What is kept of it already; null where that cannot be seen, which is a warning. */
@@ -151,6 +161,7 @@ async function collect(
   stage: PostMortemStage,
 ): Promise<{ readonly files: KeptFile[]; readonly missing: string[] }> {
   const { config } = stage;
+  const mostBytes = mostBytesOf(config) / 4; // each, so that none leaves no room for the others
   const text = (words: string): Uint8Array => new TextEncoder().encode(words);
   const ofDomain = async (connection: Connection, read: (found: Found) => Promise<Uint8Array>) => {
     using found = await lookupMachine(machine, { connection, config });
@@ -159,8 +170,8 @@ async function collect(
   const parts: Readonly<Record<string, (connection: Connection) => Promise<Uint8Array>>> = {
     [CONSOLE]: async (connection) => {
       using pool = await lookupActivePool(connection, config.overlayPool, "overlay_pool");
-      const mostBytes = Math.min(config.postMortemMib * 1024 ** 2, MOST_CONSOLE_BYTES);
-      const bytes = await readConsole({ connection, pool, machine }, mostBytes);
+      const end = Math.min(mostBytes, MOST_CONSOLE_BYTES);
+      const bytes = await readConsole({ connection, pool, machine }, end);
       if (bytes === null) throw new Error("there is no serial console");
       if (bytes.length === 0) throw new Error("it is empty");
       return bytes;
@@ -169,7 +180,7 @@ async function collect(
       ofDomain(connection, async ({ domain }) => text(await domain.xml())),
     "screenshot.png": (connection) =>
       ofDomain(connection, async ({ domain }) => {
-        const { mimeType, bytes } = await domain.screenshot();
+        const { mimeType, bytes } = await domain.screenshot(MOST_SCREENSHOT_BYTES);
         return await toPng(mimeType, bytes);
       }),
     "agent.json": (connection) =>
@@ -182,6 +193,7 @@ async function collect(
     Object.entries(parts).map(async ([name, read]) => {
       const { value, why } = await inPart(stage, read);
       if (value === undefined) missing.push(`${name}: ${why}`);
+      else if (value.length > mostBytes) missing.push(`${name}: ${TOO_LARGE}`);
       else files.push({ name, bytes: value });
     }),
   );
@@ -193,6 +205,8 @@ type Found = Awaited<ReturnType<typeof lookupMachine>>;
 const CONSOLE = "console.log";
 const MOST_CONSOLE_BYTES = 64 * 1024 ** 2; // it is in memory once
 const CONSOLE_END_BYTES = 64 * 1024;
+const MOST_SCREENSHOT_BYTES = 64 * 1024 ** 2; // likewise
+const TOO_LARGE = "it has more than a quarter of post_mortem_mib";
 const QEMU_LOG = "qemu.log";
 const QEMU_LOG_BYTES = 256 * 1024;
 
@@ -216,24 +230,25 @@ const AGENT_COMMANDS = [
 ];
 const AGENT_COMMAND_SECONDS = 1;
 const AGENT_MS = 4000;
-const MOST_AGENT_CHARACTERS = 1024 * 1024;
 
 /** What the guest agent can still tell, as JSON by command. Throws if it does not even greet. */
 async function askAgent({ domain }: Found): Promise<string> {
   const end = performance.now() + AGENT_MS;
-  const answers: Record<string, unknown> = {};
+  const answers: string[] = [];
+  const keep = (execute: string, answer: unknown): void => {
+    // Not indented, which would make megabytes of what is nested.
+    answers.push(`${JSON.stringify(execute)}: ${JSON.stringify(answer ?? null)}`);
+  };
   for (const [i, execute] of AGENT_COMMANDS.entries()) {
     if (performance.now() > end) break;
     try {
-      answers[execute] = await domain.agentCommand({ execute }, AGENT_COMMAND_SECONDS);
+      keep(execute, await domain.agentCommand({ execute }, AGENT_COMMAND_SECONDS));
     } catch (error) {
       if (i === 0) throw error;
-      answers[execute] = { error: explain(error) };
+      keep(execute, { error: explain(error) });
     }
   }
-  const text = `${JSON.stringify(answers)}\n`; // indented, what is nested would grow without bounds
-  if (text.length > MOST_AGENT_CHARACTERS) throw new Error("it is too large");
-  return text;
+  return `{${answers.join(",\n")}}\n`;
 }
 
 /** The end of what libvirt and QEMU log of the machine. */

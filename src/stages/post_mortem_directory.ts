@@ -14,6 +14,13 @@ export interface Bounds {
   readonly bytes: number;
 }
 
+const PROJECT = "project";
+
+/** The file of a post-mortem that says whose it is: those of a project make room for its next. */
+export function projectFile(project: string): KeptFile {
+  return { name: PROJECT, bytes: new TextEncoder().encode(`${project}\n`) };
+}
+
 const UNFINISHED = ".new-";
 const UNFINISHED_MS = 3_600_000;
 
@@ -69,24 +76,58 @@ export async function findPostMortem(
   return newest === undefined ? null : `${parent}/${newest}`;
 }
 
+/** A post-mortem that is there. */
+interface PostMortem {
+  readonly path: string;
+  /** Null if nothing says it, as in those of earlier versions. */
+  readonly project: string | null;
+  readonly bytes: number;
+}
+
 /**
- * Removes the oldest post-mortems until the others are within the bounds, and what a process left
- * unfinished. Safe beside others: each goes by what is there, and what has another name stays.
+ * Removes post-mortems until the others are within the bounds, and what a process left unfinished: the
+ * oldest of the project that has most, so that nobody's failures push out another's. What is too large
+ * alone takes no other's place. Gives the paths of those it removed. Safe beside others: each goes by what
+ * is there, and what has another name stays.
  */
-export async function prunePostMortems(parent: string, bounds: Bounds): Promise<void> {
+export async function prunePostMortems(parent: string, bounds: Bounds): Promise<string[]> {
   const names = await listDirectories(parent);
-  const newestFirst = names.filter((name) => parseName(name) !== null).sort().reverse();
-  let bytes = 0;
-  for (const [i, name] of newestFirst.entries()) {
-    const size = await sizeOf(`${parent}/${name}`);
-    if (i >= bounds.count || bytes + size > bounds.bytes) await remove(`${parent}/${name}`);
-    if (size <= bounds.bytes) bytes += size; // what is too large alone takes no other's place
+  const removed: string[] = [];
+  let kept: PostMortem[] = []; // the oldest first
+  for (const name of names.filter((name) => parseName(name) !== null).sort()) {
+    const path = `${parent}/${name}`;
+    const found = { path, project: await readProject(path), bytes: await sizeOf(path) };
+    if (found.bytes > bounds.bytes) removed.push(path);
+    else kept.push(found);
   }
+  for (;;) {
+    const victim = oldestOfMost(kept, bounds);
+    if (victim === null) break;
+    removed.push(victim.path);
+    kept = kept.filter((other) => other !== victim);
+  }
+  for (const path of removed) await remove(path);
   const dead = stampOf(new Date(Date.now() - UNFINISHED_MS));
   for (const name of names.filter((name) => name.startsWith(UNFINISHED))) {
     const parsed = parseName(name.slice(UNFINISHED.length));
     if (parsed !== null && parsed.time < dead) await remove(`${parent}/${name}`);
   }
+  return removed;
+}
+
+/** The next to be removed; null if all are within the bounds. Of two that have as much, the older. */
+function oldestOfMost(oldestFirst: readonly PostMortem[], bounds: Bounds): PostMortem | null {
+  const sum = (of: readonly PostMortem[]): number => of.reduce((sum, { bytes }) => sum + bytes, 0);
+  const isTooMany = oldestFirst.length > bounds.count;
+  if (!isTooMany && sum(oldestFirst) <= bounds.bytes) return null;
+  const weight = (of: readonly PostMortem[]): number => isTooMany ? of.length : sum(of);
+  const projects = [...Map.groupBy(oldestFirst, ({ project }) => project).values()];
+  const most = Math.max(...projects.map(weight));
+  return projects.find((of) => weight(of) === most)?.[0] ?? null;
+}
+
+async function readProject(directory: string): Promise<string | null> {
+  return await orGone(Deno.readTextFile(`${directory}/${PROJECT}`), null);
 }
 
 async function listDirectories(parent: string): Promise<string[]> {

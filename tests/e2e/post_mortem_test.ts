@@ -2,7 +2,7 @@
 import { decode } from "fast-png";
 import assert from "node:assert/strict";
 import { rootOf } from "../../src/read_xml.ts";
-import { atMost, call, type Called, e2eTest, type Settings } from "./bed.ts";
+import { atMost, call, type Called, e2eTest, type Settings, until, virsh } from "./bed.ts";
 
 /** Gives the test a machine's name, settings with a directory for post-mortems, and cleans up. */
 function postMortemTest(
@@ -64,7 +64,7 @@ postMortemTest(
 
     const files = await filesOf(ran);
     assert.deepEqual([...files.keys()], [
-      ...["console.log", "domain.xml", "qemu.log", "reason.txt", "screenshot.png"],
+      ...["console.log", "domain.xml", "project", "qemu.log", "reason.txt", "screenshot.png"],
     ]);
     assert.match(text(files, "console.log"), /Linux version [^]*last words[^]*Kernel panic/);
     assert.equal(rootOf(text(files, "domain.xml"))?.name, "domain");
@@ -98,7 +98,7 @@ postMortemTest(
     assert.match(ran.stderr, /^libvirt's log of it says: it powered off\.$/m);
     assert.match(ran.stderr, /^ {2}\| .*reboot: Power down$/m);
     const files = await filesOf(ran);
-    assert.deepEqual([...files.keys()], ["console.log", "qemu.log", "reason.txt"]);
+    assert.deepEqual([...files.keys()], ["console.log", "project", "qemu.log", "reason.txt"]);
     assert.match(text(files, "console.log"), /Linux version [^]*reboot: Power down/);
     assert.match(
       text(files, "reason.txt"),
@@ -117,7 +117,8 @@ postMortemTest(
     assert.match(prepared.stderr, /did not come up\nbecause: .* did not accept an SSH connection/);
     const files = await filesOf(prepared);
     assert.deepEqual([...files.keys()], [
-      ...["agent.json", "console.log", "domain.xml", "qemu.log", "reason.txt", "screenshot.png"],
+      ...["agent.json", "console.log", "domain.xml", "project", "qemu.log", "reason.txt"],
+      "screenshot.png",
     ]);
     const answers = JSON.parse(text(files, "agent.json"));
     assert.equal(answers["guest-get-osinfo"].id, "debian");
@@ -130,6 +131,48 @@ postMortemTest(
       [...files.values()].map((it) => new TextDecoder().decode(it)).join(),
       /PRIVATE KEY/,
     );
+  },
+  { thorough: true },
+);
+
+/** Puts another in the guest agent's place, which greets as it does and then gives 120 kB of arrays. */
+const FAKE_AGENT = `
+sudo sed -i /qemu_ga/d /etc/inittab; sudo kill -HUP 1; sudo pkill qemu-ga; sleep 1
+name=$(grep -l org.qemu.guest_agent.0 /sys/class/virtio-ports/*/name)
+port=\${name%/name} port=/dev/\${port##*/}
+sudo setsid perl -e '
+  open(my $port, "+<", $ARGV[0]) or die;
+  my $arrays = "{\\"return\\":[" . ("[]," x 40000) . "[]]}\\n";
+  my $asked = "";
+  for (;;) {
+    if (!sysread($port, $asked, 4096, length($asked))) { sleep(1); next }
+    while ($asked =~ s/^([^\\n]*)\\n//) {
+      my $answer = $1 =~ /guest-sync.*"id" *: *(\\d+)/ ? "{\\"return\\":$1}\\n" : $arrays;
+      for (my $at = 0; $at < length($answer);) { $at += syswrite($port, $answer, 65536, $at) || 0 }
+    }
+  }
+' "$port" </dev/null >/dev/null 2>&1 &
+`;
+
+postMortemTest(
+  "what a fake guest agent says is not kept, and loses nothing else",
+  async ({ machine, settings }) => {
+    const options = { settings };
+    assert.equal((await call(["prepare", "-d", "lite", "-m", machine], options)).status, 0);
+    const faked = await call(["run", "-m", machine, "--", "sh", "-c", FAKE_AGENT], options);
+    assert.equal(faked.status, 0, faked.stderr);
+    const asked = ["qemu-agent-command", machine, '{"execute":"guest-info"}'];
+    await until(async () => (await virsh(...asked).catch(() => "")).includes("[],[],[]"), {
+      what: "the fake agent answers",
+    });
+    const lost = ["run", "-m", machine, "--", "sh", "-c", "kill -KILL $PPID; sleep 5"];
+    const ran = await call(lost, options);
+    assert.equal(ran.status, 2, ran.stderr);
+    const files = await filesOf(ran);
+    assert.deepEqual([...files.keys()], [
+      ...["console.log", "domain.xml", "project", "qemu.log", "reason.txt", "screenshot.png"],
+    ]);
+    assert.match(text(files, "reason.txt"), /^- agent\.json: .*more than 65536 bytes/m);
   },
   { thorough: true },
 );
