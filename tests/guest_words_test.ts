@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import { Connection } from "../src/libvirt/connection.ts";
-import type { Domain } from "../src/libvirt/domain.ts";
-import { TestLibvirtd, xdr } from "./test_libvirtd.ts";
+import { ADDRESS_SOURCE, type Domain } from "../src/libvirt/domain.ts";
+import { waitForAddress } from "../src/machine/address.ts";
+import type { Card } from "../src/machine/card.ts";
+import { handle, TestLibvirtd, xdr, xdrString } from "./test_libvirtd.ts";
 
 type Answers = ConstructorParameters<typeof TestLibvirtd>[0];
 
@@ -43,4 +45,75 @@ Deno.test("an agent's answer of 64 KiB is what it says", async () => {
       else await assert.rejects(asked);
     });
   }
+});
+
+const MAC = "52:54:00:00:00:01";
+const SERVED = `<network><name>n</name>
+  <ip address="192.0.2.1" prefix="24" />
+  <ip family="ipv6" address="2001:db8::1" prefix="64" />
+</network>`;
+const BRIDGED = "<network><name>n</name><forward mode='bridge'/><bridge name='br0'/></network>";
+
+/** The address that is found where the agent says that its card has these. */
+async function foundAmong(
+  addresses: readonly (string | Uint8Array)[],
+  { networkXml = SERVED, card = null }: {
+    readonly networkXml?: string;
+    readonly card?: Card | null;
+  } = {},
+): Promise<string> {
+  const byAgent = (payload: Uint8Array): Uint8Array<ArrayBuffer> => {
+    const source = new DataView(payload.buffer, payload.byteOffset).getUint32(payload.length - 8);
+    if (source !== ADDRESS_SOURCE.AGENT) return xdr(0);
+    const own = addresses.map((address) =>
+      xdr(0, address instanceof Uint8Array ? xdrString(address) : address, 24)
+    );
+    return xdr(1, "eth0", 1, MAC, own.length, ...own);
+  };
+  await using libvirtd = new TestLibvirtd({
+    DOMAIN_INTERFACE_ADDRESSES: byAgent,
+    NETWORK_LOOKUP_BY_NAME: () => handle("n"),
+    NETWORK_GET_XML_DESC: () => xdr(networkXml),
+    NETWORK_GET_DHCP_LEASES: () => xdr(0, 0),
+  });
+  await using connection = await Connection.open(libvirtd.uri);
+  using domain = await connection.lookupDomain("m");
+  const limits = { timeoutSeconds: 2.5, signal: new AbortController().signal, log: () => {} };
+  const watch = () => Promise.resolve();
+  return await waitForAddress(domain, { mac: MAC, network: "n", card, connection, watch }, limits);
+}
+
+const FORGED = "192.0.2.7\nlibvirt-gci: all is well\x1b[8m";
+
+Deno.test("of what a guest's agent calls its addresses, only one of the network is tried", async () => {
+  const others = [
+    ...[FORGED, "9".repeat(1_000_000), "", "1.2.3", "::ffff:192.0.2.9", "fe80::7%eth0"],
+    ...[Uint8Array.of(0xff, 0xfe), "127.0.0.1", "169.254.169.254", "198.51.100.7", "192.0.2.1"],
+    ...["2001:db8:0:1::7", "::1", "2001:db8::1"],
+  ];
+  assert.equal(await foundAmong([...others, "192.0.2.7"]), "192.0.2.7");
+  assert.equal(await foundAmong([...others, "2001:db8::7"]), "2001:db8::7");
+  await assert.rejects(foundAmong(others), (error: Error) => {
+    assert.match(error.message, /no guest agent and no ARP entry that knows it$/);
+    return true;
+  });
+});
+
+Deno.test("in a network that libvirt does not serve, a guest's agent names no address of a host's own", async () => {
+  const own = Deno.networkInterfaces().map(({ address }) => address);
+  const others = [
+    ...own,
+    ...[FORGED, "127.0.0.53", "169.254.169.254", "0.0.0.0", "224.0.0.1", "255.255.255.255"],
+    ...["::", "::1", "::ffff:10.1.2.3", "fe80::7", "ff02::1"],
+  ];
+  const options = { networkXml: BRIDGED };
+  assert.equal(await foundAmong([...others, "198.51.100.7"], options), "198.51.100.7");
+  assert.equal(await foundAmong([...others, "2001:db8::7"], options), "2001:db8::7");
+  await assert.rejects(foundAmong(others, options), /no guest agent and no ARP entry/);
+});
+
+Deno.test("an agent's address other than the card's own is shown if it is one, and not tried", async () => {
+  const card = { mac: MAC, address: "192.0.2.7", leasedUntil: null };
+  await assert.rejects(foundAmong(["192.0.2.8"], { card }), /its address is 192\.0\.2\.8, and/);
+  await assert.rejects(foundAmong([FORGED], { card }), /no ARP entry that knows it$/);
 });

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { Pointer } from "../../ffi/libvirt.ts";
-import { borrowedString, cString, OutCell, pointerAt } from "../../ffi/memory.ts";
+import { cBytes, cString, OutCell, pointerAt } from "../../ffi/memory.ts";
 import type { Connection } from "./connection.ts";
 import { orNull, VIR_ERR } from "./error.ts";
 
@@ -62,7 +62,7 @@ export const ADDRESS_SOURCE = {
 export interface Interface {
   /** Lower case, with colons; empty if unknown. */
   readonly mac: string;
-  /** IPv4 and IPv6, as the source lists them. */
+  /** IPv4 and IPv6, as the source lists them: of a guest's agent, any words. */
   readonly addresses: readonly string[];
 }
 
@@ -280,13 +280,19 @@ export class Domain implements Disposable {
  */
 function readInterface(pointer: Deno.PointerObject): Interface {
   const view = new Deno.UnsafePointerView(pointer);
-  const mac = borrowedString(view.getPointer(8)) ?? "";
+  const mac = shortText(view.getPointer(8), MAC_BYTES);
   const count = view.getUint32(16);
   const array = view.getPointer(24);
   const addresses: string[] = [];
   for (let i = 0; array !== null && i < count; i++) {
-    const address = borrowedString(pointerAt(array, i * 24 + 8));
-    if (address !== null) addresses.push(address);
+    addresses.push(shortText(pointerAt(array, i * 24 + 8), MOST_ADDRESS_BYTES));
   }
   return { mac: mac.toLowerCase(), addresses };
+}
+
+const MAC_BYTES = 17;
+const MOST_ADDRESS_BYTES = 46; // INET6_ADDRSTRLEN: what is longer is no address
+
+function shortText(pointer: Deno.PointerValue, mostBytes: number): string {
+  return pointer === null ? "" : new TextDecoder().decode(cBytes(pointer, mostBytes));
 }

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { isIP } from "node:net";
 import { virsh } from "../command.ts";
 import { type Failure, SystemFailure } from "../errors.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import { ADDRESS_SOURCE, type Domain, type DomainState } from "../libvirt/domain.ts";
 import { LibvirtError } from "../libvirt/error.ts";
 import { type Card, leasedAddress } from "./card.ts";
+import { mayBeGuests } from "./network_info.ts";
 import { type Limits, NotYet, waitFor } from "../wait.ts";
 
 const OTHER_SOURCES_MS = 2000;
@@ -13,7 +15,9 @@ const NO_LEASE = "no DHCP lease for its card";
 /**
  * The address at which the host reaches the machine's card: from the network's leases, else from the
  * guest agent, else from the host's ARP table. All go by the card's MAC address: a host name is what
- * the guest claims. Throws SystemFailure if the machine ends or the time is over.
+ * the guest claims. What the agent and the ARP table say is the guest's word too, and is believed of an
+ * address that a guest of the network may have. Throws SystemFailure if the machine ends or the time is
+ * over.
  *
  * Also where it is known before, by a `card`: the guest must have it, or what is sent to it is lost, and
  * the next is sent a second later.
@@ -31,7 +35,7 @@ export function waitForAddress(
   limits: Limits,
 ): Promise<string> {
   const findLeased = async (): Promise<string | null> => {
-    if (card === null) return await findAddress(domain, mac, ADDRESS_SOURCE.LEASE);
+    if (card === null) return preferred(await addressesOf(domain, mac, ADDRESS_SOURCE.LEASE));
     // The network tells, also while libvirt has the domain locked to set its filter.
     const leased = await leasedAddress(connection, network, card);
     if (leased !== null && leased !== card.address) throw notItsOwn(network, leased, card);
@@ -60,8 +64,10 @@ export function waitForAddress(
       await watch();
       if (performance.now() < nextOtherSources) return reason;
       nextOtherSources = performance.now() + OTHER_SOURCES_MS;
-      for (const source of Object.values(ADDRESS_SOURCE)) {
-        const address = await findAddress(domain, mac, source);
+      for (const source of [ADDRESS_SOURCE.AGENT, ADDRESS_SOURCE.ARP]) {
+        const said = await addressesOf(domain, mac, source);
+        const own = card === null ? await guestsAmong(said, network, connection) : said;
+        const address = preferred(own);
         if (address === null) continue;
         if (card === null) return address;
         return reason = address === card.address ? new NotYet(NO_LEASE) : unusable(address);
@@ -129,22 +135,34 @@ function endOf(machine: string, state: Exclude<DomainState, "active">): Failure 
   }
 }
 
-async function findAddress(
+/** What the source says of the card, as far as these are addresses. */
+async function addressesOf(
   domain: Domain,
   mac: string,
   source: typeof ADDRESS_SOURCE[keyof typeof ADDRESS_SOURCE],
-): Promise<string | null> {
+): Promise<string[]> {
   try {
     const interfaces = await domain.interfaceAddresses(source);
-    const addresses = interfaces.filter((card) => card.mac === mac).flatMap((card) =>
-      card.addresses
-    );
-    return preferred(addresses);
+    return interfaces.filter((card) => card.mac === mac).flatMap(({ addresses }) => addresses)
+      .filter((address) => isIP(address) !== 0);
   } catch (error) {
     if (!(error instanceof LibvirtError)) throw error;
     await refuseEnded(domain, error);
-    return null; // a network without leases, or a guest without an agent
+    return []; // a network without leases, or a guest without an agent
   }
+}
+
+/** Those that a guest of the network may have. */
+async function guestsAmong(
+  addresses: readonly string[],
+  networkName: string,
+  connection: Connection,
+): Promise<string[]> {
+  if (addresses.length === 0) return [];
+  using network = await connection.lookupNetwork(networkName);
+  const networkXml = await network.xml();
+  const hostAddresses = Deno.networkInterfaces().map(({ address }) => address);
+  return addresses.filter((address) => mayBeGuests(address, { networkXml, hostAddresses }));
 }
 
 /** IPv4 before IPv6, and no address that is only good on one link (RFC 4291, fe80::/10). */

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { BlockList, isIPv4, isIPv6 } from "node:net";
 import { addressNumber } from "../ipv4.ts";
 import { childrenOf, find, rootOf } from "../read_xml.ts";
 
@@ -41,6 +42,53 @@ export function findBridge(networkXml: string): Bridge | null {
   return name === undefined
     ? null
     : { name, mac: find(root, "mac")?.attributes["address"] ?? null };
+}
+
+/** What no guest has for others: of one host, of a link, of many, and IPv4's within IPv6. */
+const OF_NO_GUEST = new BlockList();
+addRange(OF_NO_GUEST, "0.0.0.0", 8);
+addRange(OF_NO_GUEST, "127.0.0.0", 8);
+addRange(OF_NO_GUEST, "169.254.0.0", 16);
+addRange(OF_NO_GUEST, "224.0.0.0", 3);
+addRange(OF_NO_GUEST, "::", 8);
+addRange(OF_NO_GUEST, "fe80::", 10);
+addRange(OF_NO_GUEST, "ff00::", 8);
+
+/**
+ * Whether a guest may have this for its address, if it says so: one of the network's ranges, where libvirt
+ * serves any, and none of the host's.
+ */
+export function mayBeGuests(
+  address: string,
+  { networkXml, hostAddresses }: {
+    readonly networkXml: string;
+    readonly hostAddresses: readonly string[];
+  },
+): boolean {
+  const family = familyOf(address);
+  if (family === null || OF_NO_GUEST.check(address, family)) return false;
+  const hosts = new BlockList();
+  const ranges = new BlockList();
+  for (const own of hostAddresses) addRange(hosts, own);
+  const served = childrenOf(rootOf(networkXml), "ip").map(({ attributes }) => attributes);
+  for (const { address: host = "", netmask, prefix } of served) {
+    const length = prefix ?? (netmask === undefined ? undefined : prefixOf(netmask));
+    addRange(ranges, host, Number(length ?? (isIPv4(host) ? 24 : 64)));
+    addRange(hosts, host);
+  }
+  return !hosts.check(address, family) && (served.length === 0 || ranges.check(address, family));
+}
+
+/** Null of what is no address, or has the name of a link. */
+function familyOf(address: string): "ipv4" | "ipv6" | null {
+  if (isIPv4(address)) return "ipv4";
+  return isIPv6(address) && !address.includes("%") ? "ipv6" : null;
+}
+
+/** Adds a range to a list, or one address. */
+function addRange(list: BlockList, address: string, prefix?: number): void {
+  const family = familyOf(address);
+  if (family !== null) list.addSubnet(address, prefix ?? (family === "ipv4" ? 32 : 128), family);
 }
 
 /** An entry by which a network's DHCP server gives a host its address. */
