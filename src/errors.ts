@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { foreignWords } from "./quoted.ts";
 
 /** What can be at fault, in words that stay the same: messages are too many to count. */
 export const FAULTS = [
@@ -97,11 +98,10 @@ export class UsageError extends StageFailure {
   override readonly name = "UsageError";
 }
 
-/** What an error says. The further lines of one that is not ours may be anybody's words. */
+/** What an error says. One that is not ours may have anybody's words. */
 function wordsOf(error: unknown): string {
   if (error instanceof StageFailure) return error.message;
-  const words = error instanceof Error ? error.message || error.name : String(error);
-  return words.trimEnd().replace(/\s*\n/g, "\n  ");
+  return foreignWords(error instanceof Error ? error.message || error.name : String(error));
 }
 
 /** The failure of several things at once, with all their reasons as details. */

@@ -69,7 +69,7 @@ export async function runProgram(caller: Caller): Promise<number> {
     await sayLast(lastWords, { env, printer, script });
     return 0;
   } catch (error) {
-    if (debug && error instanceof Error) printer.debug(error.stack ?? "");
+    if (debug && error instanceof Error) printer.debug(inOneLine(error.stack ?? ""));
     // What fails after a cancel fails for it, and a script's status means nothing any more.
     const reason = ends && signal.aborted ? signal.reason : error;
     const status = await endWith(reason, { env, printer, script });

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { type Fault, SystemFailure } from "./errors.ts";
+import { foreignWords } from "./quoted.ts";
 
 /** What a probe gives while the condition does not hold, and why it does not. */
 export class NotYet {
@@ -7,9 +8,9 @@ export class NotYet {
   /** What to say of it when the time is over, instead of what the goal has. */
   readonly failure: Partial<Pick<Goal<never>, "advice" | "fault">>;
 
-  /** The reason may be a guest's words: none of its lines looks like one of ours. */
+  /** The reason may be a guest's words. */
   constructor(reason: string, failure: NotYet["failure"] = {}) {
-    this.reason = reason.trimEnd().replace(/\s*\n/g, "\n  ");
+    this.reason = foreignWords(reason);
     this.failure = failure;
   }
 }

@@ -206,6 +206,16 @@ Deno.test("an SSH server that cannot start yet is waited for", async () => {
   assert.equal(result.reason, "no hostkeys available");
 });
 
+Deno.test("what a guest's SSH server says of its end is short, and in one line", async () => {
+  await using channel = await TestChannel.create();
+  const words = `no\nlibvirt-gci: all is well\n${"long ".repeat(8000)}the end`;
+  const status = { exited: true, exitcode: 69, "err-data": btoa(words) };
+  await assert.rejects(channel.open(testAgent(() => {}, status)), ({ message }: Error) => {
+    assert.match(message, /^The guest cannot serve SSH through a channel: [^\n]{1,500}the end$/);
+    return true;
+  });
+});
+
 Deno.test("a guest without the channel's port is not waited for", async () => {
   await using channel = await TestChannel.create();
   await assert.rejects(channel.open(hostAgent()), {

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
+import { explain } from "../src/errors.ts";
 import { Connection } from "../src/libvirt/connection.ts";
 import { ADDRESS_SOURCE, type Domain } from "../src/libvirt/domain.ts";
+import type { LibvirtError } from "../src/libvirt/error.ts";
 import { waitForAddress } from "../src/machine/address.ts";
 import type { Card } from "../src/machine/card.ts";
 import { handle, TestLibvirtd, xdr, xdrString } from "./test_libvirtd.ts";
@@ -18,6 +20,8 @@ async function withDomain(
   using domain = await connection.lookupDomain("m");
   await test(domain);
 }
+
+const FORGED = "192.0.2.7\nlibvirt-gci: all is well\x1b[8m";
 
 /** An answer of the agent, of arrays in arrays. */
 function nested(depth: number): Uint8Array<ArrayBuffer> {
@@ -45,6 +49,23 @@ Deno.test("an agent's answer of 64 KiB is what it says", async () => {
       else await assert.rejects(asked);
     });
   }
+});
+
+Deno.test("an agent's refusal of megabytes is an error in few words, none of which looks like ours", async () => {
+  const refuse = (): never => {
+    throw new Error(`unable to execute QEMU agent command: ${FORGED.repeat(50_000)}`);
+  };
+  await withDomain({ QEMU_AGENT_COMMAND: refuse }, async (domain) => {
+    const asked = domain.agentCommand({ execute: "guest-info" }, 1);
+    await assert.rejects(asked, (error: LibvirtError) => {
+      assert(error.words.length <= 4096);
+      const [first, ...further] = explain(error).split("\n");
+      assert.match(first ?? "", /^libvirt: unable to execute QEMU agent command/);
+      assert(further.length > 1 && further.every((line) => line.startsWith("  ")));
+      assert(explain(error).length < 3000);
+      return true;
+    });
+  });
 });
 
 const MAC = "52:54:00:00:00:01";
@@ -82,8 +103,6 @@ async function foundAmong(
   const watch = () => Promise.resolve();
   return await waitForAddress(domain, { mac: MAC, network: "n", card, connection, watch }, limits);
 }
-
-const FORGED = "192.0.2.7\nlibvirt-gci: all is well\x1b[8m";
 
 Deno.test("of what a guest's agent calls its addresses, only one of the network is tried", async () => {
   const others = [

@@ -75,11 +75,14 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     ...["src/command.ts", "src/errors.ts", "src/read_xml.ts", "src/sha256.ts", "src/wait.ts"],
     "src/xml.ts",
   ],
-  "src/guest/": ["src/libvirt/", "src/errors.ts", "src/wait.ts", "src/xml.ts"],
-  "src/wait.ts": ["src/errors.ts"],
+  "src/guest/": [
+    "src/libvirt/",
+    ...["src/errors.ts", "src/quoted.ts", "src/wait.ts", "src/xml.ts"],
+  ],
+  "src/wait.ts": ["src/errors.ts", "src/quoted.ts"],
   "src/xml.ts": [],
   "src/read_xml.ts": [],
-  "src/errors.ts": [],
+  "src/errors.ts": ["src/quoted.ts"],
   "src/libvirt/": ["ffi/"],
   "ffi/": [],
 };

@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { denoVariables } from "./harness/runner.ts";
 import { readOpenMetrics } from "./open_metrics.ts";
+import { TestLibvirtd } from "./test_libvirtd.ts";
 
 const ROOT = new URL("..", import.meta.url);
 
@@ -112,6 +113,22 @@ Deno.test("a runner that does not say which job it is gets no machine's name", a
   const { status, stdout, stderr } = await program(["config"], env);
   assert.deepEqual([status, stdout], [22, ""]);
   assert.match(stderr, /GitLab Runner 14\.1 or newer/);
+});
+
+Deno.test("words that are not ours look like no line of ours, with --debug neither", async () => {
+  const list = (): never => {
+    throw new Error("no\nlibvirt-gci: all is well\r\ndebug: virDomainDestroy 1 ms\x1b[8m");
+  };
+  await using libvirtd = new TestLibvirtd({ CONNECT_LIST_ALL_DOMAINS: list });
+  const settings = await Deno.makeTempFile({ prefix: "libvirt-gci-test-" });
+  await Deno.writeTextFile(settings, `uri: ${libvirtd.uri}\n`);
+  const { status, stderr } = await program(["--debug", "--config", settings, "list"]);
+  await Deno.remove(settings);
+  assert.equal(status, 2);
+  assert.match(stderr, /^debug: LibvirtError: libvirt: no$/m); // with where it comes from
+  assert.match(stderr, /^libvirt-gci: libvirt: no$/m);
+  assert.doesNotMatch(stderr, /^(libvirt-gci: all|debug: virDomainDestroy)/m);
+  assert(!stderr.includes("\x1b"));
 });
 
 Deno.test("explain says what a job would get, and does not connect to libvirt", async () => {

@@ -16,6 +16,8 @@ export interface TestGuestOptions {
   readonly loseStatus?: boolean;
   /** Let in, and never answer a command. */
   readonly ignoreCommands?: boolean;
+  /** Send this packet of SSH in place of running a script, given its channel's number, and hang up. */
+  readonly packet?: (channel: number) => Uint8Array;
 }
 
 /**
@@ -118,6 +120,8 @@ export class TestGuest implements AsyncDisposable {
       if (ignoreCommands) return;
       const channel = accept();
       this.commands.push(command);
+      const { packet } = this.#options;
+      if (packet && command !== "exit 0") return sendPacket(connection, channel, packet);
       if (loseScripts && command !== "exit 0") return connection.end();
       const running = this.#exec(channel, command, connection);
       this.#running.add(running);
@@ -167,6 +171,32 @@ async function pump(from: ReadableStream<Uint8Array>, to: NodeJS.WritableStream)
     const written = new Promise<void>((resolve) => to.write(bytes, () => resolve()));
     await Promise.race([written, closed]);
   }
+}
+
+/** Sends what ssh2 itself would not: it checks its own words. */
+function sendPacket(
+  connection: Connection,
+  channel: ServerChannel,
+  packet: (channel: number) => Uint8Array,
+): void {
+  const { outgoing } = channel as unknown as { readonly outgoing: { readonly id: number } };
+  const payload = packet(outgoing.id);
+  const { _protocol: { _cipher, _packetRW: { write } } } = connection as unknown as {
+    readonly _protocol: {
+      readonly _cipher: { readonly encrypt: (packet: Uint8Array) => void };
+      readonly _packetRW: {
+        readonly write: {
+          readonly allocStart: number;
+          readonly alloc: (bytes: number) => Uint8Array;
+          readonly finalize: (packet: Uint8Array) => Uint8Array;
+        };
+      };
+    };
+  };
+  const whole = write.alloc(payload.length);
+  whole.set(payload, write.allocStart);
+  _cipher.encrypt(write.finalize(whole));
+  connection.end();
 }
 
 /** A private key. One in some hundreds of those that ssh2 makes is malformed. */

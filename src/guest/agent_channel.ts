@@ -5,6 +5,7 @@ import { dirname } from "node:path";
 import type { Duplex } from "node:stream";
 import { SystemFailure } from "../errors.ts";
 import { NotYet, within } from "../wait.ts";
+import { stderrOf } from "./agent_script.ts";
 
 /**
  * Gives the guest agent a command and resolves to the `return` of its answer:
@@ -135,7 +136,7 @@ async function serverEnd(agent: Agent, pid: number): Promise<NotYet | null> {
   const answer = await ask(agent, "guest-exec-status", { pid });
   if (answer instanceof NotYet) return answer;
   if (answer["exited"] !== true) return null;
-  const words = atob(String(answer["err-data"] ?? "")).trim().replace(/\s+/g, " ");
+  const words = stderrOf(answer);
   if (answer["exitcode"] !== LACKING) return new NotYet(words || "the guest's SSH server ended");
   throw new SystemFailure({
     fault: "template",

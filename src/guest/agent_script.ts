@@ -84,11 +84,15 @@ async function waitForEnd(
 /** Throws SystemFailure if the script ended with another status than 0. */
 function checkEnd(status: Readonly<Record<string, unknown>>, what: string): void {
   if (status["exitcode"] === 0) return;
-  const words = atob(String(status["err-data"] ?? "")).trim().replace(/\s+/g, " ");
   throw new SystemFailure({
-    what: `The guest could not ${what}: ${words.slice(-500) || "it does not say why"}`,
+    what: `The guest could not ${what}: ${stderrOf(status) || "it does not say why"}`,
     fault: "template",
   });
+}
+
+/** The end of what it wrote to stderr, in one line, by the answer to guest-exec-status. */
+export function stderrOf(status: Readonly<Record<string, unknown>>): string {
+  return atob(String(status["err-data"] ?? "")).trim().replace(/\s+/g, " ").slice(-500);
 }
 
 async function ask(

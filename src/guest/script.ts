@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { SystemFailure } from "../errors.ts";
+import { quoted } from "../quoted.ts";
 import { within } from "../wait.ts";
 import { OutputEnd } from "./output_end.ts";
 import type { CommandEnd, Sink, SshConnection } from "./ssh.ts";
@@ -139,7 +140,7 @@ function noStatus({ status, signal }: CommandEnd, lost: Error | null): SystemFai
   return new SystemFailure({
     fault: "lost",
     what: signal !== null
-      ? `The guest ended the script's session with the signal ${signal}`
+      ? `The guest ended the script's session with the signal ${quoted(signal)}`
       : "The connection to the guest broke while the script ran",
     cause: lost ?? undefined,
     advice:

@@ -71,6 +71,7 @@ const CLOSE_MS = 3000;
 /** The most that a message of libvirt's streams carries. */
 export const CHUNK_BYTES = 256 * 1024;
 const UUID_STRING_BYTES = 37; // VIR_UUID_STRING_BUFLEN
+const MOST_WORDS_BYTES = 4096; // of an error, which may quote a guest's agent
 const SIZE_OF_VIR_ERROR = 80; // on 64-bit machines; code at 0, message at 8
 
 /**
@@ -521,7 +522,8 @@ function takeError(
 ): LibvirtError {
   const code = new DataView(buffer.buffer).getInt32(0, true);
   const pointer = Deno.UnsafePointer.of(buffer);
-  const words = pointer === null ? null : borrowedString(pointerAt(pointer, 8));
+  const message = pointer && pointerAt(pointer, 8);
+  const words = message && new TextDecoder().decode(cBytes(message, MOST_WORDS_BYTES));
   libvirt.virResetError(buffer);
   return new LibvirtError(functionName, words ?? "failed and left no message", { code });
 }

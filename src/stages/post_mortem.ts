@@ -260,18 +260,20 @@ async function readQemuLog(machine: string, { isLocal }: Connection): Promise<Ui
   return new Uint8Array(await new Response(file.readable).arrayBuffer());
 }
 
-const REASONS: Readonly<Record<string, string>> = {
-  shutdown: "it powered off",
-  crashed: "its QEMU died",
-  destroyed: "somebody destroyed it",
-};
+const REASONS = new Map([
+  ["shutdown", "it powered off"],
+  ["crashed", "its QEMU died"],
+  ["destroyed", "somebody destroyed it"],
+]);
 
 /** Why the machine ended, if QEMU's log says so in its last line. */
 function reasonOf(files: readonly KeptFile[]): string[] {
   const log = files.find(({ name }) => name === QEMU_LOG);
   const last = new TextDecoder().decode(log?.bytes).trimEnd().split("\n").at(-1) ?? "";
-  const reason = /: shutting down, reason=(\w+)$/.exec(last)?.[1];
-  return reason === undefined ? [] : [`libvirt's log of it says: ${REASONS[reason] ?? reason}.`];
+  const reason = /: shutting down, reason=(\w{1,40})$/.exec(last)?.[1];
+  return reason === undefined
+    ? []
+    : [`libvirt's log of it says: ${REASONS.get(reason) ?? reason}.`];
 }
 
 /** Why the kernel panicked, which it says far above the end of its words. */
