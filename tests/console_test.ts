@@ -1,7 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import fc from "fast-check";
 import assert from "node:assert/strict";
+import { DEFAULT_CONFIG } from "../src/config.ts";
+import { Connection } from "../src/libvirt/connection.ts";
 import { consoleEnd } from "../src/machine/console.ts";
+import { EMPTY_RECORD, recordXml } from "../src/machine/record.ts";
+import { openConsole } from "../src/stages/console.ts";
+import { sleep } from "../src/wait.ts";
+import { TestLibvirtd, xdr } from "./test_libvirtd.ts";
 
 /** The lines behind the bars. */
 function linesOf(text: string, lines = 30): string[] {
@@ -98,4 +104,38 @@ Deno.test("whatever the guest prints, no control character is left and every lin
     }),
     { numRuns: 5000 },
   );
+});
+
+/** What somebody types at a terminal, part by part. */
+async function* typing(parts: readonly Uint8Array[]): AsyncGenerator<Uint8Array> {
+  for (const part of parts) {
+    yield part;
+    await sleep(1); // as from a terminal, no two parts come at once
+  }
+}
+
+Deno.test("after a paste of 200 kB into the console, all of it is sent and ^] leaves", async () => {
+  await using libvirtd = new TestLibvirtd({
+    DOMAIN_GET_METADATA: () => xdr(`${recordXml(EMPTY_RECORD)}`),
+    DOMAIN_OPEN_CONSOLE: () => xdr(),
+  });
+  await using connection = await Connection.open(libvirtd.uri);
+  const paste = new Uint8Array(200_000).fill(0x61);
+  const modes: boolean[] = [];
+  const lines: string[] = [];
+  await openConsole("m", {
+    force: false,
+    terminal: {
+      input: typing([paste, Uint8Array.of(0x62, 0x1d, 0x63)]),
+      setRaw: (raw) => modes.push(raw),
+    },
+    stage: {
+      ...{ connection, config: DEFAULT_CONFIG, stdout: () => Promise.resolve() },
+      signal: AbortSignal.timeout(5000),
+      log: (line) => lines.push(line),
+    },
+  });
+  assert.equal(libvirtd.receivedBytes, paste.length + 1);
+  assert.deepEqual(modes, [true, false]);
+  assert.match(lines.join("\n"), /^Left the console of "m"$/m);
 });

@@ -123,8 +123,8 @@ export class TestLibvirtd implements AsyncDisposable {
   async #answer(header: DataView, payload: Uint8Array): Promise<Uint8Array<ArrayBuffer> | null> {
     const type = header.getInt32(16);
     if (type === STREAM) {
-      // Its end is confirmed.
-      return header.getInt32(24) === OK ? reply(header, { type: STREAM, status: OK }) : null;
+      // Its end is confirmed, good or bad.
+      return header.getInt32(24) === CONTINUE ? null : reply(header, { type: STREAM, status: OK });
     }
     if (type !== CALL) return null;
     const key = `${header.getUint32(4).toString(16)}:${header.getInt32(12)}`;

@@ -125,7 +125,10 @@ async function pass(
     }
     if (state !== "active") return state;
     if (await typed.passOn(session)) pause = FIRST_PAUSE_MS;
-    if (typed.isLeft) return "left";
+    if (typed.isLeft) {
+      await typed.passOn(session); // what came meanwhile, as far as it goes now
+      return "left";
+    }
     await sleep(pause, AbortSignal.any([signal, typed.comes]));
   }
 }
@@ -150,7 +153,7 @@ const ESCAPE = 0x1d; // ^], as in virsh and telnet
 /** What somebody types, until ^]. */
 class Typed {
   isLeft = false;
-  #bytes = new Uint8Array();
+  #bytes: Uint8Array<ArrayBuffer> = new Uint8Array();
   #wake = new AbortController();
 
   /** Aborts when something is typed that was not passed on. */
@@ -161,7 +164,11 @@ class Typed {
   async takeAll(input: AsyncIterable<Uint8Array>): Promise<void> {
     for await (const bytes of input) {
       const end = bytes.indexOf(ESCAPE);
-      this.#bytes = Uint8Array.of(...this.#bytes, ...end < 0 ? bytes : bytes.subarray(0, end));
+      const typed = end < 0 ? bytes : bytes.subarray(0, end);
+      const all = new Uint8Array(this.#bytes.length + typed.length);
+      all.set(this.#bytes);
+      all.set(typed, this.#bytes.length);
+      this.#bytes = all;
       this.isLeft = end >= 0;
       this.#wake.abort();
       if (this.isLeft) break;

@@ -80,6 +80,13 @@ e2eTest(
         await third.type(`echo not this${LEAVE}`);
         assert.equal(await third.end(), 0);
         assert.match(third.screen, /Left the console/);
+
+        await using fourth = new AtTerminal(console);
+        await fourth.type("\r");
+        await fourth.shows(/# $/);
+        await fourth.type("#" + "x".repeat(200_000));
+        await fourth.type(LEAVE);
+        assert.equal(await fourth.end(), 0);
       }
       const cancelled = new Deno.Command(PROGRAM[0] ?? "", {
         args: [...PROGRAM.slice(1), ...console],
