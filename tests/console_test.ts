@@ -114,28 +114,43 @@ async function* typing(parts: readonly Uint8Array[]): AsyncGenerator<Uint8Array>
   }
 }
 
-Deno.test("after a paste of 200 kB into the console, all of it is sent and ^] leaves", async () => {
+/** What becomes of a console at whose terminal this is typed. */
+async function typeAtConsole(parts: readonly Uint8Array[]): Promise<{
+  readonly receivedBytes: number;
+  readonly modes: readonly boolean[];
+  readonly lines: readonly string[];
+}> {
   await using libvirtd = new TestLibvirtd({
     DOMAIN_GET_METADATA: () => xdr(`${recordXml(EMPTY_RECORD)}`),
     DOMAIN_OPEN_CONSOLE: () => xdr(),
   });
   await using connection = await Connection.open(libvirtd.uri);
-  const paste = new Uint8Array(200_000).fill(0x61);
   const modes: boolean[] = [];
   const lines: string[] = [];
   await openConsole("m", {
     force: false,
-    terminal: {
-      input: typing([paste, Uint8Array.of(0x62, 0x1d, 0x63)]),
-      setRaw: (raw) => modes.push(raw),
-    },
+    terminal: { input: typing(parts), setRaw: (raw) => modes.push(raw) },
     stage: {
       ...{ connection, config: DEFAULT_CONFIG, stdout: () => Promise.resolve() },
       signal: AbortSignal.timeout(5000),
-      log: (line) => lines.push(line),
+      log: (line) => lines.push(`log: ${line}`),
+      warn: (line) => lines.push(`warn: ${line}`),
     },
   });
-  assert.equal(libvirtd.receivedBytes, paste.length + 1);
+  return { receivedBytes: libvirtd.receivedBytes, modes, lines };
+}
+
+Deno.test("after a paste of 200 kB into the console, all of it is sent and ^] leaves", async () => {
+  const paste = new Uint8Array(200_000).fill(0x61);
+  const typed = [paste, Uint8Array.of(0x62, 0x1d, 0x63)];
+  const { receivedBytes, modes } = await typeAtConsole(typed);
+  assert.equal(receivedBytes, paste.length + 1);
   assert.deepEqual(modes, [true, false]);
-  assert.match(lines.join("\n"), /^Left the console of "m"$/m);
+});
+
+Deno.test("console says first how to leave, that the terminal obeys the guest, and what makes it visible", async () => {
+  const { lines } = await typeAtConsole([Uint8Array.of(0x1d)]);
+  const [first, last, ...others] = lines;
+  assert.match(first ?? "", /^warn: .*\^\] .* leaves it.* obeys .*"libvirt-gci logs m" makes it/);
+  assert.deepEqual([last, ...others], ['log: Left the console of "m"']);
 });

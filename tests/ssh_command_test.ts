@@ -79,6 +79,25 @@ terminalTest(
 );
 
 terminalTest(
+  "ssh says before anything of the guest's that the terminal obeys it, and what makes it visible",
+  async ({ stage }) => {
+    const before: string[][] = [];
+    const stdout = (bytes: Uint8Array): Promise<void> => {
+      before.push([...stage.warnings]);
+      return stage.stdout(bytes);
+    };
+    const told = { ...stage, stdout };
+    await ssh(JOB.machine, { command: "echo hi", terminal: new TypedTerminal([]), stage: told });
+    assert.match(stage.output.stdout, /hi/);
+    const [first] = before;
+    assert.match(
+      first?.join("|") ?? "",
+      /^This terminal obeys .*"libvirt-gci logs [\w-]+" makes [^|]*$/,
+    );
+  },
+);
+
+terminalTest(
   "ssh runs a command in a terminal, passes on its new size and ends with its status",
   async ({ stage, guest }) => {
     const terminal = new TypedTerminal([]);

@@ -9,7 +9,10 @@ import type { Terminal } from "./ssh.ts";
 import type { Stage } from "./stage.ts";
 
 /** What the console needs of a stage. */
-export type ConsoleStage = Pick<Stage, "connection" | "config" | "signal" | "log" | "stdout">;
+export type ConsoleStage = Pick<
+  Stage,
+  "connection" | "config" | "signal" | "log" | "warn" | "stdout"
+>;
 
 /**
  * Connects a person's terminal to the machine's serial console, until they type ^] or the machine
@@ -79,14 +82,16 @@ const LONGEST_LINE = 4096;
 
 async function connect(
   session: ConsoleSession,
-  { domain, terminal, stage: { signal, log, stdout } }: {
+  { domain, terminal, stage: { signal, warn, stdout } }: {
     readonly domain: Domain;
     readonly terminal: Pick<Terminal, "input" | "setRaw">;
     readonly stage: ConsoleStage;
   },
 ): Promise<End | "left"> {
-  log(
-    `The serial console of "${domain.name}": ^] (Ctrl and ]) leaves it; if it is silent, try Enter`,
+  const { name } = domain;
+  warn(
+    `The serial console of "${name}": ^] (Ctrl and ]) leaves it; if it is silent, try Enter. This ` +
+      `terminal obeys what the guest sends: "libvirt-gci logs ${name}" makes it visible instead`,
   );
   const typed = new Typed();
   terminal.setRaw(true);

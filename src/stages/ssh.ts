@@ -27,11 +27,15 @@ export async function ssh(
     /** A line for the guest's shell; null is a shell. */
     readonly command: string | null;
     readonly terminal: Terminal;
-    readonly stage: Pick<Stage, "connection" | "config" | "home" | "signal" | "stdout">;
+    readonly stage: Pick<Stage, "connection" | "config" | "home" | "signal" | "warn" | "stdout">;
   },
 ): Promise<void> {
   using ready = await lookupReadyMachine(machine, stage);
   using connection = await logIn(ready, stage);
+  stage.warn(
+    `This terminal obeys what the guest of "${machine}" sends: "libvirt-gci logs ${machine}" makes ` +
+      "what is on its console visible instead",
+  );
   const remote = await connection.openTerminal(command, {
     ...{ type: terminal.type, size: terminal.size(), output: stage.stdout },
   });
