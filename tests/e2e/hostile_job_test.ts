@@ -362,6 +362,26 @@ e2eTest("a job cannot forge its end or our words, and its status is its own", as
   assert.match(hider.logText, /all is well \x1b\[8m\x1b\[0m\nlibvirt-gci: The /);
 });
 
+e2eTest(
+  "what a stage left in its machine decides later ones there, and in no other machine",
+  async () => {
+    const [own, other] = ["gci-e2e-replaced", "gci-e2e-untouched"] as const;
+    await using _own = await prepared(own);
+    await using _other = await prepared(other);
+    const replacement = job({
+      script: [
+        "printf '#!/bin/sh\\nexit 0\\n' >~/bash; chmod +x ~/bash",
+        "sudo mv ~/bash /usr/local/bin/bash",
+      ],
+    });
+    assertVerdict(await runOnMachine(own, replacement), "success");
+    const failing = job({ script: ["exit 7"] });
+    assertVerdict(await runOnMachine(own, failing), "success");
+    assertVerdict(await runOnMachine(other, failing), "script_failure", 7);
+  },
+  { thorough: true },
+);
+
 e2eTest("what a job calls its template is in the log without what a terminal obeys", async () => {
   const distro = "\x1b[31mx\nlibvirt-gci: forged\u202e\r\u009b8m";
   for (
