@@ -10,7 +10,7 @@
 #
 #   -c, --connect URI      the hypervisor, on this host (default: qemu:///system)
 #   -p, --pool NAME        the pool of templates (default: base_imgs, which is made
-#                          in /var/lib/libvirt/base_imgs if there is none)
+#                          in /var/lib/libvirt/images/base_imgs if there is none)
 #       --replace          put a new version in the place of a template that exists:
 #                          jobs that run go on with the old one; if anything else
 #                          stands on it, it stays
@@ -24,7 +24,8 @@ export LC_ALL=C # The words of virsh and qemu-img are read below.
 
 # What marks a job's machine, and the ends of the names of all its volumes and of its disk.
 readonly MACHINES=urn:libvirt-gci:machine:1 OURS=.libvirt-gci OVERLAY=.overlay.libvirt-gci
-readonly DEFAULT_POOL=base_imgs DEFAULT_POOL_PATH=/var/lib/libvirt/base_imgs
+# Where AppArmor lets libvirt see on which template a disk stands.
+readonly DEFAULT_POOL=base_imgs DEFAULT_POOL_PATH=/var/lib/libvirt/images/base_imgs
 
 # Debian makes SSH host keys when sshd is installed and never again: without this
 # unit, no job could log in to a template of it or of its descendants.

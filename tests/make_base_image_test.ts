@@ -1,7 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
+import { poolPath } from "../src/command.ts";
 
 const SCRIPT = new URL("../make_base_image/make_base_image.sh", import.meta.url).pathname;
+
+Deno.test("make_base_image.sh makes the pool where doctor would have it", async () => {
+  const text = await Deno.readTextFile(SCRIPT);
+  assert.equal(/ DEFAULT_POOL_PATH=(\S+)/.exec(text)?.[1], poolPath("base_imgs"));
+});
 
 /** Says of a host with the machine `vm`, the machine `other` and the pool `templates` what virsh would. */
 const VIRSH = `#!/bin/sh
