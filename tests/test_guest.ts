@@ -3,6 +3,7 @@ import { type AddressInfo, createServer, type Server } from "node:net";
 // @ts-types="@types/ssh2"
 import ssh2 from "ssh2";
 import type { Connection, KexAlgorithm, ServerChannel, Session } from "ssh2";
+import { type Flood, floodClient } from "./flood.ts";
 
 /** How a {@linkcode TestGuest} misbehaves. */
 export interface TestGuestOptions {
@@ -18,6 +19,10 @@ export interface TestGuestOptions {
   readonly ignoreCommands?: boolean;
   /** Send this packet of SSH in place of running a script, given its channel's number, and hang up. */
   readonly packet?: (channel: number) => Uint8Array;
+  /** Instead of running a command, flood the client. */
+  readonly flood?: Flood;
+  /** Listen at this UNIX socket instead, whose buffers are small. */
+  readonly path?: string;
 }
 
 /**
@@ -39,15 +44,18 @@ export class TestGuest implements AsyncDisposable {
   readonly #children = new Set<Deno.ChildProcess>();
   readonly #running = new Set<Promise<void>>();
   readonly #options: TestGuestOptions;
+  readonly #flooded = Promise.withResolvers<void>();
 
   private constructor(listener: Server, privateKey: string, options: TestGuestOptions) {
     this.#listener = listener;
     this.#options = options;
     this.privateKey = privateKey;
-    this.port = (listener.address() as AddressInfo).port;
+    this.port = (listener.address() as Partial<AddressInfo>).port ?? 0;
     const { kex } = options;
     const algorithms = kex && { algorithms: { kex: [...kex] } };
-    const server = new ssh2.Server({ hostKeys: [generateKey()], ...algorithms });
+    const ident = "OpenSSH_9.9"; // of which ssh2 takes what it takes of no other
+    const own = { ident, keepaliveInterval: 0 }; // sshd asks for no sign of life either
+    const server = new ssh2.Server({ hostKeys: [generateKey()], ...own, ...algorithms });
     server.on("connection", (connection) => this.#serve(connection));
     listener.on("connection", (socket) => {
       socket.setNoDelay(true); // as sshd does; Nagle's algorithm costs 40 ms a step
@@ -58,9 +66,15 @@ export class TestGuest implements AsyncDisposable {
   static async start(options: TestGuestOptions = {}): Promise<TestGuest> {
     const listener = createServer();
     const { promise, resolve } = Promise.withResolvers<void>();
-    listener.listen(0, "0.0.0.0", resolve);
+    if (options.path === undefined) listener.listen(0, "0.0.0.0", resolve);
+    else listener.listen(options.path, resolve);
     await promise;
     return new TestGuest(listener, generateKey(), options);
+  }
+
+  /** Resolves when it has flooded a client. */
+  get flooded(): Promise<void> {
+    return this.#flooded.promise;
   }
 
   /** Ends all connections and processes at once, as a guest does that loses its power. */
@@ -104,7 +118,7 @@ export class TestGuest implements AsyncDisposable {
   }
 
   #serveSession(session: Session, connection: Connection): void {
-    const { ignoreCommands, loseScripts } = this.#options;
+    const { ignoreCommands, loseScripts, flood } = this.#options;
     session.on("pty", (accept, _reject, { cols, rows }) => {
       this.terminals.push(`${cols}x${rows}`);
       accept?.();
@@ -114,19 +128,29 @@ export class TestGuest implements AsyncDisposable {
       accept?.();
     });
     session.on("shell", (accept) => {
-      this.#running.add(this.#exec(accept(), "exec sh", connection));
+      this.#track(this.#exec(accept(), "exec sh", connection));
     });
     session.on("exec", (accept, _reject, { command }) => {
       if (ignoreCommands) return;
+      if (flood !== undefined) {
+        if (flood.kind !== "early") accept();
+        this.commands.push(command);
+        const flooding = floodClient(flood, connection, session);
+        this.#track(flooding.then(() => this.#flooded.resolve()));
+        return;
+      }
       const channel = accept();
       this.commands.push(command);
       const { packet } = this.#options;
       if (packet && command !== "exit 0") return sendPacket(connection, channel, packet);
       if (loseScripts && command !== "exit 0") return connection.end();
-      const running = this.#exec(channel, command, connection);
-      this.#running.add(running);
-      running.then(() => this.#running.delete(running));
+      this.#track(this.#exec(channel, command, connection));
     });
+  }
+
+  #track(running: Promise<void>): void {
+    this.#running.add(running);
+    running.then(() => this.#running.delete(running));
   }
 
   async #exec(channel: ServerChannel, command: string, connection: Connection): Promise<void> {

@@ -11,6 +11,7 @@ import type {
 import type { Duplex, Readable } from "node:stream";
 import { SystemFailure } from "../errors.ts";
 import type { Channel } from "./agent_channel.ts";
+import { dam } from "./dam.ts";
 
 /** How to log in to a guest. */
 export interface Login {
@@ -93,7 +94,7 @@ export class SshConnection implements Disposable {
    */
   static async open(
     login: Login,
-    { timeoutMs, connectMs = timeoutMs, signal, sock }: {
+    { timeoutMs, connectMs = timeoutMs, signal, sock: channel }: {
       readonly timeoutMs: number;
       /** How much of that the connection may take, before SSH begins. */
       readonly connectMs?: number;
@@ -104,6 +105,7 @@ export class SshConnection implements Disposable {
   ): Promise<SshConnection> {
     // @ts-types="@types/ssh2"
     const { Client } = (await import("ssh2")).default;
+    const { createConnection } = await import("node:net");
     signal.throwIfAborted();
     const client = new Client();
     const { promise, resolve, reject } = Promise.withResolvers<void>();
@@ -115,7 +117,7 @@ export class SshConnection implements Disposable {
     };
     // Where the host is busy, the time may be over before it is known that the guest has answered.
     let connecting = setTimeout(() => connecting = setTimeout(giveUp, GRACE_MS), connectMs);
-    let isConnecting = sock === undefined;
+    let isConnecting = channel === undefined;
     client.on("connect", () => {
       isConnecting = false;
       clearTimeout(connecting);
@@ -127,8 +129,9 @@ export class SshConnection implements Disposable {
     });
     client.on("close", () => reject(new Error("the guest closed the connection")));
     signal.addEventListener("abort", abort);
+    const sock = channel ?? createConnection({ host: login.address, port: login.port });
     const config: ConnectConfig = {
-      ...(sock ? { sock } : { host: login.address, port: login.port }),
+      sock,
       username: login.user,
       privateKey: login.privateKey,
       authHandler: byKeyOnceKnown(login.keyKnown ?? Promise.resolve()),
@@ -145,13 +148,14 @@ export class SshConnection implements Disposable {
     };
     try {
       client.connect(config);
+      dam(client, sock);
       await promise;
       return new SshConnection(client, hostKey);
     } catch (error) {
       // Deno 2.7 leaves a socket open that is destroyed while it connects: it is destroyed then.
-      if (isConnecting) client.on("connect", () => client.destroy());
-      else client.destroy();
-      sock?.destroy();
+      if (isConnecting) sock.on("connect", () => sock.destroy());
+      else sock.destroy();
+      sock.on("error", () => {}); // ssh2 does not listen if it took no key
       throw error;
     } finally {
       clearTimeout(connecting);
