@@ -18,7 +18,9 @@ import {
 import { Network } from "./network.ts";
 import { FilterBinding } from "./filter_binding.ts";
 import { NetworkFilter } from "./network_filter.ts";
+import { FREE, type Kind } from "./handle.ts";
 import { StoragePool } from "./storage_pool.ts";
+import { Stream } from "./stream.ts";
 
 /** The functions that may ask the daemon: each goes through {@linkcode Connection.call}. */
 export type CallName = {
@@ -27,17 +29,10 @@ export type CallName = {
 }[keyof Functions];
 
 interface Functions extends Libvirt, LibvirtQemu {}
-type CallParameters<Name extends CallName> = Parameters<Functions[Name]>;
-type CallResult<Name extends CallName> = NonNullable<Awaited<ReturnType<Functions[Name]>>>;
-
-/** The functions that give a handle's memory back. */
-type FreeName =
-  | "virDomainFree"
-  | "virNetworkFree"
-  | "virNWFilterBindingFree"
-  | "virNWFilterFree"
-  | "virStoragePoolFree"
-  | "virStorageVolFree";
+/** What such a function takes. */
+export type CallParameters<Name extends CallName> = Parameters<Functions[Name]>;
+/** What it gives, unless that says that it failed. */
+export type CallResult<Name extends CallName> = NonNullable<Awaited<ReturnType<Functions[Name]>>>;
 
 /** The functions that list handles into an array, and what they list. */
 interface Lists {
@@ -68,8 +63,6 @@ export interface ConnectionOptions {
 
 const SECONDS_AFTER_ABORT = 5;
 const CLOSE_MS = 3000;
-/** The most that a message of libvirt's streams carries. */
-export const CHUNK_BYTES = 256 * 1024;
 const UUID_STRING_BYTES = 37; // VIR_UUID_STRING_BUFLEN
 const MOST_WORDS_BYTES = 4096; // of an error, which may quote a guest's agent
 const SIZE_OF_VIR_ERROR = 80; // on 64-bit machines; code at 0, message at 8
@@ -94,6 +87,7 @@ export class Connection implements AsyncDisposable {
   #turn: Promise<void> = Promise.resolve();
   /** Whether a call never came back, so that every further one would wait behind it. */
   #stuck = false;
+  #isClosed = false;
 
   private constructor(
     uri: string,
@@ -150,12 +144,14 @@ export class Connection implements AsyncDisposable {
 
   /**
    * Calls a function of libvirt in its turn. Throws {@linkcode LibvirtError} if it fails or does not
-   * come back in time.
+   * come back in time, and Error if the connection was closed.
    */
   async call<Name extends CallName>(
     name: Name,
     ...args: CallParameters<Name>
   ): Promise<CallResult<Name>> {
+    if (this.#isClosed) throw new Error(`${name} was called on a connection that was closed`);
+    if (name === "virConnectClose") this.#isClosed = true;
     const { promise: done, resolve: endTurn } = Promise.withResolvers<void>();
     const turn = this.#turn;
     this.#turn = done;
@@ -226,14 +222,11 @@ export class Connection implements AsyncDisposable {
     return pointers.filter((pointer) => pointer !== null) as Pointer<Lists[Name]>[];
   }
 
-  /**
-   * Gives a handle back once the calls before have ended, which may use it, or leaks it where one is
-   * stuck.
-   */
-  release<Name extends FreeName>(name: Name, pointer: Parameters<Libvirt[Name]>[0]): void {
-    const symbol = this.#libvirt[name] as (pointer: Parameters<Libvirt[Name]>[0]) => number;
+  /** For handles: gives one back in its turn, or leaks it where a call is stuck that may use it. */
+  release<K extends Kind>(kind: K, pointer: Pointer<K>): void {
+    const free = this.#libvirt[FREE[kind]] as (pointer: Pointer<K>) => number;
     this.#turn = this.#turn.then(() => {
-      if (!this.#stuck) symbol(pointer);
+      if (!this.#stuck) free(pointer);
     });
   }
 
@@ -246,37 +239,15 @@ export class Connection implements AsyncDisposable {
    * Gives the body a stream, which is finished after it, or aborted if it fails. `flags` are those of
    * virStreamFlags.
    */
-  async withStream<T>(
-    body: (stream: Pointer<"virStream">) => Promise<T>,
-    flags = 0,
-  ): Promise<T> {
-    const stream = await this.call("virStreamNew", this.#pointer, flags);
+  async withStream<T>(body: (stream: Stream) => Promise<T>, flags = 0): Promise<T> {
+    using stream = new Stream(this, await this.call("virStreamNew", this.#pointer, flags));
     try {
       const result = await body(stream);
-      await this.call("virStreamFinish", stream);
+      await stream.finish();
       return result;
     } catch (error) {
-      if (!this.#stuck) await this.call("virStreamAbort", stream).catch(() => {}); // the first counts
+      await stream.abort().catch(() => {}); // the first failure counts
       throw error;
-    } finally {
-      if (!this.#stuck) this.#libvirt.virStreamFree(stream);
-    }
-  }
-
-  /** All that comes from a stream until its end. Throws Error if that is more than so many bytes. */
-  async receiveAll(
-    stream: Pointer<"virStream">,
-    mostBytes = Infinity,
-  ): Promise<Uint8Array<ArrayBuffer>> {
-    const chunks: Uint8Array<ArrayBuffer>[] = [];
-    let left = mostBytes;
-    for (;;) {
-      const chunk = new Uint8Array(CHUNK_BYTES);
-      const length = await this.call("virStreamRecv", stream, chunk, BigInt(CHUNK_BYTES));
-      if (length === 0) return new Uint8Array(await new Blob(chunks).arrayBuffer());
-      left -= length;
-      if (left < 0) throw new Error(`it has more than ${mostBytes} bytes`);
-      chunks.push(chunk.subarray(0, length));
     }
   }
 
@@ -438,7 +409,7 @@ export class Connection implements AsyncDisposable {
       const name = borrowedString(this.#libvirt.virNWFilterGetName(pointer)) ?? "";
       const uuid = new Uint8Array(UUID_STRING_BYTES);
       this.#libvirt.virNWFilterGetUUIDString(pointer, uuid);
-      this.release("virNWFilterFree", pointer);
+      this.release("virNWFilter", pointer);
       return { name, uuid: new TextDecoder().decode(uuid.subarray(0, -1)) };
     }) ?? null;
   }
@@ -478,7 +449,7 @@ export class Connection implements AsyncDisposable {
 
   /** Closes the connection if that is soon done. It never throws: what was done with it counts. */
   async [Symbol.asyncDispose](): Promise<void> {
-    if (this.#stuck) return;
+    if (this.#stuck || this.#isClosed) return;
     const { promise: late, resolve } = Promise.withResolvers<void>();
     const timer = setTimeout(resolve, CLOSE_MS);
     await Promise.race([this.close().catch(() => {}), late]);

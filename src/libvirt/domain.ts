@@ -2,6 +2,7 @@
 import type { Pointer } from "../../ffi/libvirt.ts";
 import { cBytes, cString, OutCell, pointerAt } from "../../ffi/memory.ts";
 import type { Connection } from "./connection.ts";
+import { Handle } from "./handle.ts";
 import { orNull, VIR_ERR } from "./error.ts";
 
 /** virDomainCreateFlags: check the XML against libvirt's schema. */
@@ -67,20 +68,17 @@ export interface Interface {
 }
 
 /** A handle of a domain. Whoever gets it disposes of it, which leaves the domain as it is. */
-export class Domain implements Disposable {
+export class Domain extends Handle<"virDomain"> {
   readonly name: string;
-  readonly #connection: Connection;
-  readonly #pointer: Pointer<"virDomain">;
 
   constructor(connection: Connection, pointer: Pointer<"virDomain">, name: string) {
-    this.#connection = connection;
-    this.#pointer = pointer;
+    super(connection, "virDomain", pointer);
     this.name = name;
   }
 
   /** Whether it runs. A transient domain that does not is gone: that is false too. */
   async isActive(): Promise<boolean> {
-    const active = this.#connection.call("virDomainIsActive", this.#pointer);
+    const active = this.call("virDomainIsActive");
     return (await orNull(VIR_ERR.NO_DOMAIN, active)) === 1;
   }
 
@@ -88,7 +86,7 @@ export class Domain implements Disposable {
   async state(): Promise<DomainState> {
     const state = new Int32Array(1);
     const reason = new Int32Array(1);
-    const call = this.#connection.call("virDomainGetState", this.#pointer, state, reason, 0);
+    const call = this.call("virDomainGetState", state, reason, 0);
     if (await orNull(VIR_ERR.NO_DOMAIN, call) === null) return "gone";
     if (state[0] === VIR_DOMAIN_SHUTOFF) return "gone"; // it is about to be
     if (state[0] === VIR_DOMAIN_CRASHED) return "crashed";
@@ -99,7 +97,7 @@ export class Domain implements Disposable {
 
   /** Ends it as a power cut does. Nothing happens to one that has ended already. */
   async destroy(): Promise<void> {
-    const destroyed = this.#connection.call("virDomainDestroy", this.#pointer);
+    const destroyed = this.call("virDomainDestroy");
     await orNull(VIR_ERR.NO_DOMAIN, orNull(VIR_ERR.OPERATION_INVALID, destroyed));
   }
 
@@ -107,7 +105,7 @@ export class Domain implements Disposable {
   async memoryMib(): Promise<number> {
     // virDomainInfo (libvirt-domain.h): state at 0, maxMem in KiB at 8, 40 bytes in all.
     const info = new BigUint64Array(5);
-    await this.#connection.call("virDomainGetInfo", this.#pointer, info);
+    await this.call("virDomainGetInfo", info);
     return Number(info[1]) / 1024;
   }
 
@@ -115,9 +113,8 @@ export class Domain implements Disposable {
   metadata(namespace: string): Promise<string | null> {
     return orNull(
       VIR_ERR.NO_DOMAIN_METADATA,
-      this.#connection.callForString(
+      this.callForString(
         "virDomainGetMetadata",
-        this.#pointer,
         VIR_DOMAIN_METADATA_ELEMENT,
         cString(namespace),
         0,
@@ -127,9 +124,8 @@ export class Domain implements Disposable {
 
   /** Replaces the element of this namespace in the `<metadata>` of the running domain. */
   async setMetadata(namespace: string, prefix: string, element: string): Promise<void> {
-    await this.#connection.call(
+    await this.call(
       "virDomainSetMetadata",
-      this.#pointer,
       VIR_DOMAIN_METADATA_ELEMENT,
       cString(element),
       cString(prefix),
@@ -140,9 +136,8 @@ export class Domain implements Disposable {
 
   /** Replaces the title of the running domain, a line. */
   async setTitle(title: string): Promise<void> {
-    await this.#connection.call(
+    await this.call(
       "virDomainSetMetadata",
-      this.#pointer,
       VIR_DOMAIN_METADATA_TITLE,
       cString(title),
       null,
@@ -153,16 +148,18 @@ export class Domain implements Disposable {
 
   /**
    * Gives its QEMU guest agent a command and resolves to the `return` of the answer, which is what the
-   * guest wants it to be, within 64 KiB. It must be awaited before the handle is disposed of.
+   * guest wants it to be, within 64 KiB.
    */
   async agentCommand(command: object, timeoutSeconds: number): Promise<unknown> {
-    const answer = await this.#connection.callForShortString(
-      "virDomainQemuAgentCommand",
-      MOST_AGENT_BYTES,
-      this.#pointer,
-      cString(JSON.stringify(command)),
-      timeoutSeconds,
-      0,
+    const answer = await this.lend((pointer) =>
+      this.connection.callForShortString(
+        "virDomainQemuAgentCommand",
+        MOST_AGENT_BYTES,
+        pointer,
+        cString(JSON.stringify(command)),
+        timeoutSeconds,
+        0,
+      )
     );
     return JSON.parse(answer).return;
   }
@@ -177,20 +174,17 @@ export class Domain implements Disposable {
     { force }: { readonly force: boolean },
     body: (session: ConsoleSession) => Promise<T>,
   ): Promise<T> {
-    const connection = this.#connection;
     const flags = force ? VIR_DOMAIN_CONSOLE_FORCE : 0;
-    return connection.withStream(async (stream) => {
-      await connection.call("virDomainOpenConsole", this.#pointer, null, stream, flags);
+    return this.connection.withStream(async (stream) => {
+      await stream.lend((pointer) => this.call("virDomainOpenConsole", null, pointer, flags));
       return await body({
         receive: async () => {
           const bytes = new Uint8Array(CONSOLE_BYTES);
-          const size = BigInt(bytes.length);
-          const count = await connection.call("virStreamRecv", stream, bytes, size);
+          const count = await stream.receive(bytes);
           return count === 0 ? null : bytes.subarray(0, count === WOULD_BLOCK ? 0 : count);
         },
         send: async (bytes) => {
-          const size = BigInt(bytes.length);
-          const count = await connection.call("virStreamSend", stream, bytes, size);
+          const count = await stream.send(bytes);
           return count === WOULD_BLOCK ? 0 : count;
         },
       });
@@ -204,10 +198,11 @@ export class Domain implements Disposable {
   async screenshot(
     mostBytes: number,
   ): Promise<{ mimeType: string; bytes: Uint8Array<ArrayBuffer> }> {
-    const connection = this.#connection;
-    return await connection.withStream(async (stream) => ({
-      mimeType: await connection.callForString("virDomainScreenshot", this.#pointer, stream, 0, 0),
-      bytes: await connection.receiveAll(stream, mostBytes),
+    return await this.connection.withStream(async (stream) => ({
+      mimeType: await stream.lend((pointer) =>
+        this.callForString("virDomainScreenshot", pointer, 0, 0)
+      ),
+      bytes: await stream.receiveAll(mostBytes),
     }));
   }
 
@@ -216,32 +211,22 @@ export class Domain implements Disposable {
    * {@linkcode Connection.restoreDomain}.
    */
   async save(path: string): Promise<void> {
-    await this.#connection.call("virDomainSaveFlags", this.#pointer, cString(path), null, 0);
+    await this.call("virDomainSaveFlags", cString(path), null, 0);
   }
 
   /** Plugs in the device that the XML describes, while it runs. */
   async attachDevice(deviceXml: string): Promise<void> {
-    await this.#connection.call(
-      "virDomainAttachDeviceFlags",
-      this.#pointer,
-      cString(deviceXml),
-      VIR_DOMAIN_AFFECT_LIVE,
-    );
+    await this.call("virDomainAttachDeviceFlags", cString(deviceXml), VIR_DOMAIN_AFFECT_LIVE);
   }
 
   /** Changes the device that the XML describes anew, while it runs. */
   async updateDevice(deviceXml: string): Promise<void> {
-    await this.#connection.call(
-      "virDomainUpdateDeviceFlags",
-      this.#pointer,
-      cString(deviceXml),
-      VIR_DOMAIN_AFFECT_LIVE,
-    );
+    await this.call("virDomainUpdateDeviceFlags", cString(deviceXml), VIR_DOMAIN_AFFECT_LIVE);
   }
 
   /** Its XML as it runs. */
   xml(): Promise<string> {
-    return this.#connection.callForString("virDomainGetXMLDesc", this.#pointer, 0);
+    return this.callForString("virDomainGetXMLDesc", 0);
   }
 
   /** Its network interfaces as this source knows them; none where it knows nothing yet. */
@@ -249,13 +234,7 @@ export class Domain implements Disposable {
     source: typeof ADDRESS_SOURCE[keyof typeof ADDRESS_SOURCE],
   ): Promise<Interface[]> {
     const list = new OutCell();
-    const count = await this.#connection.call(
-      "virDomainInterfaceAddresses",
-      this.#pointer,
-      list.buffer,
-      source,
-      0,
-    );
+    const count = await this.call("virDomainInterfaceAddresses", list.buffer, source, 0);
     const array = list.pointer;
     if (array === null) return [];
     const interfaces: Interface[] = [];
@@ -263,14 +242,10 @@ export class Domain implements Disposable {
       const pointer = pointerAt(array, i * 8);
       if (pointer === null) continue;
       interfaces.push(readInterface(pointer));
-      this.#connection.local.virDomainInterfaceFree(pointer);
+      this.connection.local.virDomainInterfaceFree(pointer);
     }
-    this.#connection.local.free(array);
+    this.connection.local.free(array);
     return interfaces;
-  }
-
-  [Symbol.dispose](): void {
-    this.#connection.release("virDomainFree", this.#pointer);
   }
 }
 

@@ -2,6 +2,7 @@
 import type { Pointer } from "../../ffi/libvirt.ts";
 import { borrowedString, cString, OutCell, pointerAt } from "../../ffi/memory.ts";
 import type { Connection } from "./connection.ts";
+import { Handle } from "./handle.ts";
 
 /** virNetworkUpdateCommand: add an entry behind the others. */
 export const VIR_NETWORK_UPDATE_COMMAND_ADD_LAST = 3;
@@ -19,45 +20,36 @@ export interface DhcpLease {
 }
 
 /** A handle of a virtual network. Whoever gets it disposes of it. */
-export class Network implements Disposable {
+export class Network extends Handle<"virNetwork"> {
   readonly name: string;
-  readonly #connection: Connection;
-  readonly #pointer: Pointer<"virNetwork">;
 
   constructor(connection: Connection, pointer: Pointer<"virNetwork">, name: string) {
-    this.#connection = connection;
-    this.#pointer = pointer;
+    super(connection, "virNetwork", pointer);
     this.name = name;
   }
 
   /** Whether it is started. */
   async isActive(): Promise<boolean> {
-    return (await this.#connection.call("virNetworkIsActive", this.#pointer)) === 1;
+    return (await this.call("virNetworkIsActive")) === 1;
   }
 
   /** Whether libvirt starts it with the host. */
   async autostarts(): Promise<boolean> {
     const autostart = new Int32Array(1);
-    await this.#connection.call("virNetworkGetAutostart", this.#pointer, autostart);
+    await this.call("virNetworkGetAutostart", autostart);
     return autostart[0] === 1;
   }
 
   /** Its XML: addresses, bridge, DHCP. */
   xml(): Promise<string> {
-    return this.#connection.callForString("virNetworkGetXMLDesc", this.#pointer, 0);
+    return this.callForString("virNetworkGetXMLDesc", 0);
   }
 
   /** What its DHCP server has leased and what has not expired. */
   async dhcpLeases(): Promise<DhcpLease[]> {
     const list = new OutCell();
-    const connection = this.#connection;
-    const count = await connection.call(
-      "virNetworkGetDHCPLeases",
-      this.#pointer,
-      null,
-      list.buffer,
-      0,
-    );
+    const { local } = this.connection;
+    const count = await this.call("virNetworkGetDHCPLeases", null, list.buffer, 0);
     const array = list.pointer;
     if (array === null) return [];
     const leases: DhcpLease[] = [];
@@ -65,9 +57,9 @@ export class Network implements Disposable {
       const pointer = pointerAt(array, i * 8);
       if (pointer === null) continue;
       leases.push(readLease(pointer));
-      connection.local.virNetworkDHCPLeaseFree(pointer);
+      local.virNetworkDHCPLeaseFree(pointer);
     }
-    connection.local.free(array);
+    local.free(array);
     return leases;
   }
 
@@ -77,19 +69,14 @@ export class Network implements Disposable {
    * firewall rules away for a moment: connections that guests begin just then may be lost.
    */
   async addDhcpHost(hostXml: string, ipIndex: number): Promise<void> {
-    await this.#connection.call(
+    await this.call(
       "virNetworkUpdate",
-      this.#pointer,
       VIR_NETWORK_UPDATE_COMMAND_ADD_LAST,
       VIR_NETWORK_SECTION_IP_DHCP_HOST,
       ipIndex,
       cString(hostXml),
       VIR_NETWORK_UPDATE_AFFECT_LIVE,
     );
-  }
-
-  [Symbol.dispose](): void {
-    this.#connection.release("virNetworkFree", this.#pointer);
   }
 }
 

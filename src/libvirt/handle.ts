@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import type { Pointer } from "../../ffi/libvirt.ts";
+import type { CallName, CallParameters, CallResult, Connection } from "./connection.ts";
+
+/** Which function gives a handle of which C structure back. */
+export const FREE = {
+  virDomain: "virDomainFree",
+  virNetwork: "virNetworkFree",
+  virNWFilter: "virNWFilterFree",
+  virNWFilterBinding: "virNWFilterBindingFree",
+  virStoragePool: "virStoragePoolFree",
+  virStorageVol: "virStorageVolFree",
+  virStream: "virStreamFree",
+} as const;
+
+/** The C structures that there are handles of. */
+export type Kind = keyof typeof FREE;
+
+/** The functions whose first parameter is such a handle, and their other parameters. */
+type MethodName<K extends Kind> = {
+  [Name in CallName]: Pointer<K> extends CallParameters<Name>[0] ? Name : never;
+}[CallName];
+type OtherParameters<Name extends CallName> = CallParameters<Name> extends
+  [unknown, ...infer Others] ? Others : never;
+
+/**
+ * A handle of libvirt's. Whoever gets it disposes of it, which leaves alone what it stands for. The
+ * memory is given back after the calls on it that are in flight; a further call throws.
+ */
+export abstract class Handle<K extends Kind> implements Disposable {
+  protected readonly connection: Connection;
+  readonly #kind: K;
+  readonly #pointer: Pointer<K>;
+  #borrowers = 0;
+  #isDisposed = false;
+
+  protected constructor(connection: Connection, kind: K, pointer: Pointer<K>) {
+    this.connection = connection;
+    this.#kind = kind;
+    this.#pointer = pointer;
+  }
+
+  /** The pointer, for what needs no daemon and is done at once. */
+  protected get pointer(): Pointer<K> {
+    if (this.#isDisposed) throw new Error(`The handle of a ${this.#kind} was disposed of`);
+    return this.#pointer;
+  }
+
+  /** Lends the pointer until the borrower's promise has settled, also if it is disposed of meanwhile. */
+  async lend<T>(borrower: (pointer: Pointer<K>) => Promise<T>): Promise<T> {
+    const { pointer } = this;
+    this.#borrowers++;
+    try {
+      return await borrower(pointer);
+    } finally {
+      this.#borrowers--;
+      this.#freeUnused();
+    }
+  }
+
+  /** As {@linkcode Connection.call}, with this handle for the first parameter. */
+  protected call<Name extends MethodName<K>>(
+    name: Name,
+    ...others: OtherParameters<Name>
+  ): Promise<CallResult<Name>> {
+    return this.lend((pointer) => this.connection.call(name, ...withFirst<Name>(pointer, others)));
+  }
+
+  /** As {@linkcode Connection.callForString}, likewise. */
+  protected callForString<Name extends MethodName<K>>(
+    name: Name,
+    ...others: OtherParameters<Name>
+  ): Promise<string> {
+    return this.lend((pointer) =>
+      this.connection.callForString(name, ...withFirst<Name>(pointer, others))
+    );
+  }
+
+  [Symbol.dispose](): void {
+    if (this.#isDisposed) return;
+    this.#isDisposed = true;
+    this.#freeUnused();
+  }
+
+  #freeUnused(): void {
+    if (this.#isDisposed && this.#borrowers === 0) {
+      this.connection.release(this.#kind, this.#pointer);
+    }
+  }
+}
+
+function withFirst<Name extends CallName>(
+  first: unknown,
+  others: readonly unknown[],
+): CallParameters<Name> {
+  return [first, ...others] as unknown as CallParameters<Name>;
+}

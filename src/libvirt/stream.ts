@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import type { Pointer } from "../../ffi/libvirt.ts";
+import type { Connection } from "./connection.ts";
+import { Handle } from "./handle.ts";
+
+/** The most that a message of libvirt's streams carries. */
+const CHUNK_BYTES = 256 * 1024;
+
+/** A stream of bytes between us and what a call has opened at its other end. */
+export class Stream extends Handle<"virStream"> {
+  constructor(connection: Connection, pointer: Pointer<"virStream">) {
+    super(connection, "virStream", pointer);
+  }
+
+  /** Sends these bytes, or a part of them, and gives how many; -2 if it would wait. */
+  send(bytes: Uint8Array<ArrayBuffer>): Promise<number> {
+    return this.call("virStreamSend", bytes, BigInt(bytes.length));
+  }
+
+  /** Receives into these bytes, and gives how many; 0 at the end, -2 if it would wait. */
+  receive(bytes: Uint8Array<ArrayBuffer>): Promise<number> {
+    return this.call("virStreamRecv", bytes, BigInt(bytes.length));
+  }
+
+  /** Sends all of these bytes. */
+  async sendAll(bytes: Uint8Array<ArrayBuffer>): Promise<void> {
+    for (let sent = 0; sent < bytes.length;) {
+      sent += await this.send(bytes.subarray(sent, sent + CHUNK_BYTES));
+    }
+  }
+
+  /** All that comes until the end. Throws Error if that is more than so many bytes. */
+  async receiveAll(mostBytes = Infinity): Promise<Uint8Array<ArrayBuffer>> {
+    const chunks: Uint8Array<ArrayBuffer>[] = [];
+    let left = mostBytes;
+    for (;;) {
+      const chunk = new Uint8Array(CHUNK_BYTES);
+      const length = await this.receive(chunk);
+      if (length === 0) return new Uint8Array(await new Blob(chunks).arrayBuffer());
+      left -= length;
+      if (left < 0) throw new Error(`it has more than ${mostBytes} bytes`);
+      chunks.push(chunk.subarray(0, length));
+    }
+  }
+
+  /** Waits until the other end has taken all, and closes it. */
+  async finish(): Promise<void> {
+    await this.call("virStreamFinish");
+  }
+
+  /** Closes it, whatever is on the way. */
+  async abort(): Promise<void> {
+    await this.call("virStreamAbort");
+  }
+}
