@@ -54,7 +54,7 @@ export class TestGuest implements AsyncDisposable {
     const { kex } = options;
     const algorithms = kex && { algorithms: { kex: [...kex] } };
     const ident = "OpenSSH_9.9"; // of which ssh2 takes what it takes of no other
-    const own = { ident, keepaliveInterval: 0 }; // sshd asks for no sign of life either
+    const own = { ident, keepaliveInterval: 1e9 }; // sshd asks for no sign of life either
     const server = new ssh2.Server({ hostKeys: [generateKey()], ...own, ...algorithms });
     server.on("connection", (connection) => this.#serve(connection));
     listener.on("connection", (socket) => {

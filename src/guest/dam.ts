@@ -17,8 +17,15 @@ interface Insides {
   readonly _chanMgr: { readonly _channels: Readonly<Record<number, ChannelInsides>> };
   /** Counts anew the keepalives that are not answered. */
   readonly _resetKA: () => void;
-  /** The server's program. Only OpenSSH is asked to prove host keys. */
-  _remoteVer: string;
+  readonly _protocol: ProtocolInsides;
+}
+
+interface ProtocolInsides {
+  /** What is done with each kind of message. */
+  readonly _handlers: {
+    GLOBAL_REQUEST: (protocol: ProtocolInsides, name: string, wantsReply: boolean) => void;
+  };
+  readonly requestFailure: () => void;
 }
 
 interface ReadableInsides extends Readable {
@@ -50,8 +57,10 @@ export function dam(client: Client, socket: Duplex): void {
   };
   socket.on("data", () => timer === undefined && look());
   socket.on("close", () => clearTimeout(timer));
-  // ssh2 keeps all host keys that a server announces until it proves them. Nobody here wants them.
-  client.on("handshake", () => insides._remoteVer = "");
+  // ssh2 would keep all host keys that a server announces until it proves them. Nobody wants them here.
+  insides._protocol._handlers.GLOBAL_REQUEST = (protocol, _name, wantsReply) => {
+    if (wantsReply) protocol.requestFailure();
+  };
 }
 
 /** What the client holds of what has come for its channels, and nobody took yet. */
