@@ -14,7 +14,6 @@ import {
   isNext,
 } from "../src/machine/admission.ts";
 import { hostMark, processMark } from "../src/machine/owner.ts";
-import { type MachineRecord, readRecord, writeRecord } from "../src/machine/record.ts";
 import {
   endTurn,
   isLive,
@@ -36,7 +35,13 @@ import { warm } from "../src/stages/warm.ts";
 import { sleep } from "../src/wait.ts";
 import { TestGuest } from "./test_guest.ts";
 import { openTestHost } from "./test_host.ts";
-import { JOB, type TestStage, testStage, type TestStageOptions } from "./test_stage.ts";
+import {
+  changeRecord,
+  JOB,
+  type TestStage,
+  testStage,
+  type TestStageOptions,
+} from "./test_stage.ts";
 
 const GIB = 1024 ** 3;
 
@@ -654,17 +659,6 @@ function ruled(rules: string): NonNullable<TestStageOptions["config"]> {
 
 const OTHER = { project: "other/proj" };
 
-async function change(
-  { connection }: Pick<Stage, "connection">,
-  machine: string,
-  differences: Partial<MachineRecord>,
-): Promise<void> {
-  using domain = await connection.lookupDomain(machine);
-  const record = await readRecord(domain);
-  assert(record);
-  await writeRecord(domain, { ...record, ...differences });
-}
-
 Deno.test("a job over its project's limit waits, and holds back nobody of another project", () =>
   withBed(async ({ connection, stage }) => {
     await startPrepare("m-1", stage).done;
@@ -742,7 +736,7 @@ Deno.test("a project's machines count by whichever rule they started, people's d
 Deno.test("a machine that is kept after its job counts for its project", () =>
   withBed(async ({ stage }) => {
     await startPrepare("m-1", stage, { attemptDir: "/nonexistent/attempt" }).done;
-    await change(stage, "m-1", { failed: "build_script", keepMinutes: "5" });
+    await changeRecord(stage.connection, "m-1", { failed: "build_script", keepMinutes: "5" });
     assert(await keepAfterJob("m-1", stage));
     const second = startPrepare("m-2", stage);
     await second.said(/Waiting for a machine of its project to end/);
@@ -756,7 +750,10 @@ Deno.test("a machine that nobody needs any more holds up its project for no long
     await startPrepare("m-1", stage).done;
     const second = startPrepare("m-2", stage);
     await second.said(/Waiting for a machine of its project to end/);
-    await change(stage, "m-1", { attemptDir: "/nonexistent/attempt", runner: "1 1 0" });
+    await changeRecord(stage.connection, "m-1", {
+      attemptDir: "/nonexistent/attempt",
+      runner: "1 1 0",
+    });
     await second.done;
     assert.match(second.lines.join("\n"), /^Removed a machine that nobody needs any more$/m);
     await cleanup("m-2", stage);

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { type CommandEnd, SshConnection } from "../src/guest/ssh.ts";
+import { sleep } from "../src/wait.ts";
 import type { Flood } from "./flood.ts";
 import { TestGuest } from "./test_guest.ts";
 
@@ -30,4 +32,23 @@ export async function peakOf(flood: Flood): Promise<number> {
 async function peakMib(pid: number): Promise<number> {
   const status = await Deno.readTextFile(`/proc/${pid}/status`);
   return Number(/^VmHWM:\s+(\d+) kB$/m.exec(status)?.[1]) / 1024;
+}
+
+/** How a command ends that sends so much data, and how many bytes of it came to a log that at first stands still. */
+export async function takenAfter(
+  stillMs: number,
+  flood: Flood,
+): Promise<CommandEnd & { readonly taken: number }> {
+  await using guest = await TestGuest.start({ flood });
+  const { port, privateKey } = guest;
+  const login = { address: "127.0.0.1", port, user: "gitlab-runner", privateKey };
+  const options = { timeoutMs: 15_000, signal: new AbortController().signal };
+  using ssh = await SshConnection.open({ ...login, channel: null, hostKey: null }, options);
+  let taken = 0;
+  const stdout = async (bytes: Uint8Array): Promise<void> => {
+    if (taken === 0) await sleep(stillMs);
+    taken += bytes.length;
+  };
+  const end = await ssh.run("true", { input: new Uint8Array(), stdout, stderr: stdout });
+  return { ...end, taken };
 }

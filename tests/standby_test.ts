@@ -4,7 +4,7 @@ import { type Config, DEFAULT_CONFIG, parseConfig } from "../src/config.ts";
 import { DEFAULT_MACHINE, type MachineSettings } from "../src/machine_settings.ts";
 import type { Connection } from "../src/libvirt/connection.ts";
 import { ownProcess, processMark } from "../src/machine/owner.ts";
-import { type MachineRecord, readRecord, writeRecord } from "../src/machine/record.ts";
+import type { MachineRecord } from "../src/machine/record.ts";
 import {
   claimStandby,
   isStandbyName,
@@ -45,7 +45,13 @@ import { chooseTemplate } from "../src/template_choice.ts";
 import { sleep } from "../src/wait.ts";
 import { TestGuest } from "./test_guest.ts";
 import { openTestHost } from "./test_host.ts";
-import { JOB, type TestStage, testStage, type TestStageOptions } from "./test_stage.ts";
+import {
+  changeRecord,
+  JOB,
+  type TestStage,
+  testStage,
+  type TestStageOptions,
+} from "./test_stage.ts";
 
 const KIND = "0123456789abcdef";
 const ENDED = { runner: "1 1 0", attemptDir: "" };
@@ -86,22 +92,11 @@ async function makeStandby(
 ): Promise<string> {
   const name = newStandbyName();
   await prepare({ ...JOB, machine: name }, {}, stage);
-  await change(stage, name, differences);
+  await changeRecord(stage.connection, name, differences);
   using pool = await stage.connection.lookupPool("libvirt-gci");
   await letWait(pool, { name, kind: KIND });
   stage.lines.length = 0;
   return name;
-}
-
-async function change(
-  { connection }: TestStage,
-  name: string,
-  differences: Partial<MachineRecord>,
-): Promise<void> {
-  using domain = await connection.lookupDomain(name);
-  const record = await readRecord(domain);
-  assert(record);
-  await writeRecord(domain, { ...record, ...differences });
 }
 
 /** What prepare does to have it, step by step. */
@@ -113,7 +108,7 @@ async function take(
   using pool = await stage.connection.lookupPool("libvirt-gci");
   await noteTaken(pool, JOB.machine, standby);
   assert(await claimStandby(pool, { name: standby, kind: KIND }));
-  await change(stage, standby, { machine: JOB.machine, ...differences });
+  await changeRecord(stage.connection, standby, { machine: JOB.machine, ...differences });
 }
 
 Deno.test("the names of volumes tell who waits and who took whom", () => {
@@ -201,7 +196,7 @@ Deno.test("a machine that was made to wait and does not is lost once its maker i
     await claimStandby(pool, { name: standby, kind: KIND });
     await gc({}, stage); // by this record, a person has it
     assert.deepEqual(stage.lines, []);
-    await change(stage, standby, ENDED);
+    await changeRecord(stage.connection, standby, ENDED);
     await gc({}, stage);
     assert.deepEqual(stage.lines, [
       `Removed "${standby}" (domain, 3 volumes): who made it is gone`,
@@ -217,7 +212,10 @@ Deno.test("gc leaves a machine that begins to wait while its maker ends, at ever
     for (let moment = 1, calls = 1; moment <= calls + 1; moment++) {
       await claimStandby(pool, { name, kind: KIND }); // so it does not wait yet
       const maker = new Deno.Command("sleep", { args: ["100"] }).spawn();
-      await change(stage, name, { attemptDir: "", runner: processMark(maker.pid) ?? "" });
+      await changeRecord(stage.connection, name, {
+        attemptDir: "",
+        runner: processMark(maker.pid) ?? "",
+      });
       const ends = async (): Promise<void> => {
         connection.call = call;
         await letWait(pool, { name, kind: KIND });
@@ -302,7 +300,7 @@ Deno.test("a kept machine outlives its attempt by either name", () =>
     await gc({}, stage);
     assert.deepEqual(stage.lines, []);
     const over = new Date(Date.now() - 1000).toISOString();
-    await change(stage, standby, { keptUntil: over, deadline: over });
+    await changeRecord(stage.connection, standby, { keptUntil: over, deadline: over });
     await gc({}, stage);
     assert.match(stage.lines.join("\n"), /^Removed .*: it was kept until /);
   }));

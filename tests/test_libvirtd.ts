@@ -1,4 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { loadLibvirt } from "../ffi/libvirt.ts";
+import { loadLibvirtQemu } from "../ffi/libvirt_qemu.ts";
+import { concat } from "./harness/quote.ts";
+
+// Here, so that no test is blamed for the libraries that it loads first.
+loadLibvirt();
+loadLibvirtQemu();
 
 /**
  * The programs and procedures of libvirt's wire protocol that tests answer: remote_protocol.x and
@@ -167,14 +174,4 @@ async function* messages(stream: ReadableStream<Uint8Array>): AsyncGenerator<Uin
       held = held.subarray(length);
     }
   }
-}
-
-function concat(parts: readonly Uint8Array[]): Uint8Array<ArrayBuffer> {
-  const whole = new Uint8Array(parts.reduce((sum, { length }) => sum + length, 0));
-  let at = 0;
-  for (const part of parts) {
-    whole.set(part, at);
-    at += part.length;
-  }
-  return whole;
 }

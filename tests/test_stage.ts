@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import assert from "node:assert/strict";
 import { type Config, DEFAULT_CONFIG } from "../src/config.ts";
 import type { Job } from "../src/job.ts";
 import type { Connection } from "../src/libvirt/connection.ts";
+import { type MachineRecord, readRecord, writeRecord } from "../src/machine/record.ts";
 import type { MachineSettings } from "../src/machine_settings.ts";
 import type { Stage } from "../src/stages/stage.ts";
 import type { TestGuest } from "./test_guest.ts";
@@ -109,4 +111,16 @@ function unclosed(connection: Connection): Connection {
 /** A script as its bytes. */
 export function script(text: string): Uint8Array {
   return new TextEncoder().encode(text);
+}
+
+/** Changes what the record of a running machine says. */
+export async function changeRecord(
+  connection: Connection,
+  machine: string,
+  differences: Partial<MachineRecord>,
+): Promise<void> {
+  using domain = await connection.lookupDomain(machine);
+  const record = await readRecord(domain);
+  assert(record);
+  await writeRecord(domain, { ...record, ...differences });
 }

@@ -1,10 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { SshConnection } from "../../src/guest/ssh.ts";
-import { sleep } from "../../src/wait.ts";
 import { DATA_BYTES, type FloodKind, FLOODS } from "../flood.ts";
-import { peakOf } from "../flooded.ts";
-import { TestGuest } from "../test_guest.ts";
+import { peakOf, takenAfter } from "../flooded.ts";
 import { e2eTest } from "./bed.ts";
 
 const SECONDS = 30;
@@ -23,16 +20,6 @@ e2eTest("half a minute of what a hostile SSH server sends takes less than 200 Mi
 }, { thorough: true });
 
 e2eTest("a log that stands still for minutes loses no guest, whatever it sent", async () => {
-  await using guest = await TestGuest.start({ flood: { kind: "data", count: 1000, ends: true } });
-  const { port, privateKey } = guest;
-  const login = { address: "127.0.0.1", port, user: "gitlab-runner", privateKey };
-  const options = { timeoutMs: 15_000, signal: new AbortController().signal };
-  using ssh = await SshConnection.open({ ...login, channel: null, hostKey: null }, options);
-  let taken = 0;
-  const stdout = async (bytes: Uint8Array): Promise<void> => {
-    if (taken === 0) await sleep(STILL_MS);
-    taken += bytes.length;
-  };
-  const end = await ssh.run("true", { input: new Uint8Array(), stdout, stderr: stdout });
-  assert.deepEqual({ ...end, taken }, { status: 0, signal: null, taken: 1000 * DATA_BYTES });
+  const end = await takenAfter(STILL_MS, { kind: "data", count: 1000, ends: true });
+  assert.deepEqual(end, { status: 0, signal: null, taken: 1000 * DATA_BYTES });
 }, { thorough: true });
