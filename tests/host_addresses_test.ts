@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
+import { loadProc } from "../ffi/proc.ts";
 import { cidrText } from "../src/ipv4.ts";
 import {
   hostAddresses,
@@ -8,6 +9,8 @@ import {
   readRoutes,
   whyUnseen,
 } from "../src/machine/host_addresses.ts";
+
+loadProc(); // what is loaded in a test is taken for a leak of it
 
 /** An address of the host, as `ip address` shows it. */
 function own(cidr: string, { name = "eth0", mac = "52:54:00:00:00:01" } = {}) {

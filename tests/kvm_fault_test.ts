@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
+import { loadLibc } from "../ffi/kvm.ts";
 import { explain, faultOf, SystemFailure } from "../src/errors.ts";
 import { LibvirtError, VIR_ERR } from "../src/libvirt/error.ts";
 import { findKvmFault, type KvmUser, watchKvm } from "../src/machine/kvm_fault.ts";
@@ -12,6 +13,8 @@ import { StepTimer } from "../src/stages/step_timer.ts";
 import { TestGuest } from "./test_guest.ts";
 import { openTestHost } from "./test_host.ts";
 import { JOB, testStage } from "./test_stage.ts";
+
+loadLibc(); // what is loaded in a test is taken for a leak of it
 
 const WORKS: KvmAnswer = { works: true };
 const BROKEN: KvmAnswer = { works: false, reason: "a guest's kernel never boots" };
