@@ -154,7 +154,8 @@ export class SshConnection implements Disposable {
     } catch (error) {
       // Deno 2.7 leaves a socket open that is destroyed while it connects: it is destroyed then.
       if (isConnecting) sock.on("connect", () => sock.destroy());
-      else sock.destroy();
+      else client.destroy();
+      channel?.destroy();
       sock.on("error", () => {}); // ssh2 does not listen if it took no key
       throw error;
     } finally {
