@@ -113,7 +113,8 @@ faultTest("run is killed or cancelled at each call of libvirt", async (t) => {
 
 faultTest("cleanup is killed or cancelled at each call of libvirt", async (t) => {
   const prepared = async (attempt: Attempt): Promise<void> => {
-    assert.equal((await attempt.prepare(kill(BOOTING))).status, 137);
+    const { status, stderr } = await attempt.prepare(kill(BOOTING));
+    assert.equal(status, 137, stderr);
   };
   const trace = await traceOf(async (it, options) => {
     await prepared(it);
