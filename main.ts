@@ -28,6 +28,7 @@ globalThis.addEventListener("error", async (event) => {
 const status = await runProgram({
   ...{ args: Deno.args, env, version, exit: Deno.exit, signal: await cancelOnSignals() },
   ...{ stdin: Deno.stdin, printer, startInBackground },
+  program: Deno.build.standalone ? Deno.execPath() : "/usr/local/bin/libvirt-gci",
   stdout: sinkTo(Deno.stdout),
   stderr: sinkTo(Deno.stderr),
 });

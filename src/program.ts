@@ -33,6 +33,8 @@ export interface Caller extends Pick<Stage, "signal" | "stdout" | "stderr"> {
   readonly exit: CliOutput["exit"];
   readonly stdin: Stdin;
   readonly printer: Printer;
+  /** Where the program is, or else is to be, for GitLab Runner to call it. */
+  readonly program: string;
   /** Starts the program once more, with these arguments and variables, and does not wait for it. */
   readonly startInBackground: (args: readonly string[], env: Record<string, string>) => void;
 }
@@ -310,7 +312,8 @@ async function examineHost(
   } catch (error) {
     configError = error; // a finding, like all others
   }
-  const context = { config, configError, home: caller.env["HOME"], signal: caller.signal };
+  const { env, program, signal } = caller;
+  const context = { config, configError, home: env["HOME"], program, signal };
   const findings = await findingsOfHost(context);
   if (boot !== undefined) {
     await withStage({ config, args, caller }, async (stage) => {

@@ -16,7 +16,9 @@ import {
   checkNested,
   offerFinding,
 } from "../src/doctor/kvm.ts";
+import { registerCommand } from "../src/doctor/register_command.ts";
 import { checkRunner } from "../src/doctor/runner.ts";
+import { parseRunnerConfig } from "../src/doctor/runner_config.ts";
 import { checkSwap, checkThreads } from "../src/doctor/hardening.ts";
 import { checkSecurityModules, confinesBy } from "../src/doctor/security_modules.ts";
 import { makeKeyPair } from "../src/guest/key.ts";
@@ -484,23 +486,96 @@ async function findingsOf(
   return findings;
 }
 
+const REGISTER = /^gitlab-runner register .* --custom-run-exec \/usr\/local\/bin\/libvirt-gci /;
+
+Deno.test("the README registers a runner by the doctor's command", async () => {
+  const readme = await Deno.readTextFile(new URL("../README.md", import.meta.url));
+  const [block = ""] = /^ *gitlab-runner register (.*\\\n)*.*$/m.exec(readme) ?? [];
+  assert.equal(
+    block.trim().replaceAll(/\\\n */g, ""),
+    registerCommand("/usr/local/bin/libvirt-gci"),
+  );
+});
+
+Deno.test("what the command to register says of the stages is the runner's section", () => {
+  const words = registerCommand("/usr/local/bin/libvirt-gci").split(" ");
+  const section: Record<string, string | string[]> = {};
+  words.forEach((word, index) => {
+    const [, stage, what] = /^--custom-(\w+)-(exec|args)$/.exec(word) ?? [];
+    const value = words[index + 1] ?? "";
+    if (what === "exec") section[`${stage}_exec`] = value;
+    if (what === "args") section[`${stage}_args`] = [section[`${stage}_args`] ?? [], value].flat();
+  });
+  const { custom } = parseRunnerConfig(TOML).runners[0] ?? {};
+  assert.deepEqual({ ...custom, ...section }, custom);
+  assert.equal(Object.keys(section).length, 8);
+});
+
+Deno.test("where there is no runner yet, the doctor says how to register this very program", async () => {
+  const program = "/opt/a b/libvirt-gci";
+  for (const text of [undefined, "concurrent = 1"]) {
+    await using host = await doctorHost({ program, files: { [FILE]: text } });
+    const [found] = await checkRunner(host);
+    assert.equal(found?.remedy, registerCommand(program));
+  }
+  assert.match(registerCommand(program), / --custom-config-exec '\/opt\/a b\/libvirt-gci' /);
+});
+
+Deno.test("run_args need no --script: run takes the script and its stage without", async () => {
+  allOk(await findingsOf({ '["run", "--script"]': '["run"]' }));
+});
+
+Deno.test("a runner that calls another program is not ours to judge, and has no machine of ours", async () => {
+  const other = `[[runners]]
+    name = "other"
+    executor = "custom"
+    [runners.custom]
+      prepare_exec = "/opt/other"
+      run_exec = "/opt/other"`;
+  const findings = await findingsOf({ "[[runners]]": `${other}\n[[runners]]\n  limit = 3` });
+  allOk(findings);
+  assert.deepEqual(findings.map(({ subject }) => subject), [
+    'The runner "my-vm-host" calls libvirt-gci for each stage',
+    "3 machines at once, of up to 2048 MiB, and the host has 16000 MiB",
+  ]);
+});
+
+Deno.test("a runner that calls no program at all is told what to call", async () => {
+  const findings = await findingsOf({ "_exec": "_exec = '' #" });
+  const problems = findings.filter(({ level }) => level === "problem");
+  assert.equal(problems.length, 4);
+  for (const { remedy } of problems) assert.match(remedy ?? "", /_exec = "\/usr\/local\/bin\//);
+});
+
 Deno.test("a runner as the README has it is ok", async () => {
   const findings = await findingsOf({});
   allOk(findings);
   assert.deepEqual(findings.map(({ subject }) => subject), [
-    'The runner "vm-host" calls libvirt-gci for each stage',
+    'The runner "my-vm-host" calls libvirt-gci for each stage',
     "4 machines at once, of up to 2048 MiB, and the host has 16000 MiB",
   ]);
 });
 
 for (
   const [replacements, level, subject, remedy] of [
-    [{ '"custom"': '"shell"' }, "warning", /No runner .* has the executor "custom"/, /register/],
+    [{ '"custom"': '"shell"' }, "warning", /No runner .* calls libvirt-gci/, REGISTER],
+    [
+      { "local/bin/libvirt-gci": "sbin/iptables" },
+      "warning",
+      /No runner .* calls libvirt-gci/,
+      REGISTER,
+    ],
     [{ "cleanup_exec": "#" }, "problem", /has no cleanup_exec/, /# cleanup_exec = /],
     [{ "prepare_exec": "#" }, "problem", /has no prepare_exec/, /# prepare_exec = /],
-    [{ "run_exec": "#" }, "problem", /has no run_exec/, /# run_exec = /],
+    [{ "run_exec": "#" }, "problem", /no run_exec/, /= "\/usr.*, run_args = \["run", "--script"\]/],
     [{ "config_exec": "#" }, "problem", /neither config_exec nor builds_dir/, /# config_exec/],
     [{ 'run_args = ["run", "--script"]': "" }, "problem", /run_args .* lack .* "run"/, /--script/],
+    [
+      { '["run", "--script"]': '["run --script"]' },
+      "problem",
+      /lack .* "run"/,
+      /\["run", "--script"\]$/,
+    ],
     [{ '["prepare"]': '["cleanup"]' }, "problem", /prepare_args .* lack/, /= \["prepare"\]/],
     [{ 'p_exec = "/usr': 'p_exec = "/opt' }, "problem", /cannot run "\/opt\/local/, /config.toml$/],
     [
@@ -546,7 +621,7 @@ Deno.test("builds_dir and cache_dir take config_exec's place", async () => {
 });
 
 Deno.test("limits of runners bound the memory, and the largest template counts", async () => {
-  const limited = { "concurrent = 4": "concurrent = 99", 'name = "vm-host"': "limit = 7" };
+  const limited = { "concurrent = 4": "concurrent = 99", 'name = "my-vm-host"': "limit = 7" };
   allOk(await findingsOf(limited));
   const config = parseConfig("templates: { giant: { memory_mib: 8192 } }", "x");
   const findings = await findingsOf({}, { config });

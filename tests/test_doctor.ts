@@ -22,22 +22,38 @@ export const HEALTHY: HostTree = {
   "/etc/libvirt/qemu.conf": '#user = "libvirt-qemu"\n',
   "/etc/os-release": 'ID=debian\nNAME="Debian GNU/Linux"\n',
   "/etc/passwd": "root:x:0:0::/root:/bin/sh\nlibvirt-qemu:x:64055:64055::/:/bin/false\n",
-  "/etc/gitlab-runner/config.toml": `
-    concurrent = 4
-    [[runners]]
-      name = "vm-host"
-      token = "glrt-secret"
-      executor = "custom"
-      [runners.custom]
-        config_exec = "/usr/local/bin/libvirt-gci"
-        config_args = ["config"]
-        prepare_exec = "/usr/local/bin/libvirt-gci"
-        prepare_args = ["prepare"]
-        run_exec = "/usr/local/bin/libvirt-gci"
-        run_args = ["run", "--script"]
-        cleanup_exec = "/usr/local/bin/libvirt-gci"
-        cleanup_args = ["cleanup"]
-  `,
+  // As gitlab-runner writes it, when the command of the README registers it; but for concurrent.
+  "/etc/gitlab-runner/config.toml": `concurrent = 4
+check_interval = 0
+shutdown_timeout = 0
+
+[session_server]
+  session_timeout = 1800
+
+[[runners]]
+  name = "my-vm-host"
+  url = "https://gitlab.com"
+  id = 1
+  token = "glrt-secret"
+  token_obtained_at = 2026-11-30T18:12:58Z
+  token_expires_at = 0001-01-01T00:00:00Z
+  executor = "custom"
+  [runners.custom_build_dir]
+  [runners.cache]
+    MaxUploadedArchiveSize = 0
+    [runners.cache.s3]
+    [runners.cache.gcs]
+    [runners.cache.azure]
+  [runners.custom]
+    config_exec = "/usr/local/bin/libvirt-gci"
+    config_args = ["config"]
+    prepare_exec = "/usr/local/bin/libvirt-gci"
+    prepare_args = ["prepare"]
+    run_exec = "/usr/local/bin/libvirt-gci"
+    run_args = ["run", "--script"]
+    cleanup_exec = "/usr/local/bin/libvirt-gci"
+    cleanup_args = ["cleanup"]
+`,
   "/proc/swaps": "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n",
   "/proc/meminfo": "MemTotal:       16384000 kB\nMemFree:  1 kB\n",
   "/proc/self/mounts": "/dev/vda1 / ext4 rw 0 0\ntmpfs /tmp tmpfs rw 0 0\n" +
@@ -102,6 +118,7 @@ export async function doctorHost(
     kvm: () => Promise.resolve({ works: true }),
     hostNetwork: () => HOST_NETWORK,
     home: "/root",
+    program: "/usr/local/bin/libvirt-gci",
     root,
     checkSeconds: 10,
     ...differences,

@@ -41,6 +41,8 @@ export interface DoctorContext {
   readonly hostNetwork: () => HostNetwork;
   /** The caller's home directory. */
   readonly home: string | undefined;
+  /** Where this program is, for GitLab Runner to call it. */
+  readonly program: string;
   /** Where the host's file system begins: empty, or a directory that looks like one. */
   readonly root: string;
   /** How long a check may take. */

@@ -2,25 +2,34 @@
 import type { DoctorContext } from "./context.ts";
 import { type Finding, ok, problem, warning } from "./finding.ts";
 import { readHostFile, statHostFile } from "./host_files.ts";
+import { registerCommand, STAGE_ARGS } from "./register_command.ts";
 import { EDIT, FILE, parseRunnerConfig, type Runner, type RunnerConfig } from "./runner_config.ts";
 import { checkMemory, checkTimeouts } from "./runner_limits.ts";
 
-const PROGRAM = "/usr/local/bin/libvirt-gci";
+const STAGES = ["config", "prepare", "run", "cleanup"] as const;
+
 /** GitLab Runner's settings, if this user may read them. */
 export async function checkRunner(context: DoctorContext): Promise<Finding[]> {
   const config = await readRunnerConfig(context);
   if ("level" in config) return [config];
-  const runners = config.runners.filter(({ executor }) => executor === "custom");
+  const runners = config.runners.filter(callsUs);
   if (runners.length === 0) {
     return [
-      warning(`No runner in ${FILE} has the executor "custom"`, {
-        meaning: "GitLab gives this host no job for libvirt-gci",
-        remedy: "gitlab-runner register --executor custom",
+      warning(`No runner in ${FILE} calls libvirt-gci`, {
+        meaning: "GitLab gives this host no job for it, unless by a program of another name",
+        remedy: registerCommand(context.program),
       }),
     ];
   }
   const findings = await Promise.all(runners.map((runner) => checkOne(runner, context)));
   return [...findings.flat(), ...await checkMemory({ ...config, runners }, context)];
+}
+
+/** A section that names no program yet is taken for ours; a wrapper has our name in its own. */
+function callsUs({ executor, custom }: Runner): boolean {
+  const programs = STAGES.map((stage) => custom[`${stage}_exec`]).filter((path) => path !== "");
+  const isOurs = programs.length === 0 || programs.some((path) => /libvirt-gci[^/]*$/.test(path));
+  return executor === "custom" && isOurs;
 }
 
 async function readRunnerConfig(context: DoctorContext): Promise<RunnerConfig | Finding> {
@@ -29,7 +38,7 @@ async function readRunnerConfig(context: DoctorContext): Promise<RunnerConfig | 
     if (toml !== null) return parseRunnerConfig(toml);
     return warning(`There is no ${FILE}`, {
       meaning: "GitLab gives this host no job, unless its runner has its settings elsewhere",
-      remedy: "gitlab-runner register --executor custom",
+      remedy: registerCommand(context.program),
     });
   } catch (error) {
     if (error instanceof Deno.errors.PermissionDenied) {
@@ -48,7 +57,7 @@ async function readRunnerConfig(context: DoctorContext): Promise<RunnerConfig | 
 async function checkOne(runner: Runner, context: DoctorContext): Promise<Finding[]> {
   const findings = [
     ...await checkPrograms(runner, context),
-    ...checkDirectories(runner),
+    ...checkDirectories(runner, context),
     ...checkTimeouts(runner, context),
   ];
   return findings.length > 0
@@ -58,10 +67,10 @@ async function checkOne(runner: Runner, context: DoctorContext): Promise<Finding
 
 async function checkPrograms({ name, custom }: Runner, context: DoctorContext): Promise<Finding[]> {
   const findings: Finding[] = [];
-  for (const stage of ["config", "prepare", "run", "cleanup"] as const) {
+  for (const stage of STAGES) {
     const program = custom[`${stage}_exec`];
     if (program === "") {
-      if (stage !== "config") findings.push(unsetProgram(stage, name));
+      if (stage !== "config") findings.push(unsetProgram(stage, name, context));
       continue;
     }
     const info = await statHostFile(context, program);
@@ -76,9 +85,7 @@ async function checkPrograms({ name, custom }: Runner, context: DoctorContext): 
       findings.push(
         problem(`The ${stage}_args of the runner "${name}" lack the command "${stage}"`, {
           meaning: "Each job fails",
-          remedy: `${EDIT} # ${stage}_args = ${
-            stage === "run" ? '["run", "--script"]' : `["${stage}"]`
-          }`,
+          remedy: `${EDIT} # ${argsLine(stage)}`,
         }),
       );
     }
@@ -86,20 +93,35 @@ async function checkPrograms({ name, custom }: Runner, context: DoctorContext): 
   return findings;
 }
 
-function unsetProgram(stage: "prepare" | "run" | "cleanup", name: string): Finding {
+function unsetProgram(
+  stage: "prepare" | "run" | "cleanup",
+  name: string,
+  context: DoctorContext,
+): Finding {
   return problem(`The runner "${name}" has no ${stage}_exec`, {
     meaning: stage === "cleanup" ? "Machines stay for ever after their jobs" : "Each job fails",
-    remedy: `${EDIT} # ${stage}_exec = "${PROGRAM}", ${stage}_args = ["${stage}"]`,
+    remedy: callRemedy(stage, context),
   });
 }
 
 /** config says the directories; without it the file has to. */
-function checkDirectories({ name, builds_dir, cache_dir, custom }: Runner): Finding[] {
+function checkDirectories(
+  { name, builds_dir, cache_dir, custom }: Runner,
+  context: DoctorContext,
+): Finding[] {
   if (custom.config_exec !== "" || (builds_dir !== "" && cache_dir !== "")) return [];
   return [
     problem(`The runner "${name}" has neither config_exec nor builds_dir and cache_dir`, {
       meaning: "GitLab Runner does not know where the guest is to build: each job fails",
-      remedy: `${EDIT} # config_exec = "${PROGRAM}", config_args = ["config"]`,
+      remedy: callRemedy("config", context),
     }),
   ];
+}
+
+function callRemedy(stage: typeof STAGES[number], { program }: DoctorContext): string {
+  return `${EDIT} # ${stage}_exec = "${program}", ${argsLine(stage)}`;
+}
+
+function argsLine(stage: typeof STAGES[number]): string {
+  return `${stage}_args = [${STAGE_ARGS[stage].map((arg) => `"${arg}"`).join(", ")}]`;
 }

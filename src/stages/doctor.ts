@@ -17,11 +17,13 @@ const CALL_SECONDS = 10;
 
 /** What the host is like for jobs. It never throws: that libvirt does not answer is a finding. */
 export async function findingsOfHost(
-  { config, configError, home, signal }: {
+  { config, configError, home, program, signal }: {
     readonly config: Config;
     /** Why the settings cannot be read, and `config` are the defaults; null if they can. */
     readonly configError: unknown;
     readonly home: string | undefined;
+    /** Where this program is, for GitLab Runner to call it. */
+    readonly program: string;
     readonly signal: AbortSignal;
   },
 ): Promise<GroupedFinding[]> {
@@ -34,7 +36,7 @@ export async function findingsOfHost(
     connection = error instanceof Error ? error : new Error(String(error));
   }
   return await doctor({
-    ...{ config, configError, connection, home, root: "", checkSeconds: CHECK_SECONDS },
+    ...{ config, configError, connection, home, program, root: "", checkSeconds: CHECK_SECONDS },
     ...{ factsOf: libvirtFacts, kvm: kvmRunsGuests, hostNetwork: readHostNetwork },
   });
 }
