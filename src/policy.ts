@@ -5,7 +5,13 @@ import type { Job } from "./job.ts";
 import type { MachineSettings } from "./machine_settings.ts";
 import { quoted } from "./quoted.ts";
 import { chooseSizes, type Sizes } from "./size_choice.ts";
-import { chooseTemplate, fits, isTemplateAllowed, type TemplateChoice } from "./template_choice.ts";
+import {
+  chooseTemplate,
+  fits,
+  type TemplateAdvice,
+  templateAdvice,
+  type TemplateChoice,
+} from "./template_choice.ts";
 
 /** What a job gets, and why. */
 export interface Decision extends RuleSearch {
@@ -14,8 +20,8 @@ export interface Decision extends RuleSearch {
   /** Those of the choice. The template's disk must not be larger than their `maxDiskGib` either. */
   readonly settings: MachineSettings;
   readonly sizes: Sizes;
-  /** Whether the job may have the template that goes by this name, or is in this volume. */
-  readonly isAllowed: (name: string) => boolean;
+  /** What to do if the template is not there. */
+  readonly advise: TemplateAdvice;
 }
 
 /** The rule that holds for a job, and the way to it. */
@@ -31,7 +37,7 @@ export interface RuleSearch {
  */
 export function decide(job: Job, config: Config): Decision {
   const { rule, reasons } = findRule(job, config);
-  const asker = { isOperator: job.isTemplateFromOperator, rule };
+  const asker = { isOperator: job.isTemplateFromOperator, byHand: job.byHand, rule };
   const choice = chooseTemplate(config, job.template, asker);
   const { requests } = job;
   const sizes = chooseSizes({ config, template: choice.name, rule, requests });
@@ -49,7 +55,7 @@ export function decide(job: Job, config: Config): Decision {
     settings,
     ...{ rule, reasons },
     sizes,
-    isAllowed: (name) => isTemplateAllowed(config, name, asker),
+    advise: templateAdvice(config, asker),
   };
 }
 

@@ -27,7 +27,7 @@ Deno.test("a machine that could not be resumed boots with another MAC, which has
   const { machine: settings } = config;
   const template = "debian-12";
   const choice = chooseTemplate(config, template, { isOperator: true });
-  const asked = { ...choice, isAllowed: () => true, pool: config.templatePool };
+  const asked = { ...choice, advise: () => "", pool: config.templatePool };
   const disk = { template: await findTemplate(connection, asked), diskGib: null };
   const login = await createLogin(name, { keyFile: undefined, settings }, stage);
   const ofRecord = { template, login, settings, card: null };

@@ -114,7 +114,11 @@ Deno.test("explain tells of a refusal which rule holds, and hands over what prep
     const { text, refusal } = explainJob({ ...JOB, template: "x\x1b" }, CONFIG, { json });
     assert.match(text, /rule 2 \(rules\[1\]\)/);
     assert.match(refusal?.message ?? "", /"x\\u001b", which is no template's name/);
-    if (json) assert.match(JSON.parse(text).refusal, /which is no template's name\nWhat to do: /);
+    assert.match(
+      refusal?.advice ?? "",
+      /DISTRO to a template .* may have: fedora-40 \(or fedora\), fedora-\*, debian-\*$/,
+    );
+    if (json) assert.match(JSON.parse(text).refusal, /no template's name .*\nWhat to do: /);
   }
 });
 

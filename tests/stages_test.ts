@@ -319,6 +319,38 @@ Deno.test("prepare blames the job for a template that does not exist", () =>
     });
   }));
 
+for (const template of ["no-such:latest", null, "old-name"]) {
+  Deno.test(`prepare lists the templates for a job that asks for ${template}`, () =>
+    withBed(async ({ stage }) => {
+      await assert.rejects(prepare({ ...JOB, template }, {}, stage), {
+        name: "BuildFailure",
+        message: /^The job asks for /,
+        advice: /to a template that this job may have: debian-12(;|$)/,
+      });
+      assert.deepEqual(stage.lines, [], "it began to make a machine");
+    }, { config: { allowedTemplates: ["debian-*"] } }));
+}
+
+Deno.test("prepare says so where no template is there, or none is to be seen", () =>
+  withBed(async ({ connection, stage }) => {
+    const noName = { ...JOB, template: "no-such:latest" };
+    using pool = await connection.definePool(
+      "empty",
+      '<pool type="dir"><name>empty</name><target><path>/nonexistent/e</path></target></pool>',
+    );
+    await pool.buildAndStart();
+    const onEmpty = { ...stage, config: { ...stage.config, templatePool: "empty" } };
+    await assert.rejects(prepare(noName, {}, onEmpty), {
+      name: "BuildFailure",
+      advice: /make_base_image\.sh VM \(the storage pool "empty" has none\)/,
+    });
+    const onNone = { ...stage, config: { ...stage.config, templatePool: "gone" } };
+    await assert.rejects(prepare(noName, {}, onNone), {
+      name: "BuildFailure",
+      advice: /: any of the storage pool "gone"$/,
+    });
+  }));
+
 Deno.test("a template's name may be the volume's, with or without .qcow2", () =>
   withBed(async ({ stage }) => {
     await prepare({ ...JOB, template: "old-name" }, {}, stage);

@@ -484,7 +484,7 @@ async function makeWarmImage(
 ): Promise<AsyncDisposable & { readonly kind: string }> {
   const { connection, config } = stage;
   const choice = chooseTemplate(config, "debian-12", { isOperator: true });
-  const asked = { ...choice, isAllowed: () => true, pool: config.templatePool };
+  const asked = { ...choice, advise: () => "", pool: config.templatePool };
   const template = await findTemplate(connection, asked);
   const { settings } = choice;
   const origin = await warmOrigin(connection, { template, settings });

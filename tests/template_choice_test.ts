@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import { type Config, DEFAULT_CONFIG, parseConfig } from "../src/config.ts";
-import { chooseTemplate, fits, isTemplateAllowed } from "../src/template_choice.ts";
+import { chooseTemplate, fits, templateAdvice, TemplateRefusal } from "../src/template_choice.ts";
 
 const CONFIG = parseConfig(
   `
@@ -87,8 +87,10 @@ for (
   Deno.test(`the template ${JSON.stringify(requested)} is no name, which is the job's fault`, () => {
     assert.throws(() => chooseTemplate(CONFIG, requested), {
       name: "BuildFailure",
-      message: /which is no template's name/,
-      advice: /Set the variable DISTRO/,
+      message: /which is no template's name \(letters, digits, /,
+      advice: "Set image: or the variable DISTRO to a template that this job may have: fedora-34 " +
+        "(or fedora, registry.example.com:5000/ci/fedora:34), debian-12, Debian 11, " +
+        'any of the storage pool "base_imgs"',
     });
   });
 }
@@ -170,15 +172,12 @@ function configWith(allowed: string, rule = "max_vcpus: 9"): Config {
 function allowedOf(config: Config, names: readonly string[]): string[] {
   const rule = config.rules[0] ?? null;
   return names.filter((name) => {
-    const isAllowed = isTemplateAllowed(config, name, { rule });
-    let chosen = true;
     try {
       chooseTemplate(config, name, { rule });
+      return true;
     } catch {
-      chosen = false;
+      return false;
     }
-    assert.equal(chosen, isAllowed, name);
-    return isAllowed;
   });
 }
 
@@ -208,15 +207,16 @@ Deno.test("the operator may have every template, rules or not, if it has a name"
   const config = configWith("", "templates: []");
   const asker = { isOperator: true, rule: config.rules[0] ?? null };
   assert.equal(chooseTemplate(config, "other", asker).name, "other");
-  assert(isTemplateAllowed(config, "other", asker));
   assert.throws(() => chooseTemplate(config, "../x", asker), /is no template's name/);
 });
+
+const TO_A_TEMPLATE = "Set image: or the variable DISTRO to a template that this job may have: ";
 
 Deno.test("a refusal says what was asked, who refuses it, and what there is", () => {
   assert.throws(() => chooseTemplate(configWith("ci-*"), "other"), {
     name: "BuildFailure",
     message: 'The job asks for the template "other", which is not allowed by this host\'s settings',
-    advice: "Ask for one that this job may have: fedora-34, debian-12, alpine, ci-*",
+    advice: `${TO_A_TEMPLATE}fedora-34 (or fedora), debian-12, alpine, ci-*`,
   });
 });
 
@@ -226,7 +226,7 @@ Deno.test("a refusal by a rule names the rule, and only what it allows", () => {
     name: "BuildFailure",
     message: 'The job asks for no template, and the default, "alpine", is not allowed by ' +
       "rule 1 (rules[0]) of this host's settings",
-    advice: "Ask for one that this job may have: fedora-34, f* that is ci-* too, f*",
+    advice: `${TO_A_TEMPLATE}fedora-34 (or fedora), f* that is ci-* too, f*`,
   });
 });
 
@@ -237,10 +237,70 @@ Deno.test("a job that may have nothing is told so", () => {
   });
 });
 
-Deno.test("a refusal lists 30 templates at most", () => {
+Deno.test("a refusal lists 30 templates at most, and 3 aliases of each", () => {
   const patterns = Array.from({ length: 40 }, (_, i) => `ci-${i}`);
-  const config = parseConfig(JSON.stringify({ allowed_templates: patterns }), "config.yaml");
-  assert.throws(() => chooseTemplate(config, "other"), { advice: /: ci-0, .*ci-29, …$/ });
+  const config = parseConfig(
+    JSON.stringify({ allowed_templates: patterns, templates: { a: { aliases: [..."bcdef"] } } }),
+    "config.yaml",
+  );
+  const advice = /: a \(or b, c, d, …\), ci-0, .*ci-28, and 11 more$/;
+  assert.throws(() => chooseTemplate(config, "other"), { advice });
+});
+
+for (
+  const [requested, fault] of [[null, "template"], ["x:1", "template"], ["x", "request"]] as const
+) {
+  Deno.test(`a refusal names no template that the job may not have: ${requested}`, () => {
+    const config = parseConfig(
+      `
+      allowed_templates: [ci-*]
+      templates: { fedora-34: { aliases: ["fedora:34"] }, secret: {}, giant: { volume: g3.img } }
+      rules: [{ templates: [fedora-*, ci-*, giant] }]
+      `,
+      "config.yaml",
+    );
+    const volumes = ["g3.img", "secret.qcow2", "ci-1.qcow2", "other", "fedora-34.qcow2", "ci-1"];
+    assert.throws(
+      () => chooseTemplate(config, requested, { rule: config.rules[0] ?? null }),
+      (refusal) => {
+        assert(refusal instanceof TemplateRefusal);
+        const { name, message, fault: itsFault, advice } = refusal.withVolumes(volumes);
+        assert.deepEqual([name, message, itsFault], ["BuildFailure", refusal.message, fault]);
+        assert.equal(
+          advice,
+          `${TO_A_TEMPLATE}ci-1, fedora-34 (or fedora:34), giant` +
+            (requested === null ? "; or have the host's settings name a default_template" : ""),
+        );
+        return true;
+      },
+    );
+  });
+}
+
+Deno.test("only the names are told by which a job gets what is there", () => {
+  const config = parseConfig(
+    "templates: { moved: { volume: new.img }, a: { aliases: [b] }, Debian 11: {} }",
+    "config.yaml",
+  );
+  const volumes = ["moved.qcow2", "b.qcow2", "Debian 11.qcow2", "-x", "x.qcow2.qcow2", "y"];
+  assert.match(templateAdvice(config, {})(volumes), /: Debian 11, y$/);
+});
+
+Deno.test("a person is told of --distro, and an operator of all templates", () => {
+  const config = configWith("", "templates: []");
+  assert.equal(
+    templateAdvice(config, { byHand: true })(["alpine.qcow2", "x"]),
+    "Name a template with --distro: alpine",
+  );
+  assert.equal(
+    templateAdvice(config, { isOperator: true, rule: config.rules[0] ?? null })(["x", "alpine"]),
+    "Name a template that this host has: alpine, x",
+  );
+});
+
+Deno.test("where there is no template, make_base_image.sh makes one", () => {
+  assert.match(templateAdvice(CONFIG, {})([]), /make_base_image\.sh VM .*"base_imgs" has none/);
+  assert.match(templateAdvice(configWith(""), {})(["x"]), /^Use another runner/);
 });
 
 Deno.test("a job's word is cut in a message, and shows no control characters", () => {

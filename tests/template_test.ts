@@ -27,7 +27,7 @@ const LOCKED = lockError(
 function debian(connection: Connection): Promise<Template> {
   return findTemplate(connection, {
     ...{ pool: "base_imgs", name: "debian-12", volumes: ["debian-12.qcow2"] },
-    ...{ isPromised: false, isAllowed: () => true },
+    ...{ isPromised: false, advise: () => "" },
   });
 }
 

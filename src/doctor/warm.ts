@@ -22,7 +22,7 @@ async function checkWarmImage(
   let template: Template;
   try {
     template = await findTemplate(connection, {
-      ...{ ...choice, name, pool: config.templatePool, isAllowed: () => false },
+      ...{ ...choice, name, pool: config.templatePool, advise: () => "" },
     });
   } catch (error) {
     // checkTemplates() says so.

@@ -27,13 +27,13 @@ export interface Template {
  */
 export async function findTemplate(
   connection: Connection,
-  { pool: poolName, name, volumes, isPromised, isAllowed }: {
+  { pool: poolName, name, volumes, isPromised, advise }: {
     readonly pool: string;
     readonly name: string;
     readonly volumes: readonly string[];
     readonly isPromised: boolean;
-    /** Whether the job may have the template in this volume, for the advice. */
-    readonly isAllowed: (volume: string) => boolean;
+    /** What to do if it is not there, given the volumes that may hold one. */
+    readonly advise: (volumes: readonly string[]) => string;
   },
 ): Promise<Template> {
   using pool = await lookupActivePool(connection, poolName, "template_pool");
@@ -47,8 +47,18 @@ export async function findTemplate(
   throw new Failure({
     fault: "template",
     what: `Cannot find the template "${name}" in the storage pool "${poolName}"`,
-    advice: templatesAdvice((await pool.volumeNames()).filter(isAllowed), poolName),
+    advice: advise(await templateVolumes(pool)),
   });
+}
+
+/** The names of the volumes that may hold a template. Throws as {@linkcode findTemplate} does. */
+export async function listTemplateVolumes(
+  connection: Connection,
+  poolName: string,
+): Promise<string[]> {
+  using pool = await lookupActivePool(connection, poolName, "template_pool");
+  await refresh(pool);
+  return await templateVolumes(pool);
 }
 
 /**
@@ -113,13 +123,9 @@ function readVolumeXml(
   };
 }
 
-function templatesAdvice(volumes: readonly string[], pool: string): string {
-  const names = volumes
-    .filter((volume) => !isMachineVolume(volume) && !/^\.|^lost\+found$/.test(volume)) // in the making
-    .map((volume) => volume.replace(/\.qcow2$/, "")).sort();
-  if (names.length === 0) {
-    return `Make a template first: make_base_image.sh VM (the pool "${pool}" has none for this job)`;
-  }
-  const shown = names.slice(0, 30).join(", ");
-  return `Ask for one that this host has: ${shown}${names.length > 30 ? ", …" : ""}`;
+async function templateVolumes(pool: StoragePool): Promise<string[]> {
+  const isInTheMaking = (volume: string): boolean => volume.startsWith(".");
+  return (await pool.volumeNames()).filter((volume) =>
+    !isMachineVolume(volume) && !isInTheMaking(volume) && volume !== "lost+found"
+  );
 }

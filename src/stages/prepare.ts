@@ -10,9 +10,10 @@ import { newOwner } from "../machine/owner.ts";
 import type { MachineRecord } from "../machine/record.ts";
 import { CHANNEL_ADDRESS } from "../machine/ssh_channel.ts";
 import { claimName, createVolumes } from "../machine/start.ts";
-import { findTemplate, type Template } from "../machine/template.ts";
+import { findTemplate, listTemplateVolumes, type Template } from "../machine/template.ts";
 import { volumeName } from "../machine/volumes.ts";
-import { decide } from "../policy.ts";
+import { decide, type Decision } from "../policy.ts";
+import { TemplateRefusal } from "../template_choice.ts";
 import { admit } from "./admission.ts";
 import { cleanupAnyway } from "./cleanup.ts";
 import { sweep } from "./gc.ts";
@@ -54,12 +55,12 @@ export async function prepare(
   stage: Stage,
 ): Promise<PreparedMachine> {
   const { config, connection, log, signal } = stage;
-  const { choice, settings, isAllowed, rule } = decide(job, config);
+  const { choice, settings, advise, rule } = await decideHere(job, stage);
   const name = job.machine ?? makeUpMachineName(choice.name);
   await sweep(stage);
 
   const findDisk = async (): Promise<DiskSource> => {
-    const asked = { ...choice, isAllowed, pool: config.templatePool };
+    const asked = { ...choice, advise, pool: config.templatePool };
     const template = await findTemplate(connection, asked);
     return { template, diskGib: diskSize(template, settings) };
   };
@@ -90,6 +91,17 @@ export async function prepare(
   const where = record.address === CHANNEL_ADDRESS ? "without a network" : `at ${record.address}`;
   log(`The machine "${name}" is ready ${where}: ${timer.summary()}`);
   return { name, record };
+}
+
+/** As decide(), but a refusal names the templates that are there. */
+async function decideHere(job: Job, { config, connection }: Stage): Promise<Decision> {
+  try {
+    return decide(job, config);
+  } catch (refusal) {
+    if (!(refusal instanceof TemplateRefusal)) throw refusal;
+    const volumes = await listTemplateVolumes(connection, config.templatePool).catch(() => null);
+    throw volumes === null ? refusal : refusal.withVolumes(volumes); // which stands in any case
+  }
 }
 
 async function takeWaiting(

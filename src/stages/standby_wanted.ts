@@ -4,7 +4,7 @@ import { type Standby, standbyKind, waitingIn } from "../machine/standby.ts";
 import { findTemplate, type Template } from "../machine/template.ts";
 import { chooseWarmImage, type WarmImage } from "../machine/warm_image.ts";
 import type { MachineSettings } from "../machine_settings.ts";
-import { type TemplateChoice, templatesToWait } from "../template_choice.ts";
+import { templateAdvice, type TemplateChoice, templatesToWait } from "../template_choice.ts";
 import { lookupOverlayPool } from "./overlay_pool.ts";
 import type { Stage } from "./stage.ts";
 
@@ -47,7 +47,8 @@ async function lookupWanted(
   { name, settings, ...choice }: TemplateChoice,
   { connection, config }: WantingStage,
 ): Promise<WantedStandbys> {
-  const asked = { ...choice, name, isAllowed: () => true, pool: config.templatePool };
+  const advise = templateAdvice(config, { isOperator: true });
+  const asked = { ...choice, name, advise, pool: config.templatePool };
   const disk = await findTemplate(connection, asked);
   using pool = await lookupOverlayPool(connection, config.overlayPool);
   const of = { name, template: disk, settings };

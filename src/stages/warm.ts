@@ -27,7 +27,7 @@ import {
   warmVolume,
   writeInfo,
 } from "../machine/warm_image.ts";
-import { chooseTemplate, templatesToResume } from "../template_choice.ts";
+import { chooseTemplate, templateAdvice, templatesToResume } from "../template_choice.ts";
 import { type Limits, NotYet, waitFor } from "../wait.ts";
 import { admit } from "./admission.ts";
 import { claimFromDead } from "./claim.ts";
@@ -72,7 +72,7 @@ async function warmTemplate(requested: string, stage: Stage): Promise<void> {
   const { name, settings } = choice;
   const template = await findTemplate(connection, {
     ...choice,
-    isAllowed: () => true,
+    advise: templateAdvice(config, { isOperator: true }),
     pool: config.templatePool,
   });
   const origin = await warmOrigin(connection, { template, settings });

@@ -182,13 +182,13 @@ for (
       "a template that the settings do not allow",
       { variables: variables({ DISTRO: "cloud" }) },
       { templates: { lite: LITE }, allowed_templates: ["fedora-*"] },
-      ['asks for the template "cloud", which is not allowed', "may have: lite, fedora-*"],
+      ['asks for the template "cloud", which is not allowed', /may have: lite$/m],
     ],
     [
       "such a template by image:",
       { variables: [], image: "cloud.qcow2" },
       { templates: { lite: LITE }, allowed_templates: [] },
-      ['asks for the template "cloud.qcow2", which is not allowed', "may have: lite"],
+      ['asks for the template "cloud.qcow2", which is not allowed', /may have: lite$/m],
     ],
     [
       "a template's volume, past the settings of the template",
@@ -203,7 +203,7 @@ for (
         templates: { lite: LITE, secure: { volume: "cloud.qcow2" } },
         rules: [{ protected: false, templates: ["lite", "cloud"] }],
       },
-      ['asks for the template "cloud", which is not allowed by rule 1', /may have: lite,/],
+      ['asks for the template "cloud", which is not allowed by rule 1', /may have: lite$/m],
     ],
     [
       "what is for protected refs",

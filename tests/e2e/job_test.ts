@@ -123,13 +123,28 @@ e2eTest("a fault of the host is tried three times, and said", async () => {
   assert.match(result.logText, /What to do: See what it has: virsh -c \S+ net-list --all/);
 });
 
+const TEMPLATES = /may have: cloud \(or example\.org\/cloud:1\), lite(;|$)/m;
+
 e2eTest("an unknown template is the job's fault, tried once, with the ones there are", async () => {
   const result = await runOnBed(job({ variables: [{ key: "DISTRO", value: "no-such" }] }));
   assertVerdict(result, "script_failure");
   assert.equal(result.stages.filter(({ name }) => name === "prepare").length, 1);
   assert.match(result.logText, /Cannot find the template "no-such"/);
-  assert.match(result.logText, /cloud, lite/);
+  assert.match(result.logText, TEMPLATES);
 });
+
+e2eTest(
+  "an image that is no template, and none, are refused with the templates there are",
+  async () => {
+    for (const differences of [{ image: "no-such:latest" }, {}]) {
+      const result = await runOnBed(job({ variables: [], ...differences }));
+      assertVerdict(result, "script_failure");
+      assert.match(result.logText, /asks for (no template|the template "no-such:latest"), /);
+      assert.match(result.logText, TEMPLATES);
+    }
+  },
+  { thorough: true },
+);
 
 e2eTest("what is no template's name is refused as the job's fault", async () => {
   const names = ["../lite", "", "li'te", "lite;reboot", "li\nte", "lite\u0007"];
