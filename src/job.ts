@@ -21,6 +21,8 @@ export interface Job {
   /** Whether the template is the operator's word, by `--distro`, and not the job's. */
   readonly isTemplateFromOperator: boolean;
   readonly requests: SizeRequests;
+  /** The names of its `services:`, as its author wrote them, unchecked; by hand there are none. */
+  readonly services: readonly string[];
   /** How long GitLab lets it run; null if unknown. */
   readonly timeoutSeconds: number | null;
   /** The directory that GitLab Runner made for this attempt and nobody else reads; null by hand. */
@@ -61,10 +63,10 @@ const RUNNER_VARIABLES = [
   "BUILD_EXIT_CODE_FILE",
 ];
 
-/** Which job it is: what a job must not be able to say of itself. */
+/** What GitLab says of the job, and no variable of its own. */
 type Identity = Pick<
   Job,
-  "machine" | "id" | "project" | "isProtected" | "timeoutSeconds" | "attemptDir"
+  "machine" | "id" | "project" | "isProtected" | "services" | "timeoutSeconds" | "attemptDir"
 >;
 
 const UNKNOWN: Identity = {
@@ -72,6 +74,7 @@ const UNKNOWN: Identity = {
   id: null,
   project: null,
   isProtected: null,
+  services: [],
   timeoutSeconds: null,
   attemptDir: null,
 };
@@ -207,7 +210,8 @@ async function identityUnderRunner(env: Env, isNamed: boolean): Promise<Identity
 }
 
 async function parseJobResponse(json: string, file: string): Promise<Identity> {
-  const { id, job_info: info, runner_info: runner, git_info: git } = JSON.parse(json) ?? {};
+  const { id, job_info: info, runner_info: runner, git_info: git, services } = JSON.parse(json) ??
+    {};
   if (!Number.isSafeInteger(id) || id <= 0 || typeof info?.project_name !== "string") {
     throw new TypeError("it has no id or no job_info.project_name");
   }
@@ -218,9 +222,15 @@ async function parseJobResponse(json: string, file: string): Promise<Identity> {
     id: String(id),
     project: String(info.project_full_path ?? info.project_name),
     isProtected: git?.protected === true, // a GitLab that does not say grants nothing
+    services: serviceNames(services),
     timeoutSeconds: Number.isSafeInteger(timeout) && timeout > 0 ? timeout : null,
     attemptDir: dirname(file),
   };
+}
+
+function serviceNames(services: unknown): string[] {
+  if (!Array.isArray(services)) return [];
+  return services.map((service) => service?.name).filter((name) => typeof name === "string");
 }
 
 /** The host of GitLab's clone URL; the rest of the URL holds a token. */

@@ -331,6 +331,23 @@ Deno.test("the last of several variables with one name wins", async () => {
   assert.deepEqual(picked, expected);
 });
 
+Deno.test("a job's services are in response.json and, without what they lack, in CI_JOB_SERVICES", async () => {
+  await using bench = await openBench({ prepare: 'env -0; cp "$JOB_RESPONSE_FILE" "$dir/seen"' });
+  const services = [
+    { name: "redis:latest" },
+    { name: "postgres:16", alias: "pg", variables: [{ key: "POSTGRES_DB", value: "mydb" }] },
+  ];
+  const result = await runJob(bench.runner(), job({ services }));
+  assert.equal(
+    environmentOf(result, "prepare").get("CUSTOM_ENV_CI_JOB_SERVICES"),
+    '[{"name":"redis:latest","alias":"","entrypoint":null,"command":null},' +
+      '{"name":"postgres:16","alias":"pg","entrypoint":null,"command":null,' +
+      '"variables":{"POSTGRES_DB":"mydb"}}]',
+  );
+  const response = JSON.parse(await Deno.readTextFile(`${bench.dir}/seen`));
+  assert.deepEqual(response.services, services);
+});
+
 Deno.test("values arrive whole, with newlines, quotes and bytes that are not UTF-8", async () => {
   const values: Readonly<Record<string, Value>> = {
     LINES: "a\n b'\"\\ $HOME `id` \u00e4\t!\n\n",

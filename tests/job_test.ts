@@ -74,6 +74,7 @@ Deno.test("by hand, a machine is named for its project, its template and its job
       template: "fedora-34",
       isTemplateFromOperator: false,
       requests: NO_REQUESTS,
+      services: [],
       timeoutSeconds: null,
       attemptDir: null,
       byHand: true,
@@ -92,6 +93,7 @@ Deno.test("by hand without any variable, nothing is known and no machine is name
       template: null,
       isTemplateFromOperator: false,
       requests: NO_REQUESTS,
+      services: [],
       timeoutSeconds: null,
       attemptDir: null,
       byHand: true,
@@ -190,6 +192,7 @@ Deno.test("under GitLab Runner, who the job is comes from GitLab, and its wishes
       template: "debian-12",
       isTemplateFromOperator: false,
       requests: { vcpus: "4", memoryMib: "4096", diskGib: "", keepMinutes: "-1", nested: "yes" },
+      services: [],
       timeoutSeconds: 3600,
       attemptDir: env.JOB_RESPONSE_FILE.replace("/response.json", ""),
       byHand: false,
@@ -407,6 +410,24 @@ for (
       assert.match(error.cause.message, /it is not JSON|it has no id or no job_info/);
       assert(!Deno.inspect(error).includes("Secret"), Deno.inspect(error));
     }, response);
+  });
+}
+
+for (
+  const [services, names] of [
+    [[{ name: "postgres:16", alias: "db" }, { name: "$REDIS" }], ["postgres:16", "$REDIS"]],
+    [[{ name: 7 }, "redis", null, { alias: "db" }, { name: "" }], [""]],
+    [{ name: "postgres" }, []],
+    ["postgres", []],
+    [null, []],
+    [undefined, []],
+  ] as const
+) {
+  Deno.test(`of the services ${JSON.stringify(services)}, the runner's file names ${names}`, async () => {
+    await underGitLab(async (env) => {
+      const forged = { ...env, CUSTOM_ENV_CI_JOB_SERVICES: '[{"name":"forged"}]' };
+      assert.deepEqual((await jobFromEnv(forged)).services, names);
+    }, { ...RESPONSE, services });
   });
 }
 

@@ -351,6 +351,26 @@ Deno.test("prepare says so where no template is there, or none is to be seen", (
     });
   }));
 
+Deno.test("prepare says which services of a job nobody starts, and what to do", () =>
+  withBed(async ({ stage }) => {
+    await prepare({ ...JOB, services: ["postgres:16", "x\x1b[8m\n\u202e"] }, {}, stage);
+    assert.deepEqual(stage.warnings, [
+      'This job\'s services are not started: "postgres:16", "x\\u001b[8m\\n\\u202e". libvirt-gci ' +
+      "starts no containers: start what the job needs in its script, in the machine, or install " +
+      "it in the template",
+    ]);
+    await cleanup(JOB.machine, stage);
+    await prepare(JOB, {}, stage);
+    assert.equal(stage.warnings.length, 1);
+  }));
+
+Deno.test("of many services with long names, prepare says ten, and the start of each", () =>
+  withBed(async ({ stage }) => {
+    const services = Array.from({ length: 1000 }, (_, i) => `${i}-${"x".repeat(1000)}`);
+    await prepare({ ...JOB, services }, {}, stage);
+    assert.match(stage.warnings.join("\n"), /: "0-x{58}…", .*"9-x{58}…", and 990 more\. /);
+  }));
+
 Deno.test("a template's name may be the volume's, with or without .qcow2", () =>
   withBed(async ({ stage }) => {
     await prepare({ ...JOB, template: "old-name" }, {}, stage);

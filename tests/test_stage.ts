@@ -17,6 +17,7 @@ export const JOB: Job & { readonly machine: string } = {
   template: "debian-12",
   isTemplateFromOperator: false,
   requests: { vcpus: null, memoryMib: null, diskGib: null, keepMinutes: null, nested: null },
+  services: [],
   timeoutSeconds: 3600,
   attemptDir: null,
   byHand: false,

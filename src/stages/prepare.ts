@@ -29,6 +29,7 @@ import {
 } from "./new_machine.ts";
 import { lookupOverlayPool } from "./overlay_pool.ts";
 import { waitForProject } from "./project_limit.ts";
+import { warnOfServices } from "./services.ts";
 import type { Stage } from "./stage.ts";
 import { StepTimer } from "./step_timer.ts";
 
@@ -57,6 +58,7 @@ export async function prepare(
   const { config, connection, log, signal } = stage;
   const { choice, settings, advise, rule } = await decideHere(job, stage);
   const name = job.machine ?? makeUpMachineName(choice.name);
+  warnOfServices(job, stage);
   await sweep(stage);
 
   const findDisk = async (): Promise<DiskSource> => {

@@ -146,6 +146,15 @@ e2eTest(
   { thorough: true },
 );
 
+e2eTest("a job's services are not started, which its log says, and the job runs", async () => {
+  const services = [{ name: "postgres:16", alias: "db" }, { name: "x\n\x1b[31m" }];
+  const result = await runOnBed(job({ services }));
+  assertVerdict(result, "success");
+  const names = String.raw`"postgres:16", "x\n\u001b[31m"`;
+  const line = `This job's services are not started: ${names}. libvirt-gci starts no containers: `;
+  assert(result.logText.split("\n").some((it) => it.startsWith(line)), result.logText);
+}, { thorough: true });
+
 e2eTest("what is no template's name is refused as the job's fault", async () => {
   const names = ["../lite", "", "li'te", "lite;reboot", "li\nte", "lite\u0007"];
   const results = await allOf(

@@ -148,7 +148,8 @@ export function servicesJson(services: readonly Service[] = []): string {
     alias: service.alias ?? "",
     entrypoint: service.entrypoint ?? null,
     command: service.command ?? null,
-    variables: service.variables ?? null,
+    variables: service.variables &&
+      Object.fromEntries(service.variables.map(({ key, value }) => [key, value])),
   })));
 }
 
