@@ -5,8 +5,10 @@
 #
 # Makes a template of each VM: DISTRO=VM then starts jobs on it. A VM that runs is
 # shut down first, and stays off. Its disk is only read: the template is a copy,
-# which no job sees before it is complete. For "libvirt-gci warm", install
-# qemu-guest-agent in the VM before; the README says what else that needs.
+# which no job sees before it is complete. Before, install in the VM what jobs call:
+# git, and gitlab-runner for artifacts and caches; "libvirt-gci doctor --boot VM" says
+# what the template lacks. For "libvirt-gci warm", install qemu-guest-agent in the VM
+# before; the README says what else that needs.
 #
 #   -c, --connect URI      the hypervisor, on this host (default: qemu:///system)
 #   -p, --pool NAME        the pool of templates (default: base_imgs, which is made

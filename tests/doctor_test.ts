@@ -294,10 +294,34 @@ Deno.test("bootTemplate() runs a whole job and says what each stage took", async
     [
       ["ok", "prepare: N s"],
       ["ok", "run: N s"],
-      ["problem", 'The template "debian-12" has no git'],
-      ["warning", 'The template "debian-12" has no gitlab-runner'],
+      ["problem", 'The template "debian-12" has no git that runs'],
+      ["warning", 'The template "debian-12" has no gitlab-runner that runs'],
       ["ok", "cleanup: N s"],
     ],
+  );
+});
+
+Deno.test("bootTemplate() counts a program that does not run as missing, and says how to install it", async () => {
+  const bin = await Deno.makeTempDir({ prefix: "libvirt-gci-test-" });
+  for (const [program, status] of [["git", 0], ["gitlab-runner", 126]] as const) {
+    await Deno.writeTextFile(`${bin}/${program}`, `#!/bin/sh\nexit ${status}\n`, { mode: 0o755 });
+  }
+  const findings = await bootTemplate("debian-12", {
+    prepare: () => Promise.resolve(),
+    run: async (script) => {
+      const args = ["-c", script];
+      const { stdout } = await new Deno.Command("/bin/sh", { args, env: { PATH: bin } }).output();
+      return new TextDecoder().decode(stdout);
+    },
+    cleanup: () => Promise.resolve(),
+  });
+  await Deno.remove(bin, { recursive: true });
+  const [missing, ...others] = findings.filter(({ level }) => level !== "ok");
+  assert.deepEqual(others, []);
+  assert.equal(missing?.subject, 'The template "debian-12" has no gitlab-runner that runs');
+  assert.match(
+    missing.meaning,
+    /^A job passes without its artifacts and caches\. Copy .* make_base_image\.sh --replace VM$/,
   );
 });
 

@@ -12,17 +12,24 @@ export interface BootStages {
   readonly cleanup: () => Promise<void>;
 }
 
-/** What jobs call in the guest, and what happens without it. */
+/** What jobs call in the guest, what happens without it, and how it gets there. */
 const PROGRAMS = {
-  "git": { finding: problem, meaning: "A job cannot get its sources" },
+  "git": {
+    finding: problem,
+    meaning: "A job cannot get its sources",
+    remedy: "Install it in the VM that the template was made of",
+  },
   "gitlab-runner": {
     finding: warning,
-    meaning: "A job's caches and artifacts are left out, without an error",
+    meaning: "A job passes without its artifacts and caches",
+    remedy:
+      "Copy the host's gitlab-runner to /usr/local/bin of the VM that the template was made of",
   },
 } as const;
 
+/** As GitLab Runner's own scripts ask: one that does not run counts as missing. */
 const SCRIPT = `for program in ${Object.keys(PROGRAMS).join(" ")}; do
-  command -v "$program" >/dev/null || echo "missing $program"
+  "$program" --version >/dev/null 2>&1 || echo "missing $program"
 done
 `;
 
@@ -61,9 +68,10 @@ function missingPrograms(template: string, output: string): Finding[] {
   const lines = output.split("\n");
   return Object.entries(PROGRAMS)
     .filter(([program]) => lines.includes(`missing ${program}`))
-    .map(([program, { finding, meaning }]) =>
-      finding(`The template "${template}" has no ${program}`, {
-        meaning: `${meaning}. Install ${program} in the template`,
+    .map(([program, { finding, meaning, remedy }]) =>
+      finding(`The template "${template}" has no ${program} that runs`, {
+        meaning:
+          `${meaning}. ${remedy}, then make the template anew: make_base_image.sh --replace VM`,
       })
     );
 }

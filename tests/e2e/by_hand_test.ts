@@ -132,6 +132,8 @@ e2eTest(
     for (const stage of ["prepare", "run", "cleanup"]) {
       assert(job.some(({ subject }) => subject.startsWith(`${stage}: `)), stdout);
     }
+    const lacks = job.filter(({ level }) => level !== "ok").map(({ subject }) => subject);
+    assert.deepEqual(lacks, ['The template "lite" has no gitlab-runner that runs'], stdout);
   },
 );
 
