@@ -3,7 +3,7 @@ import { foreignWords } from "./quoted.ts";
 
 /** What can be at fault, in words that stay the same: messages are too many to count. */
 export const FAULTS = [
-  /** The script ended with a status other than 0. */
+  /** The script ended with a status other than 0, or an earlier one left no space for it. */
   "script",
   /** The job asks for what it may not have, or for what is no value. */
   "request",

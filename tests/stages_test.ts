@@ -13,7 +13,7 @@ import { configJson } from "../src/stages/config.ts";
 import { prepare } from "../src/stages/prepare.ts";
 import { run } from "../src/stages/run.ts";
 import { sleep } from "../src/wait.ts";
-import { TestGuest, type TestGuestOptions } from "./test_guest.ts";
+import { RUNTIME_DIR, TestGuest, type TestGuestOptions } from "./test_guest.ts";
 import { openTestHost } from "./test_host.ts";
 import { JOB, script, type TestStage, testStage, type TestStageOptions } from "./test_stage.ts";
 
@@ -125,6 +125,51 @@ Deno.test("a script is never an argument, and its file is gone after it", () =>
     assert(!guest.commands.join().includes("secret"));
   }));
 
+/** Where a script's file may be. */
+const PLACES = ["/dev/shm", RUNTIME_DIR, "/run", "/tmp"];
+const ONLY_ROOT = { ignore: Deno.uid() !== 0 }; // mounts something
+
+for (const free of PLACES) {
+  const full = PLACES.filter((place) => place !== free);
+  Deno.test(
+    `a script runs in a guest that has space in ${free} alone`,
+    ONLY_ROOT,
+    () =>
+      withBed(async ({ stage }) => {
+        await prepare(JOB, {}, stage);
+        await run(JOB.machine, script(`echo "$0" # ${"long".repeat(10_000)}`), stage);
+        assert.match(stage.output.stdout, new RegExp(`^${free}/\\.libvirt-gci-[0-9a-f]{32}\n$`));
+        assert.equal(stage.output.stderr, "");
+      }, { guest: { full } }),
+  );
+}
+
+Deno.test(
+  "a guest that a job has filled is the job's failure, and the template's before",
+  ONLY_ROOT,
+  () =>
+    withBed(async ({ stage }) => {
+      await prepare(JOB, {}, stage);
+      const text = script("echo ran #".padEnd(1_000_000));
+      const runAs = (name: string) => run(JOB.machine, text, stage, { name, say: () => {} });
+      await assert.rejects(runAs("prepare_script"), (error) => {
+        assert(error instanceof SystemFailure && faultOf(error) === "template");
+        assert.match(error.message, /guest has no space left for the script/);
+        return true;
+      });
+      for (const name of ["build_script", "cleanup_file_variables"]) {
+        await assert.rejects(runAs(name), (error) => {
+          assert(error instanceof BuildFailure && !(error instanceof ScriptFailure));
+          assert.equal(faultOf(error), "script");
+          assert.match(error.message, /guest has no space left for the script/);
+          assert.match(error.advice ?? "", /LIBVIRT_GCI_DISK_GIB/);
+          return true;
+        });
+      }
+      assert.deepEqual(stage.output, { stdout: "", stderr: "" });
+    }, { guest: { full: PLACES } }),
+);
+
 Deno.test("a script of a megabyte runs", () =>
   withBed(async ({ stage }) => {
     await prepare(JOB, {}, stage);
@@ -145,7 +190,7 @@ Deno.test("a guest without the shell of the settings is no failure of the script
     const shell = "no-such-shell" as "sh";
     const text = new TextEncoder().encode("true");
     await assert.rejects(runScript(ssh, { text, shell, stdout, stderr }, stage.signal), {
-      message: /could not run the script/,
+      message: /guest has no shell "no-such-shell"/,
       fault: "template",
     });
   }));
@@ -197,12 +242,13 @@ Deno.test("all that a script wrote before it ended arrives", () =>
 async function cancel(text: (sleep: string) => string, sleeps: number, { connection, stage }: Bed) {
   await prepare(JOB, {}, stage);
   const mark = `99.${crypto.getRandomValues(new Uint32Array(1))[0]}`;
-  const ran = run(JOB.machine, script(text(`sleep ${mark}`)), stage);
+  const ran = run(JOB.machine, script(`echo "$0"; ${text(`sleep ${mark}`)}`), stage);
   ran.catch(() => {});
   if (sleeps > 0) await untilProcesses(mark, sleeps);
   stage.abort(new SystemFailure({ what: "Cancelled by SIGTERM" }));
   await assert.rejects(ran, /Cancelled by SIGTERM/);
   await untilProcesses(mark, 0);
+  await assert.rejects(Deno.stat(stage.output.stdout.trim()), Deno.errors.NotFound);
   assert(await isRunning(connection, JOB.machine));
 }
 

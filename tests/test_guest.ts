@@ -5,6 +5,9 @@ import ssh2 from "ssh2";
 import type { Connection, KexAlgorithm, ServerChannel, Session } from "ssh2";
 import { type Flood, floodClient } from "./flood.ts";
 
+/** The user's directory for a session in a guest with `full`. */
+export const RUNTIME_DIR = "/var/tmp";
+
 /** How a {@linkcode TestGuest} misbehaves. */
 export interface TestGuestOptions {
   /** Refuse every key. */
@@ -21,6 +24,8 @@ export interface TestGuestOptions {
   readonly packet?: (channel: number) => Uint8Array;
   /** Instead of running a command, flood the client. */
   readonly flood?: Flood;
+  /** Directories that each command finds full, as root alone can show them. */
+  readonly full?: readonly string[];
   /** Listen at this UNIX socket instead, whose buffers are small. */
   readonly path?: string;
 }
@@ -100,8 +105,8 @@ export class TestGuest implements AsyncDisposable {
     const { promise, resolve } = Promise.withResolvers<void>();
     this.#listener.close(() => resolve());
     await promise;
-    for (const [file] of this.commands.join().matchAll(/\/tmp\/\.libvirt-gci-[0-9a-f]+/g)) {
-      await Deno.remove(file).catch(() => {}); // of a script whose session was killed
+    for (const [file] of this.commands.join().matchAll(/\.libvirt-gci-[0-9a-f]+/g)) {
+      await Deno.remove(`/dev/shm/${file}`).catch(() => {}); // of a script whose session was killed
     }
   }
 
@@ -154,8 +159,10 @@ export class TestGuest implements AsyncDisposable {
   }
 
   async #exec(channel: ServerChannel, command: string, connection: Connection): Promise<void> {
-    const child = new Deno.Command("/bin/sh", {
-      ...{ args: ["-c", command], detached: true },
+    const { full } = this.#options;
+    const [program, ...args] = [...full ? withFull(full) : [], "/bin/sh", "-c", command] as const;
+    const child = new Deno.Command(program, {
+      ...{ args, detached: true },
       ...{ stdin: "piped", stdout: "piped", stderr: "piped" },
     }).spawn();
     this.#children.add(child);
@@ -186,6 +193,16 @@ export class TestGuest implements AsyncDisposable {
     this.inputs.push(input);
     await writer.close().catch(() => {});
   }
+}
+
+/** What runs a command in a view of its own of the file systems, where these directories are full. */
+function withFull(directories: readonly string[]): readonly [string, ...string[]] {
+  const fill = `for directory in ${directories.join(" ")}; do
+    mount -t tmpfs -o size=4k,mode=1777 tmpfs "$directory"
+    head -c 4096 /dev/zero >"$directory/full"
+  done
+  export XDG_RUNTIME_DIR=${RUNTIME_DIR}; exec "$@"`;
+  return ["unshare", "--mount", "sh", "-ec", fill, "sh"];
 }
 
 /** Passes the bytes on, no faster than the client takes them. */

@@ -5,6 +5,11 @@ import { within } from "../wait.ts";
 import { OutputEnd } from "./output_end.ts";
 import type { CommandEnd, Sink, SshConnection } from "./ssh.ts";
 
+/** The guest has no space left for the script's file. */
+export class GuestFull extends SystemFailure {
+  override readonly name = "SystemFailure";
+}
+
 /** A script to run in a guest, and where its output goes. */
 export interface Script {
   readonly text: Uint8Array;
@@ -20,6 +25,7 @@ export interface Script {
  *
  * When the signal aborts, ends all processes of the script, leaves the guest as it is, and throws
  * the signal's reason. Throws SystemFailure if there is no exit status: a lost guest is no success.
+ * It is a {@linkcode GuestFull} if the guest has no space for the file.
  */
 export async function runScript(
   ssh: SshConnection,
@@ -43,30 +49,46 @@ export async function runScript(
       throw signal.reason;
     }
     if (end.status !== null && out.seen && err.seen) return end.status;
-    throw noStatus(end, ssh.lost);
+    throw noStatus(end, shell, ssh.lost);
   } finally {
     signal.removeEventListener("abort", onAbort);
   }
 }
 
 /**
+ * Where the script's file may be, for the guest's shell to expand: memory first, since a job rather
+ * fills the disk.
+ */
+const DIRECTORIES = "/dev/shm $XDG_RUNTIME_DIR /run /tmp";
+
+/** How the command line ends if the script did not begin, as sysexits.h has it. */
+const NO_SHELL = 69;
+const NO_SPACE = 73;
+
+/**
  * The command line that receives the script and runs it, fit for any login shell. The token is no
  * secret: it names the file, marks the script's processes, and ends its output.
+ *
+ * What comes can be read only once: before that, as many blanks show that a directory has the space.
  */
 function wrapper(shell: string, token: string, sizeBytes: number): string {
-  const file = fileOf(token);
   const end = OutputEnd.printf(token);
   return `exec sh -c '` + [
-    `(umask 077; set -C; exec cat >${file})`,
-    `&& [ $(wc -c <${file}) -eq ${sizeBytes} ]`, // or the connection broke in the middle
-    `&& command -v ${shell} >/dev/null`, // or its absence would be the script's failure
-    `&& { ${TOKEN_VARIABLE}=${token} ${shell} ${file} </dev/null; status=$?; ${end}; ${end} >&2; }`,
-    `|| status=$?; rm -f ${file}; exit $status`,
+    `for directory in ${DIRECTORIES}; do`,
+    `file=$directory/${nameOf(token)};`,
+    `(umask 077; set -C; printf %${sizeBytes}s >$file) 2>/dev/null && break; rm -f $file; file=;`,
+    `done; status=${NO_SPACE};`,
+    `[ -n "$file" ] && cat >$file &&`,
+    `[ $(wc -c <$file) -eq ${sizeBytes} ] &&`, // or the connection broke in the middle
+    `status=${NO_SHELL} &&`,
+    `command -v ${shell} >/dev/null &&`, // or its absence would be the script's failure
+    `{ ${TOKEN_VARIABLE}=${token} ${shell} $file </dev/null; status=$?; ${end}; ${end} >&2; };`,
+    `rm -f $file; exit $status`,
   ].join(" ") + `'`;
 }
 
-function fileOf(token: string): string {
-  return `/tmp/.libvirt-gci-${token}`;
+function nameOf(token: string): string {
+  return `.libvirt-gci-${token}`;
 }
 
 /** In the environment of all that a script starts: how its processes are found again. */
@@ -77,7 +99,7 @@ const END_MS = 30_000;
 /** Ends the processes of the script; a guest that does not answer is left to cleanup. */
 async function endProcesses(ssh: SshConnection, token: string): Promise<void> {
   const ignore = (): Promise<void> => Promise.resolve();
-  const script = `token=${token} file=${fileOf(token)}\n${END_PROCESSES}`;
+  const script = `token=${token}\n${END_PROCESSES}`;
   const input = new TextEncoder().encode(script); // no argument, by which it would find itself
   const ended = ssh.run("exec sh", { input, stdout: ignore, stderr: ignore });
   await within(ended.catch(() => {}), END_MS);
@@ -125,16 +147,36 @@ for signal in TERM TERM TERM TERM TERM KILL KILL KILL KILL KILL; do
   [ "$idle" != .. ] || break
   sleep 0.5
 done
-rm -f "$file"
+for directory in ${DIRECTORIES}; do
+  rm -f $directory/${nameOf("$token")}
+done
 `;
 
-function noStatus({ status, signal }: CommandEnd, lost: Error | null): SystemFailure {
+function noStatus(
+  { status, signal }: CommandEnd,
+  shell: string,
+  lost: Error | null,
+): SystemFailure {
+  if (status === NO_SPACE) {
+    return new GuestFull({
+      fault: "template",
+      what: "The guest has no space left for the script, neither in memory (/dev/shm) nor in /tmp",
+      advice: "Free some space in the template, and let its user write to /tmp",
+    });
+  }
+  if (status === NO_SHELL) {
+    return new SystemFailure({
+      fault: "template",
+      what: `The guest has no shell ${quoted(shell)}`,
+      advice: 'Install it in the template, or choose the other by "shell" in the settings',
+    });
+  }
   if (status !== null) {
     return new SystemFailure({
       fault: "template",
       what:
         `The guest could not run the script: it ended with the status ${status} before it began`,
-      advice: "The guest needs sh, cat, the configured shell and space in /tmp",
+      advice: "Log in to a machine of the template as its user does, and see whether sh runs there",
     });
   }
   return new SystemFailure({

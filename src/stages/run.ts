@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { type Fault, faultOf, ScriptFailure, SystemFailure } from "../errors.ts";
-import { runScript } from "../guest/script.ts";
+import { BuildFailure, type Fault, faultOf, ScriptFailure, SystemFailure } from "../errors.ts";
+import { GuestFull, runScript } from "../guest/script.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import type { DomainState } from "../libvirt/domain.ts";
 import { endedFailure } from "../machine/address.ts";
@@ -73,7 +73,8 @@ async function runInMachine(
   const { domain, record } = ready;
   try {
     await runIn(ready, script, stage);
-  } catch (error) {
+  } catch (cause) {
+    const error = cause instanceof GuestFull && isLaterScript(ofJob) ? filledByJob(cause) : cause;
     const isOver = stage.signal.aborted || ENDS.includes(faultOf(error));
     if (ofJob !== null && !isOver && isFirstFailure(record)) {
       await noteFailure(domain.name, ofJob, stage);
@@ -81,6 +82,21 @@ async function runInMachine(
     throw error;
   }
   if (ofJob !== null && record.failed === ofJob.name) await notePass(domain, ofJob);
+}
+
+/** Whether a script of the same job ran before it. */
+function isLaterScript(ofJob: JobScript | null): boolean {
+  return ofJob !== null && ofJob.name !== "prepare_script";
+}
+
+function filledByJob({ message }: GuestFull): BuildFailure {
+  return new BuildFailure({
+    fault: "script",
+    what: message,
+    advice:
+      "The job's earlier scripts filled it: have them leave some space, or have the job ask " +
+      "for a larger disk with LIBVIRT_GCI_DISK_GIB",
+  });
 }
 
 async function runIn(ready: OurMachine, script: Uint8Array, stage: Stage): Promise<void> {

@@ -112,6 +112,30 @@ e2eTest("scripts end as they should, one after the other in a machine", async (t
     assert.equal(digest, sum);
     assert.match(latin1.slice(start + 10_000_000), /^\nend\n/);
   });
+
+  await t.step(
+    "a script that fills the disk is the job's fault, and those after it run",
+    async () => {
+      const result = await runOnMachine(
+        machine,
+        job({
+          script: [
+            "fallocate -l $(($(stat -fc '%a * %S' .) - 50000000)) most-of-the-disk",
+            "dd if=/dev/zero of=rest bs=1M",
+            "echo not this",
+          ],
+          afterScript: ["df . /tmp | grep -c 100%; echo afterwards"],
+        }),
+      );
+      assertVerdict(result, "script_failure", 1);
+      assert.match(result.logText, /No space left on device/);
+      assert.match(result.logText, /\n2\nafterwards\n/);
+      assert.doesNotMatch(result.logText, /\nnot this\n/);
+      for (const name of ["after_script", "cleanup_file_variables"]) {
+        assert.equal(result.stages.find((stage) => stage.name === name)?.exitStatus, 0, name);
+      }
+    },
+  );
 });
 
 e2eTest("a fault of the host is tried three times, and said", async () => {
