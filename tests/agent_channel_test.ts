@@ -5,6 +5,7 @@ import { createServer, type Server, type Socket } from "node:net";
 // @ts-types="@types/ssh2"
 import ssh2 from "ssh2";
 import { type Agent, openChannel } from "../src/guest/agent_channel.ts";
+import { SshConnection } from "../src/guest/ssh.ts";
 import { NotYet, waitFor } from "../src/wait.ts";
 
 const NAME = "org.libvirt-gci.ssh.0";
@@ -104,15 +105,15 @@ function generateKey(): string {
   }
 }
 
-/** An SSH server that lets everybody in and ends each command with the status 7. */
-function sshServer(): ssh2.Server {
+/** An SSH server that lets everybody in and ends each command, after this output, with the status 7. */
+function sshServer(output: (command: string) => string | Uint8Array): ssh2.Server {
   return new ssh2.Server({ hostKeys: [generateKey()] }, (connection) => {
     connection.on("error", () => {});
     connection.on("authentication", (context) => context.accept());
     connection.on("session", (accept) => {
       accept().on("exec", (accept, _reject, { command }) => {
         const channel = accept();
-        channel.write(`ran ${command}`);
+        channel.write(output(command));
         channel.exit(7);
         channel.end();
       });
@@ -122,7 +123,7 @@ function sshServer(): ssh2.Server {
 
 Deno.test("a channel leads to the guest's SSH server, past what an earlier one left", async () => {
   await using channel = await TestChannel.create();
-  const server = sshServer();
+  const server = sshServer((command) => `ran ${command}`);
   const sock = await channel.open(testAgent(async (token) => {
     const socket = await channel.socket();
     socket.write(`SSH-2.0-stale\r\n${"0".repeat(32)}\nSSH-2.0-stale ${token}\n`);
@@ -147,6 +148,25 @@ Deno.test("a channel leads to the guest's SSH server, past what an earlier one l
   assert.equal(await ended, "ran make, status 7");
   client.destroy();
   await closed;
+});
+
+Deno.test("what comes fast through a channel arrives whole", async () => {
+  await using channel = await TestChannel.create();
+  const server = sshServer(() => new Uint8Array(32_000_000));
+  const sock = await channel.open(testAgent(async (token) => {
+    const socket = await channel.socket();
+    socket.write(`${token}\n`);
+    server.injectSocket(socket);
+  }));
+  assert(!(sock instanceof NotYet));
+
+  const login = { address: "channel", port: 0, user: "ci", privateKey: generateKey() };
+  const options = { timeoutMs: 10_000, signal: new AbortController().signal, sock };
+  using ssh = await SshConnection.open({ ...login, channel: null, hostKey: null }, options);
+  let bytes = 0;
+  const stdout = (part: Uint8Array): Promise<void> => Promise.resolve(void (bytes += part.length));
+  const end = await ssh.run("make", { input: new Uint8Array(), stdout, stderr: stdout });
+  assert.deepEqual({ ...end, bytes }, { status: 7, signal: null, bytes: 32_000_000 });
 });
 
 Deno.test("a channel has one connection at a time", async () => {
