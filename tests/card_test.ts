@@ -114,6 +114,7 @@ Deno.test("a machine with another address than its card's is not reached there",
     waitForAddress(domain, {
       mac,
       network: "default",
+      hostAddresses: [],
       card,
       connection,
       watch: () => Promise.resolve(),

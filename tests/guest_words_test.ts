@@ -78,8 +78,9 @@ const BRIDGED = "<network><name>n</name><forward mode='bridge'/><bridge name='br
 /** The address that is found where the agent says that its card has these. */
 async function foundAmong(
   addresses: readonly (string | Uint8Array)[],
-  { networkXml = SERVED, card = null }: {
+  { networkXml = SERVED, hostAddresses = [], card = null }: {
     readonly networkXml?: string;
+    readonly hostAddresses?: readonly string[];
     readonly card?: Card | null;
   } = {},
 ): Promise<string> {
@@ -101,7 +102,8 @@ async function foundAmong(
   using domain = await connection.lookupDomain("m");
   const limits = { timeoutSeconds: 2.5, signal: new AbortController().signal, log: () => {} };
   const watch = () => Promise.resolve();
-  return await waitForAddress(domain, { mac: MAC, network: "n", card, connection, watch }, limits);
+  const machine = { mac: MAC, network: "n", hostAddresses, card };
+  return await waitForAddress(domain, { ...machine, connection, watch }, limits);
 }
 
 Deno.test("of what a guest's agent calls its addresses, only one of the network is tried", async () => {
@@ -124,8 +126,10 @@ Deno.test("in a network that libvirt does not serve, a guest's agent names no ad
     ...own,
     ...[FORGED, "127.0.0.53", "169.254.169.254", "0.0.0.0", "224.0.0.1", "255.255.255.255"],
     ...["::", "::1", "::ffff:10.1.2.3", "fe80::7", "ff02::1"],
+    ...["203.0.113.9", "203.0.113.255", "203.0.113.99"],
   ];
-  const options = { networkXml: BRIDGED };
+  const hostAddresses = ["203.0.113.9/24", "203.0.113.99"]; // of another host, as the settings say
+  const options = { networkXml: BRIDGED, hostAddresses };
   assert.equal(await foundAmong([...others, "198.51.100.7"], options), "198.51.100.7");
   assert.equal(await foundAmong([...others, "2001:db8::7"], options), "2001:db8::7");
   await assert.rejects(foundAmong(others, options), /no guest agent and no ARP entry/);

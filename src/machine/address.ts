@@ -6,6 +6,7 @@ import type { Connection } from "../libvirt/connection.ts";
 import { ADDRESS_SOURCE, type Domain, type DomainState } from "../libvirt/domain.ts";
 import { LibvirtError } from "../libvirt/error.ts";
 import { type Card, leasedAddress } from "./card.ts";
+import { hostAddresses, readHostNetwork } from "./host_addresses.ts";
 import { mayBeGuests } from "./network_info.ts";
 import { type Limits, NotYet, waitFor } from "../wait.ts";
 
@@ -24,9 +25,11 @@ const NO_LEASE = "no DHCP lease for its card";
  */
 export function waitForAddress(
   domain: Domain,
-  { mac, network, card, connection, watch }: {
+  { mac, network, hostAddresses, card, connection, watch }: {
     readonly mac: string;
     readonly network: string;
+    /** Those of the host that the settings name. */
+    readonly hostAddresses: readonly string[];
     readonly card: Card | null;
     readonly connection: Connection;
     /** Asked meanwhile: throws what no waiting mends. */
@@ -66,7 +69,9 @@ export function waitForAddress(
       nextOtherSources = performance.now() + OTHER_SOURCES_MS;
       for (const source of [ADDRESS_SOURCE.AGENT, ADDRESS_SOURCE.ARP]) {
         const said = await addressesOf(domain, mac, source);
-        const own = card === null ? await guestsAmong(said, network, connection) : said;
+        const own = card === null
+          ? await guestsAmong(said, { network, hostAddresses }, connection)
+          : said;
         const address = preferred(own);
         if (address === null) continue;
         if (card === null) return address;
@@ -155,14 +160,20 @@ async function addressesOf(
 /** Those that a guest of the network may have. */
 async function guestsAmong(
   addresses: readonly string[],
-  networkName: string,
+  { network: name, hostAddresses: named }: {
+    readonly network: string;
+    readonly hostAddresses: readonly string[];
+  },
   connection: Connection,
 ): Promise<string[]> {
   if (addresses.length === 0) return [];
-  using network = await connection.lookupNetwork(networkName);
+  using network = await connection.lookupNetwork(name);
   const networkXml = await network.xml();
-  const hostAddresses = Deno.networkInterfaces().map(({ address }) => address);
-  return addresses.filter((address) => mayBeGuests(address, { networkXml, hostAddresses }));
+  const host = readHostNetwork();
+  const { addresses: own, others } = hostAddresses(host, named);
+  // IPv6 is among those of the interfaces alone.
+  const ofHost = [...host.interfaces, ...own.map((address) => ({ address })), ...others];
+  return addresses.filter((address) => mayBeGuests(address, { networkXml, ofHost }));
 }
 
 /** IPv4 before IPv6, and no address that is only good on one link (RFC 4291, fe80::/10). */

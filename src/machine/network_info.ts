@@ -60,16 +60,16 @@ addRange(OF_NO_GUEST, "ff00::", 8);
  */
 export function mayBeGuests(
   address: string,
-  { networkXml, hostAddresses }: {
+  { networkXml, ofHost }: {
     readonly networkXml: string;
-    readonly hostAddresses: readonly string[];
+    readonly ofHost: readonly { readonly address: string; readonly prefix?: number }[];
   },
 ): boolean {
   const family = familyOf(address);
   if (family === null || OF_NO_GUEST.check(address, family)) return false;
   const hosts = new BlockList();
   const ranges = new BlockList();
-  for (const own of hostAddresses) addRange(hosts, own);
+  for (const { address, prefix } of ofHost) addRange(hosts, address, prefix);
   const served = childrenOf(rootOf(networkXml), "ip").map(({ attributes }) => attributes);
   for (const { address: host = "", netmask, prefix } of served) {
     const length = prefix ?? (netmask === undefined ? undefined : prefixOf(netmask));

@@ -143,11 +143,11 @@ async function knock(
   const addressSeconds = Math.min(settings.addressSeconds, mostSeconds);
   const sshSeconds = Math.min(settings.sshSeconds, mostSeconds);
   const { mac } = record;
-  const { network } = settings;
+  const { network, hostAddresses } = settings;
   const watch = watchKvm({ settings, connection });
   const address = network === "none"
     ? CHANNEL_ADDRESS
-    : await waitForAddress(domain, { mac, network, card, connection, watch }, {
+    : await waitForAddress(domain, { mac, network, hostAddresses, card, connection, watch }, {
       ...limits,
       timeoutSeconds: addressSeconds,
     });
