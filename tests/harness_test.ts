@@ -4,6 +4,7 @@ import { type Job, SMALL_JOB } from "./harness/payload.ts";
 import { killGroup } from "./harness/process.ts";
 import { concat, quote, toBytes, toText, type Value } from "./harness/quote.ts";
 import { type JobResult, runJob, type Runner, runnerFor } from "./harness/runner.ts";
+import { startRunnerProcess } from "./harness/runner_process.ts";
 
 // One long sleep would outlive a SIGTERM that comes just before bash starts it.
 const FOREVER = "while :; do sleep 0.05; done";
@@ -639,6 +640,37 @@ Deno.test("a runner that is stopped in time reports a system failure", async () 
   assert.equal(result.verdict, "runner_system_failure");
   assert.deepEqual(stageNames(result), ["config", "prepare", "cleanup"]);
   assert.deepEqual(result.stages[1]?.sent, []);
+});
+
+for (const signal of ["SIGTERM", "SIGKILL"] as const) {
+  Deno.test(`a runner whose process ends by ${signal} leaves prepare and its directory`, async () => {
+    await using bench = await openBench({
+      prepare: `trap 'touch "$dir/term"' TERM; echo "$PPID $$ $TMPDIR"
+        while [ ! -e "$dir/go" ]; do sleep 0.01; done; ps -o ppid= $$ > "$dir/parent"`,
+    });
+    await using runner = startRunnerProcess(bench.runner({ shutdownSeconds: 0.2 }), SMALL_JOB);
+    const printed = await runner.printed(/^\d+ .*\n/m);
+    const [, parent, pid, attempt] = /^(\d+) (\d+) (.*)\n/m.exec(printed) ?? [];
+    await runner.end(signal);
+    assert.equal(await exists(`/proc/${parent}`), false);
+    assert.equal(await exists(`/proc/${pid}`), true);
+    await Deno.writeTextFile(`${bench.dir}/go`, "");
+    while (await exists(`/proc/${pid}`)) await new Promise((done) => setTimeout(done, 10));
+    assert.notEqual((await Deno.readTextFile(`${bench.dir}/parent`)).trim(), parent);
+    assert.equal(await exists(`${bench.dir}/term`), false);
+    assert.equal(await exists(`${attempt}/response.json`), true);
+  });
+}
+
+Deno.test("a runner hears of a cancel when it asks GitLab the next time", async () => {
+  await using bench = await openBench();
+  const result = await runJob(
+    bench.runner({ pollSeconds: 0.5 }),
+    job({ script: ["echo up", "sleep 0.3; echo goes on", FOREVER] }),
+    { events: [{ stage: "build_script", whenOutput: "\nup", action: "soft_cancel" }] },
+  );
+  assert.equal(result.verdict, "canceled");
+  assert.match(outputOf(result, "build_script"), /\ngoes on\n/);
 });
 
 Deno.test("a runner that is killed calls nothing more and signals nobody", async () => {

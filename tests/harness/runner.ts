@@ -28,8 +28,13 @@ export interface Runner {
   readonly retryDelaySeconds: number;
   /** From a job's cancellation to cleanup, whether or not run has ended. */
   readonly stuckBuildSeconds: number;
-  /** From SIGTERM to the end of the runner's process. */
+  /** From SIGTERM to the end of the runner's process, whatever it leaves behind. */
   readonly shutdownSeconds: number;
+  /**
+   * From a cancel in GitLab until the runner hears of it, which is when it sends output, every 3 s, or
+   * asks for a silent job, every 30 s. None by default, to wait for nothing.
+   */
+  readonly pollSeconds: number;
   /** Where the directories of attempts are made; the system's by default. */
   readonly tmpdir?: string;
   readonly onOutput?: (stage: string, stream: Stream, chunk: Uint8Array) => void;
@@ -83,6 +88,8 @@ export interface RunOptions {
   readonly events?: readonly JobEvent[];
   /** Aborts the job, as a hard cancel does. */
   readonly signal?: AbortSignal;
+  /** Aborts when the runner gets SIGTERM, as the event `runner_stop` does at a point of the job. */
+  readonly runnerStop?: AbortSignal;
 }
 
 /** What tells Deno where main.ts finds its packages, and whom to trust where it has to load them. */
@@ -122,6 +129,7 @@ export function runnerFor(
     retryDelaySeconds: 3,
     stuckBuildSeconds: 300,
     shutdownSeconds: 30,
+    pollSeconds: 0,
     ...settings,
   };
 }
@@ -166,7 +174,11 @@ interface Life {
   readonly timers: readonly Timer[];
 }
 
-function startRunner(runner: Runner, job: Job, { events = [], signal }: RunOptions): Life {
+function startRunner(
+  runner: Runner,
+  job: Job,
+  { events = [], signal, runnerStop }: RunOptions,
+): Life {
   const actions: Promise<void>[] = [];
   const timers: Timer[] = [];
   const build: Build = {
@@ -186,17 +198,27 @@ function startRunner(runner: Runner, job: Job, { events = [], signal }: RunOptio
     orphans: [],
   };
 
+  /** Does it when the runner has asked GitLab the next time. */
+  function whenHeard(hear: () => void): void {
+    if (runner.pollSeconds === 0) return hear();
+    timers.push(setTimeout(hear, runner.pollSeconds * 1000));
+  }
+
+  function stopRunner(): void {
+    timers.push(setTimeout(() => build.gone.abort(), runner.shutdownSeconds * 1000));
+    build.interrupt.abort();
+  }
+
   function fire(action: Action, stage: RunningStage): void {
     switch (action) {
       case "soft_cancel":
-        return build.softCancel();
+        return whenHeard(() => build.softCancel());
       case "hard_cancel":
-        return stopJob(build, "canceled");
+        return whenHeard(() => stopJob(build, "canceled"));
       case "job_timeout":
         return stopJob(build, "job_execution_timeout");
       case "runner_stop":
-        timers.push(setTimeout(() => build.gone.abort(), runner.shutdownSeconds * 1000));
-        return build.interrupt.abort();
+        return stopRunner();
       case "runner_kill":
         return build.gone.abort();
     }
@@ -209,6 +231,7 @@ function startRunner(runner: Runner, job: Job, { events = [], signal }: RunOptio
     setTimeout(() => stopJob(build, "job_execution_timeout"), job.timeoutSeconds * 1000),
   );
   if (signal) aborted(signal).then(() => stopJob(build, "canceled"));
+  if (runnerStop) aborted(runnerStop).then(stopRunner);
   return { build, actions, timers };
 }
 
