@@ -262,6 +262,34 @@ Deno.test("a cancelled script's processes end that hide from their environment a
     cancel((sleep) => `env -i bash -c "trap '' TERM; ${sleep}; ${sleep}"; ${sleep}`, 1, bed)
   ));
 
+Deno.test("a cancel ends within five seconds in a guest that does not answer", () =>
+  withBed(async ({ connection, stage, guest }) => {
+    await prepare(JOB, {}, stage);
+    const mark = `99.${crypto.getRandomValues(new Uint32Array(1))[0]}`;
+    const ran = run(JOB.machine, script(`sleep ${mark}`), stage);
+    ran.catch(() => {});
+    await untilProcesses(mark, 1);
+    guest.suspend();
+    const start = performance.now();
+    stage.abort(new SystemFailure({ what: "Cancelled by SIGTERM" }));
+    await assert.rejects(ran, /Cancelled by SIGTERM/);
+    assert(performance.now() - start < 5000);
+    assert(await isRunning(connection, JOB.machine));
+  }));
+
+Deno.test("a script whose output nobody takes any more ends with all its processes", () =>
+  withBed(async ({ stage }) => {
+    await prepare(JOB, {}, stage);
+    const mark = `99.${crypto.getRandomValues(new Uint32Array(1))[0]}`;
+    const stdout = async (): Promise<void> => {
+      await untilProcesses(mark, 1);
+      throw new Deno.errors.BrokenPipe("nobody reads it");
+    };
+    const text = script(`setsid sleep ${mark} & echo first; sleep 30`);
+    await assert.rejects(run(JOB.machine, text, { ...stage, stdout }), /nobody reads it/);
+    await untilProcesses(mark, 0);
+  }));
+
 for (const milliseconds of [0, 5, 20, 40]) {
   Deno.test(`a script that is cancelled ${milliseconds} ms after it started does not go on`, () =>
     withBed(async ({ stage, ...bed }) => {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { type AddressInfo, createServer, type Server } from "node:net";
+import { type AddressInfo, createServer, type Server, type Socket } from "node:net";
 // @ts-types="@types/ssh2"
 import ssh2 from "ssh2";
 import type { Connection, KexAlgorithm, ServerChannel, Session } from "ssh2";
@@ -46,6 +46,7 @@ export class TestGuest implements AsyncDisposable {
   readonly port: number;
   readonly #listener: Server;
   readonly #connections = new Set<Connection>();
+  readonly #sockets = new Set<Socket>();
   readonly #children = new Set<Deno.ChildProcess>();
   readonly #running = new Set<Promise<void>>();
   readonly #options: TestGuestOptions;
@@ -64,6 +65,8 @@ export class TestGuest implements AsyncDisposable {
     server.on("connection", (connection) => this.#serve(connection));
     listener.on("connection", (socket) => {
       socket.setNoDelay(true); // as sshd does; Nagle's algorithm costs 40 ms a step
+      this.#sockets.add(socket);
+      socket.on("close", () => this.#sockets.delete(socket));
       server.injectSocket(socket);
     });
   }
@@ -92,6 +95,11 @@ export class TestGuest implements AsyncDisposable {
         if (!(error instanceof Deno.errors.NotFound)) throw error; // all have ended
       }
     }
+  }
+
+  /** Takes nothing more from its clients, as a guest that is suspended. */
+  suspend(): void {
+    for (const socket of this.#sockets) socket.pause();
   }
 
   /** Forgets what it got, for a test that measures memory. */

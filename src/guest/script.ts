@@ -23,9 +23,10 @@ export interface Script {
  * standard input into a file of its own (0600), which is removed after it; its own standard input is
  * empty. Processes that it leaves behind hold nobody up.
  *
- * When the signal aborts, ends all processes of the script, leaves the guest as it is, and throws
- * the signal's reason. Throws SystemFailure if there is no exit status: a lost guest is no success.
- * It is a {@linkcode GuestFull} if the guest has no space for the file.
+ * When the signal aborts, or a sink fails, ends all processes of the script, leaves the guest as it is,
+ * and throws the signal's reason, or what the sink threw. Throws SystemFailure if there is no exit
+ * status: a lost guest is no success. It is a {@linkcode GuestFull} if the guest has no space for the
+ * file.
  */
 export async function runScript(
   ssh: SshConnection,
@@ -42,7 +43,10 @@ export async function runScript(
   const onAbort = (): void => abort(null);
   signal.addEventListener("abort", onAbort);
   try {
-    const end = await Promise.race([run, aborted]);
+    const end = await Promise.race([run, aborted]).catch(async (error) => {
+      await endProcesses(ssh, token);
+      throw error;
+    });
     if (end === null || signal.aborted) {
       run.catch(() => {}); // its end means nothing any more
       await endProcesses(ssh, token);
@@ -94,15 +98,20 @@ function nameOf(token: string): string {
 /** In the environment of all that a script starts: how its processes are found again. */
 const TOKEN_VARIABLE = "LIBVIRT_GCI_SCRIPT";
 
+/** How long a guest may take to begin with that, and to be through with it. */
+const ANSWER_MS = 3000;
 const END_MS = 30_000;
 
 /** Ends the processes of the script; a guest that does not answer is left to cleanup. */
 async function endProcesses(ssh: SshConnection, token: string): Promise<void> {
-  const ignore = (): Promise<void> => Promise.resolve();
   const script = `token=${token}\n${END_PROCESSES}`;
   const input = new TextEncoder().encode(script); // no argument, by which it would find itself
-  const ended = ssh.run("exec sh", { input, stdout: ignore, stderr: ignore });
-  await within(ended.catch(() => {}), END_MS);
+  const { promise: answered, resolve } = Promise.withResolvers<boolean>();
+  const answer = (): Promise<void> => Promise.resolve(resolve(true));
+  const ignore = (): Promise<void> => Promise.resolve();
+  const ended = ssh.run("exec sh", { input, stdout: answer, stderr: ignore }).catch(() => {});
+  ended.then(() => resolve(false)); // it may have lost the connection
+  if (await within(answered, ANSWER_MS)) await within(ended, END_MS);
 }
 
 /**
@@ -110,9 +119,10 @@ async function endProcesses(ssh: SshConnection, token: string): Promise<void> {
  * all that it ever found: sudo and env clear the environment, and a parent may be gone before its
  * child. TERM comes again every half second, for those that come late, then KILL. Two looks in a row
  * must find nothing, since the script may be starting just now. Linux's /proc is the only list of
- * processes that every guest has.
+ * processes that every guest has. The line feed says that the guest is at it.
  */
 const END_PROCESSES = `
+echo
 found=" "
 look() {
   found="$found$(grep -l "$token" /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2>/dev/null |

@@ -10,6 +10,7 @@ import {
   job,
   machineOf,
   prepared,
+  runningMachine,
   runOnBed,
   runOnMachine,
   TESTBED,
@@ -198,6 +199,26 @@ e2eTest("a job that is cancelled while its machine boots leaves nothing", async 
   const prepare = result.stages.find(({ name }) => name === "prepare");
   assert.equal(prepare?.exitStatus, 2);
   assert((prepare?.seconds ?? 99) < atMost(4));
+});
+
+e2eTest("a job that is cancelled ends soon though its guest is suspended", async () => {
+  const cancel = new AbortController();
+  let start = 0;
+  const result = await runOnBed(job({ id: 84, script: ["echo running", "sleep 5000"] }), {
+    signal: cancel.signal,
+    events: [{
+      stage: "build_script",
+      whenOutput: "\nrunning",
+      action: async () => {
+        await virsh("suspend", await runningMachine("gitlab-proj-84-"));
+        start = performance.now();
+        cancel.abort();
+      },
+    }],
+  });
+  assertVerdict(result, "canceled");
+  const seconds = (performance.now() - start) / 1000;
+  assert(seconds < atMost(5), `it took ${seconds} s, cleanup included`);
 });
 
 e2eTest("a guest that is destroyed in the middle of a script is the host's fault", async () => {
