@@ -8,6 +8,9 @@ if (Deno.args.length === 1 && Deno.args[0] === "--version") {
   Deno.exit(0); // before the rest is even loaded
 }
 
+const BY_RUNNER = "GitLab Runner cancelled the stage: the job was cancelled or timed out, " +
+  "or the runner is shutting down";
+
 const { endWith, runProgram } = await import("./src/program.ts");
 const { ownPrinter } = await import("./src/terminal.ts");
 const env = Deno.env.toObject(); // without the variables that are no UTF-8
@@ -26,7 +29,7 @@ globalThis.addEventListener("error", async (event) => {
 });
 
 const status = await runProgram({
-  ...{ args: Deno.args, env, version, exit: Deno.exit, signal: await cancelOnSignals() },
+  ...{ args: Deno.args, env, version, exit: Deno.exit, signal: await cancellation() },
   ...{ stdin: Deno.stdin, printer, startInBackground },
   program: Deno.build.standalone ? Deno.execPath() : "/usr/local/bin/libvirt-gci",
   stdout: sinkTo(Deno.stdout),
@@ -37,14 +40,16 @@ const status = await runProgram({
 Deno.exit(status);
 
 /** Aborts, with the error to end with, when GitLab Runner or a person cancels the stage. */
-async function cancelOnSignals(): Promise<AbortSignal> {
+async function cancellation(): Promise<AbortSignal> {
   const { SystemFailure } = await import("./src/errors.ts");
+  const { isByHand } = await import("./src/job.ts");
   const controller = new AbortController();
-  for (const name of ["SIGTERM", "SIGINT"] as const) {
-    Deno.addSignalListener(name, () => {
-      controller.abort(new SystemFailure({ what: `Cancelled by ${name}`, fault: "cancelled" }));
-    });
-  }
+  const cancel = (what: string): void => {
+    controller.abort(new SystemFailure({ what, fault: "cancelled" }));
+  };
+  const byHand = isByHand(env);
+  Deno.addSignalListener("SIGINT", () => cancel("Cancelled by SIGINT"));
+  Deno.addSignalListener("SIGTERM", () => cancel(byHand ? "Cancelled by SIGTERM" : BY_RUNNER));
   return controller.signal;
 }
 

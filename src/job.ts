@@ -63,6 +63,11 @@ const RUNNER_VARIABLES = [
   "BUILD_EXIT_CODE_FILE",
 ];
 
+/** Whether a person runs the stage, not GitLab Runner. */
+export function isByHand(env: Env): boolean {
+  return RUNNER_VARIABLES.every((name) => !env[name]);
+}
+
 /** What GitLab says of the job, and no variable of its own. */
 type Identity = Pick<
   Job,
@@ -87,7 +92,7 @@ const UNKNOWN: Identity = {
  * `--machine` is no name, and SystemFailure if the runner's file cannot be read or is not there.
  */
 export async function jobFromEnv(env: Env, options: JobOptions = {}): Promise<Job> {
-  const byHand = RUNNER_VARIABLES.every((name) => !env[name]);
+  const byHand = isByHand(env);
   const named = options.machine ?? (env[MACHINE_VARIABLE] || undefined);
   if (named !== undefined) checkMachineName(named);
   const identity = byHand

@@ -39,7 +39,11 @@ faultTest("prepare meets a fault", async (t) => {
     },
     {
       row: {
-        ...{ fault: "SIGTERM while the guest boots", status: 2, says: /Cancelled by SIGTERM/ },
+        ...{
+          fault: "SIGTERM while the guest boots",
+          status: 2,
+          says: /GitLab Runner cancelled the stage/,
+        },
         then: "nothing",
       },
       meet: (it) => it.prepare(cancel(BOOTING)),
@@ -106,7 +110,7 @@ faultTest("run meets faults, one after the other in the same machine", async () 
       const killed = await attempt.run(long, kill(SCRIPT_RUNS));
       survived({ fault: "SIGKILL while the script runs", ...KILLED }, killed);
       const cancelled = await attempt.run(long, cancel(SCRIPT_RUNS));
-      const says = /Cancelled by SIGTERM/;
+      const says = /GitLab Runner cancelled the stage/;
       survived({ fault: "SIGTERM while the script runs", status: 2, says }, cancelled);
       const goesOn = await attempt.run("sleep 8; echo end", { strike: killDaemonAt(SCRIPT_RUNS) });
       survived({ fault: "libvirtd killed while it runs", status: 0, says: /^end$/m }, goesOn);
