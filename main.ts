@@ -2,12 +2,15 @@
 import denoJson from "./deno.json" with { type: "json" };
 
 const { version } = denoJson;
+const parent = Deno.ppid; // as early as can be
 
 if (Deno.args.length === 1 && Deno.args[0] === "--version") {
   console.log(version);
   Deno.exit(0); // before the rest is even loaded
 }
 
+/** How soon a stage notices that its runner is gone. */
+const LOOK_MS = 1000;
 const BY_RUNNER = "GitLab Runner cancelled the stage: the job was cancelled or timed out, " +
   "or the runner is shutting down";
 
@@ -39,7 +42,10 @@ const status = await runProgram({
 // libraries clean up after themselves: one process in a thousand then dies of a signal.
 Deno.exit(status);
 
-/** Aborts, with the error to end with, when GitLab Runner or a person cancels the stage. */
+/**
+ * Aborts, with the error to end with, when GitLab Runner or a person cancels the stage, or when GitLab
+ * Runner itself is gone: it signals nobody then, and nobody calls cleanup. A person may leave.
+ */
 async function cancellation(): Promise<AbortSignal> {
   const { SystemFailure } = await import("./src/errors.ts");
   const { isByHand } = await import("./src/job.ts");
@@ -50,6 +56,12 @@ async function cancellation(): Promise<AbortSignal> {
   const byHand = isByHand(env);
   Deno.addSignalListener("SIGINT", () => cancel("Cancelled by SIGINT"));
   Deno.addSignalListener("SIGTERM", () => cancel(byHand ? "Cancelled by SIGTERM" : BY_RUNNER));
+  if (byHand) return controller.signal;
+  const look = (): void => {
+    if (Deno.ppid !== parent) cancel("GitLab Runner is gone, so this stage ends");
+  };
+  // prctl(PR_SET_PDEATHSIG) tells of the end of a thread, and GitLab Runner's come and go.
+  Deno.unrefTimer(setInterval(look, LOOK_MS));
   return controller.signal;
 }
 

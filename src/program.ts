@@ -344,11 +344,12 @@ async function withStage(
   },
   body: (stage: Stage) => Promise<void>,
 ): Promise<void> {
-  const { env, signal, stdout, stderr, printer } = caller;
+  const { env, stdout, stderr, printer } = caller;
+  const signal = endsWhenCancelled(args) ? caller.signal : new AbortController().signal;
   const connect = (callSeconds = config.callSeconds): Promise<Connection> =>
     Connection.open(config.uri, {
       callSeconds,
-      signal: endsWhenCancelled(args) ? signal : null,
+      signal,
       onCall: args.debug ? (name, ms) => printer.debug(`${name} ${ms.toFixed(1)} ms`) : null,
     });
   await using connection = await connect();

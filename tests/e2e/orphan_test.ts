@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import assert from "node:assert/strict";
+import { runnerFor } from "../harness/runner.ts";
+import { type RunnerProcess, startRunnerProcess } from "../harness/runner_process.ts";
+import {
+  command,
+  e2eTest,
+  job,
+  prepared,
+  PROGRAM,
+  type Settings,
+  settingsFile,
+  until,
+  virsh,
+} from "./bed.ts";
+
+/** A runner in a process of its own, and what becomes of its stages. */
+interface DoomedRunner extends AsyncDisposable {
+  readonly runner: RunnerProcess;
+  /** Ends it, and resolves when no stage of its job is left. */
+  readonly endBy: (signal: "SIGTERM" | "SIGKILL") => Promise<void>;
+}
+
+const SLEEP = "sleep 5001";
+
+/** Starts it with a job whose script does not end. */
+async function startDoomedRunner(id: number, settings: Settings = {}): Promise<DoomedRunner> {
+  await using undo = new AsyncDisposableStack();
+  const file = undo.use(settingsFile(settings));
+  const tmpdir = await Deno.makeTempDir({ prefix: "libvirt-gci-e2e-" });
+  undo.defer(() => Deno.remove(tmpdir, { recursive: true }));
+  const gitlabRunner = runnerFor(PROGRAM, ["--config", file.path], { tmpdir, shutdownSeconds: 1 });
+  const script = ["echo running", SLEEP];
+  const runner = undo.use(startRunnerProcess(gitlabRunner, job({ id, script })));
+  const rest = undo.move();
+  const isGone = async () => (await command(["pgrep", "-f", file.path])).status !== 0;
+  return {
+    runner,
+    endBy: async (signal) => {
+      await runner.end(signal);
+      await until(isGone, { what: "no stage is left" });
+    },
+    [Symbol.asyncDispose]: () => rest.disposeAsync(),
+  };
+}
+
+e2eTest("a prepare whose runner is gone while its machine boots removes all of it", async () => {
+  await using doomed = await startDoomedRunner(81);
+  await doomed.runner.printed(/Started the machine/);
+  await doomed.endBy("SIGKILL");
+});
+
+e2eTest(
+  "a prepare that waits for room starts no machine when its runner has left",
+  async () => {
+    const first = await prepared("gci-e2e-first");
+    try {
+      await using doomed = await startDoomedRunner(82, { max_machines: 1 });
+      await doomed.runner.printed(/^Waiting for a machine to end \(1 of 1 machine run\)$/m);
+      await doomed.endBy("SIGTERM");
+    } finally {
+      await first[Symbol.asyncDispose]();
+    }
+    assert.doesNotMatch(await virsh("list", "--name"), /gitlab-proj-82-/);
+  },
+);
+
+e2eTest("a script ends in the guest when its runner is gone, and gc removes the rest", async () => {
+  let machine = "";
+  {
+    await using doomed = await startDoomedRunner(83);
+    await doomed.runner.printed(/^running/m);
+    machine = (await virsh("list", "--name")).match(/gitlab-proj-83-\S+/)?.[0] ?? "";
+    await doomed.endBy("SIGKILL");
+    using file = settingsFile();
+    const find = ["run", "-m", machine, "--", "pgrep", "-cxf", SLEEP];
+    const found = await command([...PROGRAM, "--config", file.path, ...find]);
+    assert.match(found.stdout, /^0$/m, found.stderr);
+  } // with which the attempt's directory goes
+  using file = settingsFile();
+  const { stdout } = await command([...PROGRAM, "--config", file.path, "gc"]);
+  assert.match(stdout, new RegExp(`^Removed "${machine}" `, "m"));
+}, { thorough: true });
