@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
 /**
- * The C library's functions to read and write a file, to read a link and a file system's size, and for
- * the mask of new files' modes. Deno itself opens nothing below /proc and /sys unless it has all
+ * The C library's functions to read and write a file, to read a link and a file system's size, for the
+ * mask of new files' modes, and to ask for a process. Deno itself opens nothing below /proc and /sys unless it has all
  * permissions, which the compiled program does not need for anything else.
  *
  * `open` is variadic in C. Declared with fixed parameters it works all the same, see kvm.ts.
@@ -50,6 +50,12 @@ const symbols = {
       "u32", // mode_t mask
     ],
     result: "u32", // the one before
+  },
+  getpgid: {
+    parameters: [
+      "i32", // pid_t pid
+    ],
+    result: "i32", // -1 if there is no such process
   },
   statvfs: {
     parameters: [
@@ -115,6 +121,11 @@ export function isKernelFile(path: string): boolean {
   const file = open(new TextEncoder().encode(`${path}\0`), O_RDONLY_CLOEXEC);
   if (file >= 0) close(file);
   return file >= 0;
+}
+
+/** Whether there is such a process, also where /proc hides those of others (hidepid, proc(5)). */
+export function hasProcess(pid: number): boolean {
+  return loadProc().getpgid(pid) >= 0;
 }
 
 /** Where a link below /proc leads, or null if it cannot be read. */

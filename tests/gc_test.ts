@@ -2,7 +2,14 @@
 import assert from "node:assert/strict";
 import { SystemFailure } from "../src/errors.ts";
 import type { Connection } from "../src/libvirt/connection.ts";
-import { age, type Owner, parseOwner, processMark, whyUnneeded } from "../src/machine/owner.ts";
+import {
+  age,
+  hostMark,
+  type Owner,
+  parseOwner,
+  processMark,
+  whyUnneeded,
+} from "../src/machine/owner.ts";
 import { type MachineRecord, readRecord, writeRecord } from "../src/machine/record.ts";
 import {
   createRawVolume,
@@ -140,7 +147,6 @@ const OWNER: Omit<Owner, "host"> = {
 };
 
 async function why(differences: Partial<Owner>): Promise<string | null> {
-  const { hostMark } = await import("../src/machine/owner.ts");
   return await whyUnneeded({ ...OWNER, host: await hostMark(), ...differences });
 }
 
@@ -163,6 +169,39 @@ Deno.test("once the runner has removed the attempt's directory, its running is n
   await Deno.remove(attemptDir);
   assert.equal(await why({ runner, attemptDir }), "its attempt is over");
   assert.equal(await why({ runner, attemptDir: "" }), null);
+});
+
+/** Runs the rest where /proc shows no process but its own (hidepid, proc(5)). */
+const WITH_HIDDEN_PROCESSES = `
+mount -t proc -o hidepid=invisible,gid=65534 proc /proc &&
+exec setpriv --bounding-set=-sys_ptrace --inh-caps=-sys_ptrace "$@"
+`;
+
+/** What {@linkcode why} gives for such an owner where it cannot see the runner's process. */
+async function whyUnseen(differences: Partial<Owner>): Promise<string | null> {
+  const owner = JSON.stringify({ ...OWNER, host: await hostMark(), ...differences });
+  const code = `
+    const { processMark, whyUnneeded } = await import("${import.meta.resolve(OWNER_MODULE)}");
+    const sees = processMark(${Deno.pid}) !== null;
+    console.log(JSON.stringify({ sees, why: await whyUnneeded(${owner}) }));`;
+  const args = ["--mount", "sh", "-c", WITH_HIDDEN_PROCESSES, "sh", Deno.execPath(), "eval", code];
+  const { stdout, stderr } = await new Deno.Command("unshare", { args }).output();
+  const text = new TextDecoder().decode(stdout);
+  assert.match(text, /"sees":false/, new TextDecoder().decode(stderr));
+  return JSON.parse(text).why;
+}
+
+const OWNER_MODULE = "../src/machine/owner.ts";
+
+Deno.test({
+  name: "a runner whose process this user cannot see is not gone",
+  ignore: Deno.uid() !== 0,
+  fn: async () => {
+    const attemptDir = "/nonexistent/attempt";
+    const running = { attemptDir, runner: processMark(Deno.pid) ?? "" };
+    assert.equal(await whyUnseen(running), null);
+    assert.match(await whyUnseen({ runner: await deadMark() }) ?? "", /its runner is gone/);
+  },
 });
 
 /** Has a /tmp of its own with the directory $1 in it, until the first line comes; ends with the second. */

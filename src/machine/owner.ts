@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { isKernelFile, readProc, readProcLink } from "../../ffi/proc.ts";
+import { hasProcess, isKernelFile, readProc, readProcLink } from "../../ffi/proc.ts";
 import { isLibvirtError, orNull, VIR_ERR } from "../libvirt/error.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
 import type { Volume } from "../libvirt/volume.ts";
@@ -193,8 +193,11 @@ export function processMark(pid: number): string | null {
   return [pid, fields[19], readProc("sys/kernel/random/boot_id")?.trim()].join(" ");
 }
 
+/** Whether the process runs, or may: what has its number now may be hidden from us. */
 function isRunning(mark: string): boolean {
-  return mark !== "" && processMark(Number.parseInt(mark)) === mark;
+  if (mark === "") return false;
+  const pid = Number.parseInt(mark);
+  return processMark(pid) === mark || readProc(`${pid}/stat`) === null && hasProcess(pid);
 }
 
 /** Whether there is such a directory: false only if it is certain that there is none. */
