@@ -27,6 +27,8 @@ export interface Job {
   readonly timeoutSeconds: number | null;
   /** The directory that GitLab Runner made for this attempt and nobody else reads; null by hand. */
   readonly attemptDir: string | null;
+  /** The process that called `config`, by its mark; null if unknown. */
+  readonly configCaller: string | null;
   /** Whether a person runs the stage, not GitLab Runner. */
   readonly byHand: boolean;
 }
@@ -54,6 +56,9 @@ export interface JobOptions {
  * from `job_env`, without the prefix that a job's own variables get, so no job can set it.
  */
 export const MACHINE_VARIABLE = "LIBVIRT_GCI_MACHINE";
+
+/** The variable by which `config` tells them, in the same way, which process called it. */
+export const CALLER_VARIABLE = "LIBVIRT_GCI_CALLER";
 
 /** What GitLab Runner always sets, each version some of them, and people by hand do not. */
 const RUNNER_VARIABLES = [
@@ -102,6 +107,7 @@ export async function jobFromEnv(env: Env, options: JobOptions = {}): Promise<Jo
   return {
     ...identity,
     machine: named ?? identity.machine,
+    configCaller: env[CALLER_VARIABLE] || null,
     template: options.distro ?? distro ?? (image || null),
     isTemplateFromOperator: options.distro !== undefined,
     requests: {

@@ -19,7 +19,8 @@ const MACHINE: MachineDomain = {
   record: {
     ...{ job: "4242", project: "grp/proj", template: "debian-12" },
     ...{ created: "2024-05-06T07:08:09.000Z", deadline: "2024-05-06T08:18:09.000Z" },
-    ...{ attemptDir: "/tmp/custom-executor1", runner: "812 1043 boot", host: "0123456789abcdef" },
+    ...{ attemptDir: "/tmp/custom-executor1", runner: "812 1043 boot", isRunner: "yes" },
+    host: "0123456789abcdef",
     ...{
       mac: "52:54:00:01:02:03",
       user: "gitlab-runner",

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import { SystemFailure } from "../src/errors.ts";
+import type { Job } from "../src/job.ts";
 import type { Connection } from "../src/libvirt/connection.ts";
 import {
   age,
@@ -129,6 +130,40 @@ Deno.test("the attempt's directory alone keeps a machine, and its end ends that"
     assert(!await hasDomain(stage.connection, JOB.machine));
   }));
 
+Deno.test("gc removes the machine of a runner that was killed, though the attempt's directory is there", () =>
+  withStage(async (stage) => {
+    const attemptDir = await Deno.makeTempDir({ prefix: "libvirt-gci-test-" });
+    const runner = new Deno.Command("sleep", { args: ["100"] }).spawn();
+    const of = { attemptDir, runner: processMark(runner.pid) ?? "", isRunner: "yes" };
+    await makeMachine(stage, of);
+    await gc({}, stage);
+    assert(await hasDomain(stage.connection, JOB.machine));
+    runner.kill("SIGKILL");
+    await runner.status;
+    await gc({}, stage);
+    assert(!await hasDomain(stage.connection, JOB.machine));
+    assert.match(stage.lines.join("\n"), /^Removed .* \(domain, 3 volumes\): its runner is gone$/);
+    await Deno.remove(attemptDir);
+  }));
+
+Deno.test("prepare calls its caller the runner only if that one called config too", () =>
+  withStage(async (stage) => {
+    const { connection } = stage;
+    const attemptDir = "/nonexistent/attempt";
+    const isRunner = async (differences: Partial<Job>): Promise<string | undefined> => {
+      await prepare({ ...JOB, attemptDir, ...differences }, {}, stage);
+      using domain = await connection.lookupDomain(JOB.machine);
+      const record = await readRecord(domain);
+      await cleanup(JOB.machine, stage);
+      return record?.isRunner;
+    };
+    const caller = processMark(Deno.ppid);
+    assert.equal(await isRunner({ configCaller: caller }), "yes");
+    assert.equal(await isRunner({ configCaller: processMark(Deno.pid) }), "");
+    assert.equal(await isRunner({ configCaller: null }), ""); // of an older config
+    assert.equal(await isRunner({ configCaller: caller, attemptDir: null }), ""); // by hand
+  }));
+
 Deno.test("gc removes the key of a machine from its attempt's directory", () =>
   withStage(async (stage) => {
     const attemptDir = await Deno.makeTempDir({ prefix: "libvirt-gci-test-" });
@@ -143,7 +178,7 @@ Deno.test("gc removes the key of a machine from its attempt's directory", () =>
 /** A job's owner, of this host and with a runner that is gone. */
 const OWNER: Omit<Owner, "host"> = {
   ...{ job: "1", project: "p", created: ago(5), deadline: ago(-1) },
-  ...{ attemptDir: "/nonexistent/attempt", runner: "" },
+  ...{ attemptDir: "/nonexistent/attempt", runner: "", isRunner: "" },
 };
 
 async function why(differences: Partial<Owner>): Promise<string | null> {
@@ -169,6 +204,20 @@ Deno.test("once the runner has removed the attempt's directory, its running is n
   await Deno.remove(attemptDir);
   assert.equal(await why({ runner, attemptDir }), "its attempt is over");
   assert.equal(await why({ runner, attemptDir: "" }), null);
+});
+
+Deno.test("the end of the runner ends its machine, where it is known to be the runner", async () => {
+  const attemptDir = await Deno.makeTempDir({ prefix: "libvirt-gci-test-" });
+  const ended = { attemptDir, runner: await deadMark() };
+  assert.equal(await why(ended), null);
+  assert.equal(await why({ ...ended, isRunner: "yes" }), "its runner is gone");
+  assert.equal(await why({ ...ended, isRunner: "yes", host: "0123456789abcdef" }), null);
+  const running = { attemptDir, runner: processMark(Deno.pid) ?? "" };
+  assert.equal(await why({ ...running, isRunner: "yes" }), null);
+  const keptUntil = ago(-1);
+  const kept = { ...OWNER, ...ended, isRunner: "yes", host: await hostMark(), keptUntil };
+  assert.equal(await whyUnneeded(kept), null);
+  await Deno.remove(attemptDir);
 });
 
 /** Runs the rest where /proc shows no process but its own (hidepid, proc(5)). */
@@ -200,7 +249,9 @@ Deno.test({
     const attemptDir = "/nonexistent/attempt";
     const running = { attemptDir, runner: processMark(Deno.pid) ?? "" };
     assert.equal(await whyUnseen(running), null);
-    assert.match(await whyUnseen({ runner: await deadMark() }) ?? "", /its runner is gone/);
+    const sure = { ...running, attemptDir: "/", isRunner: "yes" };
+    assert.equal(await whyUnseen(sure), null);
+    assert.equal(await whyUnseen({ ...sure, runner: await deadMark() }), "its runner is gone");
   },
 });
 
@@ -273,6 +324,8 @@ Deno.test("a person's machine is needed until somebody removes it", async () => 
 Deno.test("an owner's volume without its contents, or with half of them, says nothing", () => {
   const json = JSON.stringify({ ...OWNER, host: "h" });
   assert.deepEqual(parseOwner(`${json}\n`), { ...OWNER, host: "h" });
+  const { isRunner: _, ...older } = { ...OWNER, host: "h" };
+  assert.deepEqual(parseOwner(JSON.stringify(older)), { ...OWNER, host: "h" });
   for (
     const text of ["", "\0\0\0", json.slice(0, 40), json.slice(0, 40) + "\0", "null", "7", "{}"]
   ) {

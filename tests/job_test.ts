@@ -77,6 +77,7 @@ Deno.test("by hand, a machine is named for its project, its template and its job
       services: [],
       timeoutSeconds: null,
       attemptDir: null,
+      configCaller: null,
       byHand: true,
     } satisfies Job,
   );
@@ -96,6 +97,7 @@ Deno.test("by hand without any variable, nothing is known and no machine is name
       services: [],
       timeoutSeconds: null,
       attemptDir: null,
+      configCaller: null,
       byHand: true,
     } satisfies Job,
   );
@@ -195,6 +197,7 @@ Deno.test("under GitLab Runner, who the job is comes from GitLab, and its wishes
       services: [],
       timeoutSeconds: 3600,
       attemptDir: env.JOB_RESPONSE_FILE.replace("/response.json", ""),
+      configCaller: null,
       byHand: false,
     });
   });
@@ -279,6 +282,7 @@ Deno.test("a job that forges its variables changes neither its id nor its projec
     CUSTOM_ENV_CI_PROJECT_PATH: "other/other",
     CUSTOM_ENV_JOB_RESPONSE_FILE: "/etc/passwd",
     CUSTOM_ENV_LIBVIRT_GCI_MACHINE: "somebody-elses",
+    CUSTOM_ENV_LIBVIRT_GCI_CALLER: "1 1 boot",
     CUSTOM_ENV_BUILD_FAILURE_EXIT_CODE: "0",
   };
   await underGitLab(async (env) => {
@@ -293,6 +297,14 @@ Deno.test("config, prepare, run and cleanup agree on the machine, with job_env o
     for (const stageEnv of [env, env, env, jobEnv, jobEnv, jobEnv]) {
       assert.deepEqual(await jobFromEnv(stageEnv), config);
     }
+  });
+});
+
+Deno.test("who called config comes from job_env", async () => {
+  await underGitLab(async (env) => {
+    assert.equal((await jobFromEnv(env)).configCaller, null);
+    const job = await jobFromEnv({ ...env, LIBVIRT_GCI_CALLER: "812 1043 boot" });
+    assert.equal(job.configCaller, "812 1043 boot");
   });
 });
 

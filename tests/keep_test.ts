@@ -301,6 +301,7 @@ Deno.test("prepare removes a kept machine whose time is over", () =>
 Deno.test("a wish to keep ends no job: it is needed while its runner is there", async () => {
   const owner = await newOwner({
     ...{ id: "1", project: "p", timeoutSeconds: 3600, attemptDir: "/nonexistent/attempt" },
+    configCaller: null,
   });
   assert.equal(await whyUnneeded({ ...owner, keptUntil: inMinutes(-1) }), null);
   const lost = { ...owner, runner: "" };
@@ -308,6 +309,17 @@ Deno.test("a wish to keep ends no job: it is needed while its runner is there", 
   assert.equal(await whyUnneeded({ ...lost, keptUntil: inMinutes(1) }), null);
   assert.equal(await whyUnneeded({ ...lost, keptUntil: inMinutes(1), host: "other" }), null);
 });
+
+Deno.test("a machine that is to be kept after its job outlives its runner", () =>
+  withMachine(async ({ connection, stage, runAs }) => {
+    await change(connection, { attemptDir: "/", runner: "1 1 0", isRunner: "yes" });
+    await runAs("build_script", "exit 1");
+    await sweep(stage);
+    assert(await exists(connection));
+    await change(connection, { failed: "" });
+    await sweep(stage);
+    assert(!await exists(connection));
+  }));
 
 Deno.test("keep extends a kept machine from its end, or from now if that is over", () =>
   withMachine(async ({ connection, stage, runAs }) => {

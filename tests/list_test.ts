@@ -17,13 +17,14 @@ Deno.test("list shows machines that are ready, that start, that are kept, that n
   using stage = testStage(connection, guest);
   assert.deepEqual(await listMachines(stage), []);
   const job = { ...JOB, attemptDir: "/nonexistent/attempt" };
-  for (const machine of ["m-kept", "m-orphan", "m-ready", "m-starting"]) {
+  for (const machine of ["m-kept", "m-killed", "m-orphan", "m-ready", "m-starting"]) {
     await prepare({ ...job, machine }, {}, stage);
   }
   for (
     const [machine, differences] of [
       ["m-starting", { address: "" }],
       ["m-orphan", { runner: "" }],
+      ["m-killed", { runner: "1 1 0", isRunner: "yes", attemptDir: "/" }],
       ["m-kept", { runner: "", keptUntil: SOON, deadline: SOON }],
     ] as const
   ) {
@@ -39,16 +40,18 @@ Deno.test("list shows machines that are ready, that start, that are kept, that n
   const machines = await listMachines(stage);
   assert.deepEqual(machines.map(({ machine, state }) => [machine, state]), [
     ["m-kept", "kept"],
+    ["m-killed", "orphan"],
     ["m-left", "leftover"],
     ["m-orphan", "orphan"],
     ["m-ready", "ready"],
     ["m-starting", "starting"],
   ]);
-  const [kept, left, orphan, ready] = machines;
-  assert(kept && left && orphan && ready);
+  const [kept, killed, left, orphan, ready] = machines;
+  assert(kept && killed && left && orphan && ready);
   assert.deepEqual([kept.keptUntil, ready.keptUntil, left.keptUntil], [SOON, null, null]);
   assert.deepEqual([left.job, left.diskBytes], [null, 3 * 1024 ** 2]);
   assert.match(orphan.why ?? "", /runner is gone/);
+  assert.equal(killed.why, "its runner is gone"); // though the attempt's directory is there
   assert.deepEqual([ready.job, ready.project, ready.template], ["4242", "grp/proj", "debian-12"]);
   assert.match(ready.address ?? "", /^127\.99\.0\./);
   assert.equal(ready.memoryMib, 2048);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
+import { processMark } from "../src/machine/owner.ts";
 import { denoVariables } from "./harness/runner.ts";
 import { readOpenMetrics } from "./open_metrics.ts";
 import { TestLibvirtd } from "./test_libvirtd.ts";
@@ -50,7 +51,7 @@ async function withRunner(test: (env: Record<string, string>) => Promise<void>):
   }
 }
 
-Deno.test("config prints one JSON object, with the machine's name for the later stages", () =>
+Deno.test("config prints one JSON object, with the machine and its caller for the later stages", () =>
   withRunner(async (env) => {
     const { status, stdout, stderr } = await program(["config"], env);
     assert.deepEqual([status, stderr], [0, ""]);
@@ -62,6 +63,7 @@ Deno.test("config prints one JSON object, with the machine's name for the later 
       ["/home/gitlab-runner/builds", "/home/gitlab-runner/cache", "bash"],
     );
     assert.match(job_env.LIBVIRT_GCI_MACHINE, /^gitlab-proj-4242-[0-9a-f]{10}$/);
+    assert.equal(job_env.LIBVIRT_GCI_CALLER, processMark(Deno.pid));
   }));
 
 Deno.test("config leaves a template that is none for prepare to refuse", () =>

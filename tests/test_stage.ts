@@ -20,6 +20,7 @@ export const JOB: Job & { readonly machine: string } = {
   services: [],
   timeoutSeconds: 3600,
   attemptDir: null,
+  configCaller: null,
   byHand: false,
 };
 

@@ -26,6 +26,8 @@ export interface Owner {
    * the machine for later. Empty by hand.
    */
   readonly runner: string;
+  /** `yes` if that is GitLab Runner for sure, and no script that it calls a stage by; else empty. */
+  readonly isRunner: string;
   /** Where that directory and that process are, see {@linkcode hostMark}. */
   readonly host: string;
 }
@@ -41,28 +43,31 @@ const UNSAID_SECONDS = 600;
 
 /**
  * The owner of a machine that is made now. `timeoutSeconds` is the job's; without an attempt's
- * directory, it is a person's machine.
+ * directory, it is a person's machine. Who calls prepare and called config before is GitLab Runner: a
+ * script around a stage is another process each time.
  */
-export function newOwner({ id, project, timeoutSeconds, attemptDir }: {
+export function newOwner({ id, project, timeoutSeconds, attemptDir, configCaller }: {
   readonly id: string | null;
   readonly project: string | null;
   readonly timeoutSeconds: number | null;
   readonly attemptDir: string | null;
+  readonly configCaller: string | null;
 }): Promise<Owner> {
   const runner = attemptDir === null ? "" : processMark(Deno.ppid) ?? "";
-  return ownerNow({ job: id ?? "", project: project ?? "", attemptDir: attemptDir ?? "", runner }, {
-    timeoutSeconds,
-  });
+  const isRunner = runner === configCaller ? "yes" : "";
+  const whose = { job: id ?? "", project: project ?? "", attemptDir: attemptDir ?? "" };
+  return ownerNow({ ...whose, runner, isRunner }, { timeoutSeconds });
 }
 
 /** The owner of a machine that is no job's yet: nobody needs it if this process ends meanwhile. */
 export function ownProcess(timeoutSeconds: number): Promise<Owner> {
   const runner = processMark(Deno.pid) ?? "";
-  return ownerNow({ job: "", project: "", attemptDir: "", runner }, { timeoutSeconds });
+  const whose = { job: "", project: "", attemptDir: "" };
+  return ownerNow({ ...whose, runner, isRunner: "" }, { timeoutSeconds });
 }
 
 async function ownerNow(
-  whose: Pick<Owner, "job" | "project" | "attemptDir" | "runner">,
+  whose: Omit<Owner, "created" | "deadline" | "host">,
   { timeoutSeconds }: { readonly timeoutSeconds: number | null },
 ): Promise<Owner> {
   const now = Date.now();
@@ -75,14 +80,21 @@ async function ownerNow(
   };
 }
 
+/** What a domain says of how long its machine is to stay, see MachineRecord. */
+interface Stay {
+  readonly keptUntil: string;
+  readonly failed: string;
+  readonly keepMinutes: string;
+}
+
 /**
  * Why nobody needs the machine any more, as the end of a sentence, or null while somebody does: its
- * deadline has not passed, and its attempt's directory is there, or its runner, if nobody can see the
- * directory. Of another host only the deadline is known. A person's machine is needed until the person
- * removes it, and any machine as long as somebody wants it kept.
+ * deadline has not passed, its runner is not gone for sure, and its attempt's directory is there, or
+ * its runner, if nobody can see the directory. Of another host only the deadline is known. A person's
+ * machine is needed until the person removes it, and any machine as long as somebody wants it kept.
  */
 export async function whyUnneeded(
-  { keptUntil = "", ...owner }: Owner & { readonly keptUntil?: string },
+  { keptUntil = "", failed = "", keepMinutes = "", ...owner }: Owner & Partial<Stay>,
 ): Promise<string | null> {
   if (Date.parse(keptUntil) > Date.now()) return null;
   const late = (Date.now() - Date.parse(owner.deadline)) / 1000; // NaN without a deadline
@@ -94,8 +106,12 @@ export async function whyUnneeded(
   const { attemptDir, runner } = owner;
   const isByHand = attemptDir === "" && runner === "";
   if (isByHand || owner.host === "" || owner.host !== await hostMark()) return null;
-  if (attemptDir !== "" && await exists(attemptDir)) return null;
-  if (isRunning(runner)) return isGoneFor(runner, attemptDir) ? "its attempt is over" : null;
+  const runs = isRunning(runner);
+  if (attemptDir !== "" && await exists(attemptDir)) {
+    const isPromised = failed !== "" && Number(keepMinutes) > 0; // the job's log says that it is kept
+    return runs || isPromised || owner.isRunner === "" ? null : "its runner is gone";
+  }
+  if (runs) return isGoneFor(runner, attemptDir) ? "its attempt is over" : null;
   return attemptDir === ""
     ? "who made it is gone"
     : "its runner is gone, and so is the attempt's directory";
@@ -169,7 +185,7 @@ export function parseOwner(json: string): Owner | null {
   return {
     ...{ job: read("job"), project: read("project"), created: read("created") },
     ...{ deadline: read("deadline"), attemptDir: read("attemptDir") },
-    ...{ runner: read("runner"), host: read("host") },
+    ...{ runner: read("runner"), isRunner: read("isRunner"), host: read("host") },
   };
 }
 

@@ -35,7 +35,7 @@ export interface MachineRecord extends Owner {
 export const EMPTY_RECORD: MachineRecord = {
   ...{ job: "", project: "", template: "", created: "", deadline: "", attemptDir: "", runner: "" },
   ...{ host: "", mac: "", user: "", port: "", key: "", shell: "", address: "", hostKey: "" },
-  ...{ keepMinutes: "", failed: "", keptUntil: "", machine: "" },
+  ...{ isRunner: "", keepMinutes: "", failed: "", keptUntil: "", machine: "" },
 };
 
 const KEYS = Object.keys(EMPTY_RECORD) as (keyof MachineRecord)[];

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { Config } from "../config.ts";
 import { BuildFailure } from "../errors.ts";
-import { type Job, MACHINE_VARIABLE } from "../job.ts";
+import { CALLER_VARIABLE, type Job, MACHINE_VARIABLE } from "../job.ts";
+import { processMark } from "../machine/owner.ts";
 import type { MachineSettings } from "../machine_settings.ts";
 import { decide } from "../policy.ts";
 
@@ -19,8 +20,13 @@ export function configJson(job: Job, config: Config, version: string): string {
     cache_dir: cacheDir ?? `${home}/cache`,
     builds_dir_is_shared: false,
     shell,
-    ...(job.machine === null ? {} : { job_env: { [MACHINE_VARIABLE]: job.machine } }),
+    ...(job.machine === null ? {} : { job_env: jobEnv(job.machine) }),
   });
+}
+
+function jobEnv(machine: string): Record<string, string> {
+  const caller = processMark(Deno.ppid);
+  return { [MACHINE_VARIABLE]: machine, ...(caller && { [CALLER_VARIABLE]: caller }) };
 }
 
 function settingsOf(job: Job, config: Config): MachineSettings {

@@ -65,7 +65,7 @@ function jobByHand(machine: string, template: string): Job {
   return {
     ...{ machine, template, isTemplateFromOperator: true, byHand: true },
     ...{ id: null, project: null, isProtected: null, timeoutSeconds: null, attemptDir: null },
-    services: [],
+    ...{ services: [], configCaller: null },
     requests: { vcpus: null, memoryMib: null, diskGib: null, keepMinutes: null, nested: null },
   };
 }
