@@ -436,6 +436,36 @@ Deno.test("machines start one after another, in the order in which they came", (
     assert.deepEqual(await volumesOf(connection), ["somebody.qcow2"]);
   }, ONE));
 
+/** As a machine's record is whose runner was killed, and left the attempt's directory. */
+const KILLED = { attemptDir: "/", runner: "1 1 0", isRunner: "yes" };
+
+Deno.test("a machine whose runner was killed holds up nobody, and no more go than have to", () =>
+  withBed(async ({ connection, stage }) => {
+    using pool = await connection.lookupPool("libvirt-gci");
+    const all = ["m-1", "m-2", "m-3"];
+    for (const machine of all) await startPrepare(machine, stage).done;
+    for (const machine of ["m-2", "m-3"]) await changeRecord(connection, machine, KILLED);
+    const admission = await admit("m-4", { pool, memoryMib: 64 }, stage);
+    assert("turn" in admission && admission.turn && !admission.hasWaited);
+    await endTurn(pool, admission.turn);
+    const running = (await connection.domainMemory()).map(({ name }) => name);
+    assert(running.includes("m-1"));
+    assert.equal(running.filter((name) => all.includes(name)).length, 2);
+    assert.deepEqual(stage.lines.at(-1), "Removed a machine that nobody needs any more");
+    for (const machine of all) await cleanup(machine, stage);
+  }, { config: { maxMachines: 3, admissionSeconds: 5 } }));
+
+Deno.test("a runner that is killed while another's job waits makes room for it", () =>
+  withBed(async ({ connection, stage }) => {
+    await startPrepare("m-1", stage).done;
+    const second = startPrepare("m-2", stage);
+    await second.said(/Waiting/);
+    await changeRecord(connection, "m-1", KILLED);
+    await second.done;
+    assert.match(second.lines.join("\n"), /^Removed a machine that nobody needs any more$/m);
+    await cleanup("m-2", stage);
+  }, { config: { maxMachines: 1, admissionSeconds: 30 } }));
+
 Deno.test("a template that is replaced during the wait is looked up again", () =>
   withBed(async ({ connection, stage }) => {
     await startPrepare("m-1", stage).done;

@@ -17,6 +17,16 @@ export interface Turn extends Queued {
   readonly host: string;
 }
 
+/** From when a machine may start, making its disks takes seconds at most. */
+const MARGIN_SECONDS = 600;
+
+/** How long a turn counts, whatever became of its prepare. */
+export function longestTurnSeconds(
+  { admissionSeconds }: { readonly admissionSeconds: number },
+): number {
+  return admissionSeconds + MARGIN_SECONDS;
+}
+
 const TURN = /^(.+)\.(\d+)-(\d+)-(\d+-\d+-[0-9a-f]{8})-([0-9a-f]*)\.turn\.libvirt-gci$/;
 const UNKNOWN = "0-0-00000000";
 

@@ -5,17 +5,25 @@ import type { StoragePool } from "../libvirt/storage_pool.ts";
 import { findShortage, type HostLoad, isNext, type Shortage } from "../machine/admission.ts";
 import { hostMemory, poolSpace } from "../machine/host_load.ts";
 import { waitingIn } from "../machine/standby.ts";
-import { endTurn, type TakenTurn, takeTurn, type Turn, turnsThatCount } from "../machine/turn.ts";
+import {
+  endTurn,
+  longestTurnSeconds,
+  type TakenTurn,
+  takeTurn,
+  type Turn,
+  turnsThatCount,
+} from "../machine/turn.ts";
 import { volumeName } from "../machine/volumes.ts";
 import { NotYet, waitFor } from "../wait.ts";
 import type { CleanupStage } from "./cleanup.ts";
-import { machinesOf } from "./machines.ts";
+import { removeUnneeded } from "./gc.ts";
+import { machinesIn, machinesOf } from "./machines.ts";
 import type { Stage } from "./stage.ts";
 
-/** From when a machine may start, making its disks takes seconds at most. */
-const MARGIN_SECONDS = 600;
 /** How rarely a machine that waits looks around. */
 export const LONGEST_PAUSE_MS = 1000;
+/** How rarely it asks about each of the others whether anybody needs it. */
+const ASKING_MS = 10_000;
 
 const ADVICE = "See what runs: libvirt-gci list; max_machines, reserve_memory_mib and " +
   "reserve_disk_gib in the settings say how much may run at once, and admission_seconds how long " +
@@ -44,11 +52,6 @@ interface Waiting<T> extends Starting {
   readonly waitedSeconds?: number;
 }
 
-/** How long a turn counts, whatever became of its prepare. */
-export function longestTurnSeconds({ admissionSeconds }: Config): number {
-  return admissionSeconds + MARGIN_SECONDS;
-}
-
 /**
  * Waits until the machine and all that came before it fit into what the settings let machines take, or
  * until `instead` gives what makes it needless. Throws SystemFailure when the time is over, or at once if
@@ -63,6 +66,7 @@ export async function admit<T extends object = never>(
   if (!isLimited(config)) return { turn: null, hasWaited: false };
   const limits = { memoryMib, longestSeconds: longestTurnSeconds(config), signal };
   let told = "";
+  let nextAsking = 0;
   let taken: TakenTurn | null = await takeTurn(pool, machine, limits);
   let { turn } = taken;
   const probe = async (): Promise<Admission | T | NotYet> => {
@@ -80,6 +84,12 @@ export async function admit<T extends object = never>(
     if (other !== null) {
       await endTurn(pool, turn);
       return other;
+    }
+    if (performance.now() >= nextAsking) {
+      if (await removeOneUnneeded(machine, pool, stage)) {
+        return new NotYet("a machine that nobody needs any more is removed");
+      }
+      nextAsking = performance.now() + ASKING_MS;
     }
     if (isNext(load, config) && await makeRoom(pool, stage)) {
       return new NotYet("a machine that waited for a job is removed");
@@ -118,6 +128,22 @@ export async function admitNow(
   if (load !== null && findShortage(load, config) === null) return { turn, hasWaited: false };
   await endTurn(pool, turn);
   return null;
+}
+
+/**
+ * Removes another machine that has a disk and that nobody needs any more: its runner may have been
+ * killed, and gc come only much later. What cannot be removed is for gc to say. Resolves to whether
+ * there was one.
+ */
+async function removeOneUnneeded(
+  machine: string,
+  pool: StoragePool,
+  stage: AdmissionStage,
+): Promise<boolean> {
+  const others = machinesIn(pool.name, await pool.volumeNames()).filter(({ name, volumes }) =>
+    name !== machine && volumes.some((volume) => volume.name === volumeName(name, "overlay"))
+  );
+  return await removeUnneeded(others, { ...stage, warn: () => {} }, { most: 1 }) > 0;
 }
 
 /** Removes a machine that no job has yet. Resolves to whether there was one. */

@@ -4,16 +4,15 @@ import { isLibvirtError } from "../libvirt/error.ts";
 import { age, ageSeconds } from "../machine/owner.ts";
 import { findActivePool } from "../machine/pools.ts";
 import { waitingIn } from "../machine/standby.ts";
-import { endTurn, isLive, turnsOf } from "../machine/turn.ts";
+import { endTurn, isLive, longestTurnSeconds, turnsOf } from "../machine/turn.ts";
 import { sleep } from "../wait.ts";
-import { longestTurnSeconds } from "./admission.ts";
 import { cleanup } from "./cleanup.ts";
 import {
   findMachines,
   type FoundMachine,
   isTrace,
   lookupNeed,
-  machinesOf,
+  machinesIn,
   type Need,
   partsOf,
 } from "./machines.ts";
@@ -176,19 +175,26 @@ const SWEEP_MS = 2000;
  * later prepare does. It names no machine, since the log is another job's.
  */
 export async function sweep(stage: GcStage): Promise<void> {
-  await removeUnneeded(await chooseSome(stage), stage);
+  await removeUnneeded(await chooseSome(stage), stage, { milliseconds: SWEEP_MS });
 }
 
-/** As {@linkcode sweep}, of these machines. */
+/**
+ * As {@linkcode sweep}, of these machines: for so long, and no more than so many. Resolves to how many
+ * it removed.
+ */
 export async function removeUnneeded(
   found: readonly Pick<FoundMachine, "name" | "volumes">[],
   stage: GcStage,
-): Promise<void> {
-  const end = performance.now() + SWEEP_MS;
+  { milliseconds = Infinity, most = Infinity }: {
+    readonly milliseconds?: number;
+    readonly most?: number;
+  } = {},
+): Promise<number> {
+  const end = performance.now() + milliseconds;
   let removed = 0;
   let failed = 0;
   for (const machine of found) {
-    if (performance.now() > end || stage.signal.aborted) break;
+    if (removed >= most || performance.now() > end || stage.signal.aborted) break;
     try {
       const need = await lookupNeed(machine, stage);
       if (need.why === null) continue;
@@ -204,6 +210,7 @@ export async function removeUnneeded(
         "the host's administrator can see why with libvirt-gci gc",
     );
   }
+  return removed;
 }
 
 function machines(count: number): string {
@@ -216,14 +223,11 @@ async function chooseSome(
 ): Promise<Pick<FoundMachine, "name" | "volumes">[]> {
   try {
     using pool = await findActivePool(connection, config.overlayPool);
-    const found = [...machinesOf(await pool?.volumeNames() ?? [])];
-    return Array.from({ length: Math.min(SWEEP_MACHINES, found.length) }, () => {
-      const [[name, volumes] = ["", []]] = found.splice(Math.random() * found.length, 1);
-      return {
-        name,
-        volumes: volumes.map((volume) => ({ pool: config.overlayPool, name: volume })),
-      };
-    });
+    const found = machinesIn(config.overlayPool, await pool?.volumeNames() ?? []);
+    return Array.from(
+      { length: Math.min(SWEEP_MACHINES, found.length) },
+      () => found.splice(Math.random() * found.length, 1),
+    ).flat();
   } catch (error) {
     if (isLibvirtError(error)) return []; // prepare is about to say it better
     throw error;

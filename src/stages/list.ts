@@ -3,14 +3,13 @@ import { age, ageSeconds } from "../machine/owner.ts";
 import { parsePlace } from "../machine/place.ts";
 import { findActivePool } from "../machine/pools.ts";
 import { waitingIn } from "../machine/standby.ts";
-import { isLive, turnsOf } from "../machine/turn.ts";
+import { isLive, longestTurnSeconds, turnsOf } from "../machine/turn.ts";
 import { volumeName } from "../machine/volumes.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import type { DomainState } from "../libvirt/domain.ts";
 import { isKept } from "../machine/record.ts";
 import { noPaint, type Paint } from "../paint.ts";
 import { toVisible } from "../quoted.ts";
-import { longestTurnSeconds } from "./admission.ts";
 import {
   findMachines,
   type FindStage,

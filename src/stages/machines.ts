@@ -51,8 +51,8 @@ export async function findMachines(
         warn(`Could not look for new files in the storage pool "${poolName}": ${error.message}`);
       });
     }
-    for (const [machine, volumes] of machinesOf(await pool.volumeNames())) {
-      machineOf(machine).volumes.push(...volumes.map((name) => ({ pool: poolName, name })));
+    for (const { name, volumes } of machinesIn(poolName, await pool.volumeNames())) {
+      machineOf(name).volumes.push(...volumes);
     }
   }
   for (const machine of machinesWithFilter(await connection.networkFilterNames())) {
@@ -70,6 +70,17 @@ export function machinesOf(volumes: readonly string[]): Map<string, string[]> {
     ({ machine }) => machine,
   );
   return new Map([...ours].map(([machine, of]) => [machine, of.map(({ volume }) => volume)]));
+}
+
+/** As {@linkcode machinesOf}, of volumes in this pool. */
+export function machinesIn(
+  pool: string,
+  volumes: readonly string[],
+): Pick<FoundMachine, "name" | "volumes">[] {
+  return [...machinesOf(volumes)].map(([name, ofMachine]) => ({
+    name,
+    volumes: ofMachine.map((volume) => ({ pool, name: volume })),
+  }));
 }
 
 /** What is known now of who needs a machine. */

@@ -9,7 +9,7 @@ import { hasProjectLimit } from "../policy.ts";
 import { NotYet, waitFor } from "../wait.ts";
 import { inWords, LONGEST_PAUSE_MS } from "./admission.ts";
 import { type GcStage, removeUnneeded } from "./gc.ts";
-import { machinesOf } from "./machines.ts";
+import { machinesIn } from "./machines.ts";
 import type { Stage } from "./stage.ts";
 
 /**
@@ -74,11 +74,10 @@ async function removeOneUnneeded(
   stage: GcStage,
 ): Promise<void> {
   const machine = places[Math.floor(Math.random() * places.length)]?.machine ?? "";
-  const ofMachine = machinesOf(volumes).get(machine) ?? [];
-  await removeUnneeded([{
-    name: machine,
-    volumes: ofMachine.map((name) => ({ pool: stage.config.overlayPool, name })),
-  }], { ...stage, warn: () => {} });
+  const found = machinesIn(stage.config.overlayPool, volumes).filter(({ name }) =>
+    name === machine
+  );
+  await removeUnneeded(found, { ...stage, warn: () => {} });
 }
 
 function removed(machine: string): SystemFailure {

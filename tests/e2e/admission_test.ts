@@ -2,11 +2,14 @@
 import assert from "node:assert/strict";
 import type { ListedMachine } from "../../src/stages/list.ts";
 import { sleep } from "../../src/wait.ts";
-import type { JobResult } from "../harness/runner.ts";
+import { type JobResult, runnerFor } from "../harness/runner.ts";
+import { startRunnerProcess } from "../harness/runner_process.ts";
 import {
   allOf,
   assertVerdict,
+  atMost,
   call,
+  command,
   e2eTest,
   job,
   letGo,
@@ -190,6 +193,35 @@ e2eTest("two jobs of one project take turns, and one of another is not held up",
     assert(logText.indexOf(wait) < logText.indexOf("Started the machine"), logText);
     assert.match(logText, /^in turn$/m);
   }
+}, { thorough: true });
+
+e2eTest("a runner that is killed makes room for a job that waits", async () => {
+  const settings = { max_machines: 1, admission_seconds: atMost(20) };
+  using file = settingsFile(settings);
+  const tmpdir = await Deno.makeTempDir({ prefix: "libvirt-gci-e2e-" });
+  await using undo = new AsyncDisposableStack();
+  undo.defer(() => Deno.remove(tmpdir, { recursive: true }));
+  const killed = undo.use(startRunnerProcess(
+    runnerFor(PROGRAM, ["--config", file.path], { tmpdir }),
+    job({ id: 94, script: ["echo here", "while :; do sleep 1; done"] }),
+  ));
+  await killed.printed(/\nhere/);
+
+  const result = await runOnBed(job({ id: 95, script: ["echo in turn"] }), {
+    settings,
+    events: [{
+      stage: "prepare",
+      whenOutput: "Waiting for a machine to end (1 of 1 machine run)",
+      action: () => killed.end("SIGKILL"),
+    }],
+  });
+  assertVerdict(result, "success");
+  assert.match(result.logText, /^Removed a machine that nobody needs any more$/m);
+  const [attempt = ""] = [...Deno.readDirSync(tmpdir)].map(({ name }) => name);
+  assert.match(attempt, /^custom-executor/); // which nobody has removed
+  const hasEnded = async () => (await command(["pgrep", "-f", file.path])).status !== 0;
+  await until(hasEnded, { what: "the stage that the killed runner left has ended" });
+  assert.equal((await call(["gc"])).status, 0);
 }, { thorough: true });
 
 const TAKERS = 10;
