@@ -62,7 +62,7 @@ Deno.test("KSM's settings are as before it was measured, also if that fails", as
   }
 });
 
-const LOG = 'Started the machine\nThe machine "m" is ready at 10.0.0.2: turn 9 ms, start 0.7 s\n';
+const LOG = 'Started\nThe machine "m" is ready at 10.0.0.2 after 0.8 s (turn 9 ms, start 0.7 s)\n';
 
 Deno.test("what prepare says of its steps becomes medians, a rest and a table", () => {
   const runs = [1, 3, 2].map((seconds) => ({ seconds, steps: stepsOf(LOG) }));

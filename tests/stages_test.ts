@@ -69,13 +69,17 @@ Deno.test("a job runs its scripts in a machine of its own", () =>
     assert(!await isRunning(connection, JOB.machine));
   }));
 
-Deno.test("prepare says what each step took", () =>
+Deno.test("prepare says what it took, and each step of it", () =>
   withBed(async ({ stage }) => {
+    const start = performance.now();
     await prepare(JOB, {}, stage);
+    const seconds = (performance.now() - start) / 1000;
     assert.match(
       stage.lines.join("\n"),
-      /is ready at 127\.99\.0\.\d+: turn [\d.]+ m?s, overlay [\d.]+ m?s, start [\d.]+ m?s, address .* ssh /,
+      /is ready at 127\.99\.0\.\d+ after [\d.]+ m?s \(turn [\d.]+ m?s, overlay [\d.]+ m?s, start [\d.]+ m?s, address .* ssh [\d.]+ m?s\)$/,
     );
+    const said = Number(/after ([\d.]+) s /.exec(stage.lines.join())?.[1]);
+    assert(said > seconds - 0.3 && said < seconds + 0.1, `${said} of ${seconds}`);
   }));
 
 for (

@@ -56,6 +56,7 @@ export async function prepare(
   stage: Stage,
 ): Promise<PreparedMachine> {
   const { config, connection, log, signal } = stage;
+  const began = performance.now();
   const { choice, settings, advise, rule } = await decideHere(job, stage);
   const name = job.machine ?? makeUpMachineName(choice.name);
   warnOfServices(job, stage);
@@ -73,7 +74,7 @@ export async function prepare(
 
   signal.throwIfAborted();
 
-  const timer = new StepTimer(stage.onStep);
+  const timer = new StepTimer(stage.onStep, began);
   const owner = await newOwner(job);
   if (!await claimName(pool, name, owner)) throw takenName(name, EARLIER_DISK);
   await using undo = new AsyncDisposableStack(); // only now is the name ours
@@ -91,7 +92,7 @@ export async function prepare(
 
   undo.move(); // The machine now lives until cleanup.
   const where = record.address === CHANNEL_ADDRESS ? "without a network" : `at ${record.address}`;
-  log(`The machine "${name}" is ready ${where}: ${timer.summary()}`);
+  log(`The machine "${name}" is ready ${where} after ${timer.summary()}`);
   return { name, record };
 }
 

@@ -151,7 +151,9 @@ async function makeOne(wanted: WantedStandbys, pool: StoragePool, stage: Stage):
   stage.signal.throwIfAborted();
   await letWait(pool, { name, kind: wanted.kind });
   undo.move();
-  stage.log(`The machine "${name}" of "${wanted.template}" waits for a job: ${timer.summary()}`);
+  stage.log(
+    `The machine "${name}" of "${wanted.template}" waits for a job after ${timer.summary()}`,
+  );
   return true;
 }
 

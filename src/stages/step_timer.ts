@@ -17,14 +17,17 @@ export type Step = typeof STEPS[number];
 /** Told that a step has ended. */
 export type OnStep = (step: Step, milliseconds: number) => void;
 
-/** Says what each step of a stage took. */
+/** Says what each step of a stage took, and all of it. */
 export class StepTimer {
   readonly #onStep: OnStep | null;
   readonly #steps: string[] = [];
+  readonly #began: number;
   #start = performance.now();
 
-  constructor(onStep: OnStep | null) {
+  /** The first step begins now. `began` is when the stage did, as performance.now() has it. */
+  constructor(onStep: OnStep | null, began = performance.now()) {
     this.#onStep = onStep;
+    this.#began = began;
   }
 
   /** Ends a step, which began when the one before it ended. Only {@linkcode STEPS} are told of. */
@@ -36,9 +39,9 @@ export class StepTimer {
     this.#start = now;
   }
 
-  /** Such as `turn 9 ms, overlay 24 ms, start 0.7 s, address 7.2 s, ssh 0.9 s`. */
+  /** Such as `8.9 s (turn 9 ms, overlay 24 ms, start 0.7 s, address 7.2 s, ssh 0.9 s)`. */
   summary(): string {
-    return this.#steps.join(", ");
+    return `${formatDuration(performance.now() - this.#began)} (${this.#steps.join(", ")})`;
   }
 }
 

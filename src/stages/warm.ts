@@ -86,7 +86,7 @@ async function warmTemplate(requested: string, stage: Stage): Promise<void> {
   const timer = new StepTimer(null);
   const image = { template: name, id: newWarmId(), created: new Date().toISOString(), origin };
   await make(image, { template, settings, pool, timer }, stage);
-  log(`The template "${name}" is warm: ${timer.summary()}`);
+  log(`The template "${name}" is warm after ${timer.summary()}`);
   for (const old of before) await drop(old, pool, stage);
   if (settings.start === "cold") {
     stage.warn(`Its jobs still boot: set "start" of the template "${name}" to warm or auto`);

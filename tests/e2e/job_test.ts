@@ -33,7 +33,10 @@ e2eTest("a job passes, and its stages share the disk of one machine", async () =
   assert.match(result.logText, /it's\n"two" lines/);
   assert.match(result.logText, /in a file/);
   assert.match(result.logText, /\ngitlab-runner\n/);
-  assert.match(result.logText, /is ready at .*: turn .*, overlay .*, start .*, address .*, ssh /);
+  assert.match(
+    result.logText,
+    /is ready at \S+ after [\d.]+ s \(turn .*, overlay .*, start .*, address .*, ssh .*\)/,
+  );
   const names = result.stages.map(({ name }) => name);
   assert.deepEqual(RAN.filter((name) => !names.includes(name)), []);
   assert.match(machineOf(result), /^gitlab-proj-4242-[0-9a-f]{10}$/);

@@ -118,7 +118,10 @@ e2eTest("a job gets a machine that waits, and another is made", async () => {
   const metricsFile = `${directory}/gci.prom`;
   await withStandbys(2, async (_, file) => {
     await leaveDeadFiller();
-    assert.match(await done(file, ["standby"]), /waits for a job: .*\n.*waits for a job: /);
+    assert.match(
+      await done(file, ["standby"]),
+      /waits for a job after .*\n.*waits for a job after /,
+    );
     await servesAJob(file);
     const samples = readOpenMetrics(await Deno.readTextFile(metricsFile));
     const counts = ["claim", "record", "keys"].map((phase) =>

@@ -188,7 +188,10 @@ async function isMadeOnce(): Promise<void> {
   const two = [1, 2].map(() => call(["warm", TEMPLATE], { settings: WARM }));
   const ends = (await Promise.all(two)).sort((a, b) => a.status - b.status);
   assert.deepEqual(ends.map(({ status }) => status), [0, 2], ends.map((end) => end.stderr).join());
-  assert.match(ends[0]?.stdout ?? "", /is warm: turn .* start .* boot .* rehearsal .* save /);
+  assert.match(
+    ends[0]?.stdout ?? "",
+    /is warm after .* \(turn .* start .* boot .* rehearsal .* save /,
+  );
   assert.match(ends[1]?.stderr ?? "", /Another process makes a warm image/);
   assert.match(
     await done(call(["warm", TEMPLATE], { settings: WARM })),
