@@ -11,13 +11,42 @@ export function quoted(word: string): string {
 const MOST_FOREIGN_CHARACTERS = 2000;
 
 /**
- * Words that are not ours, and may be a guest's, as a message may have them: cut, and with further lines
- * indented, so that they pass for none of ours.
+ * Words that are not ours, and may be a guest's, as a message may have them: cut, with further lines
+ * indented, so that they pass for none of ours, and with plain words for an error of the system.
  */
 export function foreignWords(words: string): string {
   const isLong = words.length > MOST_FOREIGN_CHARACTERS;
   const cut = isLong ? `${words.slice(0, MOST_FOREIGN_CHARACTERS)}…` : words;
-  return cut.trimEnd().replace(/\s*\n/g, "\n  ");
+  return plainWords(cut.trimEnd()).replace(/\s*\n/g, "\n  ");
+}
+
+/** What Node has only a name for. Deno says the others in words. */
+const MEANINGS: Readonly<Record<string, string>> = {
+  EACCES: "permission denied",
+  ECONNREFUSED: "connection refused",
+  ECONNRESET: "the other side closed the connection",
+  EHOSTUNREACH: "no route to host",
+  ENETUNREACH: "network is unreachable",
+  ENOENT: "no such file or directory",
+  EPIPE: "the other side closed the connection",
+  ETIMEDOUT: "no answer in time",
+};
+
+/**
+ * `permission denied: "/file"` for Deno's `Permission denied (os error 13): open '/file'` and for Node's
+ * `connect EACCES /file`. Other words stay as they are.
+ */
+function plainWords(words: string): string {
+  const deno = /^([^\n(]+) \(os error \d+\)(?:: [^\n']*(?:'(.*)')?.*)?$/.exec(words);
+  if (deno !== null) {
+    const [, meaning = "", paths] = deno;
+    const plain = meaning.charAt(0).toLowerCase() + meaning.slice(1);
+    return paths === undefined ? plain : `${plain}: "${paths.replace("' -> '", '" to "')}"`;
+  }
+  const [, name = "", where] = /^[a-z]+ (E[A-Z]+)(?: ([^\n]*))?$/.exec(words) ?? [];
+  const meaning = MEANINGS[name];
+  if (meaning === undefined) return words;
+  return where === undefined ? meaning : `${meaning}: "${where}"`;
 }
 
 /** The text with `\u` escapes for what JSON leaves as it is but a reader would not see. */

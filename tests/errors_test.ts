@@ -208,3 +208,42 @@ Deno.test("the further lines of words that are not ours are indented, so they pa
     "  What to do: rm -rf /",
   ]);
 });
+
+/** What a call of the system fails with. */
+async function errorOf(call: () => Promise<unknown>): Promise<Error> {
+  const error: unknown = await call().then(() => null, (error) => error);
+  assert(error instanceof Error);
+  return error;
+}
+
+Deno.test("explain() has plain words for an error of the system, and the file", async () => {
+  const { connect } = await import("node:net");
+  const nodeError = await errorOf(() =>
+    new Promise((_, reject) => connect({ path: "/nonexistent/socket" }).on("error", reject))
+  );
+  for (
+    const [error, words] of [
+      [
+        await errorOf(() => Deno.readTextFile("/nonexistent/it's")),
+        `no such file or directory: "/nonexistent/it's"`,
+      ],
+      [
+        await errorOf(() => Array.fromAsync(Deno.readDir("/etc/passwd"))),
+        'not a directory: "/etc/passwd"',
+      ],
+      [
+        await errorOf(() => Deno.rename("/nonexistent/a", "/nonexistent/b")),
+        'no such file or directory: "/nonexistent/a" to "/nonexistent/b"',
+      ],
+      [await errorOf(() => Deno.connect({ port: 1 })), "connection refused"],
+      [nodeError, 'no such file or directory: "/nonexistent/socket"'],
+      [new Error("read ECONNRESET"), "the other side closed the connection"],
+      [new Error("read EXYZ"), "read EXYZ"],
+      [new Error("I said: no (os error 1): x\ny"), "I said: no (os error 1): x\n  y"],
+    ] as const
+  ) {
+    assert.equal(explain(error), words, error.message);
+    const failure = new SystemFailure({ what: "Cannot do it", cause: error });
+    assert.equal(explain(failure), `Cannot do it\nbecause: ${words}`);
+  }
+});

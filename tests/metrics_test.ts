@@ -240,7 +240,7 @@ Deno.test("a stage whose counts cannot be written does not fail, and says so", a
   await meter("/nonexistent/gci.prom", warnings).end(null);
   assert.match(
     warnings.join("|"),
-    /^This stage is missing in the metrics in "\/nonexistent\/gci\.prom": No such file[^|]*$/,
+    /^This stage is missing in the metrics in "\/nonexistent\/gci\.prom": no such file[^|]*$/,
   );
 });
 
