@@ -9,7 +9,7 @@ import { EMPTY_RECORD, recordXml } from "../src/machine/record.ts";
 import { rootOf } from "../src/read_xml.ts";
 import { toPng } from "../src/machine/screenshot.ts";
 import { cleanup } from "../src/stages/cleanup.ts";
-import { fit, withPostMortem } from "../src/stages/post_mortem.ts";
+import { fit, unpluggedIn, withPostMortem } from "../src/stages/post_mortem.ts";
 import {
   findPostMortem,
   projectFile,
@@ -175,6 +175,21 @@ Deno.test("a part that hangs does not lose the others", () =>
     assert(files.has("screenshot.png"), [...files.keys()].join());
     assert.match(files.get("reason.txt") ?? "", /^- domain.xml: it did not come within 6 s$/m);
   }));
+
+Deno.test("a card whose link libvirt has down is told, with the command that plugs it in", () => {
+  const card = (mac: string, state: string): string =>
+    `<interface type="network"><mac address="${mac}"/><link state="${state}"/></interface>`;
+  const cards = card("52:54:00:00:00:01", "up") + card("52:54:00:00:00:02", "down");
+  const domainXml = `<domain><devices>${cards}<interface type="user"/></devices></domain>`;
+  const of = { machine: "m", uri: "qemu:///system" };
+  const told = unpluggedIn([{ name: "domain.xml", bytes: bytes(domainXml) }], of);
+  assert.equal(told.length, 1);
+  assert.match(
+    String(told),
+    /is down .*: virsh -c qemu:\/\/\/system domif-setlink m 52:54:00:00:00:02 up$/,
+  );
+  assert.deepEqual(unpluggedIn([], of), []);
+});
 
 /** A directory that is gone after the test. */
 async function withDirectory(test: (directory: string) => Promise<void>): Promise<void> {

@@ -2,6 +2,7 @@
 import { SystemFailure } from "../errors.ts";
 import { type Goal, type Limits, NotYet, waitFor, within } from "../wait.ts";
 import { type Login, SshConnection, WrongHostKey } from "./ssh.ts";
+import { whyUnreached } from "./unreached.ts";
 
 const ATTEMPT_MS = 15_000;
 /**
@@ -79,8 +80,9 @@ function goalOf({ address, port, channel }: Login): Omit<Goal<never>, "probe"> {
     fault,
     goal: `accept an SSH connection at ${address} port ${port}`,
     awaited: "SSH",
-    advice: "Does the template start an SSH server, on the port of the settings, and does its " +
-      "firewall let the host in?",
+    advice:
+      "Have the template start an SSH server on the port of the settings, and let this host " +
+      "through its firewall",
   };
 }
 
@@ -127,6 +129,6 @@ async function tryLogin(
   } catch (error) {
     signal.throwIfAborted();
     if (error instanceof SystemFailure || !(error instanceof Error)) throw error;
-    return new NotYet(error.message);
+    return await whyUnreached(error, login);
   }
 }

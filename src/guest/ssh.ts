@@ -114,7 +114,8 @@ export class SshConnection implements Disposable {
     let hostKey = "";
     let wrongHostKey = false;
     const giveUp = (): void => {
-      reject(new Error(`Timed out while connecting to ${login.address} port ${login.port}`));
+      const words = `Timed out while connecting to ${login.address} port ${login.port}`;
+      reject(Object.assign(new Error(words), { code: "ETIMEDOUT" }));
     };
     // Where the host is busy, the time may be over before it is known that the guest has answered.
     let connecting = setTimeout(() => connecting = setTimeout(giveUp, GRACE_MS), connectMs);

@@ -128,3 +128,10 @@ export function findDhcp(networkXml: string): Dhcp | null {
   }
   return null;
 }
+
+/** The MAC addresses of a domain's cards whose link libvirt has down, by its XML. */
+export function unpluggedCards(domainXml: string): string[] {
+  return childrenOf(find(rootOf(domainXml), "devices"), "interface")
+    .filter((card) => find(card, "link")?.attributes["state"] === "down")
+    .map((card) => find(card, "mac")?.attributes["address"] ?? "");
+}

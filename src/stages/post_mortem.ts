@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { virsh } from "../command.ts";
 import { explain, SystemFailure } from "../errors.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import { consoleEnd, consoleLines } from "../machine/console.ts";
+import { unpluggedCards } from "../machine/network_info.ts";
 import { lookupActivePool } from "../machine/pools.ts";
 import { toPng } from "../machine/screenshot.ts";
 import type { Owner } from "../machine/owner.ts";
@@ -75,6 +77,7 @@ async function examine(
   ]);
   const details = [
     ...reasonOf(files),
+    ...unpluggedIn(files, { machine, uri: config.uri }),
     ...panicOf(console.value ?? ""),
     consoleEnd(console.value ?? null, CONSOLE_LINES),
   ];
@@ -176,7 +179,7 @@ async function collect(
       if (bytes.length === 0) throw new Error("it is empty");
       return bytes;
     },
-    "domain.xml": (connection) =>
+    [DOMAIN_XML]: (connection) =>
       ofDomain(connection, async ({ domain }) => text(await domain.xml())),
     "screenshot.png": (connection) =>
       ofDomain(connection, async ({ domain }) => {
@@ -206,6 +209,7 @@ const CONSOLE = "console.log";
 const MOST_CONSOLE_BYTES = 64 * 1024 ** 2; // it is in memory once
 const CONSOLE_END_BYTES = 64 * 1024;
 const MOST_SCREENSHOT_BYTES = 64 * 1024 ** 2; // likewise
+const DOMAIN_XML = "domain.xml";
 const TOO_LARGE = "it has more than a quarter of post_mortem_mib";
 const QEMU_LOG = "qemu.log";
 const QEMU_LOG_BYTES = 256 * 1024;
@@ -274,6 +278,19 @@ function reasonOf(files: readonly KeptFile[]): string[] {
   return reason === undefined
     ? []
     : [`libvirt's log of it says: ${REASONS.get(reason) ?? reason}.`];
+}
+
+/** The cards of the machine whose link libvirt has down, and what plugs them in. */
+export function unpluggedIn(
+  files: readonly KeptFile[],
+  { machine, uri }: { readonly machine: string; readonly uri: string },
+): string[] {
+  const domainXml = files.find(({ name }) => name === DOMAIN_XML)?.bytes;
+  if (domainXml === undefined) return [];
+  return unpluggedCards(new TextDecoder().decode(domainXml)).map((mac) => {
+    const plugIn = virsh({ uri }, "domif-setlink", machine, mac, "up");
+    return `The link of its network card is down in libvirt, by somebody's command: ${plugIn}`;
+  });
 }
 
 /** Why the kernel panicked, which it says far above the end of its words. */

@@ -211,6 +211,11 @@ export async function meetFault(
   addRow(fault, met, { message, left: left || "nothing", wrong });
 }
 
+/** What is to be done, but for what somebody wanted. */
+const ADVICE = /^What to do: |cancelled/im;
+/** In a line of ours, a number or a name in place of words. */
+const RAW = /^(libvirt-gci|because): .*(\(os error \d+\)|\b(connect|read|write) E[A-Z]{3,}\b)/m;
+
 /** What is not as it has to be in the end of a stage that met this fault. */
 export function wrongIn(
   { status, stdout, stderr }: Called,
@@ -220,6 +225,8 @@ export function wrongIn(
   return [
     ...(isRight ? [] : [`it ended with ${status}`]),
     ...(fault.says.test(stderr + stdout) ? [] : [`it does not say ${fault.says}: ${stderr}`]),
+    ...(status !== 2 || ADVICE.test(stderr) ? [] : [`it says nothing to do: ${stderr}`]),
+    ...(RAW.test(stderr) ? [`it shows an error of the system: ${stderr}`] : []),
   ];
 }
 
