@@ -407,6 +407,7 @@ function checkTogether({ action, guestCommand }: Arguments): void {
     what: action.path === undefined
       ? "The command run needs a script, or a command behind --"
       : `The command run takes a script or a command, not both: "${action.path}" and --`,
-    advice: `${PROGRAM} run --script PATH, or ${PROGRAM} run --machine NAME -- COMMAND [ARG...]`,
+    advice:
+      `Say ${PROGRAM} run --script PATH, or ${PROGRAM} run --machine NAME -- COMMAND [ARG...]`,
   });
 }

@@ -330,7 +330,7 @@ async function examineHost(
 function noTerminal(machine: string): UsageError {
   return new UsageError({
     what: "The command ssh needs a terminal",
-    advice: `${PROGRAM} run --machine ${machine} -- COMMAND needs none`,
+    advice: `Run a command, which needs none: ${PROGRAM} run --machine ${machine} -- COMMAND`,
   });
 }
 

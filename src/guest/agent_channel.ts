@@ -84,8 +84,8 @@ async function connect(path: string): Promise<Socket | NotYet> {
       what: `Cannot open the channel to the machine at "${path}"`,
       cause,
       advice:
-        "A machine without a network is reached only by root, and on the host where it runs: " +
-        "let root run libvirt-gci there",
+        "Let root run libvirt-gci on the machine's host: nobody else reaches a machine without a " +
+        "network",
     });
   }
 }
@@ -141,7 +141,8 @@ async function serverEnd(agent: Agent, pid: number): Promise<NotYet | null> {
   throw new SystemFailure({
     fault: "template",
     what: `The guest cannot serve SSH through a channel: ${words}`,
-    advice: "A template for machines without a network needs sshd and Linux's virtio_console",
+    advice: "Install sshd in the template, and a Linux with virtio_console: a machine without a " +
+      "network needs both",
   });
 }
 
@@ -162,8 +163,9 @@ async function ask(
       fault: "template",
       what: "The guest's agent may not start an SSH server",
       cause,
-      advice: "A template for machines without a network needs a qemu-guest-agent that allows " +
-        "guest-exec and guest-exec-status: Fedora and RHEL forbid them in " +
+      advice:
+        "Have the template's qemu-guest-agent allow guest-exec and guest-exec-status, which a " +
+        "machine without a network needs: Fedora and RHEL forbid them in " +
         "/etc/sysconfig/qemu-ga (FILTER_RPC_ARGS, BLOCK_RPCS or BLACKLIST_RPC)",
     });
   }

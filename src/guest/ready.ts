@@ -72,8 +72,9 @@ function goalOf({ address, port, channel }: Login): Omit<Goal<never>, "probe"> {
       fault,
       goal: "accept an SSH connection through its channel",
       awaited: "SSH",
-      advice: "A template for machines without a network needs a running qemu-guest-agent that " +
-        "allows guest-exec, and sshd",
+      advice:
+        "Have the template start a qemu-guest-agent that allows guest-exec, and install sshd " +
+        "in it: a machine without a network needs both",
     };
   }
   return {
@@ -91,9 +92,8 @@ function orNotYetItsHostKey(error: unknown): NotYet {
   if (!(error instanceof WrongHostKey)) throw error;
   return new NotYet(error.message, {
     advice:
-      'The guest did not take the keys that were made for it. Has its template what "login" in ' +
-      "the settings says: cloud-init, or systemd 252 or newer and a kernel with qemu_fw_cfg? A " +
-      'template with neither needs "login: template"',
+      'Set "login" to what the template has: cloud-init; systemd, 252 or newer, with qemu_fw_cfg in ' +
+      "its kernel; or template, if neither. The guest did not take the keys that were made for it",
     fault: "host_key",
   });
 }

@@ -196,6 +196,7 @@ function noStatus(
       : "The connection to the guest broke while the script ran",
     cause: lost ?? undefined,
     advice:
-      "The guest crashed, powered off, ran out of memory, or the script ended its own session",
+      "See at the end of its serial console whether it crashed, powered off or ran out of memory " +
+      '("memory_mib" in the settings), and in the script whether it ends its own session',
   });
 }

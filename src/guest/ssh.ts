@@ -287,8 +287,8 @@ function refusalOr(error: Error & { level?: string }, login: Login): Error {
     fault: "ssh_refused",
     what: `The guest at ${login.address} refuses the key for the user "${login.user}"`,
     advice:
-      "The template must take the key from cloud-init or systemd, as `login` in the settings " +
-      `says; with "login: template" it must have its public part in ~${login.user}/.ssh/authorized_keys`,
+      'Have the template take the key from cloud-init or systemd, as "login" in the settings says; ' +
+      `with "login: template", add its public part to the template's ~${login.user}/.ssh/authorized_keys`,
   });
 }
 
@@ -296,6 +296,8 @@ function wrongHostKeyError(login: Login): Error {
   return new WrongHostKey({
     fault: "host_key",
     what: `The SSH server at ${login.address} does not show the machine's host key`,
-    advice: "Somebody else has that address, or the job replaced its machine's host key",
+    advice:
+      "Leave the machine's host key in its place, if a script of the job replaces it; else see " +
+      "who has its address: libvirt-gci list",
   });
 }

@@ -60,7 +60,7 @@ export function waitForAddress(
     advice: `Look at the network: ${virsh(connection, "net-info", network)}, ` +
       `${
         virsh(connection, "net-dhcp-leases", network)
-      }; does the template start its network with DHCP?`,
+      }; and have the template start its network with DHCP`,
     probe: async () => {
       const leased = await findLeased();
       if (leased !== null) return leased;
@@ -122,20 +122,22 @@ function endOf(machine: string, state: Exclude<DomainState, "active">): Failure 
         fault: "guest_ended",
         what: `The machine "${machine}" crashed: its kernel panicked`,
         advice:
-          "See what its kernel says in the end: on its serial console, if the template has one",
+          "See what its kernel says at the end of its serial console, and have the job, or the " +
+          "template, avoid that",
       };
     case "halted":
       return {
         fault: "storage",
         what: `The machine "${machine}" is halted: the host could not write to its disk`,
-        advice: "See what space is left in the pool of machines' disks (overlay_pool), and see " +
-          `${log}; reserve_disk_gib in the settings keeps machines from starting without space`,
+        advice: "Free space in the host's pool of machines' disks (overlay_pool), or see another " +
+          `reason in ${log}; a larger reserve_disk_gib in the settings keeps machines from starting ` +
+          "without space",
       };
     case "gone":
       return {
         fault: "guest_ended",
         what: `The machine "${machine}" ended: it powered off, crashed, or somebody destroyed it`,
-        advice: `See why: ${log}`,
+        advice: `See why in ${log}, and run the job again`,
       };
   }
 }

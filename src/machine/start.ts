@@ -129,7 +129,7 @@ async function orExplain<T>(
       fault: "storage",
       what: `Cannot make the disks of the machine "${machine}" in the storage pool "${pool.name}"`,
       cause,
-      advice: `See what space it has left: ${virsh(pool, "pool-info", pool.name)}`,
+      advice: `See what space it has left, and free some: ${virsh(pool, "pool-info", pool.name)}`,
     });
   }
 }

@@ -45,7 +45,7 @@ export async function explainLock(
     fault: "template",
     what: `${who} has the disk ${file} of the template "${template.volume}" open for writing`,
     cause,
-    advice: `${advice}. Nobody may write to what machines stand on`,
+    advice: advice + ". Nobody may write to what machines stand on",
   });
 }
 

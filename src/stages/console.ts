@@ -41,8 +41,7 @@ export async function openConsole(
     throw new SystemFailure({
       what: `Cannot open the serial console of the machine "${machine}"`,
       cause,
-      advice:
-        `If another session has it, --force ends that: libvirt-gci console --force ${machine}`,
+      advice: `End another session that has it: libvirt-gci console --force ${machine}`,
     });
   }
 }
@@ -148,8 +147,7 @@ async function endOf(domain: Domain): Promise<End> {
   throw new SystemFailure({
     what: `The session at the console of the machine "${domain.name}" was ended`,
     advice:
-      `Somebody took it with --force, and you can take it back: libvirt-gci console --force ` +
-      domain.name,
+      `Take it back, if somebody took it with --force: libvirt-gci console --force ${domain.name}`,
   });
 }
 

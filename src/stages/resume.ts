@@ -139,7 +139,7 @@ async function start(
         await agent({ execute: "guest-ping" }, 1);
         return await becomeAnother(agent, identity);
       }),
-    advice: "Make the warm image again",
+    advice: `Make the warm image again: libvirt-gci warm ${record.template}`,
     fault: "template",
   }, { log, progress, signal, timeoutSeconds: AGENT_SECONDS });
   timer.end("agent");

@@ -189,8 +189,8 @@ async function bootUp(
     goal: "finish its boot, as its guest agent sees it",
     awaited: "its boot",
     advice:
-      "A template to resume needs a running qemu-guest-agent that allows guest-exec (Fedora " +
-      "and RHEL forbid it in /etc/sysconfig/qemu-ga), and an SSH server",
+      "Have the template start an SSH server, and a qemu-guest-agent that allows guest-exec " +
+      "(Fedora and RHEL forbid it in /etc/sysconfig/qemu-ga)",
     fault: "template",
     probe: async () => {
       await refuseEnded(domain);

@@ -104,7 +104,7 @@ async function isToldWhatItNeeds(): Promise<void> {
   });
   assertVerdict(result, "runner_system_failure");
   assert.match(result.logText, /did not accept an SSH connection through its channel within 6 s/);
-  assert.match(result.logText, /What to do: .* needs a running qemu-guest-agent .* and sshd/);
+  assert.match(result.logText, /What to do: Have the template start a qemu-guest-agent .* sshd/);
   const { seconds = 99 } = result.stages.find(({ name }) => name === "prepare") ?? {};
   assert(seconds < atMost(10), `${seconds} s`);
 }
