@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
+import { explain, SystemFailure } from "../src/errors.ts";
 import { Connection } from "../src/libvirt/connection.ts";
 import { isLibvirtError, LibvirtError, orNull, VIR_ERR } from "../src/libvirt/error.ts";
 import { openTestHost } from "./test_host.ts";
@@ -90,6 +91,14 @@ Deno.test("opens that fail at once have their own errors", async () => {
   for (const [i, error] of errors.entries()) {
     assert.match(error.message, new RegExp(`socket=/nonexistent/${i}".*'/nonexistent/${i}'`));
   }
+});
+
+Deno.test("an error of libvirt that nobody explains has its log for advice", async () => {
+  await using connection = await openTestHost();
+  const error = await connection.lookupPool("nothing").catch((error) => error);
+  assert.match(explain(error), /^What to do: See libvirt's log .*: journalctl -u libvirtd/m);
+  const failure = new SystemFailure({ what: "x", cause: error, advice: "Make it" });
+  assert.doesNotMatch(explain(failure), /journalctl/);
 });
 
 Deno.test("libvirt prints nothing on stderr of its own", async () => {

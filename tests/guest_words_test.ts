@@ -59,7 +59,7 @@ Deno.test("an agent's refusal of megabytes is an error in few words, none of whi
     const asked = domain.agentCommand({ execute: "guest-info" }, 1);
     await assert.rejects(asked, (error: LibvirtError) => {
       assert(error.words.length <= 4096);
-      const [first, ...further] = explain(error).split("\n");
+      const [first, ...further] = explain(error).split("\n").slice(0, -1); // without our advice
       assert.match(first ?? "", /^libvirt: unable to execute QEMU agent command/);
       assert(further.length > 1 && further.every((line) => line.startsWith("  ")));
       assert(explain(error).length < 3000);

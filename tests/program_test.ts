@@ -241,7 +241,7 @@ Deno.test("ssh without a terminal says what needs none", async () => {
   assert.equal(status, 2);
   assert.match(
     stderr,
-    /The command ssh needs a terminal\nWhat to do: libvirt-gci run --machine mine/,
+    /The command ssh needs a terminal\nWhat to do: Run .*: libvirt-gci run --machine mine/,
   );
 });
 

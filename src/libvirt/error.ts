@@ -22,6 +22,9 @@ export const VIR_ERR = {
   NO_NWFILTER_BINDING: 101,
 } as const;
 
+/** What is left to do where nobody knows more than libvirt says. */
+const LOG_ADVICE = "See libvirt's log on the host: journalctl -u libvirtd -u virtqemud";
+
 /** What a {@linkcode LibvirtError} says besides its words. */
 export interface LibvirtErrorOptions {
   /** The number of virErrorNumber. */
@@ -37,13 +40,13 @@ export class LibvirtError extends Error {
   /** libvirt's own words. */
   readonly words: string;
   readonly code: number;
-  readonly advice: string | undefined;
+  readonly advice: string;
 
   constructor(functionName: string, words: string, { code, advice }: LibvirtErrorOptions) {
     super(`libvirt: ${words} (${functionName}, error ${code})`);
     this.words = words;
     this.code = code;
-    this.advice = advice;
+    this.advice = advice ?? LOG_ADVICE;
   }
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { virsh } from "../command.ts";
 import { explain, SystemFailure } from "../errors.ts";
+import { reasonOf } from "../doctor/reason.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import { consoleEnd, consoleLines } from "../machine/console.ts";
 import { unpluggedCards } from "../machine/network_info.ts";
@@ -76,7 +77,7 @@ async function examine(
     isNew ? collect(machine, stage) : { files: [], missing: [] },
   ]);
   const details = [
-    ...reasonOf(files),
+    ...whyEnded(files),
     ...unpluggedIn(files, { machine, uri: config.uri }),
     ...panicOf(console.value ?? ""),
     consoleEnd(console.value ?? null, CONSOLE_LINES),
@@ -151,7 +152,7 @@ async function inPart<T>(
       await using connection = await connect(CALL_SECONDS);
       return { value: await read(connection) };
     } catch (error) {
-      return { why: explain(error) };
+      return { why: reasonOf(error) };
     }
   };
   return await within(part(), PARTS_MS, signal) ??
@@ -271,7 +272,7 @@ const REASONS = new Map([
 ]);
 
 /** Why the machine ended, if QEMU's log says so in its last line. */
-function reasonOf(files: readonly KeptFile[]): string[] {
+function whyEnded(files: readonly KeptFile[]): string[] {
   const log = files.find(({ name }) => name === QEMU_LOG);
   const last = new TextDecoder().decode(log?.bytes).trimEnd().split("\n").at(-1) ?? "";
   const reason = /: shutting down, reason=(\w{1,40})$/.exec(last)?.[1];
