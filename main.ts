@@ -15,7 +15,7 @@ const BY_RUNNER = "GitLab Runner cancelled the stage: the job was cancelled or t
   "or the runner is shutting down";
 
 const { endWith, runProgram } = await import("./src/program.ts");
-const { ownPrinter } = await import("./src/terminal.ts");
+const { ownPrinter, sinkTo } = await import("./src/terminal.ts");
 const env = Deno.env.toObject(); // without the variables that are no UTF-8
 // systemd gives its services none, such as GitLab Runner.
 if (!env["HOME"]) env["HOME"] = (await import("node:os")).homedir();
@@ -35,8 +35,8 @@ const status = await runProgram({
   ...{ args: Deno.args, env, version, exit: Deno.exit, signal: await cancellation() },
   ...{ stdin: Deno.stdin, printer, startInBackground },
   program: Deno.build.standalone ? Deno.execPath() : "/usr/local/bin/libvirt-gci",
-  stdout: sinkTo(Deno.stdout),
-  stderr: sinkTo(Deno.stderr),
+  stdout: sinkTo(Deno.stdout, "standard output"),
+  stderr: sinkTo(Deno.stderr, "standard error"),
 });
 // Without it, Deno ends its threads first, and some thread that has called libvirt ends while the C
 // libraries clean up after themselves: one process in a thousand then dies of a signal.
@@ -76,15 +76,4 @@ function startInBackground(args: readonly string[], env: Record<string, string>)
     ...{ clearEnv: true, env, detached: true, cwd: "/" },
     ...{ stdin: "null", stdout: "null", stderr: "null" },
   }).spawn().unref();
-}
-
-/** Writes each part whole before it asks for the next: a slow reader slows the guest. */
-function sinkTo(
-  stream: { write(bytes: Uint8Array): Promise<number> },
-): (bytes: Uint8Array) => Promise<void> {
-  return async (bytes) => {
-    for (let written = 0; written < bytes.length;) {
-      written += await stream.write(bytes.subarray(written));
-    }
-  };
 }

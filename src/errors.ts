@@ -104,6 +104,18 @@ function wordsOf(error: unknown): string {
   return foreignWords(error instanceof Error ? error.message || error.name : String(error));
 }
 
+/** What the promise gives. Throws this failure, with what the promise fails with for its cause. */
+export async function orFailure<T>(
+  result: Promise<T>,
+  failure: Omit<Failure, "cause">,
+): Promise<T> {
+  try {
+    return await result;
+  } catch (cause) {
+    throw new SystemFailure({ ...failure, cause });
+  }
+}
+
 /** The failure of several things at once, with all their reasons as details. */
 export function severalFailures(
   failure: Pick<Failure, "what" | "advice">,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { BuildFailure, ScriptFailure, UsageError } from "./errors.ts";
+import { BuildFailure, orFailure, ScriptFailure, UsageError } from "./errors.ts";
 import type { Env } from "./job.ts";
 
 /**
@@ -21,16 +21,19 @@ function statusFrom(value: string | undefined, otherwise: number): number {
 
 /**
  * Tells GitLab Runner (17.9 and newer) the script's own status, or that there is none: the file
- * stays from stage to stage, and one that holds anything but a number is a system failure.
+ * stays from stage to stage, and one that holds anything but a number is a system failure. Throws
+ * SystemFailure if it cannot.
  */
 export async function reportScriptStatus(error: unknown, env: Env): Promise<void> {
   const file = env["BUILD_EXIT_CODE_FILE"];
   if (file === undefined) return;
-  if (error instanceof ScriptFailure) {
-    await Deno.writeTextFile(file, `${error.scriptStatus}\n`);
-  } else {
-    await Deno.remove(file).catch((error) => {
+  const told = error instanceof ScriptFailure
+    ? Deno.writeTextFile(file, `${error.scriptStatus}\n`)
+    : Deno.remove(file).catch((error) => {
       if (!(error instanceof Deno.errors.NotFound)) throw error;
     });
-  }
+  await orFailure(told, {
+    what: `Cannot tell GitLab the script's status in "${file}" (BUILD_EXIT_CODE_FILE)`,
+    advice: "Have this user be GitLab Runner's, and see what space the file's directory has left",
+  });
 }

@@ -110,8 +110,7 @@ export async function endWith(
 ): Promise<number> {
   try {
     await reportScriptStatus(error, env);
-  } catch (cause) {
-    const untold = new SystemFailure({ what: "Cannot tell GitLab the script's status", cause });
+  } catch (untold) {
     printer.fail(PROGRAM, explain(untold));
     return exitStatus(untold, env);
   }

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { orFailure } from "./errors.ts";
 import type { Env } from "./job.ts";
 import { Printer } from "./printer.ts";
 import type { Terminal } from "./stages/ssh.ts";
@@ -29,4 +30,22 @@ export function ownPrinter(env: Env): Printer {
     },
     stderr: { isTerminal: () => Deno.stderr.isTerminal(), printLine: console.error },
   }, env);
+}
+
+/**
+ * Writes each part whole before it asks for the next: a slow reader slows the guest. `name` is for
+ * messages. Throws SystemFailure.
+ */
+export function sinkTo(
+  stream: { write(bytes: Uint8Array): Promise<number> },
+  name: string,
+): (bytes: Uint8Array) => Promise<void> {
+  return async (bytes) => {
+    for (let written = 0; written < bytes.length;) {
+      written += await orFailure(stream.write(bytes.subarray(written)), {
+        what: `Cannot write to ${name}`,
+        advice: "See whether what reads it still runs, and what space its file system has left",
+      });
+    }
+  };
 }

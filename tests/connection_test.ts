@@ -101,6 +101,37 @@ Deno.test("an error of libvirt that nobody explains has its log for advice", asy
   assert.doesNotMatch(explain(failure), /journalctl/);
 });
 
+for (const library of ["libvirt.so.0", "libvirt-qemu.so.0"]) {
+  Deno.test({
+    name: `without ${library}, it is said which package has it`,
+    ignore: Deno.uid() !== 0,
+    fn: async () => {
+      const code = `
+        import { explain } from "${import.meta.resolve("../src/errors.ts")}";
+        import { Connection } from "${import.meta.resolve("../src/libvirt/connection.ts")}";
+        const ask = async () => {
+          await using connection = await Connection.open("test:///default");
+          using domain = await connection.lookupDomain("test");
+          await domain.agentCommand({ execute: "guest-ping" }, 1);
+        };
+        console.log(explain(await ask().catch((error) => error)));
+        Deno.exit();
+      `;
+      const config = new URL("../deno.json", import.meta.url).pathname;
+      const hide = `for file in $(ldconfig -p | sed -n "s,^\\s*$1 .* => ,,p"); do
+        mount --bind /dev/null "$file"
+      done; shift; exec "$@"`;
+      const program = [Deno.execPath(), "eval", "--quiet", "--config", config, code];
+      const { stdout } = await new Deno.Command("unshare", {
+        args: ["--mount", "sh", "-ec", hide, "sh", library, ...program],
+      }).output();
+      const told = new TextDecoder().decode(stdout);
+      assert.match(told, new RegExp(`^libvirt: .*${library}`));
+      assert.match(told, /^What to do: Install libvirt's libraries: the package libvirt0 /m);
+    },
+  });
+}
+
 Deno.test("libvirt prints nothing on stderr of its own", async () => {
   const program = `
     import { Connection } from "${new URL("../src/libvirt/connection.ts", import.meta.url)}";

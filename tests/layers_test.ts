@@ -25,7 +25,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     "src/trust.ts",
     "src/wait.ts",
   ],
-  "src/terminal.ts": ["src/stages/", "src/job.ts", "src/printer.ts"],
+  "src/terminal.ts": ["src/stages/", "src/errors.ts", "src/job.ts", "src/printer.ts"],
   "src/printer.ts": ["src/job.ts", "src/paint.ts", "src/quoted.ts", "src/wait.ts"],
   "src/paint.ts": ["src/job.ts"],
   "src/cli.ts": ["src/errors.ts"],

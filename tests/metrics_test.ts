@@ -186,7 +186,10 @@ Deno.test("who holds the file up costs a stage a second and its counts, no more"
       await meter(file, warnings).end(null);
       const elapsed = performance.now() - start;
       assert(elapsed > 900 && elapsed < 3000, `${elapsed} ms`);
-      assert.match(warnings.join(), /missing in the metrics in ".*": Others write .* than 1 s/);
+      assert.match(
+        warnings.join(),
+        /missing in the metrics in ".*"\nbecause: Others write .* than 1 s/,
+      );
       await Deno.remove(`${file}.lock`);
     }
     await add(file, RUN, 0);
@@ -240,7 +243,7 @@ Deno.test("a stage whose counts cannot be written does not fail, and says so", a
   await meter("/nonexistent/gci.prom", warnings).end(null);
   assert.match(
     warnings.join("|"),
-    /^This stage is missing in the metrics in "\/nonexistent\/gci\.prom": no such file[^|]*$/,
+    /^This stage is missing in the metrics in "\/nonexistent\/gci\.prom"\nbecause: no such file.*\nWhat to do: Have [^|]*$/,
   );
 });
 
@@ -372,7 +375,7 @@ for (
         await meter(file, warnings).end(null); // the stage itself does not fail
         assert.match(
           warnings.join("|"),
-          /^This stage is missing in the metrics in ".*gci\.prom": /,
+          /^This stage is missing in the metrics in ".*gci\.prom"\n/,
         );
         assert.match(warnings.join("|"), why);
         await assert.rejects(Deno.stat(file), Deno.errors.NotFound);

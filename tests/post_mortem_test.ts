@@ -128,7 +128,10 @@ Deno.test("a post-mortem that cannot be written is a warning, and the failure st
   withStage(async ({ stage }) => {
     const hopeless = { ...stage, postMortemDirectory: "/proc/nowhere" };
     await assert.rejects(prepare(JOB, {}, hopeless), /did not come up/);
-    assert.match(stage.warnings.join(), /Could not keep .* in "\/proc\/nowhere": /);
+    assert.match(
+      stage.warnings.join(),
+      /^Could not keep .* in "\/proc\/nowhere"\nbecause: .*\nWhat to do: Let /,
+    );
   }, { guest: { refuseKey: true } }));
 
 Deno.test("where post-mortems cannot be read, the log has the console all the same", () =>
@@ -137,7 +140,10 @@ Deno.test("where post-mortems cannot be read, the log has the console all the sa
     await Deno.writeTextFile(stage.postMortemDirectory, "a file");
     const words = await prepare(JOB, {}, stage).catch(explain);
     assert.match(String(words), /did not come up[^]*serial console/);
-    assert.match(stage.warnings.join(), /Cannot read the post-mortems in /);
+    assert.match(
+      stage.warnings.join(),
+      /^Cannot read the post-mortems in .*\nbecause: .*\nWhat to do: Let /,
+    );
   }, { guest: { refuseKey: true } }));
 
 Deno.test("a post-mortem is not kept where others can exchange it", () =>

@@ -45,3 +45,30 @@ export async function asNobody(
     await Deno.remove(cache, { recursive: true });
   }
 }
+
+/** Has the process be nobody from now on, with no capability. */
+const BECOME_NOBODY = `
+  const { symbols } = Deno.dlopen("libc.so.6", {
+    setresgid: { parameters: ["u32", "u32", "u32"], result: "i32" },
+    setresuid: { parameters: ["u32", "u32", "u32"], result: "i32" },
+  });
+  const nobody = [${NOBODY}, ${NOBODY}, ${NOBODY}];
+  if (symbols.setresgid(...nobody) !== 0 || symbols.setresuid(...nobody) !== 0) Deno.exit(1);
+`;
+
+/**
+ * What this code prints, run by nobody, who may read what every user may. What it imports is loaded
+ * before; `src/` is where it finds the modules of that folder.
+ */
+export async function printedByNobody(
+  { imports, code }: { readonly imports: string; readonly code: string },
+): Promise<string> {
+  const root = new URL("../", import.meta.url);
+  const module = imports.replaceAll(`"src/`, `"${root}src/`) + BECOME_NOBODY + code;
+  const { success, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+    args: ["eval", "--quiet", "--config", `${root.pathname}deno.json`, module],
+    cwd: "/",
+  }).output();
+  assert(success, new TextDecoder().decode(stderr));
+  return new TextDecoder().decode(stdout).trim();
+}

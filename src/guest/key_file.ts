@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { SystemFailure } from "../errors.ts";
+import { orFailure, SystemFailure } from "../errors.ts";
+
+const ADVICE =
+  "Let this user alone write to that directory; or, if it is another user's, set HOME " +
+  "to this one's";
 
 /** The file of the private key that a machine of ours lets in. */
 export function keyFile(directory: string, machine: string): string {
@@ -21,28 +25,41 @@ export async function writeKeyFile(
   privateKey: string,
 ): Promise<string> {
   const file = keyFile(directory, machine);
-  try {
+  const write = async (): Promise<string> => {
     await Deno.mkdir(directory, { recursive: true, mode: 0o700 });
     await refuseForeign(directory);
     await Deno.writeTextFile(file, privateKey, { createNew: true, mode: 0o600 });
     return file;
-  } catch (cause) {
-    throw new SystemFailure({
-      what: `Cannot keep the key of the machine "${machine}" in "${file}"`,
-      cause,
-      advice: "Let this user write to that directory, and nobody else",
-    });
-  }
+  };
+  const what = `Cannot keep the key of the machine "${machine}" in "${file}"`;
+  return await orFailure(write(), { what, advice: ADVICE });
 }
 
-/** Deletes the file, if it is there. */
+/** Deletes the file, if it is there. Throws SystemFailure. */
 export async function deleteKeyFile(file: string): Promise<boolean> {
+  const removed = orNull(Deno.remove(file).then(() => true));
+  const what = `Cannot delete the machine's key "${file}"`;
+  return await orFailure(removed, { what, advice: ADVICE }) ?? false;
+}
+
+const KEY_ENDING = keyFile("", "").slice(1);
+
+/** The names before the ends of such files in this directory, if there is one. Throws SystemFailure. */
+export async function namesOfKeyFiles(directory: string): Promise<string[]> {
+  const listed = orNull(Array.fromAsync(Deno.readDir(directory), ({ name }) => name));
+  const what = `Cannot look for machines' keys in "${directory}"`;
+  const files = await orFailure(listed, { what, advice: ADVICE }) ?? [];
+  return files.filter((file) => file.endsWith(KEY_ENDING))
+    .map((file) => file.slice(0, -KEY_ENDING.length));
+}
+
+/** Null if there is no such file. */
+async function orNull<T>(result: Promise<T>): Promise<T | null> {
   try {
-    await Deno.remove(file);
-    return true;
+    return await result;
   } catch (error) {
     if (error instanceof Deno.errors.NotFound || error instanceof Deno.errors.NotADirectory) {
-      return false;
+      return null;
     }
     throw error;
   }

@@ -102,7 +102,7 @@ export class Connection implements AsyncDisposable {
 
   /** Connects to the hypervisor at this URI. Throws {@linkcode LibvirtError} with advice. */
   static async open(uri: string, options: ConnectionOptions = {}): Promise<Connection> {
-    const libvirt = loadWithAdvice();
+    const libvirt = loadWithAdvice(loadLibvirt);
     const { promise: done, resolve: endTurn } = Promise.withResolvers<void>();
     const turn = Connection.#openTurn;
     Connection.#openTurn = done;
@@ -160,7 +160,8 @@ export class Connection implements AsyncDisposable {
     try {
       if (this.#stuck) throw noAnswer(name, "an earlier call is still unanswered");
       this.#libvirt.virConnResetLastError(this.#pointer);
-      const library = name in qemuSymbols ? loadLibvirtQemu() : this.#libvirt;
+      const isOfQemu = name in qemuSymbols;
+      const library = isOfQemu ? loadWithAdvice(loadLibvirtQemu) : this.#libvirt;
       const symbol = (library as Functions)[name] as (
         ...args: CallParameters<Name>
       ) => Promise<CallResult<Name> | null>;
@@ -468,10 +469,10 @@ export function isLocalUri(uri: string): boolean {
   return /^[^/]+:\/\/\//.test(uri);
 }
 
-/** Loads the library and says which package has it if it is missing. */
-function loadWithAdvice(): Libvirt {
+/** Loads a library of libvirt's, and says which package has it if it is missing. */
+function loadWithAdvice<T>(load: () => T): T {
   try {
-    return loadLibvirt();
+    return load();
   } catch (error) {
     const words = error instanceof Error ? error.message : String(error);
     const tooOld = /symbol/i.test(words) && !/cannot open/i.test(words);
@@ -479,7 +480,7 @@ function loadWithAdvice(): Libvirt {
       code: VIR_ERR.NO_SUPPORT,
       advice: tooOld
         ? "Install libvirt 6.1.0 or newer: this one lacks functions that libvirt-gci calls"
-        : "Install the library libvirt.so.0: the package libvirt0 on Debian and Ubuntu, " +
+        : "Install libvirt's libraries: the package libvirt0 on Debian and Ubuntu, " +
           "libvirt-libs on Fedora and RHEL, libvirt on Arch",
     });
   }

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { orFailure } from "../errors.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import { isLibvirtError, orNull, VIR_ERR } from "../libvirt/error.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
@@ -117,14 +118,26 @@ async function withGuestFiles<T>(
 async function ownFiles(directory: string): Promise<GuestFile[] | null> {
   try {
     const entries = await Array.fromAsync(Deno.readDir(directory));
-    return entries.map(({ name }) => ({
-      name,
-      read: (mostBytes) => orGone(readEnd(`${directory}/${name}`, mostBytes)),
-      delete: async () => void await orGone(Deno.remove(`${directory}/${name}`)),
-    }));
+    return entries.map(({ name }) => fileIn(directory, name));
   } catch {
     return null;
   }
+}
+
+function fileIn(directory: string, name: string): GuestFile {
+  const path = `${directory}/${name}`;
+  const advice = `See whose it is, and whether its file system is in order: ls -ld ${path}`;
+  return {
+    name,
+    read: (mostBytes) => {
+      const read = orGone(readEnd(path, mostBytes));
+      return orFailure(read, { what: `Cannot read "${path}"`, advice, fault: "storage" });
+    },
+    delete: async () => {
+      const removed = orGone(Deno.remove(path));
+      await orFailure(removed, { what: `Cannot remove "${path}"`, advice, fault: "storage" });
+    },
+  };
 }
 
 async function readEnd(path: string, mostBytes: number): Promise<Uint8Array> {

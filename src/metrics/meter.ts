@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { BuildFailure, explain, faultOf, UsageError } from "../errors.ts";
+import { BuildFailure, explain, faultOf, SystemFailure, UsageError } from "../errors.ts";
 import type { Stage } from "../stages/stage.ts";
 import type { Step } from "../stages/step_timer.ts";
 import { within } from "../wait.ts";
@@ -7,6 +7,9 @@ import { measure } from "./gauges.ts";
 import { addToMetricsFile } from "./metrics_file.ts";
 import type { Counted, Gauges, Phase, Result } from "./metrics.ts";
 
+const WRITE_ADVICE =
+  "Have metrics_file in a directory that is there, and that this user alone may " +
+  "write to";
 const GAUGES_MS = 1000;
 const GAUGES_OF_GC_MS = 60_000;
 
@@ -55,7 +58,9 @@ export class Meter {
         ...{ phases: this.#phases, gauges: this.#gauges },
       }, { warn });
     } catch (cause) {
-      warn(`This stage is missing in the metrics in "${file}": ${explain(cause)}`);
+      const what = `This stage is missing in the metrics in "${file}"`;
+      const advice = cause instanceof SystemFailure ? undefined : WRITE_ADVICE;
+      warn(explain(new SystemFailure({ what, cause, ...advice && { advice } })));
     }
   }
 }

@@ -89,6 +89,7 @@ async function openLocked(path: string, patienceMs: number): Promise<Deno.FsFile
     if (performance.now() > end) {
       throw new SystemFailure({
         what: `Others write to "${path}" for longer than ${patienceMs / 1000} s`,
+        advice: `See who: fuser -v ${path}`,
       });
     }
     await sleep(5 + 20 * Math.random());

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { explain, UsageError } from "../errors.ts";
+import { explain, orFailure, UsageError } from "../errors.ts";
 import { deleteKeyFile, isKeyFileOf, keyFile, writeKeyFile } from "../guest/key_file.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import type { Domain } from "../libvirt/domain.ts";
@@ -146,7 +146,10 @@ function endOfKeeping(record: MachineRecord): number {
 async function moveKey(machine: string, file: string, directory: string): Promise<string> {
   const lasting = keyFile(directory, machine);
   if (!isKeyFileOf(machine, file) || file === lasting) return file;
-  const privateKey = await Deno.readTextFile(file);
+  const privateKey = await orFailure(Deno.readTextFile(file), {
+    what: `Cannot read the key of the machine "${machine}" in "${file}"`,
+    advice: "Let this user read it, as GitLab Runner's user can",
+  });
   await deleteKeyFile(lasting); // of a cleanup that was killed here
   return await writeKeyFile(directory, machine, privateKey);
 }

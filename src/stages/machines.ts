@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { keyFile } from "../guest/key_file.ts";
+import { namesOfKeyFiles } from "../guest/key_file.ts";
 import { isMachineName } from "../job.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import { isLibvirtError } from "../libvirt/error.ts";
@@ -58,7 +58,9 @@ export async function findMachines(
   for (const machine of machinesWithFilter(await connection.networkFilterNames())) {
     machineOf(machine).hasFilter = true;
   }
-  for (const machine of await machinesWithKey(keyDirectory)) machineOf(machine).hasKey = true;
+  for (const name of await namesOfKeyFiles(keyDirectory)) {
+    if (isMachineName(name)) machineOf(name).hasKey = true;
+  }
   return [...machines.values()].sort((a, b) => a.name < b.name ? -1 : 1);
 }
 
@@ -190,21 +192,6 @@ function machinesWithFilter(filters: readonly string[]): string[] {
   const start = filterName("");
   return filters.filter((name) => name.startsWith(start)).map((name) => name.slice(start.length))
     .filter(isMachineName);
-}
-
-const KEY_ENDING = keyFile("", "").slice(1);
-
-async function machinesWithKey(directory: string): Promise<string[]> {
-  try {
-    const files = await Array.fromAsync(Deno.readDir(directory), ({ name }) => name);
-    return files.filter((file) => file.endsWith(KEY_ENDING))
-      .map((file) => file.slice(0, -KEY_ENDING.length)).filter(isMachineName);
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound || error instanceof Deno.errors.NotADirectory) {
-      return [];
-    }
-    throw error;
-  }
 }
 
 /** What there is of the machine, such as `domain, 5 volumes, network filter, key`. */

@@ -102,13 +102,15 @@ async function examine(
       throw new Error("post_mortem_mib leaves no room for it");
     }
   } catch (error) {
-    warn(
-      `Could not keep what is known of the machine "${machine}" in ` +
-        `"${stage.postMortemDirectory}": ${explain(error)}`,
-    );
+    const what = `Could not keep what is known of the machine "${machine}" in ` +
+      `"${stage.postMortemDirectory}"`;
+    warn(explain(new SystemFailure({ what, cause: error, advice: DIRECTORY_ADVICE })));
   }
   return details;
 }
+
+const DIRECTORY_ADVICE = "Let this user alone write to that directory, or have the settings set " +
+  "post_mortem_dir to another, or post_mortem_mib to more";
 
 function mostBytesOf({ postMortemMib }: PostMortemStage["config"]): number {
   return postMortemMib * 1024 ** 2;
@@ -123,7 +125,8 @@ async function findEarlier(
   try {
     return await findPostMortem(postMortemDirectory, machine, new Date(created));
   } catch (error) {
-    warn(`Cannot read the post-mortems in "${postMortemDirectory}": ${explain(error)}`);
+    const what = `Cannot read the post-mortems in "${postMortemDirectory}"`;
+    warn(explain(new SystemFailure({ what, cause: error, advice: DIRECTORY_ADVICE })));
     return null;
   }
 }
