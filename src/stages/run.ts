@@ -93,9 +93,8 @@ function filledByJob({ message }: GuestFull): BuildFailure {
   return new BuildFailure({
     fault: "script",
     what: message,
-    advice:
-      "The job's earlier scripts filled it: have them leave some space, or have the job ask " +
-      "for a larger disk with LIBVIRT_GCI_DISK_GIB",
+    advice: "Have the job's earlier scripts, which filled it, leave some space, or have the job " +
+      "ask for a larger disk with LIBVIRT_GCI_DISK_GIB",
   });
 }
 
