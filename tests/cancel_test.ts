@@ -174,7 +174,11 @@ async function prepareByHand(
   const shell = new Deno.Command("bash", {
     args: ["-c", '"$@" & echo "$!"; wait "$!"', "shell", ...argv, ...options, ...args],
     clearEnv: true,
-    env: { ...denoVariables(), PATH: Deno.env.get("PATH") ?? "", HOME: "/nonexistent" },
+    env: {
+      ...denoVariables(),
+      PATH: Deno.env.get("PATH") ?? "",
+      HOME: Deno.env.get("HOME") ?? "/",
+    },
     ...{ stdin: "null", stdout: "piped" },
   }).spawn();
   let printed = "";
