@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { loadLibvirt } from "../ffi/libvirt.ts";
 import { loadLibvirtQemu } from "../ffi/libvirt_qemu.ts";
+import { LibvirtError, VIR_ERR } from "../src/libvirt/error.ts";
 import { concat } from "./harness/quote.ts";
 
 // Here, so that no test is blamed for the libraries that it loads first.
@@ -14,6 +15,7 @@ loadLibvirtQemu();
 export const PROCEDURE = {
   CONNECT_OPEN: "20008086:1",
   CONNECT_CLOSE: "20008086:2",
+  DOMAIN_CREATE_XML: "20008086:10",
   DOMAIN_GET_XML_DESC: "20008086:14",
   DOMAIN_LOOKUP_BY_NAME: "20008086:23",
   DOMAIN_GET_METADATA: "20008086:265",
@@ -53,7 +55,10 @@ export function xdrString(bytes: Uint8Array): Uint8Array<ArrayBuffer> {
   return xdr(bytes.length, bytes, new Uint8Array((4 - bytes.length % 4) % 4));
 }
 
-/** Answers a call with what is in it, or throws an Error, whose words the caller gets. */
+/**
+ * Answers a call with what is in it, or throws an Error, whose words the caller gets; of a LibvirtError
+ * its number and errno too.
+ */
 export type Answer = (
   payload: Uint8Array,
 ) => Uint8Array<ArrayBuffer> | Promise<Uint8Array<ArrayBuffer>>;
@@ -140,9 +145,12 @@ export class TestLibvirtd implements AsyncDisposable {
       if (answer === undefined) throw new Error(`no answer to ${key}`);
       return reply(header, { type: REPLY, status: OK, payload: await answer(payload) });
     } catch (error) {
-      const words = error instanceof Error ? error.message : String(error);
-      // remote_error: VIR_ERR_INTERNAL_ERROR of QEMU's driver, its words, and seven things more.
-      const payload = xdr(1, 10, 1, words, 2, 0, 0, 0, 0, -1, -1, 0);
+      const { code, errno, words } = error instanceof LibvirtError ? error : {
+        ...{ code: VIR_ERR.INTERNAL_ERROR, errno: null },
+        words: error instanceof Error ? error.message : String(error),
+      };
+      // remote_error: its number, of QEMU's driver, its words, and seven things more: errno is int1.
+      const payload = xdr(code, 10, 1, words, 2, 0, 0, 0, 0, errno ?? -1, -1, 0);
       return reply(header, { type: REPLY, status: ERROR, payload });
     }
   }

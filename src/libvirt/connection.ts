@@ -65,7 +65,7 @@ const SECONDS_AFTER_ABORT = 5;
 const CLOSE_MS = 3000;
 const UUID_STRING_BYTES = 37; // VIR_UUID_STRING_BUFLEN
 const MOST_WORDS_BYTES = 4096; // of an error, which may quote a guest's agent
-const SIZE_OF_VIR_ERROR = 80; // on 64-bit machines; code at 0, message at 8
+const SIZE_OF_VIR_ERROR = 80; // on 64-bit machines; code at 0, message at 8, int1 at 64
 
 /**
  * A connection to a hypervisor.
@@ -492,12 +492,14 @@ function takeError(
   libvirt: Libvirt,
   buffer: Uint8Array<ArrayBuffer>,
 ): LibvirtError {
-  const code = new DataView(buffer.buffer).getInt32(0, true);
+  const view = new DataView(buffer.buffer);
+  const code = view.getInt32(0, true);
+  const errno = code === VIR_ERR.SYSTEM_ERROR ? view.getInt32(64, true) : null;
   const pointer = Deno.UnsafePointer.of(buffer);
   const message = pointer && pointerAt(pointer, 8);
   const words = message && new TextDecoder().decode(cBytes(message, MOST_WORDS_BYTES));
   libvirt.virResetError(buffer);
-  return new LibvirtError(functionName, words ?? "failed and left no message", { code });
+  return new LibvirtError(functionName, words ?? "failed and left no message", { code, errno });
 }
 
 /** The error of a failed open, with what to do about it. */

@@ -29,6 +29,8 @@ const LOG_ADVICE = "See libvirt's log on the host: journalctl -u libvirtd -u vir
 export interface LibvirtErrorOptions {
   /** The number of virErrorNumber. */
   readonly code: number;
+  /** What the kernel said, of a {@linkcode VIR_ERR.SYSTEM_ERROR}. */
+  readonly errno?: number | null;
   /** Something to run or to edit, where the cause is known. */
   readonly advice?: string;
 }
@@ -40,12 +42,18 @@ export class LibvirtError extends Error {
   /** libvirt's own words. */
   readonly words: string;
   readonly code: number;
+  readonly errno: number | null;
   readonly advice: string;
 
-  constructor(functionName: string, words: string, { code, advice }: LibvirtErrorOptions) {
+  constructor(
+    functionName: string,
+    words: string,
+    { code, errno = null, advice }: LibvirtErrorOptions,
+  ) {
     super(`libvirt: ${words} (${functionName}, error ${code})`);
     this.words = words;
     this.code = code;
+    this.errno = errno;
     this.advice = advice ?? LOG_ADVICE;
   }
 }

@@ -219,16 +219,10 @@ async function stateInTheEnd(domain: Domain): Promise<DomainState> {
 export async function startMachine(
   connection: Connection,
   machine: MachineDomain,
-  { template }: { readonly template: Template },
+  { template, signal }: { readonly template: Template; readonly signal: AbortSignal },
 ): Promise<Domain> {
-  // libvirt makes the file for the firmware's variables from their template.
-  const nvramFlag = machine.nvramPath === null ? 0 : VIR_DOMAIN_START_RESET_NVRAM;
   try {
-    return await connection.createDomain(
-      machine.name,
-      domainXml(machine).toString(),
-      VIR_DOMAIN_START_VALIDATE | nvramFlag,
-    );
+    return await createDomain(connection, machine, signal);
   } catch (cause) {
     const what = `Cannot start the machine "${machine.name}"`;
     const { explainLock } = await import("./template_writer.ts");
@@ -243,5 +237,37 @@ export async function startMachine(
       advice: `See what QEMU says in /var/log/libvirt/qemu/${machine.name}.log on the host, and ` +
         "what the settings ask for",
     });
+  }
+}
+
+const EAGAIN = 11;
+const TRIES = 5;
+const PAUSE_MS = 200;
+
+/**
+ * Creates the domain, and tries again where the kernel tells libvirt to, which libvirt (9.0) hands on: its
+ * verifier refuses the program that guards the machine's devices if a signal comes meanwhile.
+ */
+async function createDomain(
+  connection: Connection,
+  machine: MachineDomain,
+  signal: AbortSignal,
+): Promise<Domain> {
+  const xml = domainXml(machine).toString();
+  // libvirt makes the file for the firmware's variables from their template.
+  const nvramFlag = machine.nvramPath === null ? 0 : VIR_DOMAIN_START_RESET_NVRAM;
+  for (let tries = 1;; tries++) {
+    try {
+      return await connection.createDomain(
+        machine.name,
+        xml,
+        VIR_DOMAIN_START_VALIDATE | nvramFlag,
+      );
+    } catch (error) {
+      const isPassing = isLibvirtError(error, VIR_ERR.SYSTEM_ERROR) && error.errno === EAGAIN;
+      if (!isPassing || tries === TRIES) throw error;
+      await sleep(PAUSE_MS, signal);
+      if (signal.aborted) throw error;
+    }
   }
 }

@@ -89,7 +89,7 @@ export async function boot(
   // the network keeps it for the card.
   const record = { ...machine.record, mac: machine.card?.mac ?? randomMac() };
   const booting = { ...machine, name, record, overlayPath };
-  using domain = await startMachine(stage.connection, booting, disk);
+  using domain = await startMachine(stage.connection, booting, { ...disk, signal: stage.signal });
   if (turn !== null) await endTurn(pool, turn); // the domain counts now
   await requireUnchanged(stage.connection, disk.template);
   timer.end("start");

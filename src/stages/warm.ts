@@ -149,7 +149,7 @@ async function make(
       ...volumes,
     },
     isWarm: true,
-  }, { template });
+  }, { template, signal });
   if (turn !== null) await endTurn(pool, turn); // the domain counts now
   const { domainType } = settings;
   log(`Started a machine from the template "${image.template}" to save its RAM (${domainType})`);
