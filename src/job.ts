@@ -176,6 +176,16 @@ export async function machineName(
   return slug(`${start}-${middle}${end}`);
 }
 
+const HASH = new RegExp(`-[0-9a-f]{${HASH_CHARACTERS}}$`);
+
+/**
+ * What the names of the machines of all attempts at a job have in common under GitLab Runner. Jobs of
+ * other GitLab servers may have it too. Of any other name, it is all of it.
+ */
+export function withoutAttempt(machine: string): string {
+  return machine.replace(HASH, "");
+}
+
 /** Lower case letters and digits with single hyphens between them. */
 function slug(text: string): string {
   return text.toLowerCase().replace(/[^a-z0-9]+/g, "-").replace(/^-|-$/g, "");

@@ -467,10 +467,47 @@ Deno.test("prepare removes what nobody needs, says so in one line and names nobo
     assert.deepEqual(stage.warnings, []);
   }));
 
+/** The job's machine in another attempt, as GitLab Runner has it. */
+const OTHER = { ...JOB, machine: JOB.machine.replace(/.{10}$/, "fedcba9876") };
+
+/** Has the test with a hundred machines, all of which a prepare may be making. */
+async function inCrowd(connection: Connection, test: () => Promise<void>): Promise<void> {
+  const names = Array.from({ length: 100 }, (_, i) => `gitlab-crowd-${i}.owner.libvirt-gci`);
+  for (const name of names) await makeVolume(connection, "libvirt-gci", name);
+  await test();
+  using pool = await connection.lookupPool("libvirt-gci");
+  for (const name of names) await deleteVolume(pool, name);
+}
+
+Deno.test("prepare removes what an earlier attempt at its job left, among many others", () =>
+  withStage(async (stage) => {
+    const { connection } = stage;
+    const attemptDir = await Deno.makeTempDir({ prefix: "libvirt-gci-test-" });
+    await prepare({ ...OTHER, attemptDir }, {}, stage);
+    await Deno.remove(attemptDir); // as the runner does, though cleanup failed
+    await inCrowd(connection, async () => {
+      stage.lines.length = 0;
+      await prepare(JOB, {}, stage);
+      assert.equal(stage.lines[0], "Removed a machine that nobody needs any more");
+      assert(!await hasDomain(connection, OTHER.machine));
+      assert(await hasDomain(connection, JOB.machine));
+    });
+  }));
+
+Deno.test("prepare leaves a machine of the same name and number whose attempt goes on", () =>
+  withStage(async (stage) => {
+    const attemptDir = await Deno.makeTempDir({ prefix: "libvirt-gci-test-" });
+    await prepare({ ...OTHER, attemptDir }, {}, stage); // of another GitLab server, say
+    await prepare(JOB, {}, stage);
+    assert(await hasDomain(stage.connection, OTHER.machine));
+    await cleanup(OTHER.machine, stage);
+    await Deno.remove(attemptDir);
+  }));
+
 Deno.test("prepare removes no machine that somebody needs, and says nothing then", () =>
   withStage(async (stage) => {
     await makeMachine(stage, { attemptDir: "", deadline: "", created: ago(10_000) });
-    await sweep(stage);
+    await sweep("next", stage);
     assert(await hasDomain(stage.connection, JOB.machine));
     assert.deepEqual([stage.lines, stage.warnings], [[], []]);
   }));

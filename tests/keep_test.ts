@@ -280,7 +280,7 @@ Deno.test("gc leaves a kept machine until its time is over, whoever is gone, and
     await change(connection, { runner: "" }); // and the attempt's directory is not there
     stage.lines.length = 0;
     await gc({}, stage);
-    await sweep(stage);
+    await sweep("next", stage);
     assert(await exists(connection));
     assert.deepEqual(stage.lines, []);
     const over = inMinutes(-1);
@@ -294,7 +294,7 @@ Deno.test("prepare removes a kept machine whose time is over", () =>
   withMachine(async ({ connection, stage }) => {
     const over = inMinutes(-1);
     await change(connection, { keptUntil: over, deadline: over });
-    await sweep(stage);
+    await sweep("next", stage);
     assert(!await exists(connection));
   }));
 
@@ -314,10 +314,10 @@ Deno.test("a machine that is to be kept after its job outlives its runner", () =
   withMachine(async ({ connection, stage, runAs }) => {
     await change(connection, { attemptDir: "/", runner: "1 1 0", isRunner: "yes" });
     await runAs("build_script", "exit 1");
-    await sweep(stage);
+    await sweep("next", stage);
     assert(await exists(connection));
     await change(connection, { failed: "" });
-    await sweep(stage);
+    await sweep("next", stage);
     assert(!await exists(connection));
   }));
 

@@ -181,7 +181,7 @@ Deno.test("a machine that waits is listed, no gc takes it for lost, and it goes 
       (await listMachines(stage)).map(({ machine, state, why }) => [machine, state, why]),
       [[standby, "standby", null]],
     );
-    await sweep(stage);
+    await sweep("next", stage);
     assert((await domains(stage.connection)).includes(standby));
     await gc({ dryRun: true }, stage);
     await gc({}, stage);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { severalFailures, type SystemFailure } from "../errors.ts";
+import { withoutAttempt } from "../job.ts";
 import { isLibvirtError } from "../libvirt/error.ts";
 import { age, ageSeconds } from "../machine/owner.ts";
 import { findActivePool } from "../machine/pools.ts";
@@ -170,12 +171,13 @@ const SWEEP_MACHINES = 10;
 const SWEEP_MS = 2000;
 
 /**
- * As {@linkcode gc}, for the start of prepare: it asks about a few machines of the overlay pool, by
- * chance, begins no further one after two seconds, and never fails. What it does not come to, a
- * later prepare does. It names no machine, since the log is another job's.
+ * As {@linkcode gc}, for the start of prepare: it asks about what other attempts at the job of this
+ * machine left, whose cleanup may not have reached libvirt, and about a few further machines of the
+ * overlay pool, by chance. It begins no further one after two seconds, and never fails. What it does not
+ * come to, a later prepare does. It names no machine, since the log may be another job's.
  */
-export async function sweep(stage: GcStage): Promise<void> {
-  await removeUnneeded(await chooseSome(stage), stage, { milliseconds: SWEEP_MS });
+export async function sweep(machine: string, stage: GcStage): Promise<void> {
+  await removeUnneeded(await chooseSome(machine, stage), stage, { milliseconds: SWEEP_MS });
 }
 
 /**
@@ -217,17 +219,23 @@ function machines(count: number): string {
   return count === 1 ? "a machine" : `${count} machines`;
 }
 
-/** Some of the machines that have volumes in the overlay pool; none where libvirt does not say. */
+/**
+ * Some of the machines that have volumes in the overlay pool, those of the same job first; none where
+ * libvirt does not say.
+ */
 async function chooseSome(
+  machine: string,
   { connection, config }: GcStage,
 ): Promise<Pick<FoundMachine, "name" | "volumes">[]> {
   try {
     using pool = await findActivePool(connection, config.overlayPool);
-    const found = machinesIn(config.overlayPool, await pool?.volumeNames() ?? []);
-    return Array.from(
-      { length: Math.min(SWEEP_MACHINES, found.length) },
-      () => found.splice(Math.random() * found.length, 1),
-    ).flat();
+    const job = withoutAttempt(machine);
+    const found = machinesIn(config.overlayPool, await pool?.volumeNames() ?? []).map((other) => ({
+      other,
+      place: withoutAttempt(other.name) === job ? 0 : Math.random(),
+    }));
+    return found.sort((a, b) => a.place - b.place).slice(0, SWEEP_MACHINES)
+      .map(({ other }) => other);
   } catch (error) {
     if (isLibvirtError(error)) return []; // prepare is about to say it better
     throw error;

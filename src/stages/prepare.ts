@@ -60,7 +60,7 @@ export async function prepare(
   const { choice, settings, advise, rule } = await decideHere(job, stage);
   const name = job.machine ?? makeUpMachineName(choice.name);
   warnOfServices(job, stage);
-  await sweep(stage);
+  await sweep(name, stage);
 
   const findDisk = async (): Promise<DiskSource> => {
     const asked = { ...choice, advise, pool: config.templatePool };

@@ -8,14 +8,17 @@ import {
   DOMAIN_TYPE,
   e2eTest,
   job,
+  letGo,
   machineOf,
   prepared,
   runningMachine,
   runOnBed,
   runOnMachine,
   TESTBED,
+  UNTIL_LET_GO,
   virsh,
 } from "./bed.ts";
+import { PROCEDURE, StallingProxy } from "./faults/stalling_proxy.ts";
 
 const RAN = ["prepare_script", "get_sources", "build_script", "after_script"];
 
@@ -150,6 +153,38 @@ e2eTest("a fault of the host is tried three times, and said", async () => {
   assert.match(result.logText, /The host has no network "no-such-network"/);
   assert.match(result.logText, /What to do: See what it has: virsh -c \S+ net-list --all/);
 });
+
+e2eTest("a job's next attempt removes what cleanup could not, among many others", async () => {
+  const { overlayPool } = TESTBED;
+  // Each may be in the making.
+  const others = Array.from({ length: 50 }, (_, i) => `gci-e2e-crowd-${i}.owner.libvirt-gci`);
+  await using undo = new AsyncDisposableStack();
+  undo.defer(async () => {
+    for (const name of others) await virsh("vol-delete", "--pool", overlayPool, name);
+  });
+  for (const name of others) await virsh("vol-create-as", overlayPool, name, "400");
+  await using proxy = new StallingProxy(PROCEDURE.DOMAIN_CREATE_XML);
+  const result = await runOnBed(job({ id: 79, script: ["echo running", UNTIL_LET_GO] }), {
+    settings: { uri: proxy.uri, call_seconds: 6 },
+    runner: { onStage: ({ name }) => void (name === "cleanup" && proxy.recover()) },
+    events: [{
+      stage: "build_script",
+      whenOutput: "\nrunning",
+      action: async () => {
+        const running = (await virsh("list", "--name")).split("\n");
+        const [machine = "", ...more] = running.filter((it) => it.startsWith("gitlab-proj-79-"));
+        assert.deepEqual(more, []);
+        await letGo(machine);
+      },
+    }],
+  });
+  assertVerdict(result, "success");
+  for (const stage of ["prepare", "cleanup"]) {
+    const calls = result.stages.filter(({ name }) => name === stage);
+    assert.deepEqual(calls.map(({ exitStatus }) => exitStatus), [2, 0], stage);
+  }
+  assert.match(result.logText, /\nRemoved a machine that nobody needs any more\n/);
+}, { thorough: true });
 
 const TEMPLATES = /may have: cloud \(or example\.org\/cloud:1\), lite(;|$)/m;
 
