@@ -21,7 +21,6 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     "src/machine/",
     "src/libvirt/",
     "src/errors.ts",
-    "src/read_xml.ts",
     "src/trust.ts",
     "src/wait.ts",
   ],

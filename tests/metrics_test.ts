@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
+import { fileSystemSpace } from "../ffi/proc.ts";
+import { DEFAULT_CONFIG } from "../src/config.ts";
 import { BuildFailure, FAULTS, ScriptFailure, SystemFailure } from "../src/errors.ts";
 import { measure } from "../src/metrics/gauges.ts";
 import { Meter, type MeterOptions } from "../src/metrics/meter.ts";
@@ -267,6 +269,23 @@ for (const [failure, result, cause] of FAILURES) {
       ]);
     }));
 }
+
+Deno.test("the free space of a pool on this host is what others than root can write", async () => {
+  const path = await Deno.makeTempDir({ prefix: "libvirt-gci-test-" });
+  await using connection = await openTestHost();
+  const xml = `<pool type="dir"><name>here</name><target><path>${path}</path></target></pool>`;
+  {
+    using pool = await connection.definePool("here", xml);
+    await pool.buildAndStart();
+  }
+  const config = { ...DEFAULT_CONFIG, overlayPool: "here" };
+  const gauges = await measure({ connection, config }, { disks: false });
+  const space = fileSystemSpace(path);
+  await Deno.remove(path);
+  assert.equal(gauges?.poolCapacityBytes, space?.total);
+  const more = (gauges?.poolAvailableBytes ?? 0) - (space?.available ?? 0);
+  assert(Math.abs(more) < 2 * 1024 ** 3, `${more} bytes more`); // others write meanwhile
+});
 
 Deno.test("prepare's steps and machines are counted, in few calls of libvirt", () =>
   withFile(async (file) => {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { StoragePool } from "../libvirt/storage_pool.ts";
+import { poolSpace } from "../machine/host_load.ts";
 import { findActivePool } from "../machine/pools.ts";
-import { rootOf, textAt } from "../read_xml.ts";
 import { machinesOf } from "../stages/machines.ts";
 import type { Stage } from "../stages/stage.ts";
 import type { Gauges } from "./metrics.ts";
@@ -21,12 +21,12 @@ export async function measure(
   using handles = new DisposableStack();
   for (const domain of domains) handles.use(domain);
   const running = domains.filter(({ name }) => machines.has(name)).length;
-  const root = rootOf(await pool.xml());
+  const space = await poolSpace(connection, pool);
   return {
     running,
     stopped: machines.size - running,
-    poolCapacityBytes: Number(textAt(root, "capacity")),
-    poolAvailableBytes: Number(textAt(root, "available")),
+    poolCapacityBytes: space.total,
+    poolAvailableBytes: space.available,
     diskBytes: disks ? await diskBytes(pool, [...machines.values()].flat()) : null,
   };
 }

@@ -92,8 +92,8 @@ const FAMILIES: readonly Family[] = [
     samples: [`${PREFIX}machines{state="running"}`, `${PREFIX}machines{state="stopped"}`],
   },
   bytes("machines_disk", "What the volumes of all machines take, as gc last saw it."),
-  bytes("overlay_pool_capacity", "The size of the overlay pool, as libvirt knows it."),
-  bytes("overlay_pool_available", "The free space of the overlay pool, as libvirt knows it."),
+  bytes("overlay_pool_capacity", "The size of the overlay pool."),
+  bytes("overlay_pool_available", "What machines can still write there."),
 ];
 
 function bytes(what: string, help: string): Family {
