@@ -62,6 +62,12 @@ export const symbols = {
     result: "i32", // 0, -1 on error
     nonblocking: true,
   },
+  virConnectIsAlive: {
+    parameters: [
+      virConnectPtr, // virConnectPtr conn
+    ],
+    result: "i32", // 1 alive, 0 dead, -1 on error
+  },
 
   virNodeGetMemoryStats: {
     parameters: [

@@ -78,9 +78,11 @@ Deno.test("what a guest cannot do is told in its words, and a busy agent is aske
   );
 });
 
-Deno.test("nobody waits for a script in a guest that is gone, or after a cancel", async () => {
-  const gone = new LibvirtError("virDomainQemuAgentCommand", "gone", { code: VIR_ERR.NO_DOMAIN });
-  await assert.rejects((await becomeAnother(fakeAgent([gone]).agent, IDENTITY))(), gone);
+Deno.test("nobody waits for a script in a guest that is gone, without libvirt or after a cancel", async () => {
+  for (const options of [{ code: VIR_ERR.NO_DOMAIN }, { code: 1, isLost: true }]) {
+    const gone = new LibvirtError("virDomainQemuAgentCommand", "gone", options);
+    await assert.rejects((await becomeAnother(fakeAgent([gone]).agent, IDENTITY))(), gone);
+  }
 
   const controller = new AbortController();
   const { agent } = fakeAgent([{ exited: false }]);

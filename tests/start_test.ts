@@ -5,11 +5,14 @@ import { explain, faultOf } from "../src/errors.ts";
 import { Connection } from "../src/libvirt/connection.ts";
 import { LibvirtError, VIR_ERR } from "../src/libvirt/error.ts";
 import type { MachineDomain } from "../src/machine/domain_xml.ts";
+import { takeCard } from "../src/machine/card.ts";
+import { createFilter } from "../src/machine/filter.ts";
 import { newOwner } from "../src/machine/owner.ts";
-import { startMachine } from "../src/machine/start.ts";
+import { createDirPool } from "../src/machine/pools.ts";
+import { claimName, setFilter, startMachine } from "../src/machine/start.ts";
 import type { Template } from "../src/machine/template.ts";
 import { newRecord } from "../src/stages/new_machine.ts";
-import { handle, TestLibvirtd } from "./test_libvirtd.ts";
+import { handle, HangUp, TestLibvirtd } from "./test_libvirtd.ts";
 import { JOB } from "./test_stage.ts";
 
 const TEMPLATE: Template = {
@@ -77,4 +80,114 @@ Deno.test("a start is tried once where another failure comes, or nobody needs it
   const { asked, error } = await start([AGAIN], AbortSignal.abort());
   assert.equal(asked, 1);
   assert.match(explain(error), /temporarily unavailable/);
+});
+
+type Answers = ConstructorParameters<typeof TestLibvirtd>[0];
+
+const hangUp = (): never => {
+  throw new HangUp();
+};
+
+const ISOLATION = {
+  ...{ subnets: [], hostAddresses: [], closed: [], hostPorts: [], sshPort: 22, uuid: null },
+};
+
+/** What is lost while prepare does this, with the call of libvirt at which the daemon goes away. */
+const LOST: readonly {
+  readonly doing: string;
+  readonly answers: Answers;
+  readonly body: (connection: Connection) => Promise<unknown>;
+}[] = [
+  {
+    doing: 'made the disks of the machine "m"',
+    answers: {
+      STORAGE_POOL_LOOKUP_BY_NAME: () => handle("disks"),
+      STORAGE_VOL_CREATE_XML: hangUp,
+    },
+    body: async (connection) => {
+      using pool = await connection.lookupPool("disks");
+      await claimName(pool, "m", await newOwner(JOB));
+    },
+  },
+  {
+    doing: 'made the storage pool "disks"',
+    answers: {
+      STORAGE_POOL_LOOKUP_BY_NAME: () => {
+        const code = VIR_ERR.NO_STORAGE_POOL;
+        throw new LibvirtError("virStoragePoolLookupByName", "no such pool", { code });
+      },
+      STORAGE_POOL_DEFINE_XML: hangUp,
+    },
+    body: (connection) => createDirPool(connection, "disks"),
+  },
+  {
+    doing: 'made the network filter of the machine "m"',
+    answers: { NWFILTER_DEFINE_XML: hangUp },
+    body: (connection) => createFilter(connection, "m", ISOLATION),
+  },
+  {
+    doing: 'reserved an address in the network "default"',
+    answers: { NETWORK_LOOKUP_BY_NAME: hangUp },
+    body: (connection) => takeCard(connection, "default", () => Promise.resolve(true)),
+  },
+  {
+    doing: 'started the machine "m"',
+    answers: { DOMAIN_CREATE_XML: hangUp },
+    body: async (connection) => {
+      const { signal } = new AbortController();
+      await startMachine(connection, await newMachine(), { template: TEMPLATE, signal });
+    },
+  },
+  {
+    doing: 'set the network filter of the machine "m"',
+    answers: { DOMAIN_GET_XML_DESC: hangUp },
+    body: async (connection) => {
+      using domain = await connection.lookupDomain("m");
+      const card = { mac: "52:54:00:01:02:03", address: "192.0.2.7", leasedUntil: null };
+      const machine = { ...await newMachine(), filter: "libvirt-gci-m", card };
+      const connect = () => Connection.open(connection.uri);
+      await setFilter(domain, machine, { connection, connect });
+    },
+  },
+];
+
+for (const { doing, answers, body } of LOST) {
+  Deno.test(`that libvirt went away while it ${doing} is its own fault`, async () => {
+    await using libvirtd = new TestLibvirtd(answers);
+    await using connection = await Connection.open(libvirtd.uri);
+    await assert.rejects(body(connection), (error) => {
+      assert.equal(faultOf(error), "libvirt");
+      assert.match(
+        explain(error),
+        new RegExp(
+          `^Lost the connection to libvirt while it ${doing}\nbecause: libvirt: End of file .*\n` +
+            "What to do: Look at the libvirt daemon: systemctl status libvirtd [^\n]*$",
+        ),
+      );
+      return true;
+    });
+  });
+}
+
+Deno.test("a daemon that does not answer the start of a machine is at fault, and nothing of the machine's", async () => {
+  const { promise, reject } = Promise.withResolvers<Uint8Array<ArrayBuffer>>();
+  await using libvirtd = new TestLibvirtd({ DOMAIN_CREATE_XML: () => promise });
+  const { signal } = new AbortController();
+  const connection = await Connection.open(libvirtd.uri, { callSeconds: 0.3 });
+  const started = startMachine(connection, await newMachine(), { template: TEMPLATE, signal });
+  await assert.rejects(started, (error) => {
+    assert.equal(faultOf(error), "libvirt");
+    assert.match(
+      explain(error),
+      /^Lost the connection .*\n.* no answer from the daemon within 0.3 s/,
+    );
+    return true;
+  });
+  reject(new HangUp()); // for the call that was given up
+});
+
+Deno.test("an error of a connection that holds is no loss of it", async () => {
+  await using libvirtd = new TestLibvirtd({});
+  await using connection = await Connection.open(libvirtd.uri);
+  await assert.rejects(connection.lookupPool("p"), { name: "LibvirtError", isLost: false });
 });

@@ -16,6 +16,11 @@ export const PROCEDURE = {
   CONNECT_OPEN: "20008086:1",
   CONNECT_CLOSE: "20008086:2",
   DOMAIN_CREATE_XML: "20008086:10",
+  STORAGE_POOL_DEFINE_XML: "20008086:77",
+  STORAGE_POOL_LOOKUP_BY_NAME: "20008086:84",
+  STORAGE_VOL_CREATE_XML: "20008086:93",
+  STORAGE_VOL_LOOKUP_BY_NAME: "20008086:95",
+  NWFILTER_DEFINE_XML: "20008086:180",
   DOMAIN_GET_XML_DESC: "20008086:14",
   DOMAIN_LOOKUP_BY_NAME: "20008086:23",
   DOMAIN_GET_METADATA: "20008086:265",
@@ -54,6 +59,9 @@ export function xdr(...parts: readonly (number | string | Uint8Array)[]): Uint8A
 export function xdrString(bytes: Uint8Array): Uint8Array<ArrayBuffer> {
   return xdr(bytes.length, bytes, new Uint8Array((4 - bytes.length % 4) % 4));
 }
+
+/** Thrown instead of an answer, it ends the connection, as a daemon does that is killed. */
+export class HangUp extends Error {}
 
 /**
  * Answers a call with what is in it, or throws an Error, whose words the caller gets; of a LibvirtError
@@ -120,7 +128,7 @@ export class TestLibvirtd implements AsyncDisposable {
         if (answer !== null) await writer.write(answer);
       }
     } catch (error) {
-      if (!(error instanceof Deno.errors.BrokenPipe)) throw error;
+      if (!(error instanceof Deno.errors.BrokenPipe || error instanceof HangUp)) throw error;
     } finally {
       await writer.close().catch(() => {});
     }
@@ -145,6 +153,7 @@ export class TestLibvirtd implements AsyncDisposable {
       if (answer === undefined) throw new Error(`no answer to ${key}`);
       return reply(header, { type: REPLY, status: OK, payload: await answer(payload) });
     } catch (error) {
+      if (error instanceof HangUp) throw error;
       const { code, errno, words } = error instanceof LibvirtError ? error : {
         ...{ code: VIR_ERR.INTERNAL_ERROR, errno: null },
         words: error instanceof Error ? error.message : String(error),

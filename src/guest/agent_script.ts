@@ -68,6 +68,7 @@ async function waitForEnd(
     } catch (error) {
       lastError = error; // a busy guest may answer later
       if (error instanceof SystemFailure || isLibvirtError(error, VIR_ERR.NO_DOMAIN)) throw error;
+      if (isLibvirtError(error) && error.isLost) throw error;
     }
     if (performance.now() > end) {
       throw new SystemFailure({

@@ -460,7 +460,9 @@ export class Connection implements AsyncDisposable {
   #lastError(functionName: string): LibvirtError {
     const buffer = new Uint8Array(SIZE_OF_VIR_ERROR);
     this.#libvirt.virConnCopyLastError(this.#pointer, buffer);
-    return takeError(functionName, this.#libvirt, buffer);
+    const error = takeError(functionName, this.#libvirt, buffer);
+    const isAlive = this.#libvirt.virConnectIsAlive(this.#pointer) === 1; // asks no daemon
+    return isAlive ? error : lost(functionName, error.words, error.code);
   }
 }
 
@@ -529,8 +531,13 @@ function openAdvice(uri: string, { code, message }: LibvirtError): string {
 }
 
 function noAnswer(functionName: string, words: string): LibvirtError {
+  return lost(functionName, words, VIR_ERR.OPERATION_TIMEOUT);
+}
+
+/** The error of a call after which the connection is of no use. */
+function lost(functionName: string, words: string, code: number): LibvirtError {
   return new LibvirtError(functionName, words, {
-    code: VIR_ERR.OPERATION_TIMEOUT,
+    ...{ code, isLost: true },
     advice: "Look at the libvirt daemon: systemctl status libvirtd virtqemud, " +
       "journalctl -u libvirtd -u virtqemud",
   });

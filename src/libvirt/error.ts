@@ -31,6 +31,8 @@ export interface LibvirtErrorOptions {
   readonly code: number;
   /** What the kernel said, of a {@linkcode VIR_ERR.SYSTEM_ERROR}. */
   readonly errno?: number | null;
+  /** Whether the connection is of no use any more. */
+  readonly isLost?: boolean;
   /** Something to run or to edit, where the cause is known. */
   readonly advice?: string;
 }
@@ -43,17 +45,19 @@ export class LibvirtError extends Error {
   readonly words: string;
   readonly code: number;
   readonly errno: number | null;
+  readonly isLost: boolean;
   readonly advice: string;
 
   constructor(
     functionName: string,
     words: string,
-    { code, errno = null, advice }: LibvirtErrorOptions,
+    { code, errno = null, isLost = false, advice }: LibvirtErrorOptions,
   ) {
     super(`libvirt: ${words} (${functionName}, error ${code})`);
     this.words = words;
     this.code = code;
     this.errno = errno;
+    this.isLost = isLost;
     this.advice = advice ?? LOG_ADVICE;
   }
 }

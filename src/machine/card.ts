@@ -9,6 +9,7 @@ import type { DhcpLease, Network } from "../libvirt/network.ts";
 import { sha256 } from "../sha256.ts";
 import { xml } from "../xml.ts";
 import { randomMac } from "./domain_xml.ts";
+import { throwIfLost } from "./lost_connection.ts";
 import { type Dhcp, findDhcp } from "./network_info.ts";
 
 /** A network card whose address is known before its guest asks for it. */
@@ -49,6 +50,7 @@ export async function takeCard(
     return await tryTake(connection, network, take);
   } catch (cause) {
     if (!(cause instanceof LibvirtError)) throw cause;
+    throwIfLost(cause, `reserved an address in the network "${networkName}"`);
     throw new SystemFailure({
       fault: "network",
       what: `Cannot reserve an address in the network "${networkName}"`,

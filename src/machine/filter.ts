@@ -5,6 +5,7 @@ import { SystemFailure } from "../errors.ts";
 import { type Cidr, covers } from "../ipv4.ts";
 import { sleep } from "../wait.ts";
 import { Xml, xml } from "../xml.ts";
+import { throwIfLost } from "./lost_connection.ts";
 import type { Subnet } from "./network_info.ts";
 
 /** What an isolated machine may and may not reach. */
@@ -43,6 +44,7 @@ export async function createFilter(
     return true;
   } catch (cause) {
     if (isolation.uuid !== null && isLibvirtError(cause, VIR_ERR.OPERATION_FAILED)) return false;
+    throwIfLost(cause, `made the network filter of the machine "${machine}"`);
     throw new SystemFailure({
       fault: "network",
       what: `Cannot isolate the machine "${machine}": libvirt refuses its network filter`,

@@ -5,6 +5,7 @@ import type { Connection } from "../libvirt/connection.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
 import { sleep } from "../wait.ts";
 import { xml } from "../xml.ts";
+import { throwIfLost } from "./lost_connection.ts";
 
 /** The pool, or null if it is not there or not started. */
 export async function findActivePool(
@@ -62,6 +63,7 @@ export async function createDirPool(connection: Connection, name: string): Promi
     using pool = await connection.definePool(name, dirPoolXml(name, poolPath(name)));
     await pool.buildAndStart();
   } catch (cause) {
+    throwIfLost(cause, `made the storage pool "${name}"`);
     if (await becomesActive(connection, name)) return; // another job's prepare was first
     throw new SystemFailure({
       fault: "storage",

@@ -3,7 +3,7 @@ import { isSeenByPeers } from "../../ffi/peers.ts";
 import { withSpliced } from "../../ffi/pipe.ts";
 import { explain } from "../errors.ts";
 import type { Connection } from "../libvirt/connection.ts";
-import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
+import { isLibvirtError } from "../libvirt/error.ts";
 import type { Volume } from "../libvirt/volume.ts";
 import { childrenOf, rootOf, textAt } from "../read_xml.ts";
 import { isSparse } from "./saved_image.ts";
@@ -46,7 +46,7 @@ export async function restoreInPlace(
       return true;
     }) ?? false;
   } catch (error) {
-    if (!isLibvirtError(error) || isLibvirtError(error, VIR_ERR.OPERATION_TIMEOUT)) throw error;
+    if (!isLibvirtError(error) || error.isLost) throw error;
     warn(`libvirt could not read the RAM where it is, so it is copied: ${explain(error)}`);
     return false;
   }

@@ -22,6 +22,7 @@ import {
 import { cardDevices, forwardLinkLocal, mayForwardLinkLocal } from "./bridge_port.ts";
 import { createGuestDirectory, guestPaths } from "./guest_files.ts";
 import { findKvmFault } from "./kvm_fault.ts";
+import { throwIfLost } from "./lost_connection.ts";
 import type { Owner } from "./owner.ts";
 import type { Template } from "./template.ts";
 import {
@@ -125,6 +126,7 @@ async function orExplain<T>(
   try {
     return await create();
   } catch (cause) {
+    throwIfLost(cause, `made the disks of the machine "${machine}"`);
     throw new SystemFailure({
       fault: "storage",
       what: `Cannot make the disks of the machine "${machine}" in the storage pool "${pool.name}"`,
@@ -159,6 +161,7 @@ export async function setFilter(
     if (!isSet) await updateCard(same, interfaceXml(machine).toString(), connection);
     return !isSet;
   } catch (cause) {
+    throwIfLost(cause, `set the network filter of the machine "${domain.name}"`);
     const state = await stateInTheEnd(domain);
     if (state !== "active") throw endedFailure(domain.name, state, cause);
     throw new SystemFailure({
@@ -224,6 +227,7 @@ export async function startMachine(
   try {
     return await createDomain(connection, machine, signal);
   } catch (cause) {
+    throwIfLost(cause, `started the machine "${machine.name}"`);
     const what = `Cannot start the machine "${machine.name}"`;
     const { explainLock } = await import("./template_writer.ts");
     const locked = await explainLock(cause, template, connection);

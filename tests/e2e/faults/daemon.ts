@@ -18,10 +18,14 @@ faultTest("libvirtd is killed and starts again", async (t) => {
     BOOTING,
   ];
   for (const point of inPrepare) {
-    const fault = `libvirtd killed ${point.when === "midway" ? "in" : "after"} ${point.name}`;
+    const isMidway = point.when === "midway";
+    const fault = `libvirtd killed ${isMidway ? "in" : "after"} ${point.name}`;
+    const says = isMidway
+      ? /Lost the connection to libvirt while it started the machine [^]*Look at the libvirt daemon/
+      : /libvirt: .*/;
     await t.step(fault, () =>
       meetFault(
-        { fault, stage: "prepare", status: 2, says: /libvirt: .*/, then: "cleanup" },
+        { fault, stage: "prepare", status: 2, says, then: "cleanup" },
         async (attempt) => {
           const met = await attempt.prepare({ strike: killDaemonAt(point) });
           await untilLibvirtAnswers();
