@@ -267,6 +267,21 @@ Deno.test("a machine goes by its job's name once it has one, to the end", () =>
     assert.deepEqual(stage.lines, [`Removed the machine "${JOB.machine}"`]);
   }));
 
+Deno.test("gc counts what a job's machine took over with it, and says it in one line", () =>
+  withStage(async (stage) => {
+    using pool = await stage.connection.lookupPool("libvirt-gci");
+    for (const machine of [JOB.machine, "vm"]) { // one comes before the other, and one after it
+      const standby = await makeStandby(stage);
+      await noteTaken(pool, machine, standby);
+      await claimStandby(pool, { name: standby, kind: KIND });
+      await changeRecord(stage.connection, standby, { machine, ...ENDED });
+      await gc({ dryRun: true }, stage);
+      await gc({}, stage);
+      const words = `"${machine}" (domain, 4 volumes): who made it is gone`;
+      assert.deepEqual(stage.lines, [`Would remove ${words}`, `Removed ${words}`]);
+    }
+  }));
+
 Deno.test("a machine whose guest has powered off is removed by its job's name", () =>
   withStage(async (stage) => {
     const standby = await makeStandby(stage);

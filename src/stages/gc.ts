@@ -4,7 +4,7 @@ import { withoutAttempt } from "../job.ts";
 import { isLibvirtError } from "../libvirt/error.ts";
 import { age, ageSeconds } from "../machine/owner.ts";
 import { findActivePool } from "../machine/pools.ts";
-import { waitingIn } from "../machine/standby.ts";
+import { takenIn, waitingIn } from "../machine/standby.ts";
 import { endTurn, isLive, longestTurnSeconds, turnsOf } from "../machine/turn.ts";
 import { sleep } from "../wait.ts";
 import { cleanup } from "./cleanup.ts";
@@ -18,6 +18,7 @@ import {
   partsOf,
 } from "./machines.ts";
 import type { Stage } from "./stage.ts";
+import { takenOverBy } from "./standby_names.ts";
 
 /** What gc needs of a stage. */
 export type GcStage = Pick<
@@ -43,8 +44,13 @@ export async function gc(
   stage: GcStage,
 ): Promise<void> {
   const problems: unknown[] = [];
-  for (const machine of await findStill(stage)) {
+  // With one that took over others, these go too: so it comes before them.
+  const found = (await findStill(stage))
+    .sort((a, b) => standbysOf(b).length - standbysOf(a).length);
+  const gone = new Set<FoundMachine>();
+  for (const machine of found) {
     stage.signal.throwIfAborted();
+    if (gone.has(machine)) continue;
     try {
       const need = await lookupNeed(machine, stage); // somebody may have come or gone by now
       const why = need.why ?? whyTooOld(need, olderThanSeconds);
@@ -52,9 +58,11 @@ export async function gc(
         if (!dryRun) await endDeadTurns(machine, stage);
         continue;
       }
-      const what = `"${machine.name}" (${partsOf(machine)}): ${why}`;
+      const all = await withTakenOver(machine, found, stage);
+      const what = `"${machine.name}" (${partsOf(all)}): ${why}`;
       if (dryRun) stage.log(`Would remove ${what}`);
       else if (await remove(machine, need, stage)) stage.log(`Removed ${what}`);
+      for (const each of all) gone.add(each);
     } catch (error) {
       problems.push(error);
     }
@@ -66,6 +74,22 @@ export async function gc(
     });
   }
   if (problems.length > 0) throw unremoved(problems);
+}
+
+/** What the machine took over, or tried to. */
+function standbysOf({ volumes }: FoundMachine): string[] {
+  return takenIn(volumes.map(({ name }) => name)).map(({ standby }) => standby);
+}
+
+/** The machine and those that go with it: one with a domain of its own has given up what it took over. */
+async function withTakenOver(
+  machine: FoundMachine,
+  found: readonly FoundMachine[],
+  stage: GcStage,
+): Promise<FoundMachine[]> {
+  if (machine.hasDomain || standbysOf(machine).length === 0) return [machine];
+  const names = await takenOverBy(machine.name, stage);
+  return [machine, ...found.filter(({ name }) => names.includes(name))];
 }
 
 /** Of a machine that is needed, somebody may have killed prepare. */

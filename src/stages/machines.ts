@@ -194,13 +194,14 @@ function machinesWithFilter(filters: readonly string[]): string[] {
     .filter(isMachineName);
 }
 
-/** What there is of the machine, such as `domain, 5 volumes, network filter, key`. */
-export function partsOf({ hasDomain, volumes, hasFilter, hasKey }: FoundMachine): string {
+/** What there is of these machines together, such as `domain, 5 volumes, network filter, key`. */
+export function partsOf(machines: readonly FoundMachine[]): string {
+  const volumes = machines.flatMap((machine) => machine.volumes).length;
   return [
-    ...(hasDomain ? ["domain"] : []),
-    ...(volumes.length > 0 ? [`${volumes.length} volume${volumes.length === 1 ? "" : "s"}`] : []),
-    ...(hasFilter ? ["network filter"] : []),
-    ...(hasKey ? ["key"] : []),
+    ...(machines.some(({ hasDomain }) => hasDomain) ? ["domain"] : []),
+    ...(volumes > 0 ? [`${volumes} volume${volumes === 1 ? "" : "s"}`] : []),
+    ...(machines.some(({ hasFilter }) => hasFilter) ? ["network filter"] : []),
+    ...(machines.some(({ hasKey }) => hasKey) ? ["key"] : []),
   ].join(", ");
 }
 
