@@ -1,7 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import { parseConfig } from "../src/config.ts";
-import { BuildFailure, type Fault, faultOf, ScriptFailure, SystemFailure } from "../src/errors.ts";
+import {
+  BuildFailure,
+  explain,
+  type Fault,
+  faultOf,
+  ScriptFailure,
+  SystemFailure,
+} from "../src/errors.ts";
 import { runScript } from "../src/guest/script.ts";
 import { SshConnection } from "../src/guest/ssh.ts";
 import type { Connection } from "../src/libvirt/connection.ts";
@@ -277,9 +284,20 @@ Deno.test("a cancel ends within five seconds in a guest that does not answer", (
     guest.suspend();
     const start = performance.now();
     stage.abort(new SystemFailure({ what: "Cancelled by SIGTERM" }));
-    await assert.rejects(ran, /Cancelled by SIGTERM/);
+    await assert.rejects(ran, (error) => {
+      assert.match(explain(error), /Cancelled by SIGTERM/);
+      return true;
+    });
     assert(performance.now() - start < 5000);
     assert(await isRunning(connection, JOB.machine));
+
+    const again = performance.now();
+    const next = { ...stage, signal: new AbortController().signal };
+    await assert.rejects(
+      run(JOB.machine, script("true"), next),
+      /The machine ".*" still does not answer/,
+    );
+    assert(performance.now() - again < 5000);
   }));
 
 Deno.test("a script whose output nobody takes any more ends with all its processes", () =>

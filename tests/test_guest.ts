@@ -50,6 +50,7 @@ export class TestGuest implements AsyncDisposable {
   readonly #children = new Set<Deno.ChildProcess>();
   readonly #running = new Set<Promise<void>>();
   readonly #options: TestGuestOptions;
+  #isSuspended = false;
   readonly #flooded = Promise.withResolvers<void>();
 
   private constructor(listener: Server, privateKey: string, options: TestGuestOptions) {
@@ -67,7 +68,7 @@ export class TestGuest implements AsyncDisposable {
       socket.setNoDelay(true); // as sshd does; Nagle's algorithm costs 40 ms a step
       this.#sockets.add(socket);
       socket.on("close", () => this.#sockets.delete(socket));
-      server.injectSocket(socket);
+      if (!this.#isSuspended) server.injectSocket(socket);
     });
   }
 
@@ -97,8 +98,9 @@ export class TestGuest implements AsyncDisposable {
     }
   }
 
-  /** Takes nothing more from its clients, as a guest that is suspended. */
+  /** Takes nothing more from its clients, old or new, as a guest that is suspended. */
   suspend(): void {
+    this.#isSuspended = true;
     for (const socket of this.#sockets) socket.pause();
   }
 
@@ -112,6 +114,7 @@ export class TestGuest implements AsyncDisposable {
     await Promise.all(this.#running);
     const { promise, resolve } = Promise.withResolvers<void>();
     this.#listener.close(() => resolve());
+    for (const socket of this.#sockets) socket.destroy();
     await promise;
     for (const [file] of this.commands.join().matchAll(/\.libvirt-gci-[0-9a-f]+/g)) {
       await Deno.remove(`/dev/shm/${file}`).catch(() => {}); // of a script whose session was killed

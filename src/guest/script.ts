@@ -10,6 +10,15 @@ export class GuestFull extends SystemFailure {
   override readonly name = "SystemFailure";
 }
 
+/** The guest did not answer when a script of it was cancelled, for the reason that is the cause. */
+export class GuestSilent extends SystemFailure {
+  override readonly name = "SystemFailure";
+
+  constructor(reason: unknown) {
+    super({ what: "The guest does not answer", cause: reason, fault: "cancelled" });
+  }
+}
+
 /** A script to run in a guest, and where its output goes. */
 export interface Script {
   readonly text: Uint8Array;
@@ -24,9 +33,9 @@ export interface Script {
  * empty. Processes that it leaves behind hold nobody up.
  *
  * When the signal aborts, or a sink fails, ends all processes of the script, leaves the guest as it is,
- * and throws the signal's reason, or what the sink threw. Throws SystemFailure if there is no exit
- * status: a lost guest is no success. It is a {@linkcode GuestFull} if the guest has no space for the
- * file.
+ * and throws the signal's reason, or what the sink threw; for the signal, {@linkcode GuestSilent} if the
+ * guest does not answer. Throws SystemFailure if there is no exit status: a lost guest is no success. It
+ * is a {@linkcode GuestFull} if the guest has no space for the file.
  */
 export async function runScript(
   ssh: SshConnection,
@@ -49,8 +58,7 @@ export async function runScript(
     });
     if (end === null || signal.aborted) {
       run.catch(() => {}); // its end means nothing any more
-      await endProcesses(ssh, token);
-      throw signal.reason;
+      throw await endProcesses(ssh, token) ? signal.reason : new GuestSilent(signal.reason);
     }
     if (end.status !== null && out.seen && err.seen) return end.status;
     throw noStatus(end, shell, ssh.lost);
@@ -102,8 +110,8 @@ const TOKEN_VARIABLE = "LIBVIRT_GCI_SCRIPT";
 const ANSWER_MS = 3000;
 const END_MS = 30_000;
 
-/** Ends the processes of the script; a guest that does not answer is left to cleanup. */
-async function endProcesses(ssh: SshConnection, token: string): Promise<void> {
+/** Ends the processes of the script. Whether the guest answered: else it is left to cleanup. */
+async function endProcesses(ssh: SshConnection, token: string): Promise<boolean> {
   const script = `token=${token}\n${END_PROCESSES}`;
   const input = new TextEncoder().encode(script); // no argument, by which it would find itself
   const { promise: answered, resolve } = Promise.withResolvers<boolean>();
@@ -111,7 +119,9 @@ async function endProcesses(ssh: SshConnection, token: string): Promise<void> {
   const ignore = (): Promise<void> => Promise.resolve();
   const ended = ssh.run("exec sh", { input, stdout: answer, stderr: ignore }).catch(() => {});
   ended.then(() => resolve(false)); // it may have lost the connection
-  if (await within(answered, ANSWER_MS)) await within(ended, END_MS);
+  const hasAnswered = await within(answered, ANSWER_MS) ?? false;
+  if (hasAnswered) await within(ended, END_MS);
+  return hasAnswered;
 }
 
 /**

@@ -25,6 +25,8 @@ export interface MachineRecord extends Owner {
   readonly keepMinutes: string;
   /** The stage of GitLab's that failed first, if none of that name has passed since; else empty. */
   readonly failed: string;
+  /** `yes` if it did not answer when a script of its job was cancelled; else empty. */
+  readonly silent: string;
   /** Until when it is to stay, whatever becomes of its job, ISO 8601; empty if nobody said so. */
   readonly keptUntil: string;
   /** The name of the machine that took over the one that waited here; else empty. */
@@ -35,7 +37,7 @@ export interface MachineRecord extends Owner {
 export const EMPTY_RECORD: MachineRecord = {
   ...{ job: "", project: "", template: "", created: "", deadline: "", attemptDir: "", runner: "" },
   ...{ host: "", mac: "", user: "", port: "", key: "", shell: "", address: "", hostKey: "" },
-  ...{ isRunner: "", keepMinutes: "", failed: "", keptUntil: "", machine: "" },
+  ...{ isRunner: "", keepMinutes: "", failed: "", silent: "", keptUntil: "", machine: "" },
 };
 
 const KEYS = Object.keys(EMPTY_RECORD) as (keyof MachineRecord)[];

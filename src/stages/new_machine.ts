@@ -72,7 +72,7 @@ export function newRecord(
     address: "",
     hostKey: login.hostKey?.fingerprint ?? "",
     keepMinutes: owner.attemptDir === "" ? "" : String(settings.keepMinutes), // by hand it stays
-    ...{ failed: "", keptUntil: "", machine: "" },
+    ...{ failed: "", silent: "", keptUntil: "", machine: "" },
   };
 }
 

@@ -9,6 +9,7 @@ import { refuseEnded } from "../machine/address.ts";
 import { type MachineRecord, readRecord } from "../machine/record.ts";
 import { loginTo } from "./login.ts";
 import type { Stage } from "./stage.ts";
+import { within } from "../wait.ts";
 import { findDomainOf, type NameStage } from "./standby_names.ts";
 
 /** A machine of ours. Whoever gets it disposes of it, which leaves it running. */
@@ -18,6 +19,8 @@ export interface OurMachine extends Disposable {
 }
 
 const CONNECT_SECONDS = 60;
+/** As long as a guest may take that did not answer when a script was cancelled. */
+const SILENT_MS = 3000;
 
 /** Logs in to it, as prepare has made it ready. Whoever gets the connection disposes of it. */
 export async function logIn(
@@ -25,8 +28,15 @@ export async function logIn(
   { home, signal }: Pick<Stage, "home" | "signal">,
 ): Promise<SshConnection> {
   const key = await readKey(record.key, home);
-  const limits = { timeoutSeconds: CONNECT_SECONDS, signal, log: () => {} }; // it is not our log
-  return await openSsh(await loginTo(domain, record, key), limits);
+  const limits = { timeoutSeconds: CONNECT_SECONDS, log: () => {} }; // it is not our log
+  const login = await loginTo(domain, record, key);
+  if (record.silent === "") return await openSsh(login, { ...limits, signal });
+  const over = new AbortController();
+  const either = AbortSignal.any([signal, over.signal]);
+  const ssh = await within(openSsh(login, { ...limits, signal: either }), SILENT_MS);
+  if (ssh !== null) return ssh;
+  over.abort(); // which closes a connection that comes now
+  throw unusable(`The machine "${domain.name}" still does not answer`, "ssh_timeout");
 }
 
 /** The machine of this job's name, or by its domain's. Throws SystemFailure if it is gone, crashed, not ours, or not ready. */
