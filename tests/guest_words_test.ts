@@ -4,9 +4,12 @@ import { explain } from "../src/errors.ts";
 import { Connection } from "../src/libvirt/connection.ts";
 import { ADDRESS_SOURCE, type Domain } from "../src/libvirt/domain.ts";
 import type { LibvirtError } from "../src/libvirt/error.ts";
+import { loadProc } from "../ffi/proc.ts";
 import { waitForAddress } from "../src/machine/address.ts";
 import type { Card } from "../src/machine/card.ts";
 import { handle, TestLibvirtd, xdr, xdrString } from "./test_libvirtd.ts";
+
+loadProc(); // what is loaded in a test is taken for a leak of it
 
 type Answers = ConstructorParameters<typeof TestLibvirtd>[0];
 

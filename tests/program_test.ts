@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
+import { loadProc } from "../ffi/proc.ts";
 import { processMark } from "../src/machine/owner.ts";
 import { denoVariables } from "./harness/runner.ts";
 import { readOpenMetrics } from "./open_metrics.ts";
 import { TestLibvirtd } from "./test_libvirtd.ts";
+
+loadProc(); // what is loaded in a test is taken for a leak of it
 
 const ROOT = new URL("..", import.meta.url);
 
