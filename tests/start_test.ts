@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
+import { loadProc } from "../ffi/proc.ts";
 import { DEFAULT_CONFIG } from "../src/config.ts";
 import { explain, faultOf } from "../src/errors.ts";
 import { Connection } from "../src/libvirt/connection.ts";
@@ -14,6 +15,8 @@ import type { Template } from "../src/machine/template.ts";
 import { newRecord } from "../src/stages/new_machine.ts";
 import { handle, HangUp, TestLibvirtd } from "./test_libvirtd.ts";
 import { JOB } from "./test_stage.ts";
+
+loadProc(); // what is loaded in a test is taken for a leak of it
 
 const TEMPLATE: Template = {
   ...{ pool: "base_imgs", volume: "lite.qcow2", path: "/nonexistent/lite.qcow2" },
