@@ -579,7 +579,7 @@ Deno.test("a soft cancel before the script ends the job, and one after it does n
 
 Deno.test("a job that takes too long gets no after_script, only cleanup", async () => {
   await using bench = await openBench();
-  const slow = job({ script: [FOREVER], afterScript: ["true"], timeoutSeconds: 1 });
+  const slow = job({ script: [FOREVER], afterScript: ["true"], timeoutSeconds: 3 });
   const result = await runJob(bench.runner(), slow);
   assert.equal(result.verdict, "job_execution_timeout");
   assert.deepEqual(stageNames(result).slice(4), ["build_script", "cleanup"]);
