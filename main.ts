@@ -15,7 +15,7 @@ const BY_RUNNER = "GitLab Runner cancelled the stage: the job was cancelled or t
   "or the runner is shutting down";
 
 const { endWith, runProgram } = await import("./src/program.ts");
-const { ownPrinter, sinkTo } = await import("./src/terminal.ts");
+const { ownPrinter, sinkTo } = await import("./src/cli/terminal.ts");
 const env = Deno.env.toObject(); // without the variables that are no UTF-8
 // systemd gives its services none, such as GitLab Runner.
 if (!env["HOME"]) env["HOME"] = (await import("node:os")).homedir();
@@ -48,7 +48,7 @@ Deno.exit(status);
  */
 async function cancellation(): Promise<AbortSignal> {
   const { SystemFailure } = await import("./src/errors.ts");
-  const { isByHand } = await import("./src/job.ts");
+  const { isByHand } = await import("./src/job/job.ts");
   const controller = new AbortController();
   const cancel = (what: string): void => {
     controller.abort(new SystemFailure({ what, fault: "cancelled" }));

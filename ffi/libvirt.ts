@@ -3,7 +3,7 @@
 /**
  * The functions of libvirt.so that we call, as libvirt's headers declare them, in the order of its
  * manual (https://libvirt.org/html/index.html). No compiler checks these types: the C declaration
- * stands beside each parameter and `tests/ffi_test.ts` compares the table with libvirt-api.xml.
+ * stands beside each parameter and `tests/ffi/ffi_test.ts` compares the table with libvirt-api.xml.
  *
  * What may ask the daemon is `nonblocking`: it runs on a thread of its own, so that a signal is
  * answered while the daemon is silent. What only touches memory of the library is not.

@@ -1,29 +1,35 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { type Arguments, type CliOutput, durationSeconds, parseArguments, PROGRAM } from "./cli.ts";
-import { type Config, type ConfigPlaces, DEFAULT_CONFIG, loadConfig } from "./config.ts";
+import {
+  type Arguments,
+  type CliOutput,
+  durationSeconds,
+  parseArguments,
+  PROGRAM,
+} from "./cli/parser.ts";
+import { type Config, type ConfigPlaces, DEFAULT_CONFIG, loadConfig } from "./settings/load.ts";
 import { explain, ScriptFailure, SystemFailure, UsageError } from "./errors.ts";
-import { exitStatus, reportScriptStatus } from "./exit_status.ts";
+import { exitStatus, reportScriptStatus } from "./cli/exit_status.ts";
 import { commandLine } from "./guest/command_line.ts";
-import { type Env, jobFromEnv, MACHINE_VARIABLE, requireMachine } from "./job.ts";
+import { type Env, jobFromEnv, MACHINE_VARIABLE, requireMachine } from "./job/job.ts";
 import { Connection } from "./libvirt/connection.ts";
 import type { Meter } from "./metrics/meter.ts";
-import type { Printer } from "./printer.ts";
-import { ScriptOutput } from "./script_output.ts";
-import { cleanupAnyway } from "./stages/cleanup.ts";
-import { type Ask, cleanupAll } from "./stages/cleanup_all.ts";
-import { configJson } from "./stages/config.ts";
-import { explainJob, jobToExplain } from "./stages/explain.ts";
-import { gc } from "./stages/gc.ts";
-import { keep, keepAfterJob } from "./stages/keep.ts";
-import { orReconnected } from "./stages/reconnect.ts";
-import { listJson, listMachines, listTable, listWarmImages, warmTable } from "./stages/list.ts";
-import { logs } from "./stages/logs.ts";
-import { howToGoOn, prepare } from "./stages/prepare.ts";
-import { keptVariables, refillArguments } from "./stages/refill.ts";
-import { run } from "./stages/run.ts";
-import { ssh } from "./stages/ssh.ts";
-import type { Stage } from "./stages/stage.ts";
-import { ownTerminal } from "./terminal.ts";
+import type { Printer } from "./cli/printer.ts";
+import { ScriptOutput } from "./cli/script_output.ts";
+import { cleanupAnyway } from "./machine/remove.ts";
+import { type Ask, cleanupAll } from "./commands/cleanup_all.ts";
+import { configJson } from "./commands/config.ts";
+import { explainJob, jobToExplain } from "./commands/explain.ts";
+import { gc } from "./machine/unneeded.ts";
+import { keep, keepAfterJob } from "./machine/kept.ts";
+import { orReconnected } from "./machine/reconnect.ts";
+import { listJson, listMachines, listTable, listWarmImages, warmTable } from "./commands/list.ts";
+import { logs } from "./commands/logs.ts";
+import { howToGoOn, prepare } from "./commands/prepare.ts";
+import { keptVariables, refillArguments } from "./cli/refill.ts";
+import { run } from "./commands/run.ts";
+import { ssh } from "./commands/ssh.ts";
+import type { Stage } from "./machine/context.ts";
+import { ownTerminal } from "./cli/terminal.ts";
 
 /** What the program gets from its caller. */
 export interface Caller extends Pick<Stage, "signal" | "stdout" | "stderr"> {
@@ -260,7 +266,7 @@ async function runAction(
     }
     case "console": {
       const machine = requireMachine(await jobFromEnv({}, action)); // which checks the name
-      const { openConsole } = await import("./stages/console.ts");
+      const { openConsole } = await import("./commands/console.ts");
       const terminal = ownTerminal(env["TERM"]);
       return await withStage({ config, args, caller }, async (stage) => {
         await openConsole(machine, { force: action.force, terminal, stage });
@@ -268,7 +274,7 @@ async function runAction(
     }
     case "warm": {
       // Loaded here, since jobs never call it. To save much RAM takes longer than a job's calls may.
-      const { dropWarm, warm } = await import("./stages/warm.ts");
+      const { dropWarm, warm } = await import("./machine/warm/save.ts");
       const patient = { ...config, callSeconds: Math.max(config.callSeconds, SAVE_SECONDS) };
       const what = action.drop ? dropWarm : warm;
       return await withStage(
@@ -277,7 +283,7 @@ async function runAction(
       );
     }
     case "standby": {
-      const { dropStandbys, fillStandbys } = await import("./stages/standby.ts"); // no job calls it
+      const { dropStandbys, fillStandbys } = await import("./machine/standby/fill.ts"); // no job calls it
       const what = action.drop ? dropStandbys : fillStandbys;
       return await withStage({ config, args, caller }, what);
     }
@@ -302,7 +308,7 @@ async function examineHost(
   },
 ): Promise<void> {
   // Loaded here, since jobs never call it.
-  const { findingsOfHost, findingsOfJob } = await import("./stages/doctor.ts");
+  const { findingsOfHost, findingsOfJob } = await import("./commands/doctor.ts");
   const { failureOf, findingsJson, findingsText } = await import("./doctor/report.ts");
   let config = DEFAULT_CONFIG;
   let configError: unknown = null;

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { isBuiltin } from "node:module";
 import { bundle, closeModules } from "../packaging/bundle.ts";
-import { packageNames } from "./package_names.ts";
+import { packageNames } from "./fakes/package_names.ts";
 
 /** Gives the test a directory with the bundle in `bundle/`. */
 async function withBundle(test: (directory: string) => Promise<void>): Promise<void> {

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { EMPTY_RECORD, recordXml } from "../src/machine/record.ts";
+import { EMPTY_RECORD, recordXml } from "../src/machine/metadata.ts";
 import { sleep } from "../src/wait.ts";
 import { SMALL_JOB } from "./harness/payload.ts";
 import { denoVariables, runJob, runnerFor } from "./harness/runner.ts";
 import { startRunnerProcess } from "./harness/runner_process.ts";
-import { TestGuest } from "./test_guest.ts";
-import { TestLibvirtd, xdr } from "./test_libvirtd.ts";
+import { TestGuest } from "./fakes/test_guest.ts";
+import { TestLibvirtd, xdr } from "./fakes/test_libvirtd.ts";
 
 const MAIN = new URL("../main.ts", import.meta.url).pathname;
 const JOB = { ...SMALL_JOB, variables: [{ key: "DISTRO", value: "debian-12" }] };

@@ -2,13 +2,13 @@
 import assert from "node:assert/strict";
 import type { Connection } from "../src/libvirt/connection.ts";
 import { ADDRESS_SOURCE } from "../src/libvirt/domain.ts";
-import { cleanup } from "../src/stages/cleanup.ts";
-import { prepare } from "../src/stages/prepare.ts";
-import { run } from "../src/stages/run.ts";
+import { cleanup } from "../src/machine/remove.ts";
+import { prepare } from "../src/commands/prepare.ts";
+import { run } from "../src/commands/run.ts";
 import { sleep } from "../src/wait.ts";
-import { TestGuest } from "./test_guest.ts";
-import { openTestHost } from "./test_host.ts";
-import { JOB, script, testStage } from "./test_stage.ts";
+import { TestGuest } from "./fakes/test_guest.ts";
+import { openTestHost } from "./fakes/test_host.ts";
+import { JOB, script, testStage } from "./fakes/test_stage.ts";
 
 /** V8's own collector, see the task "test" in deno.json. */
 function collectGarbage(): void {

@@ -10,7 +10,7 @@ import {
   UsageError,
 } from "../src/errors.ts";
 import { LibvirtError } from "../src/libvirt/error.ts";
-import { exitStatus, reportScriptStatus } from "../src/exit_status.ts";
+import { exitStatus, reportScriptStatus } from "../src/cli/exit_status.ts";
 
 const RUNNER = { BUILD_FAILURE_EXIT_CODE: "41", SYSTEM_FAILURE_EXIT_CODE: "42" };
 

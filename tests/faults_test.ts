@@ -6,17 +6,17 @@
  */
 import assert from "node:assert/strict";
 import { AsyncLocalStorage } from "node:async_hooks";
-import { exitStatus } from "../src/exit_status.ts";
+import { exitStatus } from "../src/cli/exit_status.ts";
 import type { CallName, Connection } from "../src/libvirt/connection.ts";
 import { LibvirtError, VIR_ERR } from "../src/libvirt/error.ts";
-import { cleanup } from "../src/stages/cleanup.ts";
-import { gc } from "../src/stages/gc.ts";
-import { prepare } from "../src/stages/prepare.ts";
-import { run } from "../src/stages/run.ts";
-import type { Stage } from "../src/stages/stage.ts";
-import { TestGuest } from "./test_guest.ts";
-import { openTestHost } from "./test_host.ts";
-import { JOB, script, type TestStage, testStage } from "./test_stage.ts";
+import { cleanup } from "../src/machine/remove.ts";
+import { gc } from "../src/machine/unneeded.ts";
+import { prepare } from "../src/commands/prepare.ts";
+import { run } from "../src/commands/run.ts";
+import type { Stage } from "../src/machine/context.ts";
+import { TestGuest } from "./fakes/test_guest.ts";
+import { openTestHost } from "./fakes/test_host.ts";
+import { JOB, script, type TestStage, testStage } from "./fakes/test_stage.ts";
 
 /** What happens at a call: before it reaches the daemon, or when the daemon has done it. */
 const FAULTS = {

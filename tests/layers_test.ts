@@ -3,103 +3,14 @@ import assert from "node:assert/strict";
 import { posix } from "node:path";
 
 /**
- * Who may import whom: a row for each file of src/ and each folder below it. There is no circle, and
- * machine/ and guest/ do not know each other. A file may always import its own folder.
+ * The layers, from the top. A file imports files of its own layer and of those below. Of two that fit, the
+ * longer holds.
  */
-const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
-  "main.ts": [
-    ...["deno.json", "src/program.ts", "src/terminal.ts", "src/errors.ts", "src/job.ts"],
-  ],
-  "src/program.ts": [
-    ...["src/cli.ts", "src/config.ts", "src/job.ts", "src/stages/"],
-    ...["src/errors.ts", "src/exit_status.ts", "src/printer.ts", "src/script_output.ts"],
-    ...["src/guest/", "src/libvirt/"], // to make what a Stage holds
-    ...["src/doctor/", "src/metrics/", "src/terminal.ts"],
-  ],
-  "src/metrics/": [
-    "src/stages/",
-    "src/machine/",
-    "src/libvirt/",
-    "src/errors.ts",
-    "src/trust.ts",
-    "src/wait.ts",
-  ],
-  "src/terminal.ts": ["src/stages/", "src/errors.ts", "src/job.ts", "src/printer.ts"],
-  "src/printer.ts": ["src/job.ts", "src/paint.ts", "src/quoted.ts", "src/wait.ts"],
-  "src/paint.ts": ["src/job.ts"],
-  "src/cli.ts": ["src/errors.ts"],
-  "src/config.ts": [
-    ...["src/config_schema.ts", "src/config_mistakes.ts", "src/policy_mistakes.ts"],
-    ...["src/settings_file.ts", "src/machine_settings.ts", "src/errors.ts"],
-  ],
-  "src/config_schema.ts": ["src/config_mistakes.ts", "src/machine_settings.ts"],
-  "src/config_mistakes.ts": [],
-  "src/policy_mistakes.ts": ["src/config_mistakes.ts"],
-  "src/settings_file.ts": ["src/trust.ts"],
-  "src/trust.ts": ["src/errors.ts"],
-  "src/machine_settings.ts": ["src/ipv4.ts"],
-  "src/ipv4.ts": [],
-  "src/exit_status.ts": ["src/errors.ts", "src/job.ts"],
-  "src/job.ts": ["src/errors.ts", "src/sha256.ts"],
-  "src/variables_file.ts": ["src/job.ts", "src/errors.ts"],
-  "src/policy.ts": [
-    ...["src/template_choice.ts", "src/size_choice.ts", "src/config.ts", "src/job.ts"],
-    ...["src/machine_settings.ts", "src/errors.ts", "src/quoted.ts"],
-  ],
-  "src/template_choice.ts": [
-    ...["src/config.ts", "src/config_schema.ts", "src/machine_settings.ts"],
-    ...["src/errors.ts", "src/quoted.ts"],
-  ],
-  "src/size_choice.ts": [
-    ...["src/config.ts", "src/job.ts", "src/machine_settings.ts"],
-    ...["src/errors.ts", "src/quoted.ts"],
-  ],
-  "src/quoted.ts": [],
-  "src/command.ts": [],
-  "src/sha256.ts": [],
-  "src/script_output.ts": ["src/guest/", "src/job.ts"],
-  "src/stages/": [
-    ...["src/config.ts", "src/job.ts", "src/variables_file.ts", "src/machine_settings.ts"],
-    ...["src/policy.ts", "src/size_choice.ts", "src/template_choice.ts", "src/quoted.ts"],
-    "src/paint.ts",
-    ...["src/doctor/", "src/machine/", "src/guest/", "src/libvirt/"],
-    ...["src/command.ts", "src/errors.ts", "src/ipv4.ts", "src/wait.ts", "src/xml.ts"],
-  ],
-  "src/doctor/": [
-    ...["src/config.ts", "src/machine_settings.ts", "src/template_choice.ts", "src/quoted.ts"],
-    "src/paint.ts",
-    ...["src/machine/", "src/guest/", "src/libvirt/"],
-    ...["src/command.ts", "src/errors.ts", "src/ipv4.ts", "src/read_xml.ts", "src/wait.ts"],
-  ],
-  "src/machine/": [
-    ...["src/libvirt/", "src/machine_settings.ts", "src/ipv4.ts"],
-    ...["src/command.ts", "src/errors.ts", "src/read_xml.ts", "src/sha256.ts", "src/wait.ts"],
-    "src/xml.ts",
-  ],
-  "src/guest/": [
-    "src/libvirt/",
-    ...["src/errors.ts", "src/quoted.ts", "src/wait.ts", "src/xml.ts"],
-  ],
-  "src/wait.ts": ["src/errors.ts", "src/quoted.ts"],
-  "src/xml.ts": [],
-  "src/read_xml.ts": [],
-  "src/errors.ts": ["src/quoted.ts"],
-  "src/libvirt/": ["ffi/"],
-  "ffi/": [],
-};
-
-/** Single files that may import more than their folder. */
-const EXCEPTIONS: Readonly<Record<string, readonly string[]>> = {
-  "src/machine/kvm_probe.ts": ["ffi/"], // it asks the kernel, not libvirt
-  "src/machine/owner.ts": ["ffi/"], // so does it
-  "src/machine/bridge_port.ts": ["ffi/"], // and it
-  "src/metrics/metrics_file.ts": ["ffi/"], // and it
-  "src/machine/card.ts": ["ffi/"], // and it
-  "src/machine/host_load.ts": ["ffi/"], // and it
-  "src/machine/host_addresses.ts": ["ffi/"], // and it
-  "src/machine/restore.ts": ["ffi/"], // and it
-  "src/doctor/host_files.ts": ["ffi/"], // and it
-};
+const LAYERS = [
+  ...["main.ts", "src/program.ts", "src/commands/", "src/doctor/", "src/cli/", "src/metrics/"],
+  ...["src/machine/", "src/guest/", "src/policy/", "src/job/", "src/settings/", "src/"],
+  ...["src/libvirt/", "ffi/"],
+];
 
 const ROOT = new URL("../", import.meta.url);
 
@@ -150,24 +61,34 @@ function importsOf(file: string, text: string): { readonly path: string; readonl
   });
 }
 
-/** Whether a file is one of these, or below one of these folders. */
-function isAmong(file: string, names: readonly string[]): boolean {
-  return names.some((name) => name.endsWith("/") ? file.startsWith(name) : file === name);
+/** The place of a file's layer, 0 for the top; -1 for a file outside of all. */
+function layerOf(file: string): number {
+  const fitting = LAYERS.filter((layer) => file === layer || file.startsWith(layer));
+  const longest = fitting.toSorted((a, b) => b.length - a.length)[0];
+  return longest === undefined ? -1 : LAYERS.indexOf(longest);
 }
 
-/** The imports of a file that the table does not allow. */
-function forbiddenImports(file: string, text: string): string[] {
-  const row = Object.keys(MAY_IMPORT).find((row) => isAmong(file, [row]));
-  if (row === undefined) return [`${file}: has no row in the table of allowed imports`];
-  const allowed = [row, ...MAY_IMPORT[row] ?? [], ...EXCEPTIONS[file] ?? []];
+/** The imports of a file that point upwards, or out of the program. */
+function upwardImports(file: string, text: string): string[] {
   return importsOf(file, text)
-    .filter(({ path }) => /\.\w+$/.test(path) && !isAmong(path, allowed))
+    .filter(({ path }) => /\.ts$/.test(path) && layerOf(path) < layerOf(file))
     .map(({ at }) => at);
 }
 
-Deno.test("no file imports what the table does not let it", () => {
-  const forbidden = [...PROGRAM].flatMap(([file, text]) => forbiddenImports(file, text));
-  assert.deepEqual(forbidden, []);
+Deno.test("no import points to a higher layer", () => {
+  const upward = [...PROGRAM].flatMap(([file, text]) => upwardImports(file, text));
+  assert.deepEqual(upward, []);
+});
+
+Deno.test("each layer is there", () => {
+  const files = [...PROGRAM.keys()];
+  assert.deepEqual(LAYERS.filter((_, i) => !files.some((file) => layerOf(file) === i)), []);
+});
+
+Deno.test("no two files of src/ have one name", () => {
+  const files = [...PROGRAM.keys()].filter((file) => file.startsWith("src/"));
+  const named = Map.groupBy(files, (file) => posix.basename(file));
+  assert.deepEqual([...named.values()].filter(({ length }) => length > 1), []);
 });
 
 Deno.test("only main.ts reads the arguments and the environment, and ends the process", () => {
@@ -196,12 +117,6 @@ Deno.test("every file is named for its one subject, with underscores", () => {
     /(^|\/)((index|utils?)\.ts|.*[^/\w.].*)$/.test(file)
   );
   assert.deepEqual(names, []);
-});
-
-Deno.test("the table has a row for nothing that is not there", () => {
-  const files = [...PROGRAM.keys()];
-  const rows = [...Object.keys(MAY_IMPORT), ...Object.keys(EXCEPTIONS)];
-  assert.deepEqual(rows.filter((row) => !files.some((file) => isAmong(file, [row]))), []);
 });
 
 Deno.test("the check of imports sees every form of them, and no comment", () => {
@@ -233,33 +148,18 @@ for (
   const [file, specifier] of [
     ["ffi/memory.ts", "../src/errors.ts"],
     ["src/libvirt/domain.ts", "../errors.ts"],
-    ["src/libvirt/domain.ts", "../machine/record.ts"],
-    ["src/machine/start.ts", "../guest/ssh.ts"],
-    ["src/machine/start.ts", "../config.ts"],
-    ["src/machine/start.ts", "../../ffi/libvirt.ts"],
-    ["src/guest/ssh.ts", "../machine/start.ts"],
-    ["src/guest/ssh.ts", "../job.ts"],
-    ["src/guest/ssh.ts", "../stages/stage.ts"],
-    ["src/stages/run.ts", "../../ffi/libvirt.ts"],
-    ["src/stages/run.ts", "../../main.ts"],
-    ["src/stages/run.ts", "../cli.ts"],
-    ["src/stages/run.ts", "../program.ts"],
-    ["src/wait.ts", "./job.ts"],
-    ["src/xml.ts", "./errors.ts"],
-    ["main.ts", "./ffi/libvirt.ts"],
-    ["src/config.ts", "../tests/test_host.ts"],
+    ["src/wait.ts", "./job/job.ts"],
+    ["src/guest/ssh_connection.ts", "../machine/start.ts"],
+    ["src/machine/queue/queue.ts", "../../commands/list.ts"],
+    ["src/commands/run.ts", "../program.ts"],
+    ["src/program.ts", "../main.ts"],
+    ["src/settings/load.ts", "../../tests/fakes/test_host.ts"],
   ] as const
 ) {
   Deno.test(`${file} may not import "${specifier}"`, () => {
     const text = `\n\nimport type { X } from "${specifier}";\n`;
-    assert.deepEqual(forbiddenImports(file, text), [
+    assert.deepEqual(upwardImports(file, text), [
       `${file}:3: import type { X } from "${specifier}";`,
     ]);
   });
 }
-
-Deno.test("a file of src/ that is not in the table is refused", () => {
-  assert.deepEqual(forbiddenImports("src/new.ts", ""), [
-    "src/new.ts: has no row in the table of allowed imports",
-  ]);
-});

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { poolPath } from "../src/command.ts";
+import { poolPath } from "../src/shell.ts";
 
 const SCRIPT = new URL("../make_base_image/make_base_image.sh", import.meta.url).pathname;
 

@@ -3,8 +3,8 @@ import assert from "node:assert/strict";
 import { loadProc } from "../ffi/proc.ts";
 import { processMark } from "../src/machine/owner.ts";
 import { denoVariables } from "./harness/runner.ts";
-import { readOpenMetrics } from "./open_metrics.ts";
-import { TestLibvirtd } from "./test_libvirtd.ts";
+import { readOpenMetrics } from "./fakes/open_metrics.ts";
+import { TestLibvirtd } from "./fakes/test_libvirtd.ts";
 
 loadProc(); // what is loaded in a test is taken for a leak of it
 

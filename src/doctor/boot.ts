@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { GroupedFinding } from "./doctor.ts";
+import type { GroupedFinding } from "./checks.ts";
 import { type Finding, ok, problem, warning } from "./finding.ts";
 import { explain } from "../errors.ts";
 

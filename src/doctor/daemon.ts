@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { command } from "../command.ts";
+import { command } from "../shell.ts";
 import { install } from "./install.ts";
-import type { Config } from "../config.ts";
-import { allMachines, type DoctorContext, isLocal } from "./context.ts";
+import type { Config } from "../settings/load.ts";
+import { allMachines, type DoctorContext, isLocal } from "./check.ts";
 import { type Finding, ok, problem, warning } from "./finding.ts";
 import { hasProgram, statHostFile } from "./host_files.ts";
 import { findGroupName, permissionsOf, readOwnUser } from "./host_users.ts";
 import { childrenOf, find, rootOf } from "../read_xml.ts";
 import { explain } from "../errors.ts";
-import { reasonOf } from "./reason.ts";
+import { reasonOf } from "../reason.ts";
 
 /** One daemon for all, or one for QEMU beside others: whichever listens, serves. */
 const DAEMONS = [

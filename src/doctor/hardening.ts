@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { command, restartDaemons } from "../command.ts";
-import { type DoctorContext, isLocal } from "./context.ts";
+import { command, restartDaemons } from "../shell.ts";
+import { type DoctorContext, isLocal } from "./check.ts";
 import { type Finding, ok, warning } from "./finding.ts";
 import { isInSys, readHostFile, readIfAllowed, readLibvirtSetting } from "./host_files.ts";
 

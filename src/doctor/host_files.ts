@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { isKernelFile, readKernelFile } from "../../ffi/proc.ts";
-import type { DoctorContext } from "./context.ts";
+import type { DoctorContext } from "./check.ts";
 
 type Root = Pick<DoctorContext, "root">;
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { DoctorContext } from "./context.ts";
+import type { DoctorContext } from "./check.ts";
 import { readHostFile } from "./host_files.ts";
 
 /** Packages by the family of distributions. */

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { readKey } from "../guest/key.ts";
-import { command } from "../command.ts";
-import { allMachines, type DoctorContext } from "./context.ts";
+import { command } from "../shell.ts";
+import { allMachines, type DoctorContext } from "./check.ts";
 import { type Finding, ok, problem, warning } from "./finding.ts";
-import { reasonOf } from "./reason.ts";
+import { reasonOf } from "../reason.ts";
 
 /** The private keys for templates that know theirs already. */
 export async function checkKeys(context: DoctorContext): Promise<Finding[]> {

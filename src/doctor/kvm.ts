@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { command, restartDaemons } from "../command.ts";
-import { EMULATION } from "../machine/kvm_fault.ts";
-import { allMachines, type DoctorContext, isLocal } from "./context.ts";
+import { command, restartDaemons } from "../shell.ts";
+import { EMULATION } from "../machine/kvm/kvm_fault.ts";
+import { allMachines, type DoctorContext, isLocal } from "./check.ts";
 import { type Finding, ok, problem, warning } from "./finding.ts";
 import { readHostFile, readIfAllowed, readLibvirtSetting, statHostFile } from "./host_files.ts";
 import {

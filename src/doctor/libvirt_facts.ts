@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { Connection } from "../libvirt/connection.ts";
 import { orNull, VIR_ERR } from "../libvirt/error.ts";
-import type { HostDomain, LibvirtFacts } from "./context.ts";
+import type { HostDomain, LibvirtFacts } from "./check.ts";
 
 /** Asks a connection what only the doctor wants to know. */
 export function libvirtFacts(connection: Connection): LibvirtFacts {

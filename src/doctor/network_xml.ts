@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { XmlElement } from "@rgrove/parse-xml";
-import { virsh } from "../command.ts";
-import { allMachines, type DoctorContext } from "./context.ts";
+import { virsh } from "../shell.ts";
+import { allMachines, type DoctorContext } from "./check.ts";
 import { type Finding, ok, problem, warning } from "./finding.ts";
 import { addressNumber } from "../ipv4.ts";
 import { childrenOf, find, rootOf } from "../read_xml.ts";

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { virsh } from "../command.ts";
-import { allMachines, type DoctorContext } from "./context.ts";
+import { virsh } from "../shell.ts";
+import { allMachines, type DoctorContext } from "./check.ts";
 import { type Finding, ok, problem, warning } from "./finding.ts";
 import { networkFindings } from "./network_xml.ts";
 

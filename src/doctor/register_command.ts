@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { command } from "../command.ts";
+import { command } from "../shell.ts";
 
 /** What GitLab Runner calls this program with in each stage. */
 export const STAGE_ARGS = {

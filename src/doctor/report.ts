@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { SystemFailure } from "../errors.ts";
-import { noPaint, type Paint } from "../paint.ts";
+import { noPaint, type Paint } from "../cli/paint.ts";
 import { toVisible } from "../quoted.ts";
-import type { GroupedFinding } from "./doctor.ts";
+import type { GroupedFinding } from "./checks.ts";
 import type { Level } from "./finding.ts";
 
 const MARK_WIDTH = "problem".length + 2;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { DoctorContext } from "./context.ts";
+import type { DoctorContext } from "./check.ts";
 import { type Finding, ok, problem, warning } from "./finding.ts";
 import { readHostFile, statHostFile } from "./host_files.ts";
 import { registerCommand, STAGE_ARGS } from "./register_command.ts";

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { allMachines, type DoctorContext } from "./context.ts";
+import { allMachines, type DoctorContext } from "./check.ts";
 import { type Finding, ok, warning } from "./finding.ts";
 import { readHostFile } from "./host_files.ts";
 import { EDIT, type Runner, type RunnerConfig } from "./runner_config.ts";

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { poolPath, restartDaemons } from "../command.ts";
-import { type DoctorContext, isLocal } from "./context.ts";
+import { poolPath, restartDaemons } from "../shell.ts";
+import { type DoctorContext, isLocal } from "./check.ts";
 import { type Finding, ok, warning } from "./finding.ts";
 import { install } from "./install.ts";
 import { isInSys, readHostFile, readIfAllowed, readLibvirtSetting } from "./host_files.ts";

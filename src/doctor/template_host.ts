@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { orNull, VIR_ERR } from "../libvirt/error.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
-import { findActivePool } from "../machine/pools.ts";
-import { isMachineVolume, machineOfVolume } from "../machine/volumes.ts";
+import { findActivePool } from "../machine/storage/pools.ts";
+import { isMachineVolume, machineOfVolume } from "../machine/storage/volumes.ts";
 import { find, rootOf, textAt } from "../read_xml.ts";
-import { writtenDisks } from "../machine/template_writer.ts";
-import type { DoctorContext, HostDomain } from "./context.ts";
+import { writtenDisks } from "../machine/storage/template_writer.ts";
+import type { DoctorContext, HostDomain } from "./check.ts";
 
 /** A volume, as its XML has it. */
 export interface VolumeFacts {

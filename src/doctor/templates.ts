@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { Config } from "../config.ts";
+import type { Config } from "../settings/load.ts";
 import { BuildFailure } from "../errors.ts";
-import type { MachineSettings } from "../machine_settings.ts";
-import { chooseTemplate, namedTemplates } from "../template_choice.ts";
-import { command, virsh } from "../command.ts";
-import { type DoctorContext, type HostDomain, isLocal } from "./context.ts";
+import type { MachineSettings } from "../settings/machine_settings.ts";
+import { chooseTemplate, namedTemplates } from "../policy/template_choice.ts";
+import { command, virsh } from "../shell.ts";
+import { type DoctorContext, type HostDomain, isLocal } from "./check.ts";
 import { type Finding, ok, problem, warning } from "./finding.ts";
 import { mayExist, statIfAllowed } from "./host_files.ts";
 import { chainOf, readTemplateHost, type TemplateHost, type VolumeFacts } from "./template_host.ts";

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { Agent } from "./agent_channel.ts";
-import { runByAgent, startByAgent, type UntilEnd } from "./agent_script.ts";
+import type { Agent } from "./channel.ts";
+import { runByAgent, startByAgent, type UntilEnd } from "./agent.ts";
 import { quote } from "./command_line.ts";
 import type { KeyPair } from "./key.ts";
 

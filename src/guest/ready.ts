@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { SystemFailure } from "../errors.ts";
 import { type Goal, type Limits, NotYet, waitFor, within } from "../wait.ts";
-import { type Login, SshConnection, WrongHostKey } from "./ssh.ts";
+import { type Login, SshConnection, WrongHostKey } from "./ssh_connection.ts";
 import { whyUnreached } from "./unreached.ts";
 
 const ATTEMPT_MS = 15_000;
@@ -123,7 +123,7 @@ async function tryLogin(
   try {
     const options = { timeoutMs: ATTEMPT_MS, connectMs, signal };
     if (login.channel === null) return await SshConnection.open(login, options);
-    const { openChannel } = await import("./agent_channel.ts"); // what few machines need
+    const { openChannel } = await import("./channel.ts"); // what few machines need
     const sock = await openChannel(login.channel, options);
     return sock instanceof NotYet ? sock : await SshConnection.open(login, { ...options, sock });
   } catch (error) {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { MachineSettings } from "../machine_settings.ts";
+import type { MachineSettings } from "../settings/machine_settings.ts";
 import { type Xml, xml } from "../xml.ts";
-import type { Card } from "./card.ts";
-import { type MachineRecord, recordXml } from "./record.ts";
+import type { Card } from "./network/card.ts";
+import { type MachineRecord, recordXml } from "./metadata.ts";
 
 /** The name of the channel over which a machine without a network card is reached. */
 export const SSH_CHANNEL = "org.libvirt-gci.ssh.0";

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { virsh } from "../command.ts";
+import { virsh } from "../shell.ts";
 import { SystemFailure } from "../errors.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
@@ -11,7 +11,7 @@ import {
 } from "../libvirt/domain.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
 import { sleep } from "../wait.ts";
-import { endedFailure } from "./address.ts";
+import { endedFailure } from "./network/address.ts";
 import {
   type CardOf,
   domainXml,
@@ -19,19 +19,19 @@ import {
   type MachineDomain,
   openAtFirst,
 } from "./domain_xml.ts";
-import { cardDevices, forwardLinkLocal, mayForwardLinkLocal } from "./bridge_port.ts";
-import { createGuestDirectory, guestPaths } from "./guest_files.ts";
-import { findKvmFault } from "./kvm_fault.ts";
+import { cardDevices, forwardLinkLocal, mayForwardLinkLocal } from "./network/link_local.ts";
+import { createGuestDirectory, guestPaths } from "./storage/guest_files.ts";
+import { findKvmFault } from "./kvm/kvm_fault.ts";
 import { throwIfLost } from "./lost_connection.ts";
 import type { Owner } from "./owner.ts";
-import type { Template } from "./template.ts";
+import type { Template } from "./storage/template.ts";
 import {
   type Base,
   createOverlay,
   createRawVolume,
   type VolumeKind,
   volumeName,
-} from "./volumes.ts";
+} from "./storage/volumes.ts";
 
 /** Where the volumes of a machine are on the hypervisor's host, besides its disk. */
 export type VolumePaths = Pick<
@@ -229,7 +229,7 @@ export async function startMachine(
   } catch (cause) {
     throwIfLost(cause, `started the machine "${machine.name}"`);
     const what = `Cannot start the machine "${machine.name}"`;
-    const { explainLock } = await import("./template_writer.ts");
+    const { explainLock } = await import("./storage/template_writer.ts");
     const locked = await explainLock(cause, template, connection);
     if (locked !== null) throw new SystemFailure({ what, cause: locked });
     const kvm = await findKvmFault({ ...machine, connection }, cause);

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { StoragePool } from "../libvirt/storage_pool.ts";
-import { poolSpace } from "../machine/host_load.ts";
-import { findActivePool } from "../machine/pools.ts";
-import { machinesOf } from "../stages/machines.ts";
-import type { Stage } from "../stages/stage.ts";
+import { poolSpace } from "../machine/queue/host_load.ts";
+import { findActivePool } from "../machine/storage/pools.ts";
+import { machinesOf } from "../machine/inventory.ts";
+import type { Stage } from "../machine/context.ts";
 import type { Gauges } from "./metrics.ts";
 
 /**

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { BuildFailure, explain, faultOf, SystemFailure, UsageError } from "../errors.ts";
-import type { Stage } from "../stages/stage.ts";
-import type { Step } from "../stages/step_timer.ts";
+import type { Stage } from "../machine/context.ts";
+import type { Step } from "../machine/steps.ts";
 import { within } from "../wait.ts";
 import { measure } from "./gauges.ts";
 import { addToMetricsFile } from "./metrics_file.ts";

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { type Fault, FAULTS } from "../errors.ts";
-import { type Step, STEPS } from "../stages/step_timer.ts";
+import { type Step, STEPS } from "../machine/steps.ts";
 
 /** The commands that are counted. */
 export type Counted = typeof COUNTED[number];

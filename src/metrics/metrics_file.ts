@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { withUmask } from "../../ffi/proc.ts";
 import { SystemFailure } from "../errors.ts";
-import { directoryOf, refuseUntrusted } from "../trust.ts";
+import { directoryOf, refuseUntrusted } from "../files.ts";
 import { sleep } from "../wait.ts";
 import {
   addObservation,

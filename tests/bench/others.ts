@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { Connection } from "../../src/libvirt/connection.ts";
-import { cleanup } from "../../src/stages/cleanup.ts";
-import { prepare } from "../../src/stages/prepare.ts";
-import { TestGuest } from "../test_guest.ts";
-import { JOB, testStage } from "../test_stage.ts";
+import { cleanup } from "../../src/machine/remove.ts";
+import { prepare } from "../../src/commands/prepare.ts";
+import { TestGuest } from "../fakes/test_guest.ts";
+import { JOB, testStage } from "../fakes/test_stage.ts";
 import { compare, report } from "./measure.ts";
 
 /** prepare and cleanup on libvirt's test driver, beside 500 other domains and volumes and beside 5. */

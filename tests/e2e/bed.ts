@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import { stringify } from "yaml";
-import { kvmRunsGuests } from "../../src/machine/kvm_probe.ts";
-import { readHostNetwork } from "../../src/machine/host_addresses.ts";
-import { machineOfVolume } from "../../src/machine/volumes.ts";
+import { kvmRunsGuests } from "../../src/machine/kvm/kvm_probe.ts";
+import { readHostNetwork } from "../../src/machine/network/host_addresses.ts";
+import { machineOfVolume } from "../../src/machine/storage/volumes.ts";
 import { type Job, SMALL_JOB } from "../harness/payload.ts";
 import {
   type JobResult,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { DATA_BYTES, type FloodKind, FLOODS } from "../flood.ts";
-import { peakOf, takenAfter } from "../flooded.ts";
+import { DATA_BYTES, type FloodKind, FLOODS } from "../fakes/flood.ts";
+import { peakOf, takenAfter } from "../fakes/flooded.ts";
 import { e2eTest } from "./bed.ts";
 
 const SECONDS = 30;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import { responseJson } from "../harness/payload.ts";
-import type { ListedMachine } from "../../src/stages/list.ts";
+import type { ListedMachine } from "../../src/commands/list.ts";
 import {
   assertVerdict,
   call,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { SERVER } from "../../src/guest/agent_channel.ts";
+import { SERVER } from "../../src/guest/channel.ts";
 import { SSH_CHANNEL } from "../../src/machine/domain_xml.ts";
 import {
   allOf,

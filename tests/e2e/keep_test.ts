@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import type { ListedMachine } from "../../src/stages/list.ts";
+import type { ListedMachine } from "../../src/commands/list.ts";
 import {
   assertVerdict,
   call,

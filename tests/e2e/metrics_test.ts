@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { readOpenMetrics } from "../open_metrics.ts";
+import { readOpenMetrics } from "../fakes/open_metrics.ts";
 import { call, e2eTest, job, runOnBed } from "./bed.ts";
 
 e2eTest("what jobs do is counted and timed, for node_exporter to read", async () => {

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { builtinModules } from "node:module";
 import denoJson from "../../deno.json" with { type: "json" };
-import { packageNames } from "../package_names.ts";
+import { packageNames } from "../fakes/package_names.ts";
 import { call, command, e2eTest, prepared, PROGRAM } from "./bed.ts";
 
 const MACHINE = "outside";

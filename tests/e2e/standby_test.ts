@@ -4,10 +4,15 @@ import { loadLibvirt } from "../../ffi/libvirt.ts";
 import { loadProc } from "../../ffi/proc.ts";
 import { Connection } from "../../src/libvirt/connection.ts";
 import { ownProcess } from "../../src/machine/owner.ts";
-import { claimStandby, letWait, newStandbyName, waitingIn } from "../../src/machine/standby.ts";
+import {
+  claimStandby,
+  letWait,
+  newStandbyName,
+  waitingIn,
+} from "../../src/machine/standby/waiting.ts";
 import { claimName } from "../../src/machine/start.ts";
 import { runJob, runnerFor } from "../harness/runner.ts";
-import { readOpenMetrics } from "../open_metrics.ts";
+import { readOpenMetrics } from "../fakes/open_metrics.ts";
 import { allOf, assertVerdict, call, e2eTest, job, PROGRAM, TESTBED, virsh } from "./bed.ts";
 import { by, done, untilNobodyFills, waiting, withStandbys } from "./standby_bed.ts";
 

@@ -3,10 +3,10 @@
 // Waits for turns as prepare does, again and again, and holds each for a moment instead of starting a
 // machine: turn_taker.ts NAME ROUNDS MAX_MACHINES FILE. The file gets a line for each that it gets
 // and gives back, from many at once.
-import { endTurn } from "../../src/machine/turn.ts";
-import { DEFAULT_CONFIG } from "../../src/config.ts";
+import { endTurn } from "../../src/machine/queue/queue_entry.ts";
+import { DEFAULT_CONFIG } from "../../src/settings/load.ts";
 import { Connection } from "../../src/libvirt/connection.ts";
-import { admit } from "../../src/stages/admission.ts";
+import { admit } from "../../src/machine/queue/admission.ts";
 import { sleep } from "../../src/wait.ts";
 import { TESTBED } from "./bed.ts";
 

@@ -2,9 +2,9 @@
 import assert from "node:assert/strict";
 import { loadLibvirt } from "../../ffi/libvirt.ts";
 import { Connection } from "../../src/libvirt/connection.ts";
-import { forAnotherGuest, leasedAddress } from "../../src/machine/card.ts";
-import { readRecord } from "../../src/machine/record.ts";
-import { readOpenMetrics } from "../open_metrics.ts";
+import { forAnotherGuest, leasedAddress } from "../../src/machine/network/card.ts";
+import { readRecord } from "../../src/machine/metadata.ts";
+import { readOpenMetrics } from "../fakes/open_metrics.ts";
 import {
   allOf,
   assertVerdict,

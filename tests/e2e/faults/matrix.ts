@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import { dirname } from "node:path";
-import { jobFromEnv, requireMachine } from "../../../src/job.ts";
+import { jobFromEnv, requireMachine } from "../../../src/job/job.ts";
 import { responseJson } from "../../harness/payload.ts";
 import {
   type Called,

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { BuildFailure, orFailure, ScriptFailure, UsageError } from "../errors.ts";
+import type { Env } from "../job/job.ts";
+
+/**
+ * The exit status that tells GitLab Runner whose fault this is. By hand its variables are unset.
+ * See https://docs.gitlab.com/runner/executors/custom/#error-handling.
+ */
+export function exitStatus(error: unknown, env: Env): number {
+  if (error instanceof UsageError) return 2;
+  return error instanceof BuildFailure
+    ? statusFrom(env["BUILD_FAILURE_EXIT_CODE"], 1)
+    : statusFrom(env["SYSTEM_FAILURE_EXIT_CODE"], 2);
+}
+
+/** A failure must never look like success, whatever the variable holds. */
+function statusFrom(value: string | undefined, otherwise: number): number {
+  const status = Number(value);
+  return Number.isInteger(status) && status > 0 && status < 256 ? status : otherwise;
+}
+
+/**
+ * Tells GitLab Runner (17.9 and newer) the script's own status, or that there is none: the file
+ * stays from stage to stage, and one that holds anything but a number is a system failure. Throws
+ * SystemFailure if it cannot.
+ */
+export async function reportScriptStatus(error: unknown, env: Env): Promise<void> {
+  const file = env["BUILD_EXIT_CODE_FILE"];
+  if (file === undefined) return;
+  const told = error instanceof ScriptFailure
+    ? Deno.writeTextFile(file, `${error.scriptStatus}\n`)
+    : Deno.remove(file).catch((error) => {
+      if (!(error instanceof Deno.errors.NotFound)) throw error;
+    });
+  await orFailure(told, {
+    what: `Cannot tell GitLab the script's status in "${file}" (BUILD_EXIT_CODE_FILE)`,
+    advice: "Have this user be GitLab Runner's, and see what space the file's directory has left",
+  });
+}

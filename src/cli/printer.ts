@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import type { Env } from "../job/job.ts";
+import { isSmart, type Paint, paintFor } from "./paint.ts";
+import { toVisible } from "../quoted.ts";
+import type { Progress } from "../wait.ts";
+
+/** A stream that lines are printed on. */
+export interface LineStream {
+  readonly isTerminal: () => boolean;
+  readonly printLine: (text: string) => void;
+}
+
+/** The stream that is a terminal where progress is to be seen. */
+export interface ProgressStream extends LineStream {
+  readonly write: (text: string) => void;
+  /** The terminal's width in characters, 0 if it does not know. */
+  readonly columns: () => number;
+}
+
+const ERASE_LINE = "\r\x1b[K"; // ECMA-48, EL
+const USUAL_COLUMNS = 80;
+
+/** Prints our own lines, so that no terminal acts on what is in them. */
+export class Printer {
+  /** Shows what is waited for at the terminal; null where there is none. */
+  readonly progress: Progress | null;
+  /** For what is printed with {@linkcode printVisible}. */
+  readonly paint: Paint;
+  readonly #paintError: Paint;
+  readonly #stdout: ProgressStream;
+  readonly #stderr: LineStream;
+  #shown = "";
+
+  constructor(
+    { stdout, stderr }: { readonly stdout: ProgressStream; readonly stderr: LineStream },
+    env: Env,
+  ) {
+    this.#stdout = stdout;
+    this.#stderr = stderr;
+    this.progress = isSmart(stdout, env) ? (line) => this.#show(line) : null;
+    this.paint = paintFor(stdout, env);
+    this.#paintError = paintFor(stderr, env);
+  }
+
+  print(text: string): void {
+    this.printVisible(toVisible(text));
+  }
+
+  /** Prints what is painted, and so has been made visible already. */
+  printVisible(text: string): void {
+    this.progress?.(null);
+    this.#stdout.printLine(text);
+  }
+
+  warn(text: string): void {
+    this.#printError(this.#paintError("yellow", toVisible(text)));
+  }
+
+  debug(text: string): void {
+    this.#printError(`debug: ${toVisible(text)}`);
+  }
+
+  /** Says why the program fails. */
+  fail(program: string, text: string): void {
+    this.#printError(`${this.#paintError("red", `${program}:`)} ${toVisible(text)}`);
+  }
+
+  #printError(text: string): void {
+    this.progress?.(null);
+    this.#stderr.printLine(text);
+  }
+
+  #show(line: string | null): void {
+    const columns = this.#stdout.columns() || USUAL_COLUMNS;
+    // In the last column, some terminals go on to the next line.
+    const text = line === null ? "" : cut(toVisible(line.replaceAll("\n", " ")), columns - 1);
+    if (text === this.#shown) return;
+    this.#stdout.write(ERASE_LINE + text);
+    this.#shown = text;
+  }
+}
+
+const FIRST_WIDE = 0x1100; // Hangul, before all others that may take two columns
+
+function cut(text: string, columns: number): string {
+  let room = columns;
+  let result = "";
+  for (const character of text) {
+    room -= (character.codePointAt(0) ?? 0) < FIRST_WIDE ? 1 : 2;
+    if (room < 0) break;
+    result += character;
+  }
+  return result;
+}

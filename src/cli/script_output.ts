@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import type { Env } from "../job/job.ts";
+import type { Sink } from "../guest/ssh_connection.ts";
+
+const LINE_FEED = 0x0a;
+const RESET = "\x1b[0m"; // of colours and of hidden text: ECMA-48, SGR 0
+
+/** The output of a job's script, with an eye on where it ends: what we say follows it. */
+export class ScriptOutput {
+  readonly stdout: Sink;
+  readonly stderr: Sink;
+  readonly #plainStderr: Sink;
+  #last: number | undefined;
+
+  constructor({ stdout, stderr }: { readonly stdout: Sink; readonly stderr: Sink }) {
+    this.stdout = this.#watched(stdout);
+    this.stderr = this.#watched(stderr);
+    this.#plainStderr = stderr;
+  }
+
+  /**
+   * Lets our words begin on a line of their own, as they are: neither hidden nor coloured, nor the
+   * rest of a line that the script began.
+   */
+  async end(env: Env): Promise<void> {
+    if (this.#last === undefined) return;
+    const reset = env["SYSTEM_FAILURE_EXIT_CODE"] === undefined ? "" : RESET; // in GitLab's log
+    const feed = this.#last === LINE_FEED ? "" : "\n";
+    this.#last = undefined;
+    await this.#plainStderr(new TextEncoder().encode(reset + feed));
+  }
+
+  #watched(sink: Sink): Sink {
+    return (bytes) => {
+      this.#last = bytes.at(-1) ?? this.#last;
+      return sink(bytes);
+    };
+  }
+}

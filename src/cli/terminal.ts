@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { orFailure } from "../errors.ts";
+import type { TerminalSize } from "../guest/ssh_connection.ts";
+import type { Env } from "../job/job.ts";
+import { Printer } from "./printer.ts";
+
+/** A person's terminal. */
+export interface Terminal {
+  /** As in TERM. */
+  readonly type: string;
+  readonly size: () => TerminalSize;
+  /** What is typed; it ends when the iterator is closed. */
+  readonly input: AsyncIterable<Uint8Array>;
+  /** Raw, a terminal hands on each key as it is, ^C too. */
+  readonly setRaw: (raw: boolean) => void;
+  /** Calls the listener when the size changes, until disposed of. */
+  readonly onResize: (listener: () => void) => Disposable;
+}
+
+/** The terminal that the program was called at, or null if its input or its output is another. */
+export function ownTerminal(type: string | undefined): Terminal | null {
+  if (!Deno.stdin.isTerminal() || !Deno.stdout.isTerminal()) return null;
+  return {
+    type: type ?? "dumb",
+    size: Deno.consoleSize,
+    input: Deno.stdin.readable,
+    setRaw: (raw) => Deno.stdin.setRaw(raw),
+    onResize: (listener) => {
+      Deno.addSignalListener("SIGWINCH", listener);
+      return { [Symbol.dispose]: () => Deno.removeSignalListener("SIGWINCH", listener) };
+    },
+  };
+}
+
+/** Prints on the program's own output, and its errors on that of errors. */
+export function ownPrinter(env: Env): Printer {
+  return new Printer({
+    stdout: {
+      isTerminal: () => Deno.stdout.isTerminal(),
+      printLine: console.log,
+      write: (text) => void Deno.stdout.writeSync(new TextEncoder().encode(text)),
+      columns: () => Deno.consoleSize().columns,
+    },
+    stderr: { isTerminal: () => Deno.stderr.isTerminal(), printLine: console.error },
+  }, env);
+}
+
+/**
+ * Writes each part whole before it asks for the next: a slow reader slows the guest. `name` is for
+ * messages. Throws SystemFailure.
+ */
+export function sinkTo(
+  stream: { write(bytes: Uint8Array): Promise<number> },
+  name: string,
+): (bytes: Uint8Array) => Promise<void> {
+  return async (bytes) => {
+    for (let written = 0; written < bytes.length;) {
+      written += await orFailure(stream.write(bytes.subarray(written)), {
+        what: `Cannot write to ${name}`,
+        advice: "See whether what reads it still runs, and what space its file system has left",
+      });
+    }
+  };
+}

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import type { Config } from "../settings/load.ts";
+import { BuildFailure } from "../errors.ts";
+import { CALLER_VARIABLE, type Job, MACHINE_VARIABLE } from "../job/job.ts";
+import { processMark } from "../machine/owner.ts";
+import type { MachineSettings } from "../settings/machine_settings.ts";
+import { decide } from "../policy/decide.ts";
+
+/**
+ * GitLab Runner's answer from a config_exec, one JSON object
+ * (https://docs.gitlab.com/runner/executors/custom/#config). It asks nothing of libvirt. What a job
+ * may not have is for `prepare` to refuse, whose message the job's log shows.
+ */
+export function configJson(job: Job, config: Config, version: string): string {
+  const { user, shell, buildsDir, cacheDir } = settingsOf(job, config);
+  const home = user === "root" ? "/root" : `/home/${user}`;
+  return JSON.stringify({
+    driver: { name: "libvirt-gci", version: `v${version}` },
+    builds_dir: buildsDir ?? `${home}/builds`,
+    cache_dir: cacheDir ?? `${home}/cache`,
+    builds_dir_is_shared: false,
+    shell,
+    ...(job.machine === null ? {} : { job_env: jobEnv(job.machine) }),
+  });
+}
+
+function jobEnv(machine: string): Record<string, string> {
+  const caller = processMark(Deno.ppid);
+  return { [MACHINE_VARIABLE]: machine, ...(caller && { [CALLER_VARIABLE]: caller }) };
+}
+
+function settingsOf(job: Job, config: Config): MachineSettings {
+  try {
+    return decide(job, config).settings;
+  } catch (error) {
+    if (error instanceof BuildFailure) return config.machine;
+    throw error;
+  }
+}

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { SystemFailure } from "../errors.ts";
+import type { ConsoleSession, Domain, DomainState } from "../libvirt/domain.ts";
+import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
+import { consoleLines } from "../guest/console_text.ts";
+import { sleep, within } from "../wait.ts";
+import { lookupMachine } from "../machine/ready_machine.ts";
+import type { Terminal } from "../cli/terminal.ts";
+import type { Stage } from "../machine/context.ts";
+
+/** What the console needs of a stage. */
+export type ConsoleStage = Pick<
+  Stage,
+  "connection" | "config" | "signal" | "log" | "warn" | "stdout"
+>;
+
+/**
+ * Connects a person's terminal to the machine's serial console, until they type ^] or the machine
+ * ends. Without a terminal, prints what comes, line by line and harmless, until the machine ends.
+ * Throws SystemFailure if another has the console, unless `force` ends their session.
+ */
+export async function openConsole(
+  machine: string,
+  { force, terminal, stage }: {
+    readonly force: boolean;
+    readonly terminal: Pick<Terminal, "input" | "setRaw"> | null;
+    readonly stage: ConsoleStage;
+  },
+): Promise<void> {
+  using found = await lookupMachine(machine, stage);
+  const { domain } = found;
+  try {
+    await domain.withConsole({ force }, async (session) => {
+      if (terminal === null) return await print(session, domain, stage);
+      const end = await connect(session, { domain, terminal, stage });
+      await stage.stdout(new TextEncoder().encode("\n")); // the guest's last line may be a prompt
+      stage.log(`${end === "left" ? "Left the console of" : ENDS[end]} "${machine}"`);
+    });
+  } catch (cause) {
+    if (force || !isLibvirtError(cause, VIR_ERR.OPERATION_FAILED)) throw cause;
+    throw new SystemFailure({
+      what: `Cannot open the serial console of the machine "${machine}"`,
+      cause,
+      advice: `End another session that has it: libvirt-gci console --force ${machine}`,
+    });
+  }
+}
+
+/** How a session ended that nobody left. */
+type End = Exclude<DomainState, "active">;
+
+const ENDS: Readonly<Record<End, string>> = {
+  crashed: "The kernel panicked in the machine",
+  halted: "The host could not write to the disk of the machine",
+  gone: "There is no longer a machine",
+};
+
+async function print(
+  session: ConsoleSession,
+  domain: Domain,
+  { signal, stdout }: ConsoleStage,
+): Promise<void> {
+  const decoder = new TextDecoder();
+  const encoder = new TextEncoder();
+  let rest = "";
+  const printLines = async (text: string): Promise<void> => {
+    const lines = consoleLines(text).map((line) => `${line}\n`).join("");
+    if (lines !== "") await stdout(encoder.encode(lines));
+  };
+  const take = async (bytes: Uint8Array): Promise<void> => {
+    const text = rest + decoder.decode(bytes, { stream: true });
+    const end = text.length > LONGEST_LINE ? text.length : text.lastIndexOf("\n") + 1;
+    rest = text.slice(end);
+    await printLines(text.slice(0, end));
+  };
+  await pass(session, { domain, signal, take, typed: new Typed() });
+  await printLines(rest);
+}
+
+const LONGEST_LINE = 4096;
+
+async function connect(
+  session: ConsoleSession,
+  { domain, terminal, stage: { signal, warn, stdout } }: {
+    readonly domain: Domain;
+    readonly terminal: Pick<Terminal, "input" | "setRaw">;
+    readonly stage: ConsoleStage;
+  },
+): Promise<End | "left"> {
+  const { name } = domain;
+  warn(
+    `The serial console of "${name}": ^] (Ctrl and ]) leaves it; if it is silent, try Enter. This ` +
+      `terminal obeys what the guest sends: "libvirt-gci logs ${name}" makes it visible instead`,
+  );
+  const typed = new Typed();
+  terminal.setRaw(true);
+  try {
+    typed.takeAll(terminal.input).catch(() => {}); // what is typed after the end is lost
+    return await pass(session, { domain, signal, take: stdout, typed });
+  } finally {
+    terminal.setRaw(false);
+  }
+}
+
+const FIRST_PAUSE_MS = 5;
+const LONGEST_PAUSE_MS = 100;
+const FOREVER_MS = 2 ** 31 - 1;
+
+/** Passes bytes both ways: at once what is typed, and what comes at least ten times a second. */
+async function pass(
+  session: ConsoleSession,
+  { domain, signal, take, typed }: {
+    readonly domain: Domain;
+    readonly signal: AbortSignal;
+    readonly take: (bytes: Uint8Array) => Promise<void>;
+    readonly typed: Typed;
+  },
+): Promise<End | "left"> {
+  for (let pause = FIRST_PAUSE_MS;; pause = Math.min(pause * 1.5, LONGEST_PAUSE_MS)) {
+    signal.throwIfAborted();
+    const state = await domain.state(); // while it is asked for, libvirt takes in what comes
+    for (;;) {
+      const bytes = await session.receive().catch(() => null); // also if somebody else takes it
+      if (bytes === null) return await endOf(domain);
+      if (bytes.length === 0) break;
+      pause = FIRST_PAUSE_MS;
+      await within(take(bytes), FOREVER_MS, signal); // nobody may be reading it
+      signal.throwIfAborted();
+    }
+    if (state !== "active") return state;
+    if (await typed.passOn(session)) pause = FIRST_PAUSE_MS;
+    if (typed.isLeft) {
+      await typed.passOn(session); // what came meanwhile, as far as it goes now
+      return "left";
+    }
+    await sleep(pause, AbortSignal.any([signal, typed.comes]));
+  }
+}
+
+/** What ended a session: the machine, it seems, or else somebody. Throws SystemFailure. */
+async function endOf(domain: Domain): Promise<End> {
+  for (let attempt = 0; attempt < 10; attempt++) {
+    const state = await domain.state();
+    if (state !== "active") return state;
+    await sleep(100); // libvirt may not have noticed yet
+  }
+  throw new SystemFailure({
+    what: `The session at the console of the machine "${domain.name}" was ended`,
+    advice:
+      `Take it back, if somebody took it with --force: libvirt-gci console --force ${domain.name}`,
+  });
+}
+
+const ESCAPE = 0x1d; // ^], as in virsh and telnet
+
+/** What somebody types, until ^]. */
+class Typed {
+  isLeft = false;
+  #bytes: Uint8Array<ArrayBuffer> = new Uint8Array();
+  #wake = new AbortController();
+
+  /** Aborts when something is typed that was not passed on. */
+  get comes(): AbortSignal {
+    return this.#wake.signal;
+  }
+
+  async takeAll(input: AsyncIterable<Uint8Array>): Promise<void> {
+    for await (const bytes of input) {
+      const end = bytes.indexOf(ESCAPE);
+      const typed = end < 0 ? bytes : bytes.subarray(0, end);
+      const all = new Uint8Array(this.#bytes.length + typed.length);
+      all.set(this.#bytes);
+      all.set(typed, this.#bytes.length);
+      this.#bytes = all;
+      this.isLeft = end >= 0;
+      this.#wake.abort();
+      if (this.isLeft) break;
+    }
+  }
+
+  /** Sends what was typed, as far as it goes now. Resolves to whether there was anything. */
+  async passOn(session: ConsoleSession): Promise<boolean> {
+    this.#wake = new AbortController();
+    if (this.#bytes.length === 0) return false;
+    const sent = await session.send(this.#bytes);
+    this.#bytes = this.#bytes.subarray(sent);
+    return true;
+  }
+}

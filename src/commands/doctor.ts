@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import type { Config } from "../settings/load.ts";
+import { bootTemplate } from "../doctor/boot.ts";
+import { doctor, type GroupedFinding } from "../doctor/checks.ts";
+import { libvirtFacts } from "../doctor/libvirt_facts.ts";
+import { type Job, makeUpMachineName } from "../job/job.ts";
+import { Connection } from "../libvirt/connection.ts";
+import { readHostNetwork } from "../machine/network/host_addresses.ts";
+import { kvmRunsGuests } from "../machine/kvm/kvm_probe.ts";
+import { cleanup } from "../machine/remove.ts";
+import { prepare } from "./prepare.ts";
+import { run } from "./run.ts";
+import type { Stage } from "../machine/context.ts";
+
+const CHECK_SECONDS = 20;
+const CALL_SECONDS = 10;
+
+/** What the host is like for jobs. It never throws: that libvirt does not answer is a finding. */
+export async function findingsOfHost(
+  { config, configError, home, program, signal }: {
+    readonly config: Config;
+    /** Why the settings cannot be read, and `config` are the defaults; null if they can. */
+    readonly configError: unknown;
+    readonly home: string | undefined;
+    /** Where this program is, for GitLab Runner to call it. */
+    readonly program: string;
+    readonly signal: AbortSignal;
+  },
+): Promise<GroupedFinding[]> {
+  await using stack = new AsyncDisposableStack();
+  let connection: Connection | Error;
+  try {
+    connection = await Connection.open(config.uri, { callSeconds: CALL_SECONDS, signal });
+    stack.use(connection);
+  } catch (error) {
+    connection = error instanceof Error ? error : new Error(String(error));
+  }
+  return await doctor({
+    ...{ config, configError, connection, home, program, root: "", checkSeconds: CHECK_SECONDS },
+    ...{ factsOf: libvirtFacts, kvm: kvmRunsGuests, hostNetwork: readHostNetwork },
+  });
+}
+
+/** How a whole job goes on a machine with this template. Progress goes where warnings go. */
+export function findingsOfJob(template: string, stage: Stage): Promise<GroupedFinding[]> {
+  const machine = makeUpMachineName(template);
+  const quiet = { ...stage, log: stage.warn };
+  return bootTemplate(template, {
+    prepare: async () => void await prepare(jobByHand(machine, template), {}, quiet),
+    run: async (script) => {
+      let written = "";
+      const decoder = new TextDecoder();
+      const stdout = (bytes: Uint8Array): Promise<void> => {
+        written += decoder.decode(bytes, { stream: true });
+        return Promise.resolve();
+      };
+      await run(machine, new TextEncoder().encode(script), { ...quiet, stdout });
+      return written;
+    },
+    cleanup: async () => void await cleanup(machine, quiet),
+  });
+}
+
+function jobByHand(machine: string, template: string): Job {
+  return {
+    ...{ machine, template, isTemplateFromOperator: true, byHand: true },
+    ...{ id: null, project: null, isProtected: null, timeoutSeconds: null, attemptDir: null },
+    ...{ services: [], configCaller: null },
+    requests: { vcpus: null, memoryMib: null, diskGib: null, keepMinutes: null, nested: null },
+  };
+}

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import type { Config } from "../settings/load.ts";
+import { BuildFailure, explain } from "../errors.ts";
+import { type Env, type Job, jobFromEnv } from "../job/job.ts";
+import { decide, type Decision, findRule, type RuleSearch } from "../policy/decide.ts";
+import { quoted, toVisible } from "../quoted.ts";
+import type { Size } from "../policy/size_choice.ts";
+import { withVariablesOf } from "../job/variables_file.ts";
+
+/** What the command line says of the job. By hand, it stands for what GitLab would say. */
+export interface ExplainOptions {
+  readonly distro?: string | undefined;
+  readonly project?: string | undefined;
+  readonly protected: boolean;
+  /** A file with the job's variables, in place of those of the environment. */
+  readonly variables?: string | undefined;
+}
+
+/** What to print of a job, and how it ends if it may not have what it asks for. */
+export interface Explanation {
+  readonly text: string;
+  /** What prepare would refuse the job with. */
+  readonly refusal: BuildFailure | null;
+}
+
+/**
+ * The job of this environment and these options: one of a named project is not protected unless
+ * somebody says so. Throws UsageError if the variables' file is wrong, and what jobFromEnv() throws.
+ */
+export async function jobToExplain(options: ExplainOptions, env: Env): Promise<Job> {
+  const { distro, project, variables } = options;
+  const jobEnv = variables === undefined ? env : await withVariablesOf(variables, env);
+  const isProtected = options.protected || undefined;
+  const job = await jobFromEnv(jobEnv, { distro, project, isProtected });
+  return project === undefined ? job : { ...job, isProtected: job.isProtected ?? false };
+}
+
+/**
+ * Says what prepare would give the job and why, as far as the settings and the job alone decide it:
+ * it asks nothing of libvirt. Throws SystemFailure where prepare would.
+ */
+export function explainJob(
+  job: Job,
+  config: Config,
+  { json }: { readonly json: boolean },
+): Explanation {
+  const search = findRule(job, config);
+  try {
+    const decision = decide(job, config);
+    const text = json
+      ? toJson({ ...jsonOfRules(search, job), ...jsonOf(decision, config) })
+      : toTable([...rowsOf(decision, { job, config }), ...rowsOfRules(search)]);
+    return { text, refusal: null };
+  } catch (refusal) {
+    if (!(refusal instanceof BuildFailure)) throw refusal;
+    const text = json
+      ? toJson({ ...jsonOfRules(search, job), refusal: explain(refusal) })
+      : toTable(rowsOfRules(search));
+    return { text, refusal };
+  }
+}
+
+function rowsOf(
+  { choice, settings, sizes, rule }: Decision,
+  { job, config }: { readonly job: Job; readonly config: Config },
+): [string, string][] {
+  const asker = job.isTemplateFromOperator ? "--distro" : "the job";
+  const volumes = choice.volumes.map(quoted).join(" or ");
+  return [
+    [
+      "template",
+      `${quoted(choice.name)}, ` +
+      (job.template === null
+        ? "the default of a job that asks for none"
+        : `for which ${asker} asks as ${quoted(job.template)}`),
+    ],
+    ["volume", `${volumes} in the storage pool ${quoted(config.templatePool)}`],
+    ["vcpus", words(sizes.vcpus)],
+    ["memory", words(sizes.memoryMib, " MiB")],
+    ["disk", words(sizes.diskGib, " GiB")],
+    ["kept", `${words(sizes.keepMinutes, " min")}, after a failure`],
+    [
+      "nested",
+      `${yesOrNo(sizes.nested.value)}, by ${sizes.nested.from}; ` +
+      `${sizes.nested.cap ? "allowed" : "not allowed"} by ${sizes.nested.capFrom}`,
+    ],
+    ["start", startOf(settings)],
+    ["login", `${settings.login}, as the user ${quoted(settings.user)}`],
+    ["network", quoted(settings.network)],
+    ["isolated", isolation(settings)],
+    ...machinesRow(rule),
+  ];
+}
+
+function machinesRow(rule: Decision["rule"]): [string, string][] {
+  if (rule === null || rule.maxMachines === null) return [];
+  return [["machines", `at most ${rule.maxMachines} of the project at once, by ${rule.name}`]];
+}
+
+function rowsOfRules({ rule, reasons }: RuleSearch): [string, string][] {
+  const without = reasons.length === 0 ? "there are no rules" : "no rule fits";
+  return [
+    ["rule", rule?.name ?? `none: ${without}`],
+    ...reasons.map((reason): [string, string] => ["", reason]),
+  ];
+}
+
+function words({ value, from, cap, capFrom }: Size<number | null>, unit = ""): string {
+  const size = value === null ? "as large as the template's own" : `${value}${unit}`;
+  const most = cap === null ? "as large as that" : `${cap}${unit}`;
+  return `${size}, by ${from}; at most ${most}, by ${capFrom}`;
+}
+
+function startOf({ start, standby, firmware }: Decision["settings"]): string {
+  const waiting = standby === 0 ? "" : `, or one of ${standby} that wait`;
+  return `${start}${waiting}, with the firmware ${firmware}`;
+}
+
+function isolation({ isolate, hostPorts, blockedNetworks }: Decision["settings"]): string {
+  if (!isolate) return "no";
+  const open = hostPorts.length === 0 ? "" : `, but for ${hostPorts.join(", ")} of the host`;
+  const blocked = blockedNetworks.length === 0 ? "" : `; also from ${blockedNetworks.join(", ")}`;
+  return `yes${open}${blocked}`;
+}
+
+function yesOrNo(is: boolean): string {
+  return is ? "yes" : "no";
+}
+
+function jsonOfRules({ rule, reasons }: RuleSearch, { project, isProtected }: Job): object {
+  return { project, protected: isProtected, rule: rule?.name ?? null, reasons };
+}
+
+function jsonOf({ choice, settings, sizes, rule }: Decision, config: Config): object {
+  const { vcpus, memoryMib, diskGib, keepMinutes, nested } = sizes;
+  return {
+    template: choice.name,
+    template_pool: config.templatePool,
+    volumes: choice.volumes,
+    sizes: {
+      vcpus: jsonOfSize(vcpus),
+      memory_mib: jsonOfSize(memoryMib),
+      disk_gib: jsonOfSize(diskGib),
+    },
+    keep_minutes: jsonOfSize(keepMinutes),
+    nested: {
+      value: nested.value,
+      from: nested.from,
+      allowed: nested.cap,
+      allowed_by: nested.capFrom,
+    },
+    start: settings.start,
+    standby: settings.standby,
+    firmware: settings.firmware,
+    login: settings.login,
+    user: settings.user,
+    network: settings.network,
+    isolate: settings.isolate,
+    host_ports: settings.hostPorts,
+    blocked_networks: settings.blockedNetworks,
+    max_machines_of_project: rule?.maxMachines ?? null,
+  };
+}
+
+function jsonOfSize({ value, from, cap, capFrom }: Size<number | null>): object {
+  return { value, from, max: cap, max_from: capFrom };
+}
+
+function toJson(value: object): string {
+  return toVisible(JSON.stringify(value, null, 2));
+}
+
+function toTable(rows: readonly (readonly [string, string])[]): string {
+  const width = Math.max(...rows.map(([name]) => name.length)) + 2;
+  return rows.map(([name, words]) => name.padEnd(width) + words).join("\n");
+}

@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { age, ageSeconds } from "../machine/owner.ts";
+import { parsePlace } from "../machine/queue/project_entry.ts";
+import { findActivePool } from "../machine/storage/pools.ts";
+import { waitingIn } from "../machine/standby/waiting.ts";
+import { isLive, longestTurnSeconds, turnsOf } from "../machine/queue/queue_entry.ts";
+import { volumeName } from "../machine/storage/volumes.ts";
+import type { Connection } from "../libvirt/connection.ts";
+import type { DomainState } from "../libvirt/domain.ts";
+import { isKept } from "../machine/metadata.ts";
+import { noPaint, type Paint } from "../cli/paint.ts";
+import { toVisible } from "../quoted.ts";
+import {
+  findMachines,
+  type FindStage,
+  type FoundMachine,
+  lookupNeed,
+  type Need,
+} from "../machine/inventory.ts";
+
+/** A machine as the command `list` shows it; null is what nothing says. */
+export interface ListedMachine {
+  readonly machine: string;
+  /** What libvirt calls it: another name where the machine took over one that waited. */
+  readonly domain: string;
+  /** Empty by hand. */
+  readonly job: string | null;
+  readonly project: string | null;
+  readonly template: string | null;
+  /** ISO 8601. */
+  readonly created: string | null;
+  /**
+   * `standby` if it waits for a job; `waiting` until there is room for it, `starting` until it can be logged in to, then `ready`;
+   * `crashed` if its kernel panicked, `halted` if its disk cannot be written; `kept` if its job is over; `orphan` if it has a domain and
+   * nobody needs it; `leftover` if it has not even that.
+   */
+  readonly state:
+    | "standby"
+    | "waiting"
+    | "starting"
+    | "ready"
+    | "crashed"
+    | "halted"
+    | "kept"
+    | "orphan"
+    | "leftover";
+  /** Until when somebody wants it to stay, whatever becomes of its job, ISO 8601. */
+  readonly keptUntil: string | null;
+  /** Why gc would remove it. */
+  readonly why: string | null;
+  readonly address: string | null;
+  readonly memoryMib: number | null;
+  /** What its volumes take of the pools, together. */
+  readonly diskBytes: number;
+}
+
+/** A machine without a domain is taken for one that starts while it is so young. */
+const STARTING_SECONDS = 600;
+
+/** All machines of which anything is left. */
+export async function listMachines(stage: FindStage): Promise<ListedMachine[]> {
+  const found = await findMachines(stage, { refresh: false });
+  const listed = await Promise.all(found.map(async (machine) => {
+    const need = await lookupNeed(machine, stage);
+    const { record, owner, why } = need;
+    const life = record && await lifeOf(machine.name, stage.connection);
+    return {
+      machine: record?.machine || machine.name,
+      domain: machine.name,
+      job: owner?.job ?? null,
+      project: owner?.project ?? null,
+      template: record?.template ?? null,
+      created: owner?.created ?? null,
+      state: isWaiting(machine)
+        ? "standby"
+        : await isQueued(machine, need, stage)
+        ? "waiting"
+        : stateOf(need, life?.state ?? null),
+      keptUntil: record?.keptUntil || null,
+      why,
+      address: record?.address || null,
+      memoryMib: life?.memoryMib ?? null,
+      diskBytes: await diskOf(machine, stage.connection),
+    };
+  }));
+  // Of one that took over another, only the name and what says so are its own.
+  const heirs = new Set(listed.filter((it) => it.machine !== it.domain).map((it) => it.machine));
+  return listed.filter(({ domain }) => !heirs.has(domain));
+}
+
+function isWaiting({ hasDomain, volumes }: FoundMachine): boolean {
+  return hasDomain && waitingIn(volumes.map(({ name }) => name)).length > 0;
+}
+
+/** Whether it waits for its turn, or for its project's: then the machine gets its disk. */
+async function isQueued(
+  { name, volumes }: FoundMachine,
+  { why }: Need,
+  { config }: FindStage,
+): Promise<boolean> {
+  if (volumes.some((volume) => volume.name === volumeName(name, "overlay"))) return false;
+  if (why === null && volumes.some((volume) => parsePlace(volume.name) !== null)) return true;
+  const turns = turnsOf(volumes.map((volume) => volume.name));
+  const limits = { longestSeconds: longestTurnSeconds(config) };
+  return (await Promise.all(turns.map((turn) => isLive(turn, limits)))).includes(true);
+}
+
+function stateOf(
+  { record, owner, why }: Need,
+  domainState: DomainState | null,
+): ListedMachine["state"] {
+  if (record !== null) {
+    if (why !== null) return "orphan";
+    if (domainState === "crashed" || domainState === "halted") return domainState;
+    return isKept(record) ? "kept" : record.address ? "ready" : "starting";
+  }
+  const young = owner === null || ageSeconds(owner) < STARTING_SECONDS;
+  return why === null && young ? "starting" : "leftover";
+}
+
+/** What its domain says now; null if it ends just then. */
+async function lifeOf(
+  machine: string,
+  connection: Connection,
+): Promise<{ readonly memoryMib: number; readonly state: DomainState } | null> {
+  using domain = await connection.findDomain(machine);
+  if (domain === null) return null;
+  try {
+    return { memoryMib: await domain.memoryMib(), state: await domain.state() };
+  } catch {
+    return null;
+  }
+}
+
+async function diskOf(
+  { volumes }: Pick<FoundMachine, "volumes">,
+  connection: Connection,
+): Promise<number> {
+  const sizes = volumes.map(async ({ pool: poolName, name }) => {
+    using pool = await connection.findPool(poolName);
+    using volume = pool && await pool.findVolume(name);
+    return volume ? await volume.allocationBytes().catch(() => 0) : 0; // it may be gone just now
+  });
+  return (await Promise.all(sizes)).reduce((sum, size) => sum + size, 0);
+}
+
+/** The machines as JSON, an array of {@linkcode ListedMachine}. */
+export function listJson(machines: readonly ListedMachine[]): string {
+  return JSON.stringify(machines, null, 2);
+}
+
+const HEAD = ["MACHINE", "JOB", "PROJECT", "TEMPLATE", "AGE", "STATE", "ADDRESS", "MEMORY", "DISK"];
+const STATE_COLUMN = HEAD.indexOf("STATE");
+
+const STATE_COLOURS = {
+  standby: "green",
+  ready: "green",
+  waiting: "yellow",
+  starting: "yellow",
+  kept: "yellow",
+  crashed: "red",
+  halted: "red",
+  orphan: "red",
+  leftover: "red",
+} as const;
+
+/** The machines as a table for people, a line each, fit to print. */
+export function listTable(machines: readonly ListedMachine[], paint: Paint = noPaint): string {
+  const rows = [HEAD, ...machines.map(rowOf)];
+  return tableOf(rows, (padded, { row, column, cell }) => {
+    const state = machines[row - 1]?.state;
+    if (state === undefined || column !== STATE_COLUMN) return padded;
+    return paint(STATE_COLOURS[state], cell) + padded.slice(cell.length);
+  });
+}
+
+/** The rows as a table; `paintCell` gets each cell filled up to the width of its column. */
+function tableOf(
+  rows: readonly (readonly string[])[],
+  paintCell: (padded: string, at: { row: number; column: number; cell: string }) => string = (
+    padded,
+  ) => padded,
+): string {
+  const widths = (rows[0] ?? []).map((_, i) =>
+    Math.max(...rows.map((row) => (row[i] ?? "").length))
+  );
+  return rows.map((cells, row) =>
+    cells.map((cell, column) => paintCell(cell.padEnd(widths[column] ?? 0), { row, column, cell }))
+      .join("  ").trimEnd()
+  ).join("\n");
+}
+
+function remaining(until: string | null): string {
+  return age(Math.max(0, (Date.parse(until ?? "") - Date.now()) / 1000));
+}
+
+function rowOf(machine: ListedMachine): string[] {
+  const { created, memoryMib, diskBytes } = machine;
+  const cells = [
+    machine.machine,
+    machine.job,
+    machine.project,
+    machine.template,
+    created && age(ageSeconds({ created })),
+    machine.state === "kept" ? `kept ${remaining(machine.keptUntil)} more` : machine.state,
+    machine.address,
+    memoryMib === null ? null : `${memoryMib} MiB`,
+    `${Math.ceil(diskBytes / 1024 ** 2)} MiB`,
+  ];
+  return cells.map(toCell);
+}
+
+function toCell(text: string | null): string {
+  return toVisible(text || "-").replaceAll("\n", "\\n");
+}
+
+/** A warm image as the command `list` shows it. */
+export interface ListedWarmImage {
+  readonly template: string;
+  readonly created: string;
+  /** The machines that stand on its disk. */
+  readonly machines: readonly string[];
+  /** What its volumes take of the pool, together. */
+  readonly diskBytes: number;
+}
+
+/** The warm images from which machines can be resumed. */
+export async function listWarmImages(
+  { connection, config }: Pick<FindStage, "connection" | "config">,
+): Promise<ListedWarmImage[]> {
+  const { findWarmImages, machinesOn, warmVolume } = await import("../machine/warm/warm_image.ts");
+  using pool = await findActivePool(connection, config.overlayPool);
+  const images = pool === null ? [] : await findWarmImages(pool, null);
+  return await Promise.all(images.map(async (image) => {
+    const { template, id, created } = image;
+    const volumes = (["disk", "ram", "info"] as const).map((part) => ({
+      pool: config.overlayPool,
+      name: warmVolume(template, id, part),
+    }));
+    return {
+      ...{ template, created },
+      machines: pool === null ? [] : await machinesOn(pool, image),
+      diskBytes: await diskOf({ volumes }, connection),
+    };
+  }));
+}
+
+const WARM_HEAD = ["WARM IMAGE OF", "AGE", "MACHINES", "DISK"];
+
+/** The warm images as a table for people, a line each. */
+export function warmTable(images: readonly ListedWarmImage[]): string {
+  return tableOf([
+    WARM_HEAD,
+    ...images.map(({ template, created, machines, diskBytes }) => [
+      toCell(template),
+      age(ageSeconds({ created })),
+      String(machines.length),
+      `${Math.ceil(diskBytes / 1024 ** 2)} MiB`,
+    ]),
+  ]);
+}

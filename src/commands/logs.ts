@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { SystemFailure } from "../errors.ts";
+import { consoleLines } from "../guest/console_text.ts";
+import { findActivePool } from "../machine/storage/pools.ts";
+import { readConsole } from "../machine/storage/guest_files.ts";
+import type { Stage } from "../machine/context.ts";
+import { domainName } from "../machine/lookup.ts";
+
+/** Prints what is kept of the machine's serial console. Throws SystemFailure if there is none. */
+export async function logs(
+  machine: string,
+  stage: Pick<Stage, "connection" | "config" | "stdout">,
+): Promise<void> {
+  const { connection, config, stdout } = stage;
+  using pool = await findActivePool(connection, config.overlayPool);
+  const of = pool && { connection, pool, machine: await domainName(machine, stage) };
+  const bytes = of && await readConsole(of, Infinity);
+  if (bytes === null) {
+    throw new SystemFailure({
+      what: `There is no serial console of a machine "${machine}"`,
+      advice: "See the machines: libvirt-gci list",
+    });
+  }
+  await stdout(
+    new TextEncoder().encode(
+      consoleLines(new TextDecoder().decode(bytes)).map((line) => `${line}\n`).join(""),
+    ),
+  );
+}

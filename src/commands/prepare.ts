@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { explain, SystemFailure } from "../errors.ts";
+import { type Job, makeUpMachineName } from "../job/job.ts";
+import type { Connection } from "../libvirt/connection.ts";
+import type { StoragePool } from "../libvirt/storage_pool.ts";
+import type { MachineSettings } from "../settings/machine_settings.ts";
+import { forAnotherGuest } from "../machine/network/card.ts";
+import type { Subnet } from "../machine/network/network_info.ts";
+import { newOwner } from "../machine/owner.ts";
+import type { MachineRecord } from "../machine/metadata.ts";
+import { CHANNEL_ADDRESS } from "../machine/ssh_channel.ts";
+import { claimName, createVolumes } from "../machine/start.ts";
+import { findTemplate, listTemplateVolumes, type Template } from "../machine/storage/template.ts";
+import { volumeName } from "../machine/storage/volumes.ts";
+import { decide, type Decision } from "../policy/decide.ts";
+import { TemplateRefusal } from "../policy/template_choice.ts";
+import { admit } from "../machine/queue/admission.ts";
+import { cleanupAnyway } from "../machine/remove.ts";
+import { sweep } from "../machine/unneeded.ts";
+import { isolate, requireNetwork } from "../machine/network/isolation.ts";
+import { createLogin, volumeContents } from "../machine/login.ts";
+import {
+  boot,
+  type DiskSource,
+  type Making,
+  type NewMachine,
+  newRecord,
+  type Wanted,
+} from "../machine/create.ts";
+import { lookupOverlayPool } from "../machine/storage/overlay_pool.ts";
+import { waitForProject } from "../machine/queue/project_limit.ts";
+import { warnOfServices } from "./services.ts";
+import type { Stage } from "../machine/context.ts";
+import { StepTimer } from "../machine/steps.ts";
+
+/** What the command line says to prepare. */
+export interface PrepareOptions {
+  /** `--ssh-key-file`: the private key to log in with, instead of the one in the settings. */
+  readonly keyFile?: string | undefined;
+}
+
+/** A machine that is ready, and how to reach it. */
+export interface PreparedMachine {
+  readonly name: string;
+  readonly record: MachineRecord;
+}
+
+/**
+ * Makes a machine for the job, once there is room for it, and waits until a command runs in it. If
+ * that fails, or the signal aborts, it undoes what it did. Throws BuildFailure if the job asks for what
+ * there is not or what it may not have, else SystemFailure.
+ */
+export async function prepare(
+  job: Job,
+  { keyFile }: PrepareOptions,
+  stage: Stage,
+): Promise<PreparedMachine> {
+  const { config, connection, log, signal } = stage;
+  const began = performance.now();
+  const { choice, settings, advise, rule } = await decideHere(job, stage);
+  const name = job.machine ?? makeUpMachineName(choice.name);
+  warnOfServices(job, stage);
+  await sweep(name, stage);
+
+  const findDisk = async (): Promise<DiskSource> => {
+    const asked = { ...choice, advise, pool: config.templatePool };
+    const template = await findTemplate(connection, asked);
+    return { template, diskGib: diskSize(template, settings) };
+  };
+  const disk = await findDisk();
+  const subnets = await requireNetwork(connection, settings);
+  using pool = await lookupOverlayPool(connection, config.overlayPool);
+  await refuseTakenName(name, connection, pool);
+
+  signal.throwIfAborted();
+
+  const timer = new StepTimer(stage.onStep, began);
+  const owner = await newOwner(job);
+  if (!await claimName(pool, name, owner)) throw takenName(name, EARLIER_DISK);
+  await using undo = new AsyncDisposableStack(); // only now is the name ours
+  undo.defer(() => undoPrepare(name, stage));
+  const waitedSeconds = await waitForProject(name, { pool, job, rule }, stage);
+  if (waitedSeconds > 0) timer.end("project");
+  const wanted: Wanted = {
+    ...{ name, owner, template: choice.name, settings },
+    ...{ disk: waitedSeconds > 0 ? await findDisk() : disk, keyFile },
+  };
+  const making = { pool, timer };
+  const record = await takeWaiting(wanted, making, stage) ??
+    await make(wanted, { ...making, waitedSeconds, findDisk, subnets }, stage);
+  signal.throwIfAborted();
+
+  undo.move(); // The machine now lives until cleanup.
+  const where = record.address === CHANNEL_ADDRESS ? "without a network" : `at ${record.address}`;
+  log(`The machine "${name}" is ready ${where} after ${timer.summary()}`);
+  return { name, record };
+}
+
+/** As decide(), but a refusal names the templates that are there. */
+async function decideHere(job: Job, { config, connection }: Stage): Promise<Decision> {
+  try {
+    return decide(job, config);
+  } catch (refusal) {
+    if (!(refusal instanceof TemplateRefusal)) throw refusal;
+    const volumes = await listTemplateVolumes(connection, config.templatePool).catch(() => null);
+    throw volumes === null ? refusal : refusal.withVolumes(volumes); // which stands in any case
+  }
+}
+
+async function takeWaiting(
+  wanted: Wanted,
+  making: Pick<Making, "pool" | "timer">,
+  stage: Stage,
+): Promise<MachineRecord | null> {
+  if (wanted.settings.standby === 0) return null;
+  return await (await import("../machine/standby/hand_over.ts")).takeOver(wanted, making, stage);
+}
+
+/** Makes the machine once there is room for it, resumed or booted. */
+async function make(
+  wanted: Wanted,
+  { pool, timer, waitedSeconds, findDisk, subnets }: Pick<Making, "pool" | "timer"> & {
+    readonly waitedSeconds: number;
+    readonly findDisk: () => Promise<DiskSource>;
+    readonly subnets: readonly Subnet[];
+  },
+  stage: Stage,
+): Promise<MachineRecord> {
+  const { name, owner, template, settings, keyFile } = wanted;
+  const admitted = await admit(name, {
+    ...{ pool, memoryMib: settings.memoryMib, waitedSeconds },
+    instead: () => takeWaiting(wanted, { pool, timer }, stage),
+  }, stage);
+  if ("machine" in admitted) return admitted;
+  const { turn, hasWaited } = admitted;
+  const disk = hasWaited ? await findDisk() : wanted.disk; // somebody may have replaced the template
+  timer.end("turn");
+  const login = await createLogin(name, { keyFile, settings }, stage);
+  const volumes = await createVolumes(pool, name, volumeContents(name, login, settings));
+  const isolated = await isolate(name, { settings, subnets }, stage.connection);
+  stage.signal.throwIfAborted();
+
+  const record = newRecord(owner, { template, login, settings, card: isolated.card });
+  const machine: NewMachine = {
+    ...{ name, record, settings, disk, login, ...isolated, ...volumes },
+  };
+  const making = { pool, turn, timer };
+  if (settings.start === "cold") return await boot(machine, making, stage);
+  const resumed = await (await import("../machine/warm/resume.ts")).resume(machine, making, stage);
+  if (resumed !== null) return resumed;
+  const card = machine.card &&
+    await forAnotherGuest(stage.connection, settings.network, machine.card);
+  return await boot({ ...machine, card }, making, stage);
+}
+
+/** What a person can do with the machine, a line each. */
+export function howToGoOn({ name, record }: PreparedMachine): string[] {
+  const { key, port, user, address } = record;
+  const ssh = `, or ssh -i ${key} ${port === "22" ? "" : `-p ${port} `}${user}@${address}`;
+  return [
+    `Log in:   libvirt-gci ssh ${name}${address === CHANNEL_ADDRESS ? "" : ssh}`,
+    `Run:      libvirt-gci run --machine ${name} -- COMMAND`,
+    `Clean up: libvirt-gci cleanup --machine ${name}`,
+  ];
+}
+
+/** The size to make the disk, which is the template's own at least. Throws SystemFailure. */
+function diskSize(
+  { volume, capacityBytes }: Template,
+  { diskGib, maxDiskGib }: MachineSettings,
+): number | null {
+  const templateGib = Math.ceil(capacityBytes / 1024 ** 3);
+  if (maxDiskGib === null || templateGib <= maxDiskGib) return diskGib;
+  throw new SystemFailure({
+    fault: "settings",
+    what:
+      `The template's disk "${volume}" has ${templateGib} GiB, and max_disk_gib is ${maxDiskGib}`,
+    advice: "Have the settings raise max_disk_gib to at least that, or make the template smaller",
+  });
+}
+
+/** Says early what {@linkcode claimName} would refuse, and whose name it cannot know of. */
+async function refuseTakenName(
+  machine: string,
+  connection: Connection,
+  pool: StoragePool,
+): Promise<void> {
+  using domain = await connection.findDomain(machine);
+  if (domain !== null) throw takenName(machine, "a domain");
+  using owner = await pool.findVolume(volumeName(machine, "owner"));
+  using overlay = await pool.findVolume(volumeName(machine, "overlay"));
+  if (owner !== null || overlay !== null) throw takenName(machine, EARLIER_DISK);
+}
+
+const EARLIER_DISK = "a disk of an earlier machine";
+
+function takenName(machine: string, what: string): SystemFailure {
+  return new SystemFailure({
+    what: `There is ${what} "${machine}" already`,
+    advice: `Remove the machine if nobody needs it: libvirt-gci cleanup --machine ${machine}; ` +
+      "or choose another name",
+  });
+}
+
+/** Removes what a failed prepare made. The failure is what the caller hears of, not this. */
+async function undoPrepare(machine: string, stage: Stage): Promise<void> {
+  try {
+    await cleanupAnyway(machine, stage);
+  } catch (error) {
+    stage.warn(`Could not remove the machine "${machine}" again: ${explain(error)}`);
+  }
+}

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { BuildFailure, type Fault, faultOf, ScriptFailure, SystemFailure } from "../errors.ts";
+import { GuestFull, GuestSilent, runScript } from "../guest/script.ts";
+import type { Connection } from "../libvirt/connection.ts";
+import type { DomainState } from "../libvirt/domain.ts";
+import { endedFailure } from "../machine/network/address.ts";
+import { writeRecord } from "../machine/metadata.ts";
+import { sleep, within } from "../wait.ts";
+import { isFirstFailure, type JobScript, noteFailure, notePass } from "../machine/kept.ts";
+import { logIn, lookupReadyMachine, type OurMachine } from "../machine/ready_machine.ts";
+import type { Stage } from "../machine/context.ts";
+import { domainName } from "../machine/lookup.ts";
+
+const WATCH_MS = 2000;
+const WATCH_END_MS = 1000;
+const END_MS = 1000;
+
+/**
+ * Runs a script in the machine. Throws ScriptFailure if it ends with a status other than 0, and
+ * SystemFailure if the machine is not there, or is lost before the script ends. If it is a script of
+ * a job, the machine's record says whether it failed.
+ */
+export async function run(
+  machine: string,
+  script: Uint8Array,
+  stage: Stage,
+  ofJob: JobScript | null = null,
+): Promise<void> {
+  let name: string | null = null; // of the domain
+  try {
+    using ready = await lookupReadyMachine(machine, stage);
+    name = ready.domain.name;
+    await runInMachine(ready, script, stage, ofJob);
+  } catch (error) {
+    if (!(error instanceof SystemFailure) || stage.signal.aborted) throw error;
+    if (!LOSSES.includes(faultOf(error))) throw error;
+    name ??= await domainName(machine, stage);
+    const failure = await orEnded(name, error, stage);
+    const { withPostMortem } = await import("../machine/post_mortem/post_mortem.ts"); // what few machines need
+    throw await withPostMortem(name, failure, stage);
+  }
+}
+
+/** What ends a machine; it is of no use to keep it. */
+const ENDS: readonly Fault[] = ["guest_ended", "storage"];
+const LOSSES: readonly Fault[] = [...ENDS, "lost", "ssh_refused", "ssh_timeout", "host_key"];
+
+/** Says that the machine ended, where the connection was lost for that: libvirt may notice later. */
+async function orEnded(
+  machine: string,
+  failure: SystemFailure,
+  { connection, signal }: Stage,
+): Promise<SystemFailure> {
+  for (const end = performance.now() + END_MS; performance.now() < end; await sleep(100, signal)) {
+    if (ENDS.includes(faultOf(failure))) break;
+    const asked = stateOf(machine, connection).catch(() => null);
+    const state = await within(asked, end - performance.now()) ?? "active"; // a daemon that hangs
+    if (state !== "active") return endedFailure(machine, state, failure);
+  }
+  return failure;
+}
+
+async function stateOf(machine: string, connection: Connection): Promise<DomainState> {
+  using domain = await connection.findDomain(machine);
+  return domain === null ? "gone" : await domain.state();
+}
+
+async function runInMachine(
+  ready: OurMachine,
+  script: Uint8Array,
+  stage: Stage,
+  ofJob: JobScript | null,
+): Promise<void> {
+  const { domain, record } = ready;
+  try {
+    await runIn(ready, script, stage);
+  } catch (cause) {
+    const error = cause instanceof GuestFull && isLaterScript(ofJob) ? filledByJob(cause) : cause;
+    const isOver = stage.signal.aborted || ENDS.includes(faultOf(error));
+    if (cause instanceof GuestSilent) await noteSilence(ready);
+    if (ofJob !== null && !isOver && isFirstFailure(record)) {
+      await noteFailure(domain.name, ofJob, stage);
+    }
+    throw error;
+  }
+  if (ofJob !== null && record.failed === ofJob.name) await notePass(domain, ofJob);
+}
+
+/** Writes down that the guest does not answer, so that the job's last scripts do not wait for it. */
+async function noteSilence({ domain, record }: OurMachine): Promise<void> {
+  await writeRecord(domain, { ...record, silent: "yes" }).catch(() => {}); // it may be gone
+}
+
+/** Whether a script of the same job ran before it. */
+function isLaterScript(ofJob: JobScript | null): boolean {
+  return ofJob !== null && ofJob.name !== "prepare_script";
+}
+
+function filledByJob({ message }: GuestFull): BuildFailure {
+  return new BuildFailure({
+    fault: "script",
+    what: message,
+    advice: "Have the job's earlier scripts, which filled it, leave some space, or have the job " +
+      "ask for a larger disk with LIBVIRT_GCI_DISK_GIB",
+  });
+}
+
+async function runIn(ready: OurMachine, script: Uint8Array, stage: Stage): Promise<void> {
+  const ended = new AbortController();
+  const watching = watch(ready.domain.name, stage, ended);
+  const lost = rejectAtAbort(ended.signal);
+  try {
+    const signal = AbortSignal.any([stage.signal, ended.signal]);
+    using ssh = await logIn(ready, { home: stage.home, signal });
+    const shell = ready.record.shell === "sh" ? "sh" : "bash";
+    const { stdout, stderr } = stage;
+    const ran = runScript(ssh, { text: script, shell, stdout, stderr }, stage.signal);
+    const status = await Promise.race([ran, lost]);
+    if (status !== 0) throw new ScriptFailure(status);
+  } finally {
+    ended.abort();
+    await within(watching, WATCH_END_MS);
+  }
+}
+
+function rejectAtAbort(signal: AbortSignal): Promise<never> {
+  const { promise, reject } = Promise.withResolvers<never>();
+  signal.addEventListener("abort", () => reject(signal.reason));
+  promise.catch(() => {}); // nobody may be waiting any more
+  return promise;
+}
+
+/**
+ * Aborts `ended` when the machine is no longer there, its kernel panicked, or its disk cannot be
+ * written: SSH alone would notice after minutes. A daemon that restarts is no reason to end the job.
+ */
+async function watch(
+  machine: string,
+  { connection, connect }: Stage,
+  ended: AbortController,
+): Promise<void> {
+  let own: Connection | null = null;
+  while (!ended.signal.aborted) {
+    await sleep(WATCH_MS, ended.signal);
+    if (ended.signal.aborted) break;
+    try {
+      const state = await stateOf(machine, own ?? connection);
+      if (state !== "active") ended.abort(endedFailure(machine, state));
+    } catch {
+      await own?.[Symbol.asyncDispose]().catch(() => {}); // it is of no use any more
+      own = await connect().catch(() => null);
+    }
+  }
+  await own?.[Symbol.asyncDispose]();
+}

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import type { Terminal } from "../cli/terminal.ts";
+import { ScriptFailure, SystemFailure } from "../errors.ts";
+import { logIn, lookupReadyMachine } from "../machine/ready_machine.ts";
+import type { Stage } from "../machine/context.ts";
+
+/**
+ * Gives a person a shell in the machine, or runs a command there, with their terminal. Throws
+ * ScriptFailure if it ends with another status than 0, and SystemFailure if the machine is lost.
+ */
+export async function ssh(
+  machine: string,
+  { command, terminal, stage }: {
+    /** A line for the guest's shell; null is a shell. */
+    readonly command: string | null;
+    readonly terminal: Terminal;
+    readonly stage: Pick<Stage, "connection" | "config" | "home" | "signal" | "warn" | "stdout">;
+  },
+): Promise<void> {
+  using ready = await lookupReadyMachine(machine, stage);
+  using connection = await logIn(ready, stage);
+  stage.warn(
+    `This terminal obeys what the guest of "${machine}" sends: "libvirt-gci logs ${machine}" makes ` +
+      "what is on its console visible instead",
+  );
+  const remote = await connection.openTerminal(command, {
+    ...{ type: terminal.type, size: terminal.size(), output: stage.stdout },
+  });
+  using _ = terminal.onResize(() => remote.resize(terminal.size()));
+  terminal.setRaw(true);
+  try {
+    passOn(terminal.input, remote.write).catch(() => {}); // what is typed after the end is lost
+    const { status } = await remote.end;
+    if (status === 0) return;
+    if (status !== null) throw new ScriptFailure(status);
+  } finally {
+    terminal.setRaw(false);
+  }
+  throw new SystemFailure({
+    what: `The connection to the machine "${machine}" was lost`,
+    cause: connection.lost ?? undefined,
+    advice: `See whether it still runs: libvirt-gci list`,
+  });
+}
+
+async function passOn(input: AsyncIterable<Uint8Array>, write: (bytes: Uint8Array) => void) {
+  for await (const bytes of input) write(bytes);
+}

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { type Cidr, cidrText, covers, readCidrs } from "../ipv4.ts";
+import type { Connection } from "../libvirt/connection.ts";
+import { hostAddresses, whyUnseen } from "../machine/network/host_addresses.ts";
+import { readSubnets } from "../machine/network/network_info.ts";
+import type { MachineSettings } from "../settings/machine_settings.ts";
+import { allMachines, type DoctorContext, isLocal } from "./check.ts";
+import { type Finding, ok, problem, warning } from "./finding.ts";
+
+const METADATA: Cidr = { address: "169.254.169.254", prefix: 32 };
+const PRIVATE = readCidrs(["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"]);
+
+/** What jobs reach of the host, and by way of it. */
+export async function checkReach(context: DoctorContext): Promise<Finding[]> {
+  const { connection, config } = context;
+  if (connection instanceof Error) return [];
+  const machines = allMachines(config).filter(({ network }) => network !== "none");
+  const networks = await xmlsOf(machines, connection);
+  const isolated = machines.filter(({ isolate }) => isolate);
+  const findings = machines.some(({ isolate }) => !isolate) ? [notIsolated()] : [];
+  if (isolated.length === 0) return findings;
+  return [
+    ...findings,
+    ...unseen(isolated, networks, context),
+    open(isolated, networks, context),
+    metadata(isolated),
+    ...isLocal(context) ? [privateNetworks(isolated, networks, context)] : [],
+  ];
+}
+
+/** The XML of the machines' networks, by name, as far as they are there. */
+async function xmlsOf(
+  machines: readonly MachineSettings[],
+  connection: Connection,
+): Promise<Map<string, string>> {
+  const found = new Map<string, string>();
+  for (const name of new Set(machines.map(({ network }) => network))) {
+    using network = await connection.findNetwork(name);
+    if (network !== null) found.set(name, await network.xml());
+  }
+  return found;
+}
+
+function notIsolated(): Finding {
+  return warning("Machines that are not isolated reach the host, each other and all networks", {
+    meaning: "isolate is false in the settings, for all machines or for those of a template",
+  });
+}
+
+function unseen(
+  isolated: readonly MachineSettings[],
+  networks: ReadonlyMap<string, string>,
+  context: DoctorContext,
+): Finding[] {
+  const unnamed = isolated.filter(({ hostAddresses }) => hostAddresses.length === 0);
+  return [...new Set(unnamed.map(({ network }) => network))].flatMap((name) => {
+    const xml = networks.get(name);
+    if (xml === undefined) return []; // which is a finding of its own
+    const reason = whyUnseen(xml, { isLocal: isLocal(context), host: context.hostNetwork() });
+    if (reason === null) return [];
+    return [
+      problem(`The addresses that machines of "${name}" must not reach are unknown: ${reason}`, {
+        meaning: "No job starts whose machine is to be isolated. host_addresses is the setting " +
+          "for them",
+        remedy: "ip -4 address # on the machines' host: what belongs into host_addresses",
+      }),
+    ];
+  });
+}
+
+function open(
+  isolated: readonly MachineSettings[],
+  networks: ReadonlyMap<string, string>,
+  { hostNetwork }: DoctorContext,
+): Finding {
+  const ports = unique(isolated.flatMap(({ hostPorts }) => hostPorts));
+  const services = "Of the host, isolated machines reach DHCP and DNS of their network";
+  if (ports.length === 0) return ok(`${services}, and no port else`);
+  const withPorts = isolated.filter(({ hostPorts }) => hostPorts.length > 0);
+  const gateways = withPorts.flatMap(({ network }) => readSubnets(networks.get(network) ?? NONE))
+    .map(({ host }) => host);
+  const named = withPorts.flatMap((machine) => machine.hostAddresses);
+  const { addresses } = hostAddresses(hostNetwork(), named);
+  const where = unique([...gateways, ...addresses]).join(", ");
+  return ok(`${services}, and by host_ports ${ports.join(", ")} at ${where}`);
+}
+
+const NONE = "<network/>";
+
+function metadata(isolated: readonly MachineSettings[]): Finding {
+  if (isolated.every((machine) => isBlocked(METADATA, machine))) {
+    return ok(`Isolated machines do not reach ${METADATA.address}, the metadata of clouds`);
+  }
+  return warning(`Isolated machines reach ${METADATA.address}, the metadata of clouds`, {
+    meaning:
+      "In a cloud, whoever asks there gets the host's credentials. Put 169.254.0.0/16 into " +
+      "blocked_networks",
+  });
+}
+
+/** Of the networks that the host has routes to, as it does to those that it is in. */
+function privateNetworks(
+  isolated: readonly MachineSettings[],
+  networks: ReadonlyMap<string, string>,
+  { hostNetwork }: DoctorContext,
+): Finding {
+  const own = [...networks.values()].flatMap(readSubnets)
+    .map(({ host, prefix }) => ({ address: host, prefix }));
+  const reached = hostNetwork().routes.filter((route) =>
+    route.type === "UNICAST" && PRIVATE.some((network) => covers(network, route)) &&
+    !own.some((network) => covers(network, route)) &&
+    !isolated.every((machine) => isBlocked(route, machine))
+  ).map(cidrText);
+  if (reached.length === 0) {
+    return ok("Isolated machines reach no private network that the host has a route of its own to");
+  }
+  return warning(`Isolated machines reach private networks: ${reached.join(", ")}`, {
+    meaning: "Each job can talk with all that is there. If none has to, put these networks into " +
+      "blocked_networks, beside 169.254.0.0/16",
+  });
+}
+
+function isBlocked(network: Cidr, { blockedNetworks }: MachineSettings): boolean {
+  return readCidrs(blockedNetworks).some((blocked) => covers(blocked, network));
+}
+
+function unique(texts: readonly string[]): string[] {
+  return [...new Set(texts)];
+}

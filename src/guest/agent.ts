@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { SystemFailure } from "../errors.ts";
+import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
+import { sleep } from "../wait.ts";
+import type { Agent } from "./channel.ts";
+
+const AGENT_SECONDS = 5;
+/** Each time, the guest works for the answer, and its agent may log it. */
+const FIRST_POLL_MS = 30;
+const LONGEST_POLL_MS = 200;
+
+/** What a script is for, as the end of "The guest could not ...", and how long it may take. */
+export interface Purpose {
+  readonly what: string;
+  readonly timeoutSeconds: number;
+}
+
+/**
+ * Waits for the end of a script, or until the signal aborts. Throws SystemFailure with what it wrote to
+ * stderr, or the signal's reason.
+ */
+export type UntilEnd = (signal?: AbortSignal) => Promise<void>;
+
+/** Has the guest's agent run a script for sh, as root, and resolves when it has ended well. */
+export async function runByAgent(
+  agent: Agent,
+  script: string,
+  purpose: Purpose,
+  signal?: AbortSignal,
+): Promise<void> {
+  await (await startByAgent(agent, script, purpose))(signal);
+}
+
+/**
+ * Has the guest's agent start a script for sh, as root. What the script has in it, the agent does not
+ * log. Throws if it cannot start.
+ */
+export async function startByAgent(
+  agent: Agent,
+  script: string,
+  purpose: Purpose,
+): Promise<UntilEnd> {
+  const end = performance.now() + purpose.timeoutSeconds * 1000;
+  const { pid } = await ask(agent, "guest-exec", {
+    path: "/bin/sh",
+    arg: ["-s"],
+    "input-data": new TextEncoder().encode(script).toBase64(),
+    "capture-output": true,
+  }, purpose.timeoutSeconds);
+  return (signal) => waitForEnd(agent, { pid, end, signal }, purpose);
+}
+
+async function waitForEnd(
+  agent: Agent,
+  { pid, end, signal }: {
+    readonly pid: unknown;
+    readonly end: number;
+    readonly signal: AbortSignal | undefined;
+  },
+  { what, timeoutSeconds }: Purpose,
+): Promise<void> {
+  let pause = FIRST_POLL_MS;
+  for (let lastError: unknown = undefined;;) {
+    signal?.throwIfAborted();
+    try {
+      const status = await ask(agent, "guest-exec-status", { pid }, AGENT_SECONDS);
+      if (status["exited"] === true) return checkEnd(status, what);
+    } catch (error) {
+      lastError = error; // a busy guest may answer later
+      if (error instanceof SystemFailure || isLibvirtError(error, VIR_ERR.NO_DOMAIN)) throw error;
+      if (isLibvirtError(error) && error.isLost) throw error;
+    }
+    if (performance.now() > end) {
+      throw new SystemFailure({
+        what: `The guest did not ${what} within ${timeoutSeconds} s`,
+        cause: lastError,
+        fault: "template",
+      });
+    }
+    await sleep(pause, signal);
+    pause = Math.min(pause * 1.2, LONGEST_POLL_MS);
+  }
+}
+
+/** Throws SystemFailure if the script ended with another status than 0. */
+function checkEnd(status: Readonly<Record<string, unknown>>, what: string): void {
+  if (status["exitcode"] === 0) return;
+  throw new SystemFailure({
+    what: `The guest could not ${what}: ${stderrOf(status) || "it does not say why"}`,
+    fault: "template",
+  });
+}
+
+/** The end of what it wrote to stderr, in one line, by the answer to guest-exec-status. */
+export function stderrOf(status: Readonly<Record<string, unknown>>): string {
+  return atob(String(status["err-data"] ?? "")).trim().replace(/\s+/g, " ").slice(-500);
+}
+
+async function ask(
+  agent: Agent,
+  execute: string,
+  args: object,
+  timeoutSeconds: number,
+): Promise<Readonly<Record<string, unknown>>> {
+  return { ...await agent({ execute, arguments: args }, timeoutSeconds) ?? {} };
+}

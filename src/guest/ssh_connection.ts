@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// @ts-types="@types/ssh2"
+import type {
+  Algorithms,
+  AuthHandlerMiddleware,
+  Client,
+  ClientCallback,
+  ClientChannel,
+  ConnectConfig,
+} from "ssh2";
+import type { Duplex, Readable } from "node:stream";
+import { SystemFailure } from "../errors.ts";
+import type { Channel } from "./channel.ts";
+import { dam } from "./backpressure.ts";
+
+/** How to log in to a guest. */
+export interface Login {
+  readonly address: string;
+  readonly port: number;
+  readonly user: string;
+  /** The private key itself: never print it. */
+  readonly privateKey: string;
+  /** What to talk through instead of the address; null for a machine with a network. */
+  readonly channel: Channel | null;
+  /** The SHA-256 of the guest's host key in base64; null accepts any, at the first contact. */
+  readonly hostKey: string | null;
+  /** Until it has resolved, the guest does not know the key: all but that can be done before. */
+  readonly keyKnown?: Promise<unknown>;
+}
+
+/** The guest answers but does not let us in, which no waiting mends. */
+export class LoginRefused extends SystemFailure {
+  override readonly name = "SystemFailure";
+}
+
+/** The server shows another host key than the machine's own. */
+export class WrongHostKey extends LoginRefused {}
+
+/** What takes the output of a command, whole or in part; the next part waits until it is done. */
+export type Sink = (bytes: Uint8Array) => Promise<void>;
+
+/** How a command ended: with a status, by a signal, or with neither: the guest was lost. */
+export interface CommandEnd {
+  readonly status: number | null;
+  readonly signal: string | null;
+}
+
+const KEEPALIVE_MS = 15_000;
+/** For what has come already to be seen, when a time is over. */
+const GRACE_MS = 10;
+const KEEPALIVES_UNANSWERED = 8; // two minutes: a busy guest is slow to answer, not gone
+
+/**
+ * Key exchanges whose cost no server chooses: with diffie-hellman-group-exchange it names the prime, of
+ * any size (RFC 4419), and ssh2 computes with it while nothing else happens. OpenSSH has had these since
+ * 5.7. What is not compressed cannot grow.
+ */
+const ALGORITHMS: Algorithms = {
+  kex: [
+    ...["curve25519-sha256", "curve25519-sha256@libssh.org"] as const,
+    ...["ecdh-sha2-nistp256", "ecdh-sha2-nistp384", "ecdh-sha2-nistp521"] as const,
+  ],
+  compress: ["none"],
+};
+
+/** Offers the key at once and nothing else: there is no round trip to ask what there is. */
+function byKeyOnceKnown(keyKnown: Promise<unknown>): AuthHandlerMiddleware {
+  const nothingMore = false as never; // which ssh2 takes, and its types do not know
+  let isOffered = false;
+  keyKnown.catch(() => {}); // whoever gave it sees that
+  return (_left, _isPartial, next) => {
+    if (isOffered) return next(nothingMore);
+    isOffered = true;
+    keyKnown.then(() => next("publickey"), () => next(nothingMore));
+  };
+}
+
+/** A connection to a guest's SSH server. */
+export class SshConnection implements Disposable {
+  /** The SHA-256 of the host key that the server proved to have, in base64. */
+  readonly hostKey: string;
+  readonly #client: Client;
+  #lost: Error | null = null;
+
+  private constructor(client: Client, hostKey: string) {
+    this.#client = client;
+    this.hostKey = hostKey;
+    client.on("error", (error) => this.#lost = error); // or it would end the process
+  }
+
+  /**
+   * Logs in. Throws {@linkcode LoginRefused} if the guest refuses the key or shows another host key
+   * than the one known, and other errors if it cannot be reached (yet).
+   */
+  static async open(
+    login: Login,
+    { timeoutMs, connectMs = timeoutMs, signal, sock: channel }: {
+      readonly timeoutMs: number;
+      /** How much of that the connection may take, before SSH begins. */
+      readonly connectMs?: number;
+      readonly signal: AbortSignal;
+      /** The opened channel, closed with the connection. */
+      readonly sock?: Duplex;
+    },
+  ): Promise<SshConnection> {
+    // @ts-types="@types/ssh2"
+    const { Client } = (await import("ssh2")).default;
+    const { createConnection } = await import("node:net");
+    const { Duplex: { prototype: { pause, resume } } } = await import("node:stream");
+    signal.throwIfAborted();
+    const client = new Client();
+    const { promise, resolve, reject } = Promise.withResolvers<void>();
+    const abort = (): void => reject(signal.reason);
+    let hostKey = "";
+    let wrongHostKey = false;
+    const giveUp = (): void => {
+      const words = `Timed out while connecting to ${login.address} port ${login.port}`;
+      reject(Object.assign(new Error(words), { code: "ETIMEDOUT" }));
+    };
+    // Where the host is busy, the time may be over before it is known that the guest has answered.
+    let connecting = setTimeout(() => connecting = setTimeout(giveUp, GRACE_MS), connectMs);
+    let isConnecting = channel === undefined;
+    client.on("connect", () => {
+      isConnecting = false;
+      clearTimeout(connecting);
+      client.setNoDelay(true); // Nagle's algorithm costs 40 ms a step
+    });
+    client.on("ready", () => resolve());
+    client.on("error", (error) => {
+      reject(wrongHostKey ? wrongHostKeyError(login) : refusalOr(error, login));
+    });
+    client.on("close", () => reject(new Error("the guest closed the connection")));
+    signal.addEventListener("abort", abort);
+    const sock = channel ?? createConnection({ host: login.address, port: login.port });
+    // As in Node: Deno 2.7's own leave a read behind, and the next writes over what it has read.
+    Object.assign(sock, { pause, resume });
+    const config: ConnectConfig = {
+      sock,
+      username: login.user,
+      privateKey: login.privateKey,
+      authHandler: byKeyOnceKnown(login.keyKnown ?? Promise.resolve()),
+      readyTimeout: timeoutMs,
+      keepaliveInterval: KEEPALIVE_MS,
+      keepaliveCountMax: KEEPALIVES_UNANSWERED,
+      algorithms: ALGORITHMS,
+      hostHash: "sha256",
+      hostVerifier: (hash: string) => {
+        hostKey = btoa(String.fromCharCode(...Uint8Array.fromHex(hash)));
+        wrongHostKey = login.hostKey !== null && login.hostKey !== hostKey;
+        return !wrongHostKey;
+      },
+    };
+    try {
+      client.connect(config);
+      dam(client, sock);
+      await promise;
+      return new SshConnection(client, hostKey);
+    } catch (error) {
+      // Deno 2.7 leaves a socket open that is destroyed while it connects: it is destroyed then.
+      if (isConnecting) sock.on("connect", () => sock.destroy());
+      else client.destroy();
+      channel?.destroy();
+      sock.on("error", () => {}); // ssh2 does not listen if it took no key
+      throw error;
+    } finally {
+      clearTimeout(connecting);
+      signal.removeEventListener("abort", abort);
+    }
+  }
+
+  /** What ended the connection, if it was lost. */
+  get lost(): Error | null {
+    return this.#lost;
+  }
+
+  /**
+   * Runs a command through the user's login shell, feeds it `input`, and gives its output to the
+   * filters. Comes back when the command has ended and each filter has had all, or all it wants.
+   */
+  async run(command: string, { input, stdout, stderr }: CommandStreams): Promise<CommandEnd> {
+    const { channel, end } = await this.#exec(command);
+    channel.end(input);
+    await Promise.all([drain(channel, stdout), drain(channel.stderr, stderr)]);
+    return await end;
+  }
+
+  /**
+   * Opens the user's login shell, or runs a command, with a terminal in the guest whose output goes to
+   * the sink.
+   */
+  async openTerminal(
+    command: string | null,
+    { type, size, output }: {
+      /** As in TERM. */
+      readonly type: string;
+      readonly size: TerminalSize;
+      readonly output: Sink;
+    },
+  ): Promise<RemoteTerminal> {
+    const pty = { term: type, cols: size.columns, rows: size.rows };
+    const { channel, end } = await this.#start((done) =>
+      command === null ? this.#client.shell(pty, done) : this.#client.exec(command, { pty }, done)
+    );
+    const drained = drain(channel, output);
+    return {
+      write: (bytes) => void channel.write(bytes),
+      resize: ({ columns, rows }) => channel.setWindow(rows, columns, 0, 0),
+      end: drained.then(() => end),
+    };
+  }
+
+  #exec(command: string): Promise<RunningCommand> {
+    return this.#start((done) => this.#client.exec(command, done));
+  }
+
+  #start(open: (done: ClientCallback) => void): Promise<RunningCommand> {
+    const { promise, resolve, reject } = Promise.withResolvers<RunningCommand>();
+    const closed = (): void => reject(this.#lost ?? new Error("the connection is closed"));
+    this.#client.once("close", closed);
+    open((error, channel) => {
+      this.#client.off("close", closed);
+      if (error) reject(error);
+      // Now or never: a fast command's end is in the same packet as the answer to ours.
+      else resolve({ channel, end: endOf(channel, this.#client) });
+    });
+    return promise;
+  }
+
+  /** Closes the connection; the guest's processes that it started may run on. */
+  [Symbol.dispose](): void {
+    this.#client.destroy();
+  }
+}
+
+/** How large a terminal is, in characters. */
+export interface TerminalSize {
+  readonly columns: number;
+  readonly rows: number;
+}
+
+/** A terminal in the guest. */
+export interface RemoteTerminal {
+  /** Types. */
+  readonly write: (bytes: Uint8Array) => void;
+  readonly resize: (size: TerminalSize) => void;
+  /** Resolves when what runs in it has ended and its output has been taken. */
+  readonly end: Promise<CommandEnd>;
+}
+
+interface RunningCommand {
+  readonly channel: ClientChannel;
+  readonly end: Promise<CommandEnd>;
+}
+
+function endOf(channel: ClientChannel, client: Client): Promise<CommandEnd> {
+  const { promise, resolve } = Promise.withResolvers<CommandEnd>();
+  channel.on("exit", (status: number | null, signal?: string) => {
+    resolve({ status, signal: signal ?? null });
+  });
+  const lost = (): void => resolve({ status: null, signal: null });
+  channel.on("close", lost);
+  client.once("close", lost);
+  return promise.finally(() => client.off("close", lost));
+}
+
+/** The streams of a command. */
+export interface CommandStreams {
+  readonly input: Uint8Array;
+  readonly stdout: Filter;
+  readonly stderr: Filter;
+}
+
+/** A sink that may say `true`: it has all that it wants, though the stream may go on. */
+export type Filter = (bytes: Uint8Array) => Promise<boolean | void>;
+
+async function drain(stream: Readable, filter: Filter): Promise<void> {
+  // Destroyed, the stream would close the channel before the exit status has come.
+  for await (const bytes of stream.iterator({ destroyOnReturn: false })) {
+    if (await filter(bytes) === true) break;
+  }
+  stream.resume(); // what comes now is nobody's, but unread it would hold the channel open
+}
+
+function refusalOr(error: Error & { level?: string }, login: Login): Error {
+  if (error.level !== "client-authentication") return error;
+  return new LoginRefused({
+    fault: "ssh_refused",
+    what: `The guest at ${login.address} refuses the key for the user "${login.user}"`,
+    advice:
+      'Have the template take the key from cloud-init or systemd, as "login" in the settings says; ' +
+      `with "login: template", add its public part to the template's ~${login.user}/.ssh/authorized_keys`,
+  });
+}
+
+function wrongHostKeyError(login: Login): Error {
+  return new WrongHostKey({
+    fault: "host_key",
+    what: `The SSH server at ${login.address} does not show the machine's host key`,
+    advice:
+      "Leave the machine's host key in its place, if a script of the job replaces it; else see " +
+      "who has its address: libvirt-gci list",
+  });
+}

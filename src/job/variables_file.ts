@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { UsageError } from "../errors.ts";
+import type { Env } from "./job.ts";
+
+const PREFIX = "CUSTOM_ENV_";
+const LINE = /^(?:CUSTOM_ENV_)?([A-Za-z_][A-Za-z0-9_]*)=(.*)$/;
+const QUOTED = /^(["'])(.*)\1$/;
+
+/**
+ * The environment with the variables of a job from this file, in place of those that it has. Throws
+ * UsageError if the file cannot be read, or has a line that is no variable.
+ */
+export async function withVariablesOf(file: string, env: Env): Promise<Env> {
+  let text: string;
+  try {
+    text = await Deno.readTextFile(file);
+  } catch (cause) {
+    throw new UsageError({
+      what: `Cannot read the variables in "${file}"`,
+      cause,
+      advice: "Check that the file exists and that this user may read it",
+    });
+  }
+  const others = Object.entries(env).filter(([name]) => !name.startsWith(PREFIX));
+  return Object.fromEntries([...others, ...parseVariables(text, file)]);
+}
+
+/**
+ * Reads lines such as `KEY=VALUE`, `CUSTOM_ENV_KEY="VALUE"` and `# words`. A value in quotes is what
+ * stands between them, as it is. `file` is for messages. Throws UsageError.
+ */
+export function parseVariables(text: string, file: string): [name: string, value: string][] {
+  return text.split("\n").flatMap((line, i) => {
+    const trimmed = line.trim();
+    if (trimmed === "" || trimmed.startsWith("#")) return [];
+    const [, key, value = ""] = LINE.exec(trimmed) ?? [];
+    const bare = QUOTED.exec(value)?.[2];
+    if (key !== undefined && (bare !== undefined || !/^["']/.test(value))) {
+      return [[PREFIX + key, bare ?? value]];
+    }
+    throw new UsageError({
+      what: `Line ${i + 1} of "${file}" is no variable`, // and may be a secret
+      advice: "Write KEY=VALUE, a line for each; a value that begins with a quote ends with it",
+    });
+  });
+}

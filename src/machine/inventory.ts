@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { namesOfKeyFiles } from "../guest/key_file.ts";
+import { isMachineName } from "../job/job.ts";
+import type { Connection } from "../libvirt/connection.ts";
+import { isLibvirtError } from "../libvirt/error.ts";
+import { filterName } from "./network/filter.ts";
+import { findOwner, isFresh, type Owner, type OwnerFound, whyUnneeded } from "./owner.ts";
+import { findActivePool, refreshPool } from "./storage/pools.ts";
+import { findRecord, type MachineRecord } from "./metadata.ts";
+import { isStandbyName, takenIn, waitingIn } from "./standby/waiting.ts";
+import { machineOfVolume } from "./storage/volumes.ts";
+import type { Stage } from "./context.ts";
+
+/** What is there of a machine of ours, whether or not it runs. */
+export interface FoundMachine {
+  readonly name: string;
+  /** Whether it has a domain that is ours. */
+  hasDomain: boolean;
+  readonly volumes: { readonly pool: string; readonly name: string }[];
+  hasFilter: boolean;
+  /** Whether its key is in the directory for keys of machines by hand. */
+  hasKey: boolean;
+}
+
+/** What is needed to find machines. */
+export type FindStage = Pick<Stage, "connection" | "config" | "keyDirectory" | "warn">;
+
+/**
+ * All machines of which anything is left: a domain, volumes in the pools of the settings, a network
+ * filter or a key. With `refresh`, libvirt looks into the pools again, for files that it lost sight
+ * of.
+ */
+export async function findMachines(
+  { connection, config, keyDirectory, warn }: FindStage,
+  { refresh }: { readonly refresh: boolean },
+): Promise<FoundMachine[]> {
+  const machines = new Map<string, FoundMachine>();
+  const machineOf = (name: string): FoundMachine => {
+    const none = { name, hasDomain: false, volumes: [], hasFilter: false, hasKey: false };
+    const machine = machines.get(name) ?? none;
+    machines.set(name, machine);
+    return machine;
+  };
+  for (const name of await ourDomains(connection)) machineOf(name).hasDomain = true;
+  for (const poolName of [config.overlayPool, config.templatePool]) {
+    using pool = await findActivePool(connection, poolName);
+    if (pool === null) continue;
+    if (refresh) {
+      await refreshPool(pool).catch((error) => {
+        if (!isLibvirtError(error)) throw error;
+        warn(`Could not look for new files in the storage pool "${poolName}": ${error.message}`);
+      });
+    }
+    for (const { name, volumes } of machinesIn(poolName, await pool.volumeNames())) {
+      machineOf(name).volumes.push(...volumes);
+    }
+  }
+  for (const machine of machinesWithFilter(await connection.networkFilterNames())) {
+    machineOf(machine).hasFilter = true;
+  }
+  for (const name of await namesOfKeyFiles(keyDirectory)) {
+    if (isMachineName(name)) machineOf(name).hasKey = true;
+  }
+  return [...machines.values()].sort((a, b) => a.name < b.name ? -1 : 1);
+}
+
+/** The machines of these volumes; what has another name is not ours. */
+export function machinesOf(volumes: readonly string[]): Map<string, string[]> {
+  const named = volumes.map((volume) => ({ volume, machine: machineOfVolume(volume) ?? "" }));
+  const ours = Map.groupBy(
+    named.filter(({ machine }) => isMachineName(machine)),
+    ({ machine }) => machine,
+  );
+  return new Map([...ours].map(([machine, of]) => [machine, of.map(({ volume }) => volume)]));
+}
+
+/** As {@linkcode machinesOf}, of volumes in this pool. */
+export function machinesIn(
+  pool: string,
+  volumes: readonly string[],
+): Pick<FoundMachine, "name" | "volumes">[] {
+  return [...machinesOf(volumes)].map(([name, ofMachine]) => ({
+    name,
+    volumes: ofMachine.map((volume) => ({ pool, name: volume })),
+  }));
+}
+
+/** What is known now of who needs a machine. */
+export interface Need {
+  /** Null where the domain is not ours, or there is none. */
+  readonly record: MachineRecord | null;
+  /** Null where nothing says it. */
+  readonly owner: Owner | null;
+  /** Why nobody needs it, as the end of a sentence; null while somebody does, or may. */
+  readonly why: string | null;
+}
+
+/** Asks libvirt who needs the machine, as it is at this moment. */
+export async function lookupNeed(
+  { name, volumes }: Pick<FoundMachine, "name" | "volumes">,
+  { connection, config }: Pick<Stage, "connection" | "config">,
+): Promise<Need> {
+  using domain = await connection.findDomain(name);
+  const record = domain && await findRecord(domain);
+  if (record !== null) {
+    const why = await whyUnneeded(record);
+    // Asked only then: whoever is gone has said before that it waits, or who takes it.
+    const mayBeAwaited = why !== null && isStandbyName(name) && record.machine === "";
+    const isNeeded = mayBeAwaited && await isAwaited(name, { connection, config });
+    return { record, owner: record, why: isNeeded ? null : why };
+  }
+  const taken = await recordTakenBy(name, volumes, connection);
+  if (taken !== null) return { record, owner: taken, why: await whyUnneeded(taken) };
+  const found = await findOwnerIn([config.overlayPool, config.templatePool], name, connection);
+  if (found === "unknown") return { record, owner: null, why: null };
+  if (found === null) {
+    const why = await isAnyFresh(volumes, connection) ? null : "nothing says whose it is";
+    return { record, owner: null, why };
+  }
+  if ("why" in found) return { record, owner: null, why: found.why };
+  return { record, owner: found, why: await whyUnneeded(found) };
+}
+
+/**
+ * Whether a machine that no job has yet waits for one, or is about to be taken over by one that is
+ * needed itself. Its record has to be read before.
+ */
+async function isAwaited(
+  standby: string,
+  { connection, config }: Pick<Stage, "connection" | "config">,
+): Promise<boolean> {
+  using pool = await findActivePool(connection, config.overlayPool);
+  const volumes = await pool?.volumeNames() ?? [];
+  if (waitingIn(volumes).some(({ name }) => name === standby)) return true;
+  for (const { machine } of takenIn(volumes).filter((taken) => taken.standby === standby)) {
+    const owner = pool && await findOwner(pool, machine);
+    if (owner === "unknown") return true;
+    if (owner !== null && !("why" in owner) && await whyUnneeded(owner) === null) return true;
+  }
+  return false;
+}
+
+/** The record of the machine that this one took over, by its volumes; null if there is none. */
+async function recordTakenBy(
+  machine: string,
+  volumes: FoundMachine["volumes"],
+  connection: Connection,
+): Promise<MachineRecord | null> {
+  for (const { standby } of takenIn(volumes.map(({ name }) => name))) {
+    using domain = await connection.findDomain(standby);
+    const record = domain && await findRecord(domain);
+    if (record?.machine === machine) return record;
+  }
+  return null;
+}
+
+async function findOwnerIn(
+  pools: readonly string[],
+  machine: string,
+  connection: Connection,
+): Promise<OwnerFound | null> {
+  for (const name of pools) {
+    using pool = await findActivePool(connection, name);
+    const found = pool && await findOwner(pool, machine);
+    if (found !== null) return found;
+  }
+  return null;
+}
+
+async function isAnyFresh(
+  volumes: FoundMachine["volumes"],
+  connection: Connection,
+): Promise<boolean> {
+  for (const { pool: poolName, name } of volumes) {
+    using pool = await connection.findPool(poolName);
+    using volume = pool && await pool.findVolume(name);
+    if (volume !== null && await isFresh(volume)) return true;
+  }
+  return false;
+}
+
+async function ourDomains(connection: Connection): Promise<string[]> {
+  const domains = await connection.activeDomains();
+  using handles = new DisposableStack();
+  for (const domain of domains) handles.use(domain);
+  const names: string[] = [];
+  for (const domain of domains) if (await findRecord(domain) !== null) names.push(domain.name);
+  return names;
+}
+
+function machinesWithFilter(filters: readonly string[]): string[] {
+  const start = filterName("");
+  return filters.filter((name) => name.startsWith(start)).map((name) => name.slice(start.length))
+    .filter(isMachineName);
+}
+
+/** What there is of these machines together, such as `domain, 5 volumes, network filter, key`. */
+export function partsOf(machines: readonly FoundMachine[]): string {
+  const volumes = machines.flatMap((machine) => machine.volumes).length;
+  return [
+    ...(machines.some(({ hasDomain }) => hasDomain) ? ["domain"] : []),
+    ...(volumes > 0 ? [`${volumes} volume${volumes === 1 ? "" : "s"}`] : []),
+    ...(machines.some(({ hasFilter }) => hasFilter) ? ["network filter"] : []),
+    ...(machines.some(({ hasKey }) => hasKey) ? ["key"] : []),
+  ].join(", ");
+}
+
+/** Whether it is known by nothing that says whose it is, or could: no domain and no volume. */
+export function isTrace({ hasDomain, volumes }: FoundMachine): boolean {
+  return !hasDomain && volumes.length === 0;
+}

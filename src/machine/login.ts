@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { type KeyPair, makeKeyPair, readKey, type SshKey } from "../guest/key.ts";
+import { writeKeyFile } from "../guest/key_file.ts";
+import type { Login } from "../guest/ssh_connection.ts";
+import type { Domain } from "../libvirt/domain.ts";
+import { tmpfilesCredential } from "./storage/credential.ts";
+import type { MachineRecord } from "./metadata.ts";
+import { cloudInitSeed } from "./storage/seed.ts";
+import { CHANNEL_ADDRESS, sshChannel } from "./ssh_channel.ts";
+import type { VolumeContents } from "./start.ts";
+import type { MachineSettings } from "../settings/machine_settings.ts";
+import type { Stage } from "./context.ts";
+
+/** Who is let in to a machine, and how it is known. */
+export interface MachineLogin {
+  readonly key: SshKey;
+  /** The host key that we give to the guest; null where the template has its own. */
+  readonly hostKey: KeyPair | null;
+}
+
+/**
+ * The keys of a new machine, made for it alone and kept in a file until cleanup; with `login: template`
+ * the template's. `keyFile` is the private key that the command line wants instead. Throws
+ * SystemFailure.
+ */
+export async function createLogin(
+  machine: string,
+  { keyFile, settings }: {
+    readonly keyFile: string | undefined;
+    readonly settings: MachineSettings;
+  },
+  stage: Pick<Stage, "home" | "keyDirectory">,
+): Promise<MachineLogin> {
+  if (settings.login === "template") {
+    return { key: await readKey(keyFile ?? settings.key, stage.home), hostKey: null };
+  }
+  const hostKey = await makeKeyPair();
+  if (keyFile !== undefined) return { key: await readKey(keyFile, stage.home), hostKey };
+  const pair = await makeKeyPair();
+  const file = await writeKeyFile(stage.keyDirectory, machine, pair.privateKey);
+  return { key: { ...pair, file }, hostKey };
+}
+
+/** How to log in to a machine. The domain's handle has to live until that is done. */
+export async function loginTo(
+  domain: Domain,
+  { address, port, user, hostKey }: MachineRecord,
+  { privateKey }: Pick<SshKey, "privateKey">,
+): Promise<Login> {
+  return {
+    ...{ address, port: Number(port), user, privateKey, hostKey: hostKey || null },
+    channel: address === CHANNEL_ADDRESS ? await sshChannel(domain) : null,
+  };
+}
+
+/** What the machine's volumes hold, which bring the keys into the guest. */
+export function volumeContents(
+  machine: string,
+  { key, hostKey }: MachineLogin,
+  { login, user, shell, firmware }: MachineSettings,
+): VolumeContents {
+  const withoutKeys = { seed: null, credential: null, efi: firmware === "efi" };
+  if (hostKey === null) return withoutKeys;
+  if (login === "systemd") {
+    const credential = tmpfilesCredential({ user, publicKey: key.publicKey, hostKey });
+    return { ...withoutKeys, credential };
+  }
+  const seed = cloudInitSeed({
+    machine: toHostName(machine),
+    ...{ user, shell },
+    publicKeys: [key.publicKey],
+    hostKey,
+  });
+  return { ...withoutKeys, seed };
+}
+
+/** What a machine calls itself. cloud-init would cut its name at the first dot. */
+export function toHostName(machine: string): string {
+  return machine.replace(/[._]/g, "-");
+}

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import type { Domain } from "../libvirt/domain.ts";
+import { findActivePool } from "./storage/pools.ts";
+import { findRecord } from "./metadata.ts";
+import { takenIn } from "./standby/waiting.ts";
+import type { Stage } from "./context.ts";
+
+/** What it takes to find a machine. */
+export type NameStage = Pick<Stage, "connection" | "config">;
+
+/**
+ * The domain of the machine: of its own name, or of that of the machine which it took over, since
+ * libvirt renames no domain that runs. Null if there is none. Whoever gets it disposes of it.
+ */
+export async function findDomainOf(machine: string, stage: NameStage): Promise<Domain | null> {
+  const own = await stage.connection.findDomain(machine);
+  if (own !== null) return own;
+  const standby = (await takenOverBy(machine, stage)).at(-1);
+  return standby === undefined ? null : await stage.connection.findDomain(standby);
+}
+
+/** The name of that domain, and of all else that belongs to it, also when it has ended. */
+export async function domainName(machine: string, stage: NameStage): Promise<string> {
+  using domain = await stage.connection.findDomain(machine);
+  if (domain !== null) return machine;
+  return (await takenOverBy(machine, stage)).at(-1) ?? machine;
+}
+
+/**
+ * The names of what is left of the machines that this one took over: one at most, unless it had to
+ * give another up. One that somebody else has, or that waits, is none.
+ */
+export async function takenOverBy(
+  machine: string,
+  { connection, config }: NameStage,
+): Promise<string[]> {
+  using pool = await findActivePool(connection, config.overlayPool);
+  const taken = takenIn(await pool?.volumeNames() ?? []);
+  const ours: string[] = [];
+  for (const { standby } of taken.filter((each) => each.machine === machine)) {
+    using domain = await connection.findDomain(standby);
+    const record = domain && await findRecord(domain);
+    const isOurs = record === null
+      ? !taken.some((other) => other.standby === standby && other.machine !== machine)
+      : record.machine === machine;
+    if (isOurs) ours.push(standby);
+  }
+  return ours;
+}

@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import type { Connection } from "../../libvirt/connection.ts";
+import { isLibvirtError, VIR_ERR } from "../../libvirt/error.ts";
+import { SystemFailure } from "../../errors.ts";
+import { type Cidr, covers } from "../../ipv4.ts";
+import { sleep } from "../../wait.ts";
+import { Xml, xml } from "../../xml.ts";
+import { throwIfLost } from "../lost_connection.ts";
+import type { Subnet } from "./network_info.ts";
+
+/** What an isolated machine may and may not reach. */
+export interface Isolation {
+  /** The IPv4 ranges of the machine's network. */
+  readonly subnets: readonly Subnet[];
+  /** The host's other IPv4 addresses. */
+  readonly hostAddresses: readonly string[];
+  /** What else is closed, such as the broadcast addresses of the host's networks. */
+  readonly closed: readonly Cidr[];
+  /** Ports of the host that are open to the machine, such as `tcp/80`. */
+  readonly hostPorts: readonly string[];
+  /** The port of the guest's SSH server, from which it answers the host. */
+  readonly sshPort: number;
+  /** Of what there may be but one filter, such as a card; null is a UUID by chance. */
+  readonly uuid: string | null;
+}
+
+/** The name of a machine's network filter. */
+export function filterName(machine: string): string {
+  return `libvirt-gci-${machine}`;
+}
+
+/**
+ * Defines the filter of an isolated machine. Resolves to whether it is there now: not if another has its
+ * UUID. Throws SystemFailure.
+ */
+export async function createFilter(
+  connection: Connection,
+  machine: string,
+  isolation: Isolation,
+): Promise<boolean> {
+  const name = filterName(machine);
+  try {
+    using _ = await connection.defineNetworkFilter(name, filterXml(name, isolation).toString());
+    return true;
+  } catch (cause) {
+    if (isolation.uuid !== null && isLibvirtError(cause, VIR_ERR.OPERATION_FAILED)) return false;
+    throwIfLost(cause, `made the network filter of the machine "${machine}"`);
+    throw new SystemFailure({
+      fault: "network",
+      what: `Cannot isolate the machine "${machine}": libvirt refuses its network filter`,
+      cause,
+      advice:
+        "Install libvirt's driver for network filters (the package libvirt-daemon-driver-nwfilter, " +
+        "where there is one), or set isolate: false, which lets jobs reach the host and each other",
+    });
+  }
+}
+
+const RELEASE_ATTEMPTS = 20;
+
+/** Whether the machine had a filter, which is gone now. Its domain has to be gone before. */
+export async function deleteFilter(connection: Connection, machine: string): Promise<boolean> {
+  using filter = await connection.findNetworkFilter(filterName(machine));
+  if (filter === null) return false;
+  for (let attempt = 1;; attempt++) {
+    try {
+      await filter.undefine();
+      return true;
+    } catch (error) {
+      if (isLibvirtError(error, VIR_ERR.NO_NWFILTER)) return false; // another cleanup was faster
+      // The thread that watches for the guest's DHCP lets go of it a little later than the domain.
+      if (!isLibvirtError(error, VIR_ERR.OPERATION_INVALID) || attempt === RELEASE_ATTEMPTS) {
+        throw error;
+      }
+      await sleep(100);
+    }
+  }
+}
+
+const SENDER = -710;
+const SERVICES = -706;
+const HOST = -705;
+const NEIGHBOURS = -704;
+/** In the connection tracking tables, which see packets that have passed all of the above. */
+const TRACKED = 400;
+
+const TO_ANY_DHCP_SERVER = { dstipaddr: "255.255.255.255", ...toPort("udp/67") };
+
+const FROM_A_DHCP_SERVER = {
+  ...{ dstipaddr: "255.255.255.255", protocol: "udp" },
+  ...{ srcportstart: 67, dstportstart: 68 },
+};
+
+const ALWAYS_CLOSED: readonly Cidr[] = [
+  // With the sysctl route_localnet, as kube-proxy sets it, the host takes packets from outside for these.
+  { address: "127.0.0.0", prefix: 8 },
+  // Multicast, and the broadcast address of all networks.
+  { address: "224.0.0.0", prefix: 3 },
+];
+
+/**
+ * The filter as XML (https://libvirt.org/formatnwfilter.html). It binds the machine to its MAC address
+ * and to the address that DHCP gives it, in IP and ARP, and drops all but IPv4. So does libvirt's own
+ * clean-traffic, in chains for each protocol: libvirt starts 8 processes to make a chain of them, one
+ * after the other, and one for a rule. Then, out of the machine:
+ *
+ * - to the host, only DNS, DHCP and the open ports, and answers of the SSH server to a port above
+ *   those of services; where the kernel tracks bridged connections
+ *   (net.bridge.bridge-nf-call-iptables), only if the host began the connection;
+ * - to addresses that are closed, such as those at which the host hears broadcasts, nothing;
+ * - to the network's other addresses nothing, since the host would route it back into the network,
+ *   past the isolation of the bridge's ports; and nothing from them, be they machines of ours or not.
+ *
+ * Into the machine comes only what is for its MAC address: a bridge that does not know where a machine
+ * is sends its frames to all ports.
+ */
+export function filterXml(name: string, isolation: Isolation): Xml {
+  const { subnets, hostAddresses, hostPorts, sshPort, uuid } = isolation;
+  const gateways = subnets.map(({ host }) => host);
+  const host = [...new Set([...gateways, ...hostAddresses])];
+  const closed = [
+    ...ALWAYS_CLOSED,
+    ...isolation.closed,
+    ...hostAddresses.map((address) => ({ address, prefix: 32 })),
+  ];
+  const rules = [
+    rule("drop", SENDER, ["mac", { match: "no", srcmacaddr: "$MAC" }]),
+    rule("drop", SENDER, ["arp", { match: "no", arpsrcmacaddr: "$MAC" }]),
+    rule("drop", SENDER, ["arp", { match: "no", arpsrcipaddr: "$IP" }]),
+    rule("accept", SENDER + 1, ["arp", {}], "inout"),
+    rule("drop", SENDER + 2, ["mac", { match: "no", protocolid: "ipv4" }], "inout"),
+    // From 0.0.0.0, or by a guest that knows its address and asks for it again.
+    rule("accept", SENDER + 2, ["ip", TO_ANY_DHCP_SERVER]),
+    rule("drop", SENDER + 3, ["ip", { match: "no", srcipaddr: "$IP" }]),
+    rule("accept", SENDER + 2, ["ip", FROM_A_DHCP_SERVER], "in"),
+    rule("drop", SENDER + 3, ["mac", { match: "no", dstmacaddr: "$MAC" }], "in"),
+    ...gateways.flatMap((address) => [
+      rule("accept", SERVICES, ["ip", { dstipaddr: address, ...toPort("udp/53") }]),
+      rule("accept", SERVICES, ["ip", { dstipaddr: address, ...toPort("tcp/53") }]),
+      rule("accept", SERVICES, ["ip", { dstipaddr: address, ...toPort("udp/67") }]),
+      rule("accept", SERVICES, ["ip", { srcipaddr: address }], "in"),
+    ]),
+    ...host.flatMap((address) => [
+      ...hostPorts.map((port) =>
+        rule("accept", SERVICES, ["ip", { dstipaddr: address, ...toPort(port) }])
+      ),
+      rule("accept", SERVICES, ["ip", { dstipaddr: address, ...answerFrom(sshPort) }]),
+    ]),
+    ...withoutCovered(closed, subnets).map(({ address, prefix }) =>
+      rule("drop", HOST, ["ip", { dstipaddr: address, dstipmask: prefix }])
+    ),
+    ...subnets.flatMap(({ host, prefix }) => [
+      rule("drop", NEIGHBOURS, ["ip", { dstipaddr: host, dstipmask: prefix }]),
+      rule("drop", NEIGHBOURS, ["ip", { srcipaddr: host, srcipmask: prefix }], "in"),
+    ]),
+    rule("drop", TRACKED, ["tcp", { srcportstart: sshPort, state: "NEW" }]),
+  ];
+  return xml`
+    <filter name="${name}" chain="root">
+      ${uuid !== null && xml`
+        <uuid>${uuid}</uuid>
+      `}
+      ${rules}
+    </filter>
+  `;
+}
+
+/** Without what another of them covers, or a subnet, which has rules of its own: a rule takes time. */
+function withoutCovered(closed: readonly Cidr[], subnets: readonly Subnet[]): Cidr[] {
+  const own = subnets.map(({ host, prefix }) => ({ address: host, prefix }));
+  return closed.filter((cidr, i) =>
+    ![...own, ...closed.slice(0, i)].some((other) => covers(other, cidr)) &&
+    !closed.slice(i + 1).some((other) => other.prefix < cidr.prefix && covers(other, cidr))
+  );
+}
+
+type Match = readonly [
+  protocol: "mac" | "arp" | "ip" | "tcp",
+  attributes: Readonly<Record<string, string | number>>,
+];
+
+function rule(
+  action: "accept" | "drop",
+  priority: number,
+  [protocol, attributes]: Match,
+  direction: "in" | "out" | "inout" = "out",
+): Xml {
+  const element = new Xml(protocol);
+  const match = Object.entries(attributes).map(([key, value]) =>
+    xml`
+      ${new Xml(key)}="${value}"
+    `
+  );
+  return xml`
+    <rule action="${action}" direction="${direction}" priority="${priority}">
+      <${element}${match} />
+    </rule>
+  `;
+}
+
+/** Such as `tcp/80`. */
+function toPort(port: string): { readonly protocol: string; readonly dstportstart: string } {
+  const [protocol = "", dstportstart = ""] = port.split("/");
+  return { protocol, dstportstart };
+}
+
+/** Clients' ports begin at 32768 (ip(7), ip_local_port_range); those of services are below. */
+function answerFrom(sshPort: number): Match[1] {
+  return { protocol: "tcp", srcportstart: sshPort, dstportstart: 32768, dstportend: 65535 };
+}

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { virsh } from "../../shell.ts";
+import { SystemFailure } from "../../errors.ts";
+import { readCidrs } from "../../ipv4.ts";
+import type { Connection } from "../../libvirt/connection.ts";
+import { type Card, takeCard } from "./card.ts";
+import { createFilter, deleteFilter, filterName } from "./filter.ts";
+import { hostAddresses, readHostNetwork, whyUnseen } from "./host_addresses.ts";
+import { readSubnets, type Subnet } from "./network_info.ts";
+import type { MachineSettings } from "../../settings/machine_settings.ts";
+
+/**
+ * The IPv4 ranges of the network that a machine with these settings is in. Throws SystemFailure if it is
+ * not there, or not started, or if a machine is to be isolated there and nobody knows from what.
+ */
+export async function requireNetwork(
+  connection: Connection,
+  settings: Pick<MachineSettings, "network" | "isolate" | "hostAddresses">,
+): Promise<Subnet[]> {
+  const { network: name } = settings;
+  if (name === "none") {
+    if (connection.isLocal) return [];
+    throw new SystemFailure({
+      fault: "network",
+      what: "A machine without a network is reached only on the host where it runs",
+      advice: "Set network to a network of that host, or run libvirt-gci there",
+    });
+  }
+  using network = await connection.findNetwork(name);
+  if (network !== null && await network.isActive()) {
+    const xml = await network.xml();
+    if (settings.isolate && settings.hostAddresses.length === 0) {
+      requireSight(xml, name, connection);
+    }
+    return readSubnets(xml);
+  }
+  throw new SystemFailure({
+    fault: "network",
+    what: network === null
+      ? `The host has no network "${name}"`
+      : `The network "${name}" is not active`,
+    advice: network === null
+      ? `See what it has: ${virsh(connection, "net-list", "--all")}; "network" is a setting`
+      : `Start it: ${virsh(connection, "net-start", name)} && ` +
+        virsh(connection, "net-autostart", name),
+  });
+}
+
+/** Throws SystemFailure if the addresses that are to be closed cannot be seen from here. */
+function requireSight(networkXml: string, name: string, { isLocal }: Connection): void {
+  const reason = whyUnseen(networkXml, { isLocal, host: readHostNetwork() });
+  if (reason === null) return;
+  throw new SystemFailure({
+    fault: "settings",
+    what: `Cannot isolate machines of the network "${name}": ${reason}, so nobody knows what ` +
+      "addresses their host has",
+    advice: "Set host_addresses to the IPv4 addresses of that host, as ip -4 address shows them " +
+      "there, such as [192.0.2.7/24], or set isolate: false, which lets jobs reach the host and " +
+      "each other",
+  });
+}
+
+/** What keeps a machine from others: its filter's name, and the card that the filter is for. */
+export interface Isolated {
+  readonly filter: string | null;
+  /** Null where nobody can know its address before. */
+  readonly card: Card | null;
+}
+
+/** Makes the network filter of a machine and has a card for it; null if the settings want none. */
+export async function isolate(
+  machine: string,
+  { settings, subnets }: {
+    readonly settings: MachineSettings;
+    readonly subnets: readonly Subnet[];
+  },
+  connection: Connection,
+): Promise<Isolated> {
+  if (!settings.isolate || settings.network === "none") return { filter: null, card: null };
+  // Wherever we run, its addresses are no job's business.
+  const { addresses, others } = hostAddresses(readHostNetwork(), settings.hostAddresses);
+  const isolation = {
+    subnets,
+    hostAddresses: addresses,
+    closed: [...others, ...readCidrs(settings.blockedNetworks)],
+    hostPorts: settings.hostPorts,
+    sshPort: settings.port,
+  };
+  await deleteFilter(connection, machine); // what an earlier machine of that name left has another card
+  const filter = filterName(machine);
+  const card = await takeCard(
+    connection,
+    settings.network,
+    (_, uuid) => createFilter(connection, machine, { ...isolation, uuid }),
+  );
+  if (card === null) await createFilter(connection, machine, { ...isolation, uuid: null });
+  return { filter, card };
+}

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { BlockList, isIPv4, isIPv6 } from "node:net";
+import { addressNumber } from "../../ipv4.ts";
+import { childrenOf, find, rootOf } from "../../read_xml.ts";
+
+/** A range of IPv4 addresses that a network has, and the host's own in it. */
+export interface Subnet {
+  /** The host's address: the guests' gateway, DHCP and DNS server. */
+  readonly host: string;
+  /** The length of its prefix, in bits. */
+  readonly prefix: number;
+}
+
+/**
+ * The IPv4 ranges that libvirt itself serves in a network, of its XML
+ * (https://libvirt.org/formatnetwork.html#addressing); none where it joins another's bridge.
+ */
+export function readSubnets(networkXml: string): Subnet[] {
+  return childrenOf(rootOf(networkXml), "ip")
+    .filter(({ attributes }) => (attributes["family"] ?? "ipv4") === "ipv4")
+    .map(({ attributes: { address = "", netmask, prefix } }) => ({
+      host: address,
+      prefix: Number(prefix ?? (netmask === undefined ? 24 : prefixOf(netmask))),
+    }));
+}
+
+function prefixOf(netmask: string): number {
+  const bits = netmask.split(".").map((byte) => Number(byte).toString(2)).join("");
+  return bits.replaceAll("0", "").length;
+}
+
+/** The device that a network's machines are connected to, and its MAC address, if libvirt knows it. */
+export interface Bridge {
+  readonly name: string;
+  readonly mac: string | null;
+}
+
+/** Reads it from a network's XML; null where there is none. */
+export function findBridge(networkXml: string): Bridge | null {
+  const root = rootOf(networkXml);
+  const name = find(root, "bridge")?.attributes["name"];
+  return name === undefined
+    ? null
+    : { name, mac: find(root, "mac")?.attributes["address"] ?? null };
+}
+
+/** What no guest has for others: of one host, of a link, of many, and IPv4's within IPv6. */
+const OF_NO_GUEST = new BlockList();
+addRange(OF_NO_GUEST, "0.0.0.0", 8);
+addRange(OF_NO_GUEST, "127.0.0.0", 8);
+addRange(OF_NO_GUEST, "169.254.0.0", 16);
+addRange(OF_NO_GUEST, "224.0.0.0", 3);
+addRange(OF_NO_GUEST, "::", 8);
+addRange(OF_NO_GUEST, "fe80::", 10);
+addRange(OF_NO_GUEST, "ff00::", 8);
+
+/**
+ * Whether a guest may have this for its address, if it says so: one of the network's ranges, where libvirt
+ * serves any, and none of the host's.
+ */
+export function mayBeGuests(
+  address: string,
+  { networkXml, ofHost }: {
+    readonly networkXml: string;
+    readonly ofHost: readonly { readonly address: string; readonly prefix?: number }[];
+  },
+): boolean {
+  const family = familyOf(address);
+  if (family === null || OF_NO_GUEST.check(address, family)) return false;
+  const hosts = new BlockList();
+  const ranges = new BlockList();
+  for (const { address, prefix } of ofHost) addRange(hosts, address, prefix);
+  const served = childrenOf(rootOf(networkXml), "ip").map(({ attributes }) => attributes);
+  for (const { address: host = "", netmask, prefix } of served) {
+    const length = prefix ?? (netmask === undefined ? undefined : prefixOf(netmask));
+    addRange(ranges, host, Number(length ?? (isIPv4(host) ? 24 : 64)));
+    addRange(hosts, host);
+  }
+  return !hosts.check(address, family) && (served.length === 0 || ranges.check(address, family));
+}
+
+/** Null of what is no address, or has the name of a link. */
+function familyOf(address: string): "ipv4" | "ipv6" | null {
+  if (isIPv4(address)) return "ipv4";
+  return isIPv6(address) && !address.includes("%") ? "ipv6" : null;
+}
+
+/** Adds a range to a list, or one address. */
+function addRange(list: BlockList, address: string, prefix?: number): void {
+  const family = familyOf(address);
+  if (family !== null) list.addSubnet(address, prefix ?? (family === "ipv4" ? 32 : 128), family);
+}
+
+/** An entry by which a network's DHCP server gives a host its address. */
+export interface DhcpHost {
+  readonly mac: string;
+  readonly id: string;
+  readonly ip: string;
+}
+
+/** What a network's DHCP server gives to guests, by IPv4. */
+export interface Dhcp {
+  /** The host's own address there. */
+  readonly host: string;
+  /** Which `<ip>` of the network it is, from 0. */
+  readonly ipIndex: number;
+  /** Of addresses as numbers; a range has its last one too. */
+  readonly ranges: readonly { readonly first: number; readonly last: number }[];
+  readonly hosts: readonly DhcpHost[];
+}
+
+/** Reads it from a network's XML; null where libvirt gives no addresses. libvirt allows one for IPv4. */
+export function findDhcp(networkXml: string): Dhcp | null {
+  const all = childrenOf(rootOf(networkXml), "ip");
+  for (const [ipIndex, ip] of all.entries()) {
+    const dhcp = find(ip, "dhcp");
+    const ranges = childrenOf(dhcp, "range").map(({ attributes: { start = "", end = "" } }) => ({
+      first: addressNumber(start),
+      last: addressNumber(end),
+    }));
+    if ((ip.attributes["family"] ?? "ipv4") !== "ipv4" || ranges.length === 0) continue;
+    const hosts = childrenOf(dhcp, "host").map((
+      { attributes: { mac = "", id = "", ip = "" } },
+    ) => ({
+      ...{ mac, id, ip },
+    }));
+    return { host: ip.attributes["address"] ?? "", ipIndex, ranges, hosts };
+  }
+  return null;
+}
+
+/** The MAC addresses of a domain's cards whose link libvirt has down, by its XML. */
+export function unpluggedCards(domainXml: string): string[] {
+  return childrenOf(find(rootOf(domainXml), "devices"), "interface")
+    .filter((card) => find(card, "link")?.attributes["state"] === "down")
+    .map((card) => find(card, "mac")?.attributes["address"] ?? "");
+}

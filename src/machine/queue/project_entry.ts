@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import type { StoragePool } from "../../libvirt/storage_pool.ts";
+import { sha256 } from "../../sha256.ts";
+import { enqueue, inOrder, type Queued } from "./queue.ts";
+
+/**
+ * A machine among those of its project: an empty volume from before the machine waits for others of the
+ * project until cleanup. Its name says all, so one list of the pool's volumes tells how many machines the
+ * project has, and who came first.
+ */
+export interface Place extends Queued {
+  readonly machine: string;
+  /** A hash of the project's path. */
+  readonly project: string;
+}
+
+const PLACE = /^(.+)\.(\d+)-([0-9a-f]{16})\.place\.libvirt-gci$/;
+
+/** What a volume's name says, or null if it is no place. */
+export function parsePlace(volume: string): Place | null {
+  const match = PLACE.exec(volume);
+  if (match === null) return null;
+  const [, machine = "", number, project = ""] = match;
+  return { volume, machine, number: Number(number), project };
+}
+
+/** A place, with the names of the pool's volumes as they were just after it came. */
+export interface TakenPlace {
+  readonly place: Place;
+  readonly volumes: readonly string[];
+}
+
+/** Takes the next place in the project of this path. */
+export async function takePlace(
+  pool: StoragePool,
+  machine: string,
+  { project: path, signal }: { readonly project: string; readonly signal: AbortSignal },
+): Promise<TakenPlace> {
+  const project = (await sha256(`libvirt-gci project ${path}`)).slice(0, 16);
+  const { volume, volumes } = await enqueue(pool, {
+    nameOf: (number) => `${machine}.${number}-${project}.place.libvirt-gci`,
+    last: (volumes) => Promise.resolve(placesIn(project, volumes).at(-1)),
+    signal,
+  });
+  const place = parsePlace(volume);
+  if (place === null) throw new Error(`"${volume}" is no place's name`);
+  return { place, volumes };
+}
+
+/** Those of the project that came before; null if the place is not there any more. */
+export function placesBefore(
+  { volume, project }: Place,
+  volumes: readonly string[],
+): Place[] | null {
+  const places = placesIn(project, volumes);
+  const at = places.findIndex((place) => place.volume === volume);
+  return at < 0 ? null : places.slice(0, at);
+}
+
+function placesIn(project: string, volumes: readonly string[]): Place[] {
+  const places = volumes.map(parsePlace).filter((place) => place !== null);
+  return inOrder(places.filter((place) => place.project === project));
+}

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import type { Rule } from "../../settings/load.ts";
+import { SystemFailure } from "../../errors.ts";
+import type { Job } from "../../job/job.ts";
+import type { StoragePool } from "../../libvirt/storage_pool.ts";
+import { jobsAhead } from "./shortage.ts";
+import { type Place, placesBefore, takePlace } from "./project_entry.ts";
+import { hasProjectLimit } from "../../policy/decide.ts";
+import { NotYet, waitFor } from "../../wait.ts";
+import { inWords, LONGEST_PAUSE_MS } from "./admission.ts";
+import { type GcStage, removeUnneeded } from "../unneeded.ts";
+import { machinesIn } from "../inventory.ts";
+import type { Stage } from "../context.ts";
+
+/**
+ * Waits until the job's project has fewer machines than the rule lets it have, counting those that came
+ * before this one. Nobody else waits for it meanwhile: it takes its turn on the host only after that.
+ * Once there, it stays there, since all that come later are behind it. Resolves to the seconds that it
+ * has waited. Throws SystemFailure when the time is over.
+ */
+export async function waitForProject(
+  machine: string,
+  { pool, job, rule }: {
+    readonly pool: StoragePool;
+    readonly job: Pick<Job, "project" | "byHand">;
+    readonly rule: Rule | null;
+  },
+  stage: GcStage & Pick<Stage, "progress">,
+): Promise<number> {
+  const { config, signal, log, progress } = stage;
+  const { project, byHand } = job;
+  if (!hasProjectLimit(config) || byHand || project === null) return 0;
+  // Also where this job's rule has no limit: its machine counts for the others of its project.
+  const taken = await takePlace(pool, machine, { project, signal });
+  if (rule === null || rule.maxMachines === null) return 0;
+  const most = rule.maxMachines;
+  const start = performance.now();
+  let told = "";
+  let seen: readonly string[] | null = taken.volumes;
+  const probe = async (): Promise<number | NotYet> => {
+    const volumes = seen ?? await pool.volumeNames();
+    seen = null;
+    const before = placesBefore(taken.place, volumes);
+    if (before === null) throw removed(machine);
+    if (before.length < most) return told === "" ? 0 : (performance.now() - start) / 1000;
+    await removeOneUnneeded(before, volumes, stage);
+    const what = "a machine of its project to end";
+    const ahead = jobsAhead(before.length - most);
+    const reason = inWords({ what, ahead, figures: `${most} of ${most} run` });
+    if (told !== reason) log(`Waiting for ${reason}`);
+    told = reason;
+    return new NotYet(`it waits for ${reason}`);
+  };
+  return await waitFor({
+    goal: "get its turn",
+    awaited: "a machine of its project to end",
+    probe,
+    advice: `See what runs: libvirt-gci list; max_machines of ${rule.name} in the settings says ` +
+      "how many machines a project may have at once, and admission_seconds how long one waits",
+    fault: "room",
+  }, {
+    ...{ timeoutSeconds: config.admissionSeconds, signal, log, progress },
+    longestPauseMs: LONGEST_PAUSE_MS,
+  });
+}
+
+/**
+ * Asks about one of these machines, by chance, whether anybody needs it: its runner may have been killed,
+ * and gc come only much later. What cannot be removed is for gc to say, once.
+ */
+async function removeOneUnneeded(
+  places: readonly Place[],
+  volumes: readonly string[],
+  stage: GcStage,
+): Promise<void> {
+  const machine = places[Math.floor(Math.random() * places.length)]?.machine ?? "";
+  const found = machinesIn(stage.config.overlayPool, volumes).filter(({ name }) =>
+    name === machine
+  );
+  await removeUnneeded(found, { ...stage, warn: () => {} });
+}
+
+function removed(machine: string): SystemFailure {
+  return new SystemFailure({
+    what: `The machine "${machine}" was removed while it waited for others of its project`,
+    advice: "Let the job run again",
+    fault: "room",
+  });
+}

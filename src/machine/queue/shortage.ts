@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import type { Amount } from "./host_load.ts";
+import type { Turn } from "./queue_entry.ts";
+
+/** How much machines may take of the host. */
+export interface AdmissionLimits {
+  /** How many machines may run at once; null is any number. */
+  readonly maxMachines: number | null;
+  /** Whether machines may be promised more memory than there is. */
+  readonly overcommitMemory: boolean;
+  /** What stays free for the host, and in the pool of machines' disks. */
+  readonly reserveMemoryMib: number;
+  readonly reserveDiskGib: number;
+}
+
+/** What there is at one moment, as one prepare sees it. */
+export interface HostLoad {
+  /** Its own turn. */
+  readonly turn: Pick<Turn, "machine" | "memoryMib">;
+  /** Those before it: what they will take is taken. */
+  readonly ahead: readonly Pick<Turn, "machine" | "memoryMib">[];
+  /** The machines of ours that run; one may still have a turn. */
+  readonly running: ReadonlySet<string>;
+  /** Whether any other machine has a disk, and so may give space back. */
+  readonly hasOthers: boolean;
+  /** In MiB; null is unknown. */
+  readonly memory: Amount | null;
+  /** Of the pool, in bytes; null is unknown. */
+  readonly space: Amount | null;
+}
+
+/** What a machine waits for. */
+export interface Shortage {
+  /** Ends the sentence "Waiting for …". */
+  readonly what: string;
+  /** Such as `3 jobs ahead`; empty if there is none. */
+  readonly ahead: string;
+  /** How things are, which changes all the time. */
+  readonly figures: string;
+  /** Whether waiting cannot help: then `figures` says why, as a sentence of its own. */
+  readonly isHopeless: boolean;
+}
+
+const GIB = 1024 ** 3;
+
+/** What the machine has to wait for, or null if it may start now. */
+export function findShortage(load: HostLoad, limits: AdmissionLimits): Shortage | null {
+  const starting = load.ahead.filter(({ machine }) => !load.running.has(machine));
+  const shortage = shortageOfSpace(load, limits) ?? shortageOfMemory(load, starting, limits) ??
+    shortageOfMachines(load, starting, limits);
+  return shortage &&
+    { isHopeless: false, ahead: jobsAhead(starting.length), ...shortage };
+}
+
+/** Whether nobody ahead of the machine waits, so that it is the next to start. */
+export function isNext(load: HostLoad, limits: AdmissionLimits): boolean {
+  return load.ahead.every((turn, place) =>
+    load.running.has(turn.machine) ||
+    findShortage({ ...load, turn, ahead: load.ahead.slice(0, place) }, limits) === null
+  );
+}
+
+type Lack = Omit<Shortage, "ahead" | "isHopeless"> & Partial<Shortage>;
+
+/** Such as `3 jobs ahead`; empty if there is none. */
+export function jobsAhead(count: number): string {
+  return count === 0 ? "" : `${count} job${count === 1 ? "" : "s"} ahead`;
+}
+
+function shortageOfSpace(
+  { space, hasOthers }: HostLoad,
+  { reserveDiskGib }: AdmissionLimits,
+): Lack | null {
+  if (space === null || space.available >= reserveDiskGib * GIB) return null;
+  const figures = `${gib(space.available)} of ${gib(space.total)} GiB are free`;
+  const what = `space in the pool of machines' disks, where ${reserveDiskGib} GiB stay free`;
+  if (hasOthers && space.total >= reserveDiskGib * GIB) return { what, figures };
+  return {
+    what,
+    figures: `${figures}, and no machine is there to give space back`,
+    isHopeless: true,
+  };
+}
+
+function shortageOfMemory(
+  { memory, turn: { memoryMib } }: HostLoad,
+  starting: HostLoad["ahead"],
+  { overcommitMemory, reserveMemoryMib }: AdmissionLimits,
+): Lack | null {
+  if (memory === null || overcommitMemory) return null;
+  const what = `${memoryMib} MiB of memory`;
+  if (memory.total - reserveMemoryMib < memoryMib) {
+    const figures = `the host has ${Math.floor(memory.total)} MiB in all, and ` +
+      `${reserveMemoryMib} stay free`;
+    return { what, figures, isHopeless: true };
+  }
+  const available = memory.available - reserveMemoryMib;
+  const taken = starting.reduce((sum, turn) => sum + turn.memoryMib, 0);
+  if (available - taken >= memoryMib) return null;
+  return { what, figures: `${Math.max(0, Math.floor(available))} MiB are free` };
+}
+
+function shortageOfMachines(
+  { running }: HostLoad,
+  starting: HostLoad["ahead"],
+  { maxMachines }: AdmissionLimits,
+): Lack | null {
+  if (maxMachines === null) return null;
+  if (running.size + starting.length < maxMachines) return null;
+  return {
+    what: "a machine to end",
+    figures: `${running.size} of ${maxMachines} machine${maxMachines === 1 ? "" : "s"} run`,
+  };
+}
+
+function gib(bytes: number): string {
+  return (bytes / GIB).toFixed(1);
+}

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { type Fault, SystemFailure } from "../errors.ts";
+import { readKey } from "../guest/key.ts";
+import { openSsh } from "../guest/ready.ts";
+import type { SshConnection } from "../guest/ssh_connection.ts";
+import type { Domain } from "../libvirt/domain.ts";
+import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
+import { refuseEnded } from "./network/address.ts";
+import { type MachineRecord, readRecord } from "./metadata.ts";
+import { loginTo } from "./login.ts";
+import type { Stage } from "./context.ts";
+import { within } from "../wait.ts";
+import { findDomainOf, type NameStage } from "./lookup.ts";
+
+/** A machine of ours. Whoever gets it disposes of it, which leaves it running. */
+export interface OurMachine extends Disposable {
+  readonly domain: Domain;
+  readonly record: MachineRecord;
+}
+
+const CONNECT_SECONDS = 60;
+/** As long as a guest may take that did not answer when a script was cancelled. */
+const SILENT_MS = 3000;
+
+/** Logs in to it, as prepare has made it ready. Whoever gets the connection disposes of it. */
+export async function logIn(
+  { domain, record }: OurMachine,
+  { home, signal }: Pick<Stage, "home" | "signal">,
+): Promise<SshConnection> {
+  const key = await readKey(record.key, home);
+  const limits = { timeoutSeconds: CONNECT_SECONDS, log: () => {} }; // it is not our log
+  const login = await loginTo(domain, record, key);
+  if (record.silent === "") return await openSsh(login, { ...limits, signal });
+  const over = new AbortController();
+  const either = AbortSignal.any([signal, over.signal]);
+  const ssh = await within(openSsh(login, { ...limits, signal: either }), SILENT_MS);
+  if (ssh !== null) return ssh;
+  over.abort(); // which closes a connection that comes now
+  throw unusable(`The machine "${domain.name}" still does not answer`, "ssh_timeout");
+}
+
+/** The machine of this job's name, or by its domain's. Throws SystemFailure if it is gone, crashed, not ours, or not ready. */
+export async function lookupReadyMachine(
+  machine: string,
+  stage: NameStage,
+): Promise<OurMachine> {
+  using undo = new DisposableStack();
+  const found = undo.use(await lookupMachine(machine, stage));
+  if (found.record.address === "") throw unusable(`The machine "${machine}" is not ready`);
+  await refuseEnded(found.domain);
+  undo.move();
+  return found;
+}
+
+/** As {@linkcode lookupReadyMachine}, ready or not, crashed or not. */
+export async function lookupMachine(machine: string, stage: NameStage): Promise<OurMachine> {
+  const domain = await findDomainOf(machine, stage);
+  if (domain === null) throw gone(machine);
+  using undo = new DisposableStack();
+  undo.use(domain);
+  const record = await readRecord(domain).catch((error) => {
+    throw isLibvirtError(error, VIR_ERR.NO_DOMAIN) ? gone(machine) : error; // it has just ended
+  });
+  if (record === null) throw unusable(`The domain "${machine}" was not made by libvirt-gci`);
+  undo.move();
+  return { domain, record, [Symbol.dispose]: () => domain[Symbol.dispose]() };
+}
+
+function gone(machine: string): SystemFailure {
+  return unusable(`The machine "${machine}" is gone, or there never was one`, "guest_ended");
+}
+
+function unusable(what: string, fault: Fault = "other"): SystemFailure {
+  return new SystemFailure({
+    what,
+    fault,
+    advice:
+      "Run the job again, or see which machines there are: libvirt-gci list. A machine that powers " +
+      "off or crashes is gone",
+  });
+}

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { virsh } from "../shell.ts";
+import { SystemFailure } from "../errors.ts";
+import type { Connection } from "../libvirt/connection.ts";
+import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
+import { deleteKeyFile, isKeyFileOf, keyFile } from "../guest/key_file.ts";
+import { deleteGuestFiles } from "./storage/guest_files.ts";
+import { deleteFilter } from "./network/filter.ts";
+import { lookupActivePool } from "./storage/pools.ts";
+import { isStandbyName } from "./standby/waiting.ts";
+import { type MachineRecord, readRecord } from "./metadata.ts";
+import { deleteOwner, deleteVolumes, type Doomed } from "./storage/volumes.ts";
+import { hasProjectLimit } from "../policy/decide.ts";
+import { orReconnected } from "./reconnect.ts";
+import type { Stage } from "./context.ts";
+import { takenOverBy } from "./lookup.ts";
+
+/** What somebody saw of a machine, where its name alone does not lead to it. */
+export interface Seen {
+  readonly volumes?: readonly { readonly pool: string }[];
+  /** The directory of its attempt, empty if unknown: its key may be there. */
+  readonly attemptDir?: string;
+}
+
+/**
+ * Removes the machine of this name and all that belongs to it, whatever a stage left of it, and
+ * last what says whose it is. Resolves to whether there was anything. Throws SystemFailure if the
+ * domain of this name is not ours.
+ */
+export async function cleanup(
+  machine: string,
+  stage: CleanupStage,
+  { volumes = [], attemptDir = "" }: Seen = {},
+): Promise<boolean> {
+  const { connection, config, keyDirectory, lastingKeyDirectory, log } = stage;
+  const pools = [...new Set([config.overlayPool, ...volumes.map(({ pool }) => pool)])];
+  const { destroyed, key, isReady } = await destroyMachine(machine, connection);
+  const standbys = destroyed ? [] : await takenOverBy(machine, stage);
+  for (const standby of standbys) {
+    await cleanup(standby, { ...stage, log: () => {} }, { attemptDir });
+  }
+  const removals = await Promise.allSettled([
+    deleteKeyFile(keyFile(keyDirectory, machine)),
+    deleteKeyFile(keyFile(lastingKeyDirectory, machine)),
+    // Of a job whose machine is removed by hand, the domain alone knows the attempt's directory.
+    isKeyFileOf(machine, key) && deleteKeyFile(key),
+    attemptDir !== "" && deleteKeyFile(keyFile(attemptDir, machine)),
+    deleteFilter(connection, machine),
+    ...pools.map((pool) => {
+      const mayHaveNamed = !isReady || isStandbyName(machine) || hasProjectLimit(config);
+      return deleteDisks({ machine, mayHaveNamed }, connection, pool);
+    }),
+  ]);
+  for (const removal of removals) if (removal.status === "rejected") throw removal.reason;
+  let found = destroyed || standbys.length > 0 ||
+    removals.some((removal) => "value" in removal && removal.value);
+  for (const pool of pools) found = await disown(machine, connection, pool) || found;
+  log(found ? `Removed the machine "${machine}"` : `There is no machine "${machine}"`);
+  return found;
+}
+
+/** As {@linkcode cleanup}, and once more on a new connection if it fails. */
+export async function cleanupAnyway(
+  machine: string,
+  stage: CleanupStage & Pick<Stage, "connect" | "signal">,
+): Promise<void> {
+  await orReconnected(stage, (connection) => cleanup(machine, { ...stage, connection }));
+}
+
+/** What cleanup needs of a stage. */
+export type CleanupStage = Pick<
+  Stage,
+  "connection" | "config" | "keyDirectory" | "lastingKeyDirectory" | "log"
+>;
+
+/** What there was of a domain. */
+interface Destroyed {
+  readonly destroyed: boolean;
+  /** The file of the key that it let in. */
+  readonly key: string;
+  /** Whether prepare was through with it. */
+  readonly isReady: boolean;
+}
+
+async function destroyMachine(machine: string, connection: Connection): Promise<Destroyed> {
+  using domain = await connection.findDomain(machine);
+  if (domain === null) return { destroyed: false, key: "", isReady: false };
+  let record: MachineRecord | null;
+  try {
+    record = await readRecord(domain);
+    if (record !== null) await domain.destroy();
+  } catch (error) {
+    // It ended by itself just now.
+    if (isLibvirtError(error, VIR_ERR.NO_DOMAIN)) {
+      return { destroyed: true, key: "", isReady: false };
+    }
+    throw error;
+  }
+  if (record !== null) {
+    return { destroyed: true, key: record.key, isReady: record.address !== "" };
+  }
+  throw new SystemFailure({
+    what: `The domain "${machine}" was not made by libvirt-gci, so it stays as it is`,
+    advice: `See the domains of this host: ${virsh(connection, "list", "--all", "--title")}`,
+  });
+}
+
+/** Whether there was a volume to delete. Without the pool there is none. */
+async function deleteDisks(
+  disks: Doomed,
+  connection: Connection,
+  poolName: string,
+): Promise<boolean> {
+  using found = await connection.findPool(poolName);
+  if (found === null) return false;
+  using pool = await lookupActivePool(connection, poolName, "overlay_pool");
+  const of = { connection, pool, machine: disks.machine };
+  const [guest, others] = await Promise.allSettled([
+    deleteGuestFiles(of),
+    deleteVolumes(pool, disks),
+  ]);
+  if (guest.status === "rejected") throw guest.reason;
+  if (others.status === "rejected") throw others.reason;
+  return guest.value || others.value.length > 0;
+}
+
+/** Whether there was a volume that said whose the machine was. */
+async function disown(machine: string, connection: Connection, poolName: string): Promise<boolean> {
+  using pool = await connection.findPool(poolName);
+  return pool !== null && await deleteOwner(pool, machine);
+}

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import type { Connection } from "../../libvirt/connection.ts";
+import type { StoragePool } from "../../libvirt/storage_pool.ts";
+import type { MachineSettings } from "../../settings/machine_settings.ts";
+import { sha256 } from "../../sha256.ts";
+import { createRawVolume, deleteVolume } from "../storage/volumes.ts";
+
+/**
+ * Machines that were resumed before any job asked for them. Two kinds of empty volumes say what
+ * becomes of them, by their names alone: `STANDBY.KIND.waiting` as long as it waits, and
+ * `MACHINE.STANDBY.taken` from before a machine of this name tries to take it over until cleanup.
+ * Only one can delete the first, and whoever did has the machine.
+ */
+export interface Standby {
+  /** The name of its domain, and of all volumes but the last kind. */
+  readonly name: string;
+  /** See {@linkcode standbyKind}. */
+  readonly kind: string;
+}
+
+const NAME = /^standby-[0-9a-f]{16}$/;
+const WAITING = /^(standby-[0-9a-f]{16})\.([0-9a-f]{16})\.waiting\.libvirt-gci$/;
+const TAKEN = /^(.+)\.(standby-[0-9a-f]{16})\.taken\.libvirt-gci$/;
+
+/** A name for a new machine. */
+export function newStandbyName(): string {
+  return `standby-${randomHex(8)}`;
+}
+
+/** Whether this is the name of a machine that waits, or waited once. */
+export function isStandbyName(machine: string): boolean {
+  return NAME.test(machine);
+}
+
+/** The machines that wait, of these volumes. */
+export function waitingIn(volumes: readonly string[]): Standby[] {
+  return volumes.map((volume) => WAITING.exec(volume)).filter((match) => match !== null)
+    .map(([, name = "", kind = ""]) => ({ name, kind }));
+}
+
+/** Whether its guest runs: after a boot of the host, only its volumes are left. */
+export async function isAlive({ name }: Standby, connection: Connection): Promise<boolean> {
+  using domain = await connection.findDomain(name);
+  return domain !== null && await domain.state() === "active";
+}
+
+/** Which machines took these over, or tried to. */
+export function takenIn(
+  volumes: readonly string[],
+): { readonly machine: string; readonly standby: string }[] {
+  return volumes.map((volume) => TAKEN.exec(volume)).filter((match) => match !== null)
+    .map(([, machine = "", standby = ""]) => ({ machine, standby }));
+}
+
+/** From now on, any job may have it. */
+export async function letWait(pool: StoragePool, { name, kind }: Standby): Promise<void> {
+  using _ = await createRawVolume(pool, `${name}.${kind}.waiting.libvirt-gci`, 0);
+}
+
+/** Whether it is ours now: of all who try, one gets it. */
+export function claimStandby(pool: StoragePool, { name, kind }: Standby): Promise<boolean> {
+  return deleteVolume(pool, `${name}.${kind}.waiting.libvirt-gci`);
+}
+
+/** Says that the machine of this name is the one that waited, if whoever says it can claim that. */
+export async function noteTaken(
+  pool: StoragePool,
+  machine: string,
+  standby: string,
+): Promise<void> {
+  using _ = await createRawVolume(pool, takenVolume(machine, standby), 0);
+}
+
+/** Takes that back. */
+export async function forgetTaken(
+  pool: StoragePool,
+  machine: string,
+  standby: string,
+): Promise<void> {
+  await deleteVolume(pool, takenVolume(machine, standby));
+}
+
+function takenVolume(machine: string, standby: string): string {
+  return `${machine}.${standby}.taken.libvirt-gci`;
+}
+
+/**
+ * Whether a machine is as it is by this setting. The others say how to get there, how many there are,
+ * what a job may ask for, or what is looked up when the job has the machine.
+ */
+const MAKES_MACHINE: Readonly<Record<keyof MachineSettings, boolean>> = {
+  domainType: true,
+  network: true,
+  isolate: true,
+  hostPorts: true,
+  blockedNetworks: true,
+  hostAddresses: true,
+  vcpus: true,
+  memoryMib: true,
+  diskGib: true,
+  nested: true,
+  keepMinutes: false,
+  maxVcpus: false,
+  maxMemoryMib: false,
+  maxDiskGib: false,
+  maxKeepMinutes: false,
+  allowNested: false,
+  cpuShares: true,
+  diskMibPerSecond: true,
+  diskIops: true,
+  networkMibPerSecond: true,
+  machineType: true,
+  firmware: true,
+  cpuMode: true,
+  start: false,
+  standby: false,
+  user: true,
+  port: true,
+  key: false,
+  shell: true, // the machine's record has it
+  login: true,
+  buildsDir: false,
+  cacheDir: false,
+  addressSeconds: false,
+  sshSeconds: false,
+};
+
+/**
+ * What tells the machines that a job may have from those that it may not: from which RAM they were
+ * resumed, and the settings by which they are as they are.
+ */
+export async function standbyKind(
+  { imageId, settings }: {
+    readonly imageId: string;
+    readonly settings: MachineSettings;
+  },
+): Promise<string> {
+  const made = (Object.keys(MAKES_MACHINE) as (keyof MachineSettings)[])
+    .filter((key) => MAKES_MACHINE[key]).map((key) => [key, settings[key]]);
+  return (await sha256(JSON.stringify([imageId, made]))).slice(0, 16);
+}
+
+function randomHex(bytes: number): string {
+  return crypto.getRandomValues(new Uint8Array(bytes)).toHex();
+}

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { BuildFailure, faultOf, SystemFailure } from "../../errors.ts";
+import { type Standby, standbyKind, waitingIn } from "./waiting.ts";
+import { findTemplate, type Template } from "../storage/template.ts";
+import { chooseWarmImage, type WarmImage } from "../warm/warm_image.ts";
+import type { MachineSettings } from "../../settings/machine_settings.ts";
+import {
+  templateAdvice,
+  type TemplateChoice,
+  templatesToWait,
+} from "../../policy/template_choice.ts";
+import { lookupOverlayPool } from "../storage/overlay_pool.ts";
+import type { Stage } from "../context.ts";
+
+/** Machines of one template that the settings want to wait, and what they are made of. */
+export interface WantedStandbys {
+  readonly template: string;
+  readonly count: number;
+  /** See standbyKind. */
+  readonly kind: string;
+  readonly image: WarmImage;
+  readonly disk: Template;
+  readonly settings: MachineSettings;
+}
+
+type WantingStage = Pick<Stage, "connection" | "config">;
+
+/** What the settings want. */
+export interface FoundWanted {
+  readonly wanted: readonly WantedStandbys[];
+  /** Of the templates of which none can wait, why. */
+  readonly problems: Error[];
+}
+
+/** Finds what the settings want, and for the templates where that cannot be, why. */
+export async function findWanted(stage: WantingStage): Promise<FoundWanted> {
+  const wanted: WantedStandbys[] = [];
+  const problems: Error[] = [];
+  for (const choice of templatesToWait(stage.config)) {
+    try {
+      wanted.push(await lookupWanted(choice, stage));
+    } catch (error) {
+      if (!(error instanceof SystemFailure || error instanceof BuildFailure)) throw error;
+      problems.push(error);
+    }
+  }
+  return { wanted, problems };
+}
+
+async function lookupWanted(
+  { name, settings, ...choice }: TemplateChoice,
+  { connection, config }: WantingStage,
+): Promise<WantedStandbys> {
+  const advise = templateAdvice(config, { isOperator: true });
+  const asked = { ...choice, name, advise, pool: config.templatePool };
+  const disk = await findTemplate(connection, asked);
+  using pool = await lookupOverlayPool(connection, config.overlayPool);
+  const of = { name, template: disk, settings };
+  const { image } = await chooseWarmImage(connection, pool, of);
+  if (image === null) {
+    throw new SystemFailure({
+      what: `No machine of "${name}" can wait for a job: the template has no warm image that holds`,
+      advice: `Make it: libvirt-gci warm ${name}`,
+      fault: "template",
+    });
+  }
+  const kind = await standbyKind({ imageId: image.id, settings });
+  return { template: name, count: settings.standby, kind, image, disk, settings };
+}
+
+/** How many of these wait, of the volumes of the overlay pool. */
+export function countWaiting({ kind }: WantedStandbys, volumes: readonly string[]): number {
+  return waitingIn(volumes).filter((standby) => standby.kind === kind).length;
+}
+
+/**
+ * Those that wait, of the volumes of the overlay pool, and are not wanted, or too many. None, as long
+ * as something else than a template, such as its pool, keeps anybody from knowing what is wanted.
+ */
+export function unwantedOf(
+  { wanted, problems }: FoundWanted,
+  volumes: readonly string[],
+): Standby[] {
+  if (!problems.every((problem) => faultOf(problem) === "template")) return [];
+  const left = new Map(wanted.map(({ kind, count }) => [kind, count]));
+  return waitingIn(volumes).filter(({ kind }) => {
+    const count = left.get(kind) ?? 0;
+    left.set(kind, count - 1);
+    return count <= 0;
+  });
+}

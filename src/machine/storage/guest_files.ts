@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { orFailure } from "../../errors.ts";
+import type { Connection } from "../../libvirt/connection.ts";
+import { isLibvirtError, orNull, VIR_ERR } from "../../libvirt/error.ts";
+import type { StoragePool } from "../../libvirt/storage_pool.ts";
+import type { Volume } from "../../libvirt/volume.ts";
+import { sleep } from "../../wait.ts";
+import { xml } from "../../xml.ts";
+import { dirPoolXml } from "./pools.ts";
+import { deleteVolume, volumeName } from "./volumes.ts";
+
+/**
+ * The files whose content a guest chooses, its serial console and its firmware's variables, are in a
+ * directory of the machine's own below the pool's, and no volumes. For libvirt reads the head of each
+ * file when it looks through a pool: one that looks like a broken image makes it give the pool up, and
+ * one that says it stands on a FIFO holds it for ever (virStorageBackendRefreshLocal).
+ */
+const CONSOLE = "console";
+
+/** The paths of these files in the machine's directory. */
+export function guestPaths(
+  directory: string,
+): { readonly console: string; readonly nvram: string } {
+  return { console: `${directory}/${CONSOLE}`, nvram: `${directory}/nvram` };
+}
+
+/** Makes the directory, in which libvirt and virtlogd make the files. The caller disposes of the handle. */
+export function createGuestDirectory(pool: StoragePool, machine: string): Promise<Volume> {
+  const name = volumeName(machine, "guest");
+  const directoryXml = xml`
+    <volume type="dir">
+      <name>${name}</name>
+      <capacity unit="bytes">0</capacity>
+      <target>
+        <format type="dir" />
+        <permissions>
+          <mode>0711</mode>
+        </permissions>
+      </target>
+    </volume>
+  `;
+  return pool.createVolume(name, directoryXml.toString());
+}
+
+/** Which machine's files. */
+export interface GuestFilesOf {
+  readonly connection: Connection;
+  readonly pool: StoragePool;
+  readonly machine: string;
+}
+
+/** One of the files. */
+interface GuestFile {
+  readonly name: string;
+  /** The end of it, so many bytes at most; null if it is gone by now. */
+  readonly read: (mostBytes: number) => Promise<Uint8Array | null>;
+  readonly delete: () => Promise<void>;
+}
+
+/** Removes the directory and what is in it. Resolves to whether there was one. */
+export async function deleteGuestFiles(of: GuestFilesOf): Promise<boolean> {
+  const removed = await withGuestFiles(of, async (files) => {
+    for (const file of files) await file.delete();
+    return true;
+  });
+  return removed !== null && await deleteVolume(of.pool, volumeName(of.machine, "guest"));
+}
+
+/**
+ * All that virtlogd kept of a machine's serial console, the oldest first, or the end of it that has at
+ * most so many bytes; null if there is no such machine. It begins a new file after 2 MiB and renames the old one to
+ * end in .0 (max_size and max_backups in virtlogd.conf). Throws LibvirtError if it cannot be read.
+ */
+export async function readConsole(
+  of: GuestFilesOf,
+  mostBytes: number,
+): Promise<Uint8Array<ArrayBuffer> | null> {
+  return await withGuestFiles(of, async (files) => {
+    const age = ({ name }: GuestFile): number => Number(/\.(\d+)$/.exec(name)?.[1] ?? -1);
+    const ofConsole = files.filter(({ name }) => /^console(\.\d+)?$/.test(name));
+    const parts: Uint8Array<ArrayBuffer>[] = [];
+    let left = mostBytes;
+    for (const file of ofConsole.sort((a, b) => age(a) - age(b))) {
+      const part = await file.read(left);
+      if (part === null) continue; // it became an older part, or was cleaned up, just now
+      parts.unshift(new Uint8Array(part));
+      left -= part.length;
+      if (left <= 0) break;
+    }
+    return new Uint8Array(await new Blob(parts).arrayBuffer());
+  });
+}
+
+/** Null if there is no such directory, or if somebody else, such as another gc, removes it meanwhile. */
+async function withGuestFiles<T>(
+  { connection, pool, machine }: GuestFilesOf,
+  use: (files: readonly GuestFile[]) => Promise<T>,
+): Promise<T | null> {
+  const name = volumeName(machine, "guest");
+  const findPath = async (): Promise<string | null> => {
+    using directory = await pool.findVolume(name);
+    return directory && await orNull(VIR_ERR.NO_STORAGE_VOL, directory.path());
+  };
+  const path = await findPath();
+  if (path === null) return null;
+  try {
+    const own = connection.isLocal ? await ownFiles(path) : null;
+    if (own !== null) return await use(own);
+    await using files = await openPool(connection, { name, path });
+    return await use((await files.pool.volumeNames()).map((file) => fileOfPool(files.pool, file)));
+  } catch (error) {
+    if (await findPath() === null) return null;
+    throw error;
+  }
+}
+
+/** Those that this user may read, as root may on this host; null if it may not. */
+async function ownFiles(directory: string): Promise<GuestFile[] | null> {
+  try {
+    const entries = await Array.fromAsync(Deno.readDir(directory));
+    return entries.map(({ name }) => fileIn(directory, name));
+  } catch {
+    return null;
+  }
+}
+
+function fileIn(directory: string, name: string): GuestFile {
+  const path = `${directory}/${name}`;
+  const advice = `See whose it is, and whether its file system is in order: ls -ld ${path}`;
+  return {
+    name,
+    read: (mostBytes) => {
+      const read = orGone(readEnd(path, mostBytes));
+      return orFailure(read, { what: `Cannot read "${path}"`, advice, fault: "storage" });
+    },
+    delete: async () => {
+      const removed = orGone(Deno.remove(path));
+      await orFailure(removed, { what: `Cannot remove "${path}"`, advice, fault: "storage" });
+    },
+  };
+}
+
+async function readEnd(path: string, mostBytes: number): Promise<Uint8Array> {
+  using file = await Deno.open(path);
+  const { size } = await file.stat();
+  const bytes = new Uint8Array(Math.min(size, mostBytes));
+  await file.seek(size - bytes.length, Deno.SeekMode.Start);
+  let length = 0;
+  while (length < bytes.length) {
+    const read = await file.read(bytes.subarray(length));
+    if (read === null) break;
+    length += read;
+  }
+  return bytes.subarray(0, length);
+}
+
+async function orGone<T>(result: Promise<T>): Promise<T | null> {
+  try {
+    return await result;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return null;
+    throw error;
+  }
+}
+
+const ATTEMPTS = 10;
+
+/** For others, libvirt has to look: through a pool that is there meanwhile, and breaks alone. */
+async function openPool(
+  connection: Connection,
+  { name, path }: { readonly name: string; readonly path: string },
+): Promise<AsyncDisposable & { readonly pool: StoragePool }> {
+  for (let attempt = 1;; attempt++) {
+    try {
+      const pool = await connection.createPool(name, dirPoolXml(name, path));
+      const close = async (): Promise<void> => {
+        using _ = pool;
+        await pool.stop();
+      };
+      return { pool, [Symbol.asyncDispose]: close };
+    } catch (error) {
+      if (!isLibvirtError(error, VIR_ERR.OPERATION_FAILED) || attempt > ATTEMPTS) throw error;
+      if (attempt < ATTEMPTS) await sleep(100); // somebody else looks just now
+      else await stopLeftover(connection, name);
+    }
+  }
+}
+
+/** Somebody was killed while it looked. */
+async function stopLeftover(connection: Connection, name: string): Promise<void> {
+  using pool = await connection.findPool(name);
+  await pool?.stop();
+}
+
+function fileOfPool(pool: StoragePool, name: string): GuestFile {
+  return {
+    name,
+    read: async (mostBytes) => {
+      using volume = await pool.findVolume(name);
+      if (volume === null) return null;
+      return await volume.download(Math.max(0, await volume.capacityBytes() - mostBytes));
+    },
+    delete: async () => void await deleteVolume(pool, name),
+  };
+}

@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { DEFAULT_OVERLAY_POOL } from "../../settings/load.ts";
+import type { Connection } from "../../libvirt/connection.ts";
+import type { StoragePool } from "../../libvirt/storage_pool.ts";
+import { createDirPool, lookupActivePool } from "./pools.ts";
+
+/** The pool for overlays. The one that nobody chose is made at its first use. */
+export async function lookupOverlayPool(
+  connection: Connection,
+  name: string,
+): Promise<StoragePool> {
+  if (name === DEFAULT_OVERLAY_POOL) await createDirPool(connection, name);
+  return await lookupActivePool(connection, name, "overlay_pool");
+}

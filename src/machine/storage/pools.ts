@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { makePool, poolPath, virsh } from "../../shell.ts";
+import { SystemFailure } from "../../errors.ts";
+import type { Connection } from "../../libvirt/connection.ts";
+import type { StoragePool } from "../../libvirt/storage_pool.ts";
+import { sleep } from "../../wait.ts";
+import { xml } from "../../xml.ts";
+import { throwIfLost } from "../lost_connection.ts";
+
+/** The pool, or null if it is not there or not started. */
+export async function findActivePool(
+  connection: Connection,
+  name: string,
+): Promise<StoragePool | null> {
+  const pool = await connection.findPool(name);
+  using undo = new DisposableStack();
+  undo.use(pool);
+  if (pool === null || !await pool.isActive()) return null;
+  undo.move();
+  return pool;
+}
+
+/** The pool of this name, started. `key` is its setting. Throws SystemFailure. */
+export async function lookupActivePool(
+  connection: Connection,
+  name: string,
+  key: string,
+): Promise<StoragePool> {
+  const pool = await connection.findPool(name);
+  if (pool === null) {
+    throw new SystemFailure({
+      fault: "storage",
+      what: `The host has no storage pool "${name}"`,
+      advice: `Make it: ${makePool(connection, name)}; or set ${key} to another`,
+    });
+  }
+  using undo = new DisposableStack();
+  undo.use(pool);
+  if (await pool.isActive()) {
+    undo.move();
+    return pool;
+  }
+  throw new SystemFailure({
+    fault: "storage",
+    what: `The storage pool "${name}" is not active`,
+    advice: `Start it: ${virsh(connection, "pool-start", name)} && ` +
+      virsh(connection, "pool-autostart", name),
+  });
+}
+
+/**
+ * Makes and starts a pool of files below /var/lib/libvirt/images, where AppArmor lets libvirt see on
+ * which template a disk stands, unless there is a pool of this name. Safe with many at once. Throws
+ * SystemFailure.
+ */
+export async function createDirPool(connection: Connection, name: string): Promise<void> {
+  using found = await connection.findPool(name);
+  if (found !== null) {
+    await becomesActive(connection, name); // another job's prepare may be about to start it
+    return;
+  }
+  try {
+    using pool = await connection.definePool(name, dirPoolXml(name, poolPath(name)));
+    await pool.buildAndStart();
+  } catch (cause) {
+    throwIfLost(cause, `made the storage pool "${name}"`);
+    if (await becomesActive(connection, name)) return; // another job's prepare was first
+    throw new SystemFailure({
+      fault: "storage",
+      what: `Cannot make the storage pool "${name}" in ${poolPath(name)}`,
+      cause,
+      advice: "Let this user manage libvirt, or set overlay_pool to a pool that there is",
+    });
+  }
+}
+
+async function becomesActive(connection: Connection, name: string): Promise<boolean> {
+  for (let attempt = 0; attempt < 20; attempt++) {
+    using pool = await connection.findPool(name);
+    if (pool !== null && await pool.isActive()) return true;
+    await sleep(100);
+  }
+  return false;
+}
+
+const REFRESH_ATTEMPTS = 50;
+
+/** Has libvirt look for volumes that others put into the pool. Throws LibvirtError. */
+export async function refreshPool(pool: StoragePool): Promise<void> {
+  for (let attempt = 1;; attempt++) {
+    try {
+      return await pool.refresh();
+    } catch (error) {
+      // libvirt refuses while a volume of another job is being made.
+      if (attempt === REFRESH_ATTEMPTS) throw error;
+      await sleep(100);
+    }
+  }
+}
+
+/** The XML of a storage pool that has the files of a directory. */
+export function dirPoolXml(name: string, path: string): string {
+  return xml`
+    <pool type="dir">
+      <name>${name}</name>
+      <target>
+        <path>${path}</path>
+      </target>
+    </pool>
+  `.toString();
+}

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { virsh } from "../../shell.ts";
+import { SystemFailure } from "../../errors.ts";
+import type { Connection } from "../../libvirt/connection.ts";
+import { LibvirtError, orNull, VIR_ERR } from "../../libvirt/error.ts";
+import { childrenOf, find, rootOf } from "../../read_xml.ts";
+import type { Template } from "./template.ts";
+
+/** A disk that a domain may write to: its file or block device, or its pool and volume. */
+export interface WrittenDisk {
+  readonly path: string | null;
+  readonly pool: string | null;
+  readonly volume: string | null;
+}
+
+/** The disks that a domain may write to, but not what they stand on. */
+export function writtenDisks(domainXml: string): WrittenDisk[] {
+  return childrenOf(find(rootOf(domainXml), "devices"), "disk")
+    .filter((disk) => find(disk, "readonly") === undefined)
+    .map((disk) => find(disk, "source")?.attributes ?? {})
+    .map(({ file, dev, pool = null, volume = null }) => ({
+      path: file ?? dev ?? null,
+      ...{ pool, volume },
+    }));
+}
+
+/**
+ * Why no machine starts on the template: somebody has its disk, or one that it stands on, open for
+ * writing. Null if the start failed for another reason.
+ */
+export async function explainLock(
+  cause: unknown,
+  template: Template,
+  connection: Connection,
+): Promise<SystemFailure | null> {
+  const lock = cause instanceof LibvirtError ? LOCKED.exec(cause.words) : null;
+  if (lock === null) return null;
+  const file = lock[1] ?? template.path;
+  const writer = await findWriter(connection, { ...template, path: file });
+  const who = writer === null ? "Somebody" : `The domain "${writer}"`;
+  const advice = writer === null
+    ? `See which process it is: fuser -v ${file}, and end it`
+    : `Shut it down: ${virsh(connection, "shutdown", writer)}, and give it a disk of its own`;
+  return new SystemFailure({
+    fault: "template",
+    what: `${who} has the disk ${file} of the template "${template.volume}" open for writing`,
+    cause,
+    advice: advice + ". Nobody may write to what machines stand on",
+  });
+}
+
+/** QEMU's words for a file that another process has open in another way. */
+const LOCKED =
+  /Failed to get (?:\w+ )?"[^"]+" lock(?:\s+Is another process using the image \[(.+)\]\?)?/;
+
+/** The domain that runs and may write to this disk, or null. */
+async function findWriter(
+  connection: Connection,
+  { path, pool, volume }: Pick<Template, "path" | "pool" | "volume">,
+): Promise<string | null> {
+  const domains = await connection.activeDomains();
+  using handles = new DisposableStack();
+  for (const domain of domains) handles.use(domain);
+  for (const domain of domains) {
+    const domainXml = await orNull(VIR_ERR.NO_DOMAIN, domain.xml()); // it may end at any moment
+    const disks = domainXml === null ? [] : writtenDisks(domainXml);
+    if (disks.some((disk) => disk.path === path || disk.pool === pool && disk.volume === volume)) {
+      return domain.name;
+    }
+  }
+  return null;
+}

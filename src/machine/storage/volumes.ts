@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { isLibvirtError, VIR_ERR } from "../../libvirt/error.ts";
+import type { StoragePool } from "../../libvirt/storage_pool.ts";
+import type { Volume } from "../../libvirt/volume.ts";
+import { sleep } from "../../wait.ts";
+import { type Xml, xml } from "../../xml.ts";
+import type { Template } from "./template.ts";
+
+/**
+ * The volumes of a machine: its name and one of these endings. libvirt's volumes have no metadata,
+ * so the endings mark what is ours, in a pool that may hold the volumes of others too.
+ */
+const VOLUME_ENDINGS = {
+  owner: ".owner.libvirt-gci",
+  overlay: ".overlay.libvirt-gci",
+  ram: ".ram.libvirt-gci",
+  seed: ".seed.libvirt-gci",
+  credential: ".credential.libvirt-gci",
+  guest: ".guest.libvirt-gci",
+} as const;
+
+/** One of the volumes that a machine may have. */
+export type VolumeKind = keyof typeof VOLUME_ENDINGS;
+
+/** The name of a machine's volume. */
+export function volumeName(machine: string, kind: VolumeKind): string {
+  return machine + VOLUME_ENDINGS[kind];
+}
+
+/** What an overlay stands on. */
+export type Base = Pick<Template, "path" | "format" | "capacityBytes">;
+
+/**
+ * Makes a disk which reads from its base what nobody wrote. `capacityBytes` holds if it is more than
+ * the base's. The caller disposes of the handle.
+ */
+export function createOverlay(
+  pool: StoragePool,
+  name: string,
+  { template, capacityBytes }: { readonly template: Base; readonly capacityBytes: number },
+): Promise<Volume> {
+  return pool.createVolume(
+    name,
+    overlayXml(name, template, Math.max(capacityBytes, template.capacityBytes)).toString(),
+  );
+}
+
+/** The overlay as libvirt's volume XML (https://libvirt.org/formatstorage.html). */
+function overlayXml(name: string, template: Base, capacityBytes: number): Xml {
+  return xml`
+    <volume type="file">
+      <name>${name}</name>
+      <capacity unit="bytes">${capacityBytes}</capacity>
+      <target>
+        <format type="qcow2" />
+        <compat>1.1</compat>
+      </target>
+      <backingStore>
+        <path>${template.path}</path>
+        <format type="${template.format}" />
+      </backingStore>
+    </volume>
+  `;
+}
+
+/** Makes a volume for as many plain bytes. The caller disposes of the handle. */
+export function createRawVolume(pool: StoragePool, name: string, bytes: number): Promise<Volume> {
+  return pool.createVolume(name, rawXml(name, bytes).toString());
+}
+
+/** Makes a volume with the plain bytes of another. The caller disposes of the handle. */
+export function copyRawVolume(pool: StoragePool, name: string, source: Volume): Promise<Volume> {
+  return pool.copyVolume(name, rawXml(name, 0).toString(), source); // libvirt takes its size
+}
+
+function rawXml(name: string, bytes: number): Xml {
+  return xml`
+    <volume type="file">
+      <name>${name}</name>
+      <capacity unit="bytes">${bytes}</capacity>
+      <target>
+        <format type="raw" />
+      </target>
+    </volume>
+  `;
+}
+
+const NAMED_KINDS = [
+  "[\\da-f-]+\\.(?:turn|place)",
+  "standby-[\\da-f]+\\.taken",
+  "[\\da-f]+\\.waiting",
+];
+const KINDS = [...Object.keys(VOLUME_ENDINGS), ...NAMED_KINDS].join("|");
+const MACHINE_VOLUME = new RegExp(`^(.+)\\.(?:${KINDS})\\.libvirt-gci$`);
+
+/** The machine whose volume this is; null if it is none's. */
+export function machineOfVolume(volume: string): string | null {
+  return MACHINE_VOLUME.exec(volume)?.[1] ?? null;
+}
+
+/** Whether it is one of the machine's empty volumes whose names say all. */
+function isNamedOf(machine: string, volume: string): boolean {
+  return /\.(turn|place|taken|waiting)\.libvirt-gci$/.test(volume) &&
+    machineOfVolume(volume) === machine;
+}
+
+/** Whether a volume of this name belongs to some machine, and so is no template. */
+export function isMachineVolume(name: string): boolean {
+  return name.endsWith(".libvirt-gci");
+}
+
+/** Which volumes are to go. */
+export interface Doomed {
+  readonly machine: string;
+  /** Whether it may have an empty volume whose name says all, which only a list of the pool finds. */
+  readonly mayHaveNamed?: boolean;
+}
+
+/**
+ * Deletes all volumes of the machine that are there but its owner's and what the guest wrote, and gives
+ * their names. It goes on where it cannot delete one, and throws that error in the end.
+ */
+export async function deleteVolumes(
+  pool: StoragePool,
+  { machine, mayHaveNamed = false }: Doomed,
+): Promise<string[]> {
+  const deleted: string[] = [];
+  const errors: unknown[] = [];
+  const tryDelete = async (name: string): Promise<void> => {
+    try {
+      if (await deleteVolume(pool, name)) deleted.push(name);
+    } catch (error) {
+      errors.push(error);
+    }
+  };
+  for (const kind of ["ram", "seed", "credential"] as const) {
+    await tryDelete(volumeName(machine, kind));
+  }
+  if (mayHaveNamed) {
+    const named = (await pool.volumeNames()).filter((name) => isNamedOf(machine, name));
+    for (const name of named) await tryDelete(name);
+  }
+  // While it is there, prepare takes the name for used.
+  await tryDelete(volumeName(machine, "overlay"));
+  if (errors.length > 0) throw errors[0];
+  return deleted;
+}
+
+/** Deletes the volume that says whose the machine is: the last thing, which frees its name. */
+export function deleteOwner(pool: StoragePool, machine: string): Promise<boolean> {
+  return deleteVolume(pool, volumeName(machine, "owner"));
+}
+
+const DELETE_ATTEMPTS = 20;
+
+/** Whether there was such a volume, which is gone now; of many who delete it, one hears that. */
+export async function deleteVolume(pool: StoragePool, name: string): Promise<boolean> {
+  using volume = await pool.findVolume(name);
+  if (volume === null) return false;
+  for (let attempt = 1;; attempt++) {
+    try {
+      return await volume.delete();
+    } catch (error) {
+      // Somebody reads it just now, such as another gc.
+      if (!isLibvirtError(error, VIR_ERR.OPERATION_INVALID) || attempt === DELETE_ATTEMPTS) {
+        throw error;
+      }
+      await sleep(100);
+    }
+  }
+}

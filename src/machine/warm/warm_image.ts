@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import type { Connection } from "../../libvirt/connection.ts";
+import { isLibvirtError, orNull, VIR_ERR } from "../../libvirt/error.ts";
+import type { StoragePool } from "../../libvirt/storage_pool.ts";
+import type { MachineSettings } from "../../settings/machine_settings.ts";
+import { find, rootOf, textAt } from "../../read_xml.ts";
+import { XmlElement } from "@rgrove/parse-xml";
+import { sha256 } from "../../sha256.ts";
+import { domainXml } from "../domain_xml.ts";
+import { EMPTY_RECORD } from "../metadata.ts";
+import type { Template } from "../storage/template.ts";
+import { createRawVolume, deleteVolume, volumeName } from "../storage/volumes.ts";
+
+/**
+ * The volumes of a warm image: a disk that no machine writes to any more, the RAM of the machine that
+ * wrote it, and last, which makes it one, what says of what it was made. The names end like those of
+ * a machine's volumes, so that none is taken for a template, and belong to no machine.
+ */
+const PARTS = { disk: "warm-disk", ram: "warm-ram", info: "warm" } as const;
+
+/** One of the volumes of a warm image. */
+export type WarmPart = keyof typeof PARTS;
+
+/** Of what a warm image was made, by what a message calls it. It holds as long as all is the same. */
+export type WarmOrigin = Readonly<Record<string, string>>;
+
+/** What the last volume of a warm image says. */
+interface WarmInfo {
+  /** ISO 8601. */
+  readonly created: string;
+  /** How many bytes stand before the RAM in its volume. */
+  readonly bytesBeforeRam: number;
+  readonly origin: WarmOrigin;
+}
+
+/** Which warm image. */
+export interface WarmName {
+  /** The template, as the settings know it. */
+  readonly template: string;
+  readonly id: string;
+}
+
+/** A warm image, complete. */
+export interface WarmImage extends WarmName, WarmInfo {}
+
+/** The name of a volume of a warm image. */
+export function warmVolume(template: string, id: string, part: WarmPart): string {
+  return `${template}.${id}.${PARTS[part]}.libvirt-gci`;
+}
+
+/** An id for a new warm image. */
+export function newWarmId(): string {
+  return crypto.getRandomValues(new Uint8Array(5)).toHex();
+}
+
+/** The name of the machine that makes warm images of this template, one at a time. */
+export async function makerOf(template: string): Promise<string> {
+  return `warm-${(await sha256(template)).slice(0, 16)}`;
+}
+
+const VOLUME = /^(.+)\.([0-9a-f]{10})\.(warm|warm-disk|warm-ram)\.libvirt-gci$/;
+
+/** The ids of warm images of which there is any volume, and their templates. */
+export function warmIds(volumes: readonly string[]): Map<string, string> {
+  const matches = volumes.map((volume) => VOLUME.exec(volume)).filter((match) => match !== null);
+  return new Map(matches.map(([, template = "", id = ""]) => [id, template]));
+}
+
+/** The warm images that are complete, the newest first; of one template, or all. */
+export async function findWarmImages(
+  pool: StoragePool,
+  template: string | null,
+): Promise<WarmImage[]> {
+  const volumes = await pool.volumeNames();
+  const images: WarmImage[] = [];
+  for (const [id, of] of warmIds(volumes)) {
+    if (template !== null && of !== template) continue;
+    const parts = (Object.keys(PARTS) as WarmPart[]).map((part) => warmVolume(of, id, part));
+    if (!parts.every((part) => volumes.includes(part))) continue;
+    const info = await readInfo(pool, warmVolume(of, id, "info"));
+    if (info !== null) images.push({ ...info, template: of, id });
+  }
+  return images.sort((a, b) => a.created < b.created ? 1 : -1);
+}
+
+/** Says of what a warm image was made: from now on, it is complete. */
+export async function writeInfo(pool: StoragePool, image: WarmImage): Promise<void> {
+  const { template, id, ...info } = image;
+  const bytes = new TextEncoder().encode(`${JSON.stringify(info)}\n`);
+  using volume = await createRawVolume(pool, warmVolume(template, id, "info"), bytes.length);
+  await volume.upload(bytes);
+}
+
+async function readInfo(pool: StoragePool, name: string): Promise<WarmInfo | null> {
+  try {
+    using volume = await pool.findVolume(name);
+    if (volume === null) return null;
+    const info = JSON.parse(new TextDecoder().decode(await volume.download(0)));
+    return typeof info?.created === "string" && Number.isInteger(info.bytesBeforeRam) &&
+        typeof info.origin === "object"
+      ? info
+      : null;
+  } catch (error) {
+    if (error instanceof SyntaxError) return null; // it is being written
+    if (
+      isLibvirtError(error, VIR_ERR.NO_STORAGE_VOL, VIR_ERR.OPERATION_INVALID, VIR_ERR.NO_SUPPORT)
+    ) return null; // deleted or made just now; libvirt's test driver
+    throw error;
+  }
+}
+
+/** What tells warm images that still hold from those that do not. */
+export async function warmOrigin(
+  connection: Connection,
+  { template, settings }: {
+    readonly template: Template;
+    readonly settings: MachineSettings;
+  },
+): Promise<WarmOrigin> {
+  const { login, user, port, diskGib } = settings;
+  const shell = login === "cloud-init" ? settings.shell : null; // cloud-init makes the user with it
+  const machine = { login, user, shell, port, diskGib, xml: sampleXml(settings) };
+  return {
+    "the template": JSON.stringify(template),
+    "the machine's settings": await sha256(JSON.stringify(machine)),
+    "libvirt": String(await connection.libVersion()),
+    "QEMU": String(await connection.hypervisorVersion()),
+    "the host's CPU": await sha256(cpuOf(await connection.capabilities())),
+  };
+}
+
+/** What is known of the warm images of a template. */
+export interface WarmChoice {
+  /** The newest that still holds; null if none does. */
+  readonly image: WarmImage | null;
+  /** When no image holds, what changed since the newest; null if there is none at all. */
+  readonly changes: string | null;
+}
+
+/** Chooses a warm image of the template for machines with these settings. */
+export async function chooseWarmImage(
+  connection: Connection,
+  pool: StoragePool,
+  { name, ...of }: Parameters<typeof warmOrigin>[1] & {
+    /** The template, as the settings know it. */
+    readonly name: string;
+  },
+): Promise<WarmChoice> {
+  const images = await findWarmImages(pool, name);
+  const [newest] = images;
+  if (newest === undefined) return { image: null, changes: null };
+  const origin = await warmOrigin(connection, of);
+  return {
+    image: findFitting(images, origin) ?? null,
+    changes: changesSince(newest.origin, origin),
+  };
+}
+
+/** What is no longer as it was, such as `the template and QEMU`; null if all is. */
+function changesSince(then: WarmOrigin, now: WarmOrigin): string | null {
+  const changed = Object.keys(now).filter((key) => then[key] !== now[key]);
+  return changed.length === 0 ? null : changed.join(" and ");
+}
+
+/** The first of these warm images that still holds. */
+export function findFitting(
+  images: readonly WarmImage[],
+  now: WarmOrigin,
+): WarmImage | undefined {
+  return images.find(({ origin }) => changesSince(origin, now) === null);
+}
+
+/** All that the settings do to the XML of a machine, without what is its own. */
+function sampleXml(settings: MachineSettings): string {
+  return domainXml({
+    ...{ name: "", record: EMPTY_RECORD, settings },
+    ...{
+      filter: null,
+      card: null,
+      overlayPath: "",
+      consolePath: "",
+      nvramPath: settings.firmware === "efi" ? "" : null,
+      isWarm: true,
+    },
+    seedPath: settings.login === "cloud-init" ? "" : null,
+    credentialPath: settings.login === "systemd" ? "" : null,
+  }).toString();
+}
+
+/**
+ * The host's processor as libvirt knows it, down to the microcode, but for the frequency of its counter,
+ * which the kernel measures at each boot.
+ */
+export function cpuOf(capabilities: string): string {
+  const cpu = find(rootOf(capabilities), "host", "cpu");
+  const parts = cpu?.children.filter((it) => !(it instanceof XmlElement && it.name === "counter"));
+  return JSON.stringify(parts ?? null);
+}
+
+/**
+ * Deletes a warm image, or what there is of it: first what makes it one, and its disk only if no
+ * machine's stands on it. Gives the machines that do.
+ */
+export async function deleteWarmImage(
+  pool: StoragePool,
+  { template, id }: WarmName,
+): Promise<string[]> {
+  await deleteVolume(pool, warmVolume(template, id, "info"));
+  await deleteVolume(pool, warmVolume(template, id, "ram"));
+  const users = await machinesOn(pool, { template, id });
+  if (users.length === 0) await deleteVolume(pool, warmVolume(template, id, "disk"));
+  return users;
+}
+
+/**
+ * The warm images that nobody can resume a machine from, of which something can be deleted: those
+ * that are incomplete, with nobody who makes them, or older than another of their template.
+ */
+export async function findDeadWarmImages(pool: StoragePool): Promise<WarmName[]> {
+  const volumes = await pool.volumeNames();
+  const newest = new Map<string, string>();
+  for (const { template, id } of (await findWarmImages(pool, null)).reverse()) {
+    newest.set(template, id);
+  }
+  const dead: WarmName[] = [];
+  for (const [id, template] of warmIds(volumes)) {
+    if (newest.get(template) === id) continue;
+    if (volumes.includes(volumeName(await makerOf(template), "owner"))) continue;
+    const isDiskAlone = !volumes.includes(warmVolume(template, id, "info")) &&
+      !volumes.includes(warmVolume(template, id, "ram"));
+    if (isDiskAlone && (await machinesOn(pool, { template, id })).length > 0) continue;
+    dead.push({ template, id });
+  }
+  return dead;
+}
+
+/** The machines whose disks stand on that of a warm image, by name. */
+export async function machinesOn(pool: StoragePool, { template, id }: WarmName): Promise<string[]> {
+  using base = await pool.findVolume(warmVolume(template, id, "disk"));
+  if (base === null) return [];
+  const path = await base.path();
+  const ending = volumeName("", "overlay");
+  const machines: string[] = [];
+  for (const name of (await pool.volumeNames()).toSorted()) {
+    if (!name.endsWith(ending)) continue;
+    using overlay = await pool.findVolume(name);
+    const xml = overlay && await orNull(VIR_ERR.NO_STORAGE_VOL, overlay.xml());
+    const backing = xml && textAt(rootOf(xml), "backingStore", "path");
+    if (backing === path) machines.push(name.slice(0, -ending.length));
+  }
+  return machines;
+}

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { type XmlElement, XmlElement as Element, XmlText } from "@rgrove/parse-xml";
+import { rootOf } from "../../read_xml.ts";
+import { Xml, xml } from "../../xml.ts";
+import { type MachineDomain, titleOf } from "../domain_xml.ts";
+import { recordXml } from "../metadata.ts";
+
+/** What a machine that is resumed from RAM has of its own. */
+export type Resumed = Pick<
+  MachineDomain,
+  "name" | "record" | "overlayPath" | "consolePath" | "seedPath" | "credentialPath" | "nvramPath"
+>;
+
+/**
+ * The XML of a saved domain for another machine, which gets its RAM: all that the guest's kernel sees
+ * of the hardware stays as it is, but for the generation id, by which it learns that it is another
+ * (https://libvirt.org/formatdomain.html#general-metadata). libvirt makes the UUID.
+ */
+export function xmlForMachine(savedXml: string, machine: Resumed): string {
+  const root = rootOf(savedXml);
+  if (root === null) throw new Error("libvirt saved a domain without XML");
+  return write(root, (element, parent) => replacement(element, parent, machine)).toString();
+}
+
+/** What stands in place of an element: null is nothing, undefined is the element itself. */
+function replacement(
+  element: XmlElement,
+  parent: XmlElement | null,
+  machine: Resumed,
+): Xml | null | undefined {
+  const { record } = machine;
+  const file = (path: string | null): Xml => writeTag(element, { file: path ?? "" });
+  switch (`${parent?.name ?? ""}/${element.name}`) {
+    case "domain/name":
+      return xml`
+        <name>${machine.name}</name>
+      `;
+    case "domain/title":
+      return xml`
+        <title>${titleOf(record)}</title>
+      `;
+    case "domain/metadata":
+      return xml`
+        <metadata>${recordXml(record)}</metadata>
+      `;
+    case "domain/genid":
+      return xml`
+        <genid>${crypto.randomUUID()}</genid>
+      `;
+    case "domain/uuid":
+    case "domain/seclabel": // libvirt makes one that is its own
+    case "disk/backingStore": // and looks what the disk stands on
+      return null;
+    case "disk/source":
+      return file(targetOf(parent) === "vda" ? machine.overlayPath : machine.seedPath);
+    case "serial/log":
+    case "console/log":
+      return file(machine.consolePath);
+    case "os/nvram":
+      return writeTag(element, {}, [xml`${machine.nvramPath ?? ""}`]);
+    case "sysinfo/entry":
+      return file(machine.credentialPath);
+  }
+  return undefined;
+}
+
+function targetOf(disk: XmlElement | null): string | undefined {
+  return (disk?.children ?? []).filter((child) => child instanceof Element)
+    .find(({ name }) => name === "target")?.attributes["dev"];
+}
+
+type Replace = (element: XmlElement, parent: XmlElement | null) => Xml | null | undefined;
+
+/** The element as XML again, where nothing takes its place; text between elements is left out. */
+function write(element: XmlElement, replace: Replace, parent: XmlElement | null = null): Xml {
+  const replaced = replace(element, parent);
+  if (replaced !== undefined) return replaced ?? xml``;
+  const elements = element.children.filter((child) => child instanceof Element);
+  if (elements.length > 0) {
+    return writeTag(element, {}, elements.map((child) => write(child, replace, element)));
+  }
+  const texts = element.children.filter((child) => child instanceof XmlText);
+  return writeTag(element, {}, texts.map(({ text }) => xml`${text}`));
+}
+
+function writeTag(
+  { name, attributes }: XmlElement,
+  others: Readonly<Record<string, string>>,
+  content: readonly Xml[] = [],
+): Xml {
+  const written = Object.entries({ ...attributes, ...others })
+    .map(([key, value]) =>
+      xml`
+        ${new Xml(key)}="${value}"
+      `
+    );
+  const tag = new Xml(name); // libvirt's own names
+  return xml`<${tag}${written}>${content}</${tag}>`;
+}

@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import type { Config, Rule } from "../settings/load.ts";
+import { BuildFailure } from "../errors.ts";
+import type { SizeRequests } from "../job/job.ts";
+import type { MachineSettings } from "../settings/machine_settings.ts";
+import { quoted } from "../quoted.ts";
+
+/** What a job gets of something, and why not more. */
+export interface Size<Value> {
+  readonly value: Value;
+  /** Whose word the value is. */
+  readonly from: string;
+  /** The most that it could be; null if only the template's own disk is a bound. */
+  readonly cap: Value;
+  /** Whose word the cap is. */
+  readonly capFrom: string;
+}
+
+/** The sizes of a job's machine, and how long it is kept. */
+export interface Sizes {
+  readonly vcpus: Size<number>;
+  readonly memoryMib: Size<number>;
+  /** null is the template's own. */
+  readonly diskGib: Size<number | null>;
+  readonly keepMinutes: Size<number>;
+  readonly nested: Size<boolean>;
+  /** The most that the disk may have, however large the template is; null is no bound. */
+  readonly maxDiskGib: number | null;
+}
+
+/** Whose machine it is. */
+export interface SizeContext {
+  readonly config: Config;
+  /** The name of the template. */
+  readonly template: string;
+  readonly rule: Rule | null;
+  readonly requests: SizeRequests;
+}
+
+interface Kind {
+  /** The setting, as the file spells it. */
+  readonly key: string;
+  readonly max: "maxVcpus" | "maxMemoryMib" | "maxDiskGib" | "maxKeepMinutes";
+  readonly variable: string;
+  /** The least that is a size at all. */
+  readonly min: number;
+}
+
+const KINDS = {
+  vcpus: { key: "vcpus", max: "maxVcpus", variable: "LIBVIRT_GCI_VCPUS", min: 1 },
+  memoryMib: {
+    key: "memory_mib",
+    max: "maxMemoryMib",
+    variable: "LIBVIRT_GCI_MEMORY_MIB",
+    min: 64,
+  },
+  diskGib: { key: "disk_gib", max: "maxDiskGib", variable: "LIBVIRT_GCI_DISK_GIB", min: 1 },
+  keepMinutes: {
+    key: "keep_minutes",
+    max: "maxKeepMinutes",
+    variable: "LIBVIRT_GCI_KEEP_MINUTES",
+    min: 0,
+  },
+} as const satisfies Record<string, Kind>;
+
+const NESTED = "LIBVIRT_GCI_NESTED";
+const SETTINGS = "this host's settings";
+
+/**
+ * What the job's machine gets: what the job asks for, or else what the settings say, if it is within
+ * what they allow. Throws BuildFailure if it is not, or if the job's word is no size.
+ */
+export function chooseSizes(context: SizeContext): Sizes {
+  return {
+    vcpus: chooseSize("vcpus", context),
+    memoryMib: chooseSize("memoryMib", context),
+    diskGib: chooseSize("diskGib", context),
+    keepMinutes: chooseSize("keepMinutes", context),
+    nested: chooseNested(context),
+    maxDiskGib: capOf(KINDS.diskGib, context)?.cap ?? null,
+  };
+}
+
+function chooseSize<Field extends keyof typeof KINDS>(
+  field: Field,
+  context: SizeContext,
+): Size<number | MachineSettings[Field]> {
+  const kind = KINDS[field];
+  const request = context.requests[field];
+  const usual = settingsFor(context)[field];
+  const value = request === null ? usual : wholeNumber(request, kind);
+  const from = request === null ? whoseSetting(kind.key, context) : kind.variable;
+  const { cap, capFrom }: Pick<Size<number | MachineSettings[Field]>, "cap" | "capFrom"> =
+    capOf(kind, context) ??
+      { cap: usual, capFrom: `${SETTINGS}, which have no max_${kind.key}` };
+  if (value !== null && (cap === null || value > cap)) {
+    // A bound on what happens after a job that asks for nothing is no reason to refuse the job.
+    if (field === "keepMinutes" && request === null) {
+      return { value: cap, from: capFrom, cap, capFrom };
+    }
+    throw tooMuch(context.template, kind, { value, from, cap, capFrom });
+  }
+  return { value, from, cap, capFrom };
+}
+
+/** The smaller of what the template's own entry allows, and the rule or else all settings do. */
+function capOf(
+  { key, max }: Kind,
+  { config, template, rule }: SizeContext,
+): { readonly cap: number; readonly capFrom: string } | null {
+  const entry = config.templates.get(template);
+  const own = entry?.ownKeys.has(`max_${key}`) ? entry.machine[max] : null;
+  const common = rule?.[max] ?? config.machine[max];
+  if (own !== null && own < (common ?? Infinity)) {
+    return { cap: own, capFrom: `the template ${quoted(template)}` };
+  }
+  if (common === null) return null;
+  return { cap: common, capFrom: rule !== null && rule[max] !== null ? rule.name : SETTINGS };
+}
+
+function chooseNested(context: SizeContext): Size<boolean> {
+  const { config, template, rule, requests: { nested: request } } = context;
+  const isForbiddenByRule = rule?.allowNested === false;
+  const usual = settingsFor(context).nested && !isForbiddenByRule;
+  const entry = config.templates.get(template);
+  const isForbiddenByTemplate = entry?.ownKeys.has("allow_nested") && !entry.machine.allowNested;
+  const isAllowed = !isForbiddenByTemplate && (rule?.allowNested ?? config.machine.allowNested);
+  const capFrom = isForbiddenByTemplate
+    ? `the template ${quoted(template)}`
+    : rule !== null && rule.allowNested !== null
+    ? rule.name
+    : SETTINGS;
+  if (request !== null && request !== "true" && request !== "false") {
+    throw new BuildFailure({
+      what: `The job asks for ${NESTED}=${quoted(request)}, which is neither true nor false`,
+      advice: `Set the variable ${NESTED} to true or to false`,
+    });
+  }
+  if (request === "true" && !usual && !isAllowed) {
+    throw new BuildFailure({
+      what: `The job asks for ${NESTED}=true, but "allow_nested" of ${capFrom} is false`,
+      advice: `Leave the variable ${NESTED} away, or have the host's settings set allow_nested`,
+    });
+  }
+  return {
+    value: request === null ? usual : request === "true",
+    from: request !== null
+      ? NESTED
+      : isForbiddenByRule
+      ? rule.name
+      : whoseSetting("nested", context),
+    cap: usual || isAllowed,
+    capFrom,
+  };
+}
+
+function settingsFor({ config, template }: SizeContext): MachineSettings {
+  return config.templates.get(template)?.machine ?? config.machine;
+}
+
+function whoseSetting(key: string, { config, template }: SizeContext): string {
+  const isOwn = config.templates.get(template)?.ownKeys.has(key);
+  return isOwn ? `the template ${quoted(template)}` : SETTINGS;
+}
+
+function wholeNumber(request: string, { variable, min }: Kind): number {
+  const number = /^(0|[1-9]\d{0,7})$/.test(request) ? Number(request) : NaN;
+  if (number >= min) return number;
+  throw new BuildFailure({
+    what: `The job asks for ${variable}=${
+      quoted(request)
+    }, which is no whole number from ${min} on`,
+    advice: `Set the variable ${variable} to digits only, such as ${min * 4 || 60}`,
+  });
+}
+
+function tooMuch(
+  template: string,
+  { key, variable }: Kind,
+  { value, from, cap, capFrom }: Size<number | null>,
+): BuildFailure {
+  const asked = from === variable
+    ? `The job asks for ${variable}=${value}`
+    : `A machine of the template ${quoted(template)} has ${key}: ${value}`;
+  if (cap === null) {
+    return new BuildFailure({
+      what: `${asked}, but ${capFrom}, allow no other disk than the template's own`,
+      advice: `Leave the variable ${variable} away, or have the host's settings set max_${key}`,
+    });
+  }
+  return new BuildFailure({
+    what: `${asked}, but the most that it may have is ${cap}, by ${capFrom}`,
+    advice: `Set the variable ${variable} to ${cap} or less, or have the host's settings raise ` +
+      `max_${key}`,
+  });
+}

@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import type { Config, Rule, TemplateSettings } from "../settings/load.ts";
+import { TEMPLATE_NAME } from "../settings/schema.ts";
+import { BuildFailure, type Failure } from "../errors.ts";
+import type { MachineSettings } from "../settings/machine_settings.ts";
+import { quoted } from "../quoted.ts";
+
+/** The template that a job gets, before anybody looked whether it exists. */
+export interface TemplateChoice {
+  readonly name: string;
+  /** The volumes of the template pool that may hold it, the first that exists counts. */
+  readonly volumes: readonly string[];
+  readonly settings: MachineSettings;
+  /** Whether the host's settings name it: then it is the host's fault if it is not there. */
+  readonly isPromised: boolean;
+}
+
+/** Who asks for a template. */
+export interface Asker {
+  /** Whether it is the operator, whom no setting binds. */
+  readonly isOperator?: boolean;
+  /** Whether a person runs the stage, not GitLab Runner. */
+  readonly byHand?: boolean;
+  /** The rule that holds for the job; null is none. */
+  readonly rule?: Rule | null;
+}
+
+/** A template under the one name that settings and rules know it by. */
+interface Found {
+  readonly name: string;
+  /** Its entry in the settings; null if they do not name it. */
+  readonly entry: TemplateSettings | null;
+}
+
+/** What was asked for: the job's word, or null for none, and whether it can be a template's name. */
+interface Asked {
+  readonly requested: string | null;
+  readonly isName: boolean;
+}
+
+const MOST_NAMES = 30;
+const MOST_ALIASES = 3;
+
+/** What to do for a template, given the volumes of the template pool that may hold one. */
+export type TemplateAdvice = (volumes: readonly string[]) => string;
+
+/** The job asks for no template that it may have. The advice is what the settings alone tell. */
+export class TemplateRefusal extends BuildFailure {
+  readonly #failure: Failure;
+  readonly #advise: TemplateAdvice;
+
+  constructor(failure: Failure, advise: TemplateAdvice) {
+    super(failure);
+    this.#failure = failure;
+    this.#advise = advise;
+  }
+
+  /** The same failure, whose advice names the templates that these volumes hold. */
+  withVolumes(volumes: readonly string[]): BuildFailure {
+    return new BuildFailure({ ...this.#failure, advice: this.#advise(volumes) });
+  }
+}
+
+/**
+ * The template for a job that asks for this one, by its name or by an alias of the settings, or for
+ * none (null). Throws TemplateRefusal if the word is no name, if there is no default, or if the
+ * settings do not let the asker have it.
+ */
+export function chooseTemplate(
+  config: Config,
+  requested: string | null,
+  asker: Asker = {},
+): TemplateChoice {
+  const word = requested ?? config.defaultTemplate;
+  const found = word === null ? null : findTemplateName(config, word);
+  if (found === null || !mayHave(config, found, asker)) {
+    throw refusal(config, { requested, isName: found !== null }, asker);
+  }
+  return {
+    name: found.name,
+    volumes: volumesOf(found),
+    settings: found.entry?.machine ?? config.machine,
+    isPromised: found.entry !== null || requested === null,
+  };
+}
+
+/** The templates that the settings name, each once, with their settings. */
+export function namedTemplates(config: Config): TemplateChoice[] {
+  const { templates, defaultTemplate } = config;
+  const names = new Set([...templates.keys(), ...defaultTemplate ? [defaultTemplate] : []]);
+  const choices = [...names].map((name) => chooseTemplate(config, name, { isOperator: true }));
+  const byName = new Map(choices.map((choice) => [choice.name, choice])); // the default by an alias
+  return [...byName.values()];
+}
+
+/** The templates that the settings name and want resumed from RAM. */
+export function templatesToResume(config: Config): TemplateChoice[] {
+  return namedTemplates(config)
+    .filter(({ settings }) => settings.start !== "cold" || settings.standby > 0);
+}
+
+/** The templates that the settings name, of which they want machines to wait for jobs. */
+export function templatesToWait(config: Config): TemplateChoice[] {
+  return namedTemplates(config).filter(({ settings }) => settings.standby > 0);
+}
+
+/** What to do for a template that the asker may have, where it asks for one that is not there. */
+export function templateAdvice(config: Config, asker: Asker): TemplateAdvice {
+  return (volumes) => {
+    if (volumes.length === 0) {
+      return "Make a template on the host: make_base_image.sh VM " +
+        `(the storage pool "${config.templatePool}" has none)`;
+    }
+    const held = volumes.map((volume) => findHeld(config, volume));
+    return advice(namesOf(held, config, asker).sort(), asker);
+  };
+}
+
+/** Whether the text fits the pattern, in which `*` stands for any characters, in linear time. */
+export function fits(pattern: string, text: string): boolean {
+  const [start = "", ...parts] = pattern.split("*");
+  const end = parts.pop();
+  if (end === undefined) return text === start;
+  if (!text.startsWith(start)) return false;
+  let at = start.length;
+  for (const part of parts) {
+    const found = text.indexOf(part, at);
+    if (found < 0) return false;
+    at = found + part.length;
+  }
+  return text.endsWith(end) && text.length - end.length >= at;
+}
+
+/**
+ * Each volume belongs to one name only, so that nobody gets round what the settings say of a
+ * template by asking for its volume.
+ */
+function findTemplateName(config: Config, word: string): Found | null {
+  const named = namedOf(config);
+  const goesBy = (word: string): Found | undefined =>
+    named.find(({ name, entry }) => name === word || entry.aliases.includes(word));
+  const exact = goesBy(word);
+  if (exact !== undefined) return exact;
+  if (!TEMPLATE_NAME.test(word)) return null;
+  const unnamed = { name: word.replace(/(\.qcow2)+$/, ""), entry: null };
+  const volumes = volumesOf(unnamed);
+  return goesBy(unnamed.name) ??
+    named.find((found) => volumesOf(found).some((volume) => volumes.includes(volume))) ??
+    unnamed;
+}
+
+function namedOf({ templates }: Config): { name: string; entry: TemplateSettings }[] {
+  return [...templates].map(([name, entry]) => ({ name, entry }));
+}
+
+function volumesOf({ name, entry }: Found): string[] {
+  return entry === null || entry.volume === null ? [`${name}.qcow2`, name] : [entry.volume];
+}
+
+/** A rule narrows what the settings allow. */
+function mayHave(config: Config, { name, entry }: Found, { isOperator, rule }: Asker): boolean {
+  if (isOperator) return true;
+  const ofRule = rule?.templates;
+  if (ofRule && !ofRule.some((pattern) => fits(pattern, name))) return false;
+  const { defaultTemplate, allowedTemplates } = config;
+  return entry !== null ||
+    allowedTemplates.some((pattern) => fits(pattern, name)) ||
+    (defaultTemplate !== null && findTemplateName(config, defaultTemplate)?.name === name);
+}
+
+function refusal(
+  config: Config,
+  { requested, isName }: Asked,
+  asker: Asker,
+): TemplateRefusal {
+  const hint = requested === null && config.defaultTemplate === null
+    ? "; or have the host's settings name a default_template"
+    : "";
+  const advise = templateAdvice(config, asker);
+  return new TemplateRefusal(
+    {
+      fault: isName ? "request" : "template",
+      what: `The job asks for ${whatIsWrong(config, { requested, isName }, asker)}`,
+      advice: advice(allowedNames(config, asker), asker) + hint,
+    },
+    (volumes) => advise(volumes) + hint,
+  );
+}
+
+function whatIsWrong(
+  { defaultTemplate }: Config,
+  { requested, isName }: Asked,
+  { rule }: Asker,
+): string {
+  const settings = rule?.templates
+    ? `${rule.name} of this host's settings`
+    : "this host's settings";
+  if (requested === null) {
+    return defaultTemplate === null
+      ? "no template, and this host has no default"
+      : `no template, and the default, ${quoted(defaultTemplate)}, is not allowed by ${settings}`;
+  }
+  if (requested === "") return "a template with an empty name";
+  const template = `the template ${quoted(requested)}, which is`;
+  return isName
+    ? `${template} not allowed by ${settings}`
+    : `${template} no template's name (letters, digits, '.', '_', '+' and '-')`;
+}
+
+function advice(names: readonly string[], { isOperator, byHand }: Asker): string {
+  if (names.length === 0) return "Use another runner: this host has no template for this job";
+  const more = names.length > MOST_NAMES ? `, and ${names.length - MOST_NAMES} more` : "";
+  const how = isOperator
+    ? "Name a template that this host has"
+    : byHand
+    ? "Name a template with --distro"
+    : "Set image: or the variable DISTRO to a template that this job may have";
+  return `${how}: ${names.slice(0, MOST_NAMES).join(", ")}${more}`;
+}
+
+/** The template that a job gets from this volume, by whatever name it asks; null if by none. */
+function findHeld(config: Config, volume: string): Found | null {
+  const holds = (found: Found): boolean => volumesOf(found).includes(volume);
+  const named = namedOf(config).find(holds);
+  if (named !== undefined) return named;
+  const found = findTemplateName(config, volume);
+  return found !== null && holds(found) ? found : null;
+}
+
+/** The names, then the patterns, of what the asker may have. */
+function allowedNames(config: Config, asker: Asker): string[] {
+  const { defaultTemplate, allowedTemplates, templates, templatePool } = config;
+  const named = [...templates.keys(), ...(defaultTemplate === null ? [] : [defaultTemplate])]
+    .map((name) => findTemplateName(config, name));
+  const patterns = (asker.rule?.templates ?? ["*"]).flatMap((ofRule) =>
+    allowedTemplates.map((pattern) =>
+      ofRule === "*" || ofRule === pattern
+        ? pattern
+        : pattern === "*"
+        ? ofRule
+        : `${ofRule} that is ${pattern} too`
+    )
+  );
+  const others = (asker.isOperator ? ["*"] : patterns)
+    .map((pattern) => pattern === "*" ? `any of the storage pool "${templatePool}"` : pattern);
+  return [...namesOf(named, config, asker), ...new Set(others)];
+}
+
+/** The names of those that the asker may have, each once, with aliases. */
+function namesOf(found: readonly (Found | null)[], config: Config, asker: Asker): string[] {
+  const names = found
+    .filter((found) => found !== null)
+    .filter((found) => mayHave(config, found, asker))
+    .map(withAliases);
+  return [...new Set(names)];
+}
+
+function withAliases({ name, entry }: Found): string {
+  const aliases = entry?.aliases ?? [];
+  if (aliases.length === 0) return name;
+  const shown = aliases.slice(0, MOST_ALIASES).join(", ");
+  return `${name} (or ${shown}${aliases.length > MOST_ALIASES ? ", …" : ""})`;
+}

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import assert from "node:assert/strict";
+import { explain } from "../../src/errors.ts";
+import type { Connection } from "../../src/libvirt/connection.ts";
+import type { NetworkFilter } from "../../src/libvirt/network_filter.ts";
+import { findDhcp } from "../../src/machine/network/network_info.ts";
+import { newOwner } from "../../src/machine/owner.ts";
+import { createVolumes } from "../../src/machine/start.ts";
+import { findTemplate } from "../../src/machine/storage/template.ts";
+import { cleanup } from "../../src/machine/remove.ts";
+import { createLogin, volumeContents } from "../../src/machine/login.ts";
+import { boot, newRecord } from "../../src/machine/create.ts";
+import { prepare } from "../../src/commands/prepare.ts";
+import { StepTimer } from "../../src/machine/steps.ts";
+import { chooseTemplate } from "../../src/policy/template_choice.ts";
+import { TestGuest } from "../fakes/test_guest.ts";
+import { openTestHost } from "../fakes/test_host.ts";
+import { JOB, testStage } from "../fakes/test_stage.ts";
+
+Deno.test("a machine that could not be resumed boots with another MAC, which has no lease yet", async () => {
+  await using connection = await openTestHost();
+  await using guest = await TestGuest.start();
+  using stage = testStage(connection, guest);
+  using pool = await connection.lookupPool("libvirt-gci");
+  const { config } = stage;
+  const { machine: name } = JOB;
+  const { machine: settings } = config;
+  const template = "debian-12";
+  const choice = chooseTemplate(config, template, { isOperator: true });
+  const asked = { ...choice, advise: () => "", pool: config.templatePool };
+  const disk = { template: await findTemplate(connection, asked), diskGib: null };
+  const login = await createLogin(name, { keyFile: undefined, settings }, stage);
+  const ofRecord = { template, login, settings, card: null };
+  const record = newRecord(await newOwner(JOB), ofRecord); // as the attempt to resume it had it
+  const machine = {
+    ...{ name, record, settings, filter: null, card: null, disk, login },
+    ...await createVolumes(pool, name, volumeContents(name, login, settings)),
+  };
+  const making = { pool, turn: null, timer: new StepTimer(null) };
+  const { mac, address } = await boot(machine, making, stage);
+  await cleanup(name, stage);
+  assert.notEqual(mac, record.mac);
+  assert.match(address, /^127\.99\./);
+});
+
+/**
+ * What libvirt's test driver lacks: filters, and a lease, which is there once a machine has its card, as
+ * of a guest that was resumed.
+ */
+function haveFiltersAndLease(connection: Connection, until: number): void {
+  let hasFilter = false;
+  connection.defineNetworkFilter = () => {
+    hasFilter = true;
+    return Promise.resolve({ [Symbol.dispose]() {} } as NetworkFilter);
+  };
+  const { call, lookupNetwork } = connection;
+  connection.call =
+    ((...args: Parameters<typeof call>) =>
+      args[0] === "virDomainUpdateDeviceFlags"
+        ? Promise.resolve(0)
+        : call.apply(connection, args)) as typeof call;
+  connection.lookupNetwork = async (name) => {
+    const network = await lookupNetwork.call(connection, name);
+    const [host] = findDhcp(await network.xml())?.hosts ?? [];
+    const leases = host && hasFilter ? [{ mac: host.mac, address: host.ip, until }] : [];
+    network.dhcpLeases = () => Promise.resolve(leases);
+    return network;
+  };
+}
+
+Deno.test("the lease of a guest that could not be resumed is not that of the one that boots", async () => {
+  await using connection = await openTestHost();
+  await using guest = await TestGuest.start();
+  const hostAddresses = ["192.0.2.7/24"]; // the test driver has none
+  const machine = { isolate: true, hostAddresses, start: "auto", addressSeconds: 1 } as const;
+  using stage = testStage(connection, guest, { machine });
+  haveFiltersAndLease(connection, 1_900_000_000);
+  await assert.rejects(prepare(JOB, {}, stage), (error) => {
+    assert.match(
+      explain(error),
+      /did not get an address .* within 1 s: no DHCP lease for its card/,
+    );
+    return true;
+  });
+});

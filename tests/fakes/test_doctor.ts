@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import assert from "node:assert/strict";
+import { dirname } from "node:path";
+import { poolPath } from "../../src/shell.ts";
+import { type Config, DEFAULT_CONFIG } from "../../src/settings/load.ts";
+import type { DoctorContext, LibvirtFacts } from "../../src/doctor/check.ts";
+import type { Finding, Level } from "../../src/doctor/finding.ts";
+import type { HostNetwork } from "../../src/machine/network/host_addresses.ts";
+import type { MachineSettings } from "../../src/settings/machine_settings.ts";
+
+/** A file of a made-up host: its text, and its mode if it is not 644. Null is a directory. */
+export type HostFile = string | null | { readonly text: string | null; readonly mode: number };
+/** The files of a made-up host, by path. Undefined takes away one of {@linkcode HEALTHY}. */
+export type HostTree = Readonly<Record<string, HostFile | undefined>>;
+
+const PROGRAM = { text: "#!/bin/sh\n", mode: 0o755 };
+
+/** The files of a host on which jobs run well, as the caller of the tests. */
+export const HEALTHY: HostTree = {
+  "/dev/kvm": { text: "", mode: 0o666 },
+  "/etc/group": "root:x:0:\nlibvirt:x:106:\nkvm:x:107:\n",
+  "/etc/libvirt/qemu.conf": '#user = "libvirt-qemu"\n',
+  "/etc/os-release": 'ID=debian\nNAME="Debian GNU/Linux"\n',
+  "/etc/passwd": "root:x:0:0::/root:/bin/sh\nlibvirt-qemu:x:64055:64055::/:/bin/false\n",
+  // As gitlab-runner writes it, when the command of the README registers it; but for concurrent.
+  "/etc/gitlab-runner/config.toml": `concurrent = 4
+check_interval = 0
+shutdown_timeout = 0
+
+[session_server]
+  session_timeout = 1800
+
+[[runners]]
+  name = "my-vm-host"
+  url = "https://gitlab.com"
+  id = 1
+  token = "glrt-secret"
+  token_obtained_at = 2026-11-30T18:12:58Z
+  token_expires_at = 0001-01-01T00:00:00Z
+  executor = "custom"
+  [runners.custom_build_dir]
+  [runners.cache]
+    MaxUploadedArchiveSize = 0
+    [runners.cache.s3]
+    [runners.cache.gcs]
+    [runners.cache.azure]
+  [runners.custom]
+    config_exec = "/usr/local/bin/libvirt-gci"
+    config_args = ["config"]
+    prepare_exec = "/usr/local/bin/libvirt-gci"
+    prepare_args = ["prepare"]
+    run_exec = "/usr/local/bin/libvirt-gci"
+    run_args = ["run", "--script"]
+    cleanup_exec = "/usr/local/bin/libvirt-gci"
+    cleanup_args = ["cleanup"]
+`,
+  "/proc/swaps": "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n",
+  "/proc/meminfo": "MemTotal:       16384000 kB\nMemFree:  1 kB\n",
+  "/proc/self/mounts": "/dev/vda1 / ext4 rw 0 0\ntmpfs /tmp tmpfs rw 0 0\n" +
+    "/dev/vdb /var/lib/libvirt xfs rw 0 0\n",
+  "/proc/self/status": `Uid:\t${Deno.uid()}\t${Deno.uid()}\t0\t0\nGid:\t0\t0\t0\t0\nGroups:\t0 \n` +
+    "CapEff:\t000001ffffffffff\n",
+  "/proc/sys/net/bridge/bridge-nf-call-iptables": "1\n",
+  "/sys/devices/system/cpu/smt/active": "0\n",
+  "/sys/module/apparmor/parameters/enabled": "Y\n",
+  "/sys/module/kvm_intel/parameters/nested": "Y\n",
+  "/usr/local/bin/libvirt-gci": PROGRAM,
+  "/usr/sbin/ebtables": PROGRAM,
+  "/usr/sbin/iptables": PROGRAM,
+  [poolPath("libvirt-gci")]: { text: null, mode: 0o711 },
+};
+
+/** The network of such a host, with the bridge of the test driver's. */
+export const HOST_NETWORK: HostNetwork = {
+  interfaces: [
+    { name: "eth0", address: "192.0.2.7", cidr: "192.0.2.7/24", mac: "52:54:00:00:00:01" },
+    { name: "virbr0", address: "127.99.0.1", cidr: "127.99.0.1/24", mac: "52:54:00:00:00:02" },
+  ],
+  devices: ["lo", "eth0", "virbr0"],
+  routes: [],
+  isInitial: true,
+};
+
+/** What is different on a host of a test. */
+export interface HostDifferences extends Partial<Omit<DoctorContext, "config" | "factsOf">> {
+  readonly files?: HostTree;
+  readonly facts?: Partial<LibvirtFacts>;
+  readonly config?: Partial<Config>;
+  readonly machine?: Partial<MachineSettings>;
+}
+
+const NO_LIBVIRT = new Error("nobody connected to libvirt in this test");
+
+/** A host on which jobs run well, but for these differences. Its files go when it is disposed of. */
+export async function doctorHost(
+  { files, facts, config, machine, ...differences }: HostDifferences = {},
+): Promise<DoctorContext & AsyncDisposable> {
+  const root = await Deno.makeTempDir({ prefix: "libvirt-gci-test-" });
+  for (const [path, file] of Object.entries({ ...HEALTHY, ...files })) {
+    if (file !== undefined) await make(root + path, file);
+  }
+  return {
+    config: {
+      ...DEFAULT_CONFIG,
+      ...config,
+      machine: { ...DEFAULT_CONFIG.machine, ...config?.machine, ...machine },
+    },
+    configError: null,
+    connection: NO_LIBVIRT,
+    factsOf: () => ({
+      libVersion: () => Promise.resolve(9_000_000),
+      hypervisorVersion: () => Promise.resolve(7_002_022),
+      domains: () => Promise.resolve([]),
+      poolAutostarts: () => Promise.resolve(true),
+      networkAutostarts: () => Promise.resolve(true),
+      ...facts,
+    }),
+    kvm: () => Promise.resolve({ works: true }),
+    hostNetwork: () => HOST_NETWORK,
+    home: "/root",
+    program: "/usr/local/bin/libvirt-gci",
+    root,
+    checkSeconds: 10,
+    ...differences,
+    [Symbol.asyncDispose]: () => Deno.remove(root, { recursive: true }),
+  };
+}
+
+async function make(path: string, file: HostFile): Promise<void> {
+  const { text, mode } = file === null || typeof file === "string"
+    ? { text: file, mode: file === null ? 0o755 : 0o644 }
+    : file;
+  await Deno.mkdir(dirname(path), { recursive: true });
+  if (text === null) await Deno.mkdir(path, { recursive: true });
+  else await Deno.writeTextFile(path, text);
+  await Deno.chmod(path, mode); // whatever the umask is
+}
+
+/** The one finding of a check, which has to be of this level, and its subject like this. */
+export function only(findings: readonly Finding[], level: Level, subject: RegExp): Finding {
+  assert.deepEqual(findings.map((finding) => finding.level), [level], JSON.stringify(findings));
+  const [finding] = findings;
+  assert(finding);
+  assert.match(finding.subject, subject);
+  return finding;
+}
+
+/** Fails unless all is well. */
+export function allOk(findings: readonly Finding[]): void {
+  assert.deepEqual(findings.filter(({ level }) => level !== "ok"), []);
+}

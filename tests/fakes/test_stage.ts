@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import assert from "node:assert/strict";
+import { type Config, DEFAULT_CONFIG } from "../../src/settings/load.ts";
+import type { Job } from "../../src/job/job.ts";
+import type { Connection } from "../../src/libvirt/connection.ts";
+import { type MachineRecord, readRecord, writeRecord } from "../../src/machine/metadata.ts";
+import type { MachineSettings } from "../../src/settings/machine_settings.ts";
+import type { Stage } from "../../src/machine/context.ts";
+import type { TestGuest } from "./test_guest.ts";
+
+/** A job as GitLab Runner gives it. */
+export const JOB: Job & { readonly machine: string } = {
+  machine: "gitlab-proj-debian-12-4242-0123456789",
+  id: "4242",
+  project: "grp/proj",
+  isProtected: false,
+  template: "debian-12",
+  isTemplateFromOperator: false,
+  requests: { vcpus: null, memoryMib: null, diskGib: null, keepMinutes: null, nested: null },
+  services: [],
+  timeoutSeconds: 3600,
+  attemptDir: null,
+  configCaller: null,
+  byHand: false,
+};
+
+/** A stage on libvirt's test driver, and what it printed. */
+export interface TestStage extends Stage, Disposable {
+  readonly lines: string[];
+  readonly warnings: string[];
+  /** What the scripts wrote. */
+  readonly output: { stdout: string; stderr: string };
+  readonly abort: (reason: Error) => void;
+}
+
+/** What a {@linkcode testStage} differs in from the defaults. */
+export interface TestStageOptions {
+  readonly machine?: Partial<MachineSettings>;
+  readonly config?: Partial<Config>;
+}
+
+/** A stage whose machines have the test guest's SSH server. */
+export function testStage(
+  connection: Connection,
+  guest: TestGuest,
+  { machine, config }: TestStageOptions = {},
+): TestStage {
+  const key = Deno.makeTempFileSync({ prefix: "libvirt-gci-test-" });
+  Deno.writeTextFileSync(key, guest.privateKey);
+  const keyDirectory = Deno.makeTempDirSync({ prefix: "libvirt-gci-test-" });
+  const postMortemDirectory = Deno.makeTempDirSync({ prefix: "libvirt-gci-test-" });
+  const controller = new AbortController();
+  const lines: string[] = [];
+  const warnings: string[] = [];
+  const output = { stdout: "", stderr: "" };
+  const decoders = { stdout: new TextDecoder(), stderr: new TextDecoder() };
+  const take = (stream: "stdout" | "stderr") => (bytes: Uint8Array): Promise<void> => {
+    output[stream] += decoders[stream].decode(bytes, { stream: true });
+    return Promise.resolve();
+  };
+  return {
+    config: {
+      ...DEFAULT_CONFIG,
+      ...config,
+      machine: {
+        ...DEFAULT_CONFIG.machine,
+        ...{
+          domainType: "test",
+          machineType: null,
+          login: "template",
+          isolate: false,
+          key,
+          port: guest.port,
+        },
+        ...{ addressSeconds: 2, sshSeconds: 2, ...machine },
+      },
+    },
+    connection,
+    connect: () => Promise.resolve(unclosed(connection)),
+    signal: controller.signal,
+    home: "/nonexistent",
+    keyDirectory,
+    lastingKeyDirectory: keyDirectory,
+    postMortemDirectory,
+    log: (line) => lines.push(line),
+    ...{ progress: null, onStep: null },
+    warn: (line) => warnings.push(line),
+    stdout: take("stdout"),
+    stderr: take("stderr"),
+    lines,
+    warnings,
+    output,
+    abort: (reason) => controller.abort(reason),
+    [Symbol.dispose]: () => {
+      Deno.removeSync(key);
+      Deno.removeSync(postMortemDirectory, { recursive: true });
+      Deno.removeSync(keyDirectory); // which fails if a machine's key is left in it
+    },
+  };
+}
+
+/** The same connection, which stays open when it is disposed of: another would see another host. */
+function unclosed(connection: Connection): Connection {
+  return new Proxy(connection, {
+    get: (target, name) => {
+      if (name === Symbol.asyncDispose) return () => Promise.resolve();
+      const value = Reflect.get(target, name, target);
+      return typeof value === "function" ? value.bind(target) : value;
+    },
+  });
+}
+
+/** A script as its bytes. */
+export function script(text: string): Uint8Array {
+  return new TextEncoder().encode(text);
+}
+
+/** Changes what the record of a running machine says. */
+export async function changeRecord(
+  connection: Connection,
+  machine: string,
+  differences: Partial<MachineRecord>,
+): Promise<void> {
+  using domain = await connection.lookupDomain(machine);
+  const record = await readRecord(domain);
+  assert(record);
+  await writeRecord(domain, { ...record, ...differences });
+}

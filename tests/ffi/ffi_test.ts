@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import assert from "node:assert/strict";
+import { parseXml, XmlElement } from "@rgrove/parse-xml";
+import { symbols } from "../../ffi/libvirt.ts";
+import {
+  ADDRESS_SOURCE,
+  VIR_DOMAIN_CONSOLE_FORCE,
+  VIR_DOMAIN_CRASHED,
+  VIR_DOMAIN_PAUSED,
+  VIR_DOMAIN_PAUSED_CRASHED,
+  VIR_DOMAIN_SAVE_RESET_NVRAM,
+  VIR_DOMAIN_SHUTOFF,
+  VIR_DOMAIN_START_RESET_NVRAM,
+  VIR_DOMAIN_START_VALIDATE,
+  VIR_STREAM_NONBLOCK,
+} from "../../src/libvirt/domain.ts";
+import { VIR_ERR } from "../../src/libvirt/error.ts";
+import {
+  VIR_NETWORK_SECTION_IP_DHCP_HOST,
+  VIR_NETWORK_UPDATE_AFFECT_LIVE,
+  VIR_NETWORK_UPDATE_COMMAND_ADD_LAST,
+} from "../../src/libvirt/network.ts";
+
+const API_FILE = "/usr/share/libvirt/api/libvirt-api.xml"; // Debian's libvirt-dev has it
+const OLDEST = [6, 0, 0];
+
+interface CFunction {
+  readonly result: string;
+  readonly parameters: readonly string[];
+  readonly since: readonly number[];
+}
+
+function elements(element: XmlElement, name: string): XmlElement[] {
+  return element.children.flatMap((child) => {
+    if (!(child instanceof XmlElement)) return [];
+    return child.name === name ? [child] : elements(child, name);
+  });
+}
+
+function readApi(): XmlElement {
+  const root = parseXml(Deno.readTextFileSync(API_FILE)).root;
+  assert(root);
+  return root;
+}
+
+function readFunctions(): Map<string, CFunction> {
+  const functions = elements(readApi(), "function").map((element) => {
+    const since = element.attributes["version"] ?? "0";
+    return [element.attributes["name"] ?? "", {
+      result: elements(element, "return")[0]?.attributes["type"] ?? "void",
+      parameters: elements(element, "arg").map((arg) => arg.attributes["type"] ?? ""),
+      since: since.split(".").map(Number),
+    }] as const;
+  });
+  return new Map(functions);
+}
+
+/** What Deno's FFI may call this C type. */
+function widths(cType: string): string[] {
+  if (cType === "void") return ["void"];
+  if (/^(int|vir\w+(Type|Source))$/.test(cType)) return ["i32"];
+  if (cType === "unsigned int") return ["u32"];
+  if (cType === "unsigned long long") return ["u64"];
+  if (cType === "size_t") return ["usize"];
+  return ["pointer", "buffer"];
+}
+
+/** The handles that must not be taken for one another: `virDomainPtr` and so on. */
+function functionEntries(): [string, { parameters: readonly string[]; result: string }][] {
+  return Object.entries(symbols).flatMap(([name, symbol]) =>
+    "parameters" in symbol && name !== "free" ? [[name, symbol]] : []
+  );
+}
+
+Deno.test("each function in the table is declared so in libvirt-api.xml", () => {
+  const functions = readFunctions();
+  for (const [name, { parameters, result }] of functionEntries()) {
+    const declared = functions.get(name);
+    assert(declared, `${name} is no function of libvirt`);
+    assert(widths(declared.result).includes(result), `${name} gives ${declared.result}`);
+    assert.equal(parameters.length, declared.parameters.length, `${name} has other parameters`);
+    for (const [i, parameter] of parameters.entries()) {
+      const cType = declared.parameters[i] ?? "";
+      assert(widths(cType).includes(parameter), `parameter ${i} of ${name} is ${cType}`);
+    }
+  }
+});
+
+Deno.test("the C declarations beside the parameters are libvirt's", async () => {
+  const source = await Deno.readTextFile(new URL("../../ffi/libvirt.ts", import.meta.url));
+  const functions = readFunctions();
+  for (const [name] of functionEntries()) {
+    const body = source.slice(source.indexOf(`  ${name}: {`));
+    const entry = body.slice(0, body.indexOf("\n  },"));
+    const written = [...entry.matchAll(/^ {6}.*?, \/\/ (.*)$/gm)].map((match) =>
+      (match[1] ?? "").replace(/\w+$/, "").replace(/\s/g, "")
+    );
+    const declared = functions.get(name)?.parameters.map((type) => type.replace(/\s/g, ""));
+    assert.deepEqual(written, declared, name);
+  }
+});
+
+Deno.test("no function is younger than the oldest libvirt that we support", () => {
+  const functions = readFunctions();
+  for (const [name] of functionEntries()) {
+    const since = functions.get(name)?.since ?? [];
+    const younger = since.findIndex((part, i) => part !== OLDEST[i]);
+    assert(
+      younger < 0 || (since[younger] ?? 0) < (OLDEST[younger] ?? 0),
+      `${name} came with ${since.join(".")}`,
+    );
+  }
+});
+
+Deno.test("the constants have libvirt's values", () => {
+  const values = new Map(
+    elements(readApi(), "enum").map(({ attributes }) => [attributes["name"], attributes["value"]]),
+  );
+  const ours = {
+    VIR_DOMAIN_START_VALIDATE,
+    VIR_DOMAIN_START_RESET_NVRAM,
+    VIR_DOMAIN_SAVE_RESET_NVRAM,
+    VIR_DOMAIN_CONSOLE_FORCE,
+    VIR_DOMAIN_PAUSED,
+    VIR_DOMAIN_PAUSED_CRASHED,
+    VIR_DOMAIN_SHUTOFF,
+    VIR_DOMAIN_CRASHED,
+    VIR_STREAM_NONBLOCK,
+    VIR_NETWORK_SECTION_IP_DHCP_HOST,
+    VIR_NETWORK_UPDATE_AFFECT_LIVE,
+    VIR_NETWORK_UPDATE_COMMAND_ADD_LAST,
+    ...prefixed("VIR_ERR_", VIR_ERR),
+    ...prefixed("VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_", ADDRESS_SOURCE),
+  };
+  for (const [name, value] of Object.entries(ours)) {
+    assert.equal(String(value), values.get(name), name);
+  }
+});
+
+function prefixed(prefix: string, constants: Record<string, number>): Record<string, number> {
+  return Object.fromEntries(Object.entries(constants).map(([k, value]) => [prefix + k, value]));
+}
+
+Deno.test("each function in the table is used", async () => {
+  const sources = await readSources(new URL("../../src/", import.meta.url));
+  for (const name of Object.keys(symbols)) {
+    assert(new RegExp(`\\b${name}\\b`).test(sources), `nothing calls ${name}`);
+  }
+});
+
+async function readSources(directory: URL): Promise<string> {
+  let text = "";
+  for await (const { name, isDirectory } of Deno.readDir(directory)) {
+    text += isDirectory
+      ? await readSources(new URL(`${name}/`, directory))
+      : await Deno.readTextFile(new URL(name, directory));
+  }
+  return text;
+}

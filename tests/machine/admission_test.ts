@@ -1,0 +1,868 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import fc from "fast-check";
+import assert from "node:assert/strict";
+import { fileSystemSpace } from "../../ffi/proc.ts";
+import { parseConfig } from "../../src/settings/load.ts";
+import { SystemFailure } from "../../src/errors.ts";
+import type { Job } from "../../src/job/job.ts";
+import type { Connection } from "../../src/libvirt/connection.ts";
+import type { StoragePool } from "../../src/libvirt/storage_pool.ts";
+import {
+  type AdmissionLimits,
+  findShortage,
+  type HostLoad,
+  isNext,
+} from "../../src/machine/queue/shortage.ts";
+import { hostMark, processMark } from "../../src/machine/owner.ts";
+import {
+  endTurn,
+  isLive,
+  parseTurn,
+  takeTurn,
+  turnsOf,
+  turnsThatCount,
+} from "../../src/machine/queue/queue_entry.ts";
+import { parsePlace, placesBefore, takePlace } from "../../src/machine/queue/project_entry.ts";
+import {
+  createRawVolume,
+  deleteVolume,
+  machineOfVolume,
+} from "../../src/machine/storage/volumes.ts";
+import { admit, admitNow } from "../../src/machine/queue/admission.ts";
+import { cleanup } from "../../src/machine/remove.ts";
+import { gc } from "../../src/machine/unneeded.ts";
+import { keepAfterJob } from "../../src/machine/kept.ts";
+import { listMachines } from "../../src/commands/list.ts";
+import { prepare } from "../../src/commands/prepare.ts";
+import type { Stage } from "../../src/machine/context.ts";
+import { warm } from "../../src/machine/warm/save.ts";
+import { sleep } from "../../src/wait.ts";
+import { TestGuest } from "../fakes/test_guest.ts";
+import { openTestHost } from "../fakes/test_host.ts";
+import {
+  changeRecord,
+  JOB,
+  type TestStage,
+  testStage,
+  type TestStageOptions,
+} from "../fakes/test_stage.ts";
+
+const GIB = 1024 ** 3;
+
+const LIMITS: AdmissionLimits = {
+  maxMachines: null,
+  overcommitMemory: false,
+  reserveMemoryMib: 500,
+  reserveDiskGib: 1,
+};
+
+const LOAD: HostLoad = {
+  turn: { machine: "m", memoryMib: 2000 },
+  ahead: [],
+  running: new Set(),
+  hasOthers: true,
+  memory: { total: 8000, available: 6000 },
+  space: { total: 100 * GIB, available: 50 * GIB },
+};
+
+/** What the machine waits for, in words; null if for nothing. */
+function shortage(load: Partial<HostLoad>, limits: Partial<AdmissionLimits> = {}): string | null {
+  const found = findShortage({ ...LOAD, ...load }, { ...LIMITS, ...limits });
+  if (found === null) return null;
+  const { what, ahead, figures, isHopeless } = found;
+  return [isHopeless ? "never" : "wait", what, ahead, figures].filter((part) => part).join("; ");
+}
+
+function machines(count: number, memoryMib = 1000): { machine: string; memoryMib: number }[] {
+  return Array.from({ length: count }, (_, i) => ({ machine: `other-${i}`, memoryMib }));
+}
+
+function names(count: number): Set<string> {
+  return new Set(machines(count).map(({ machine }) => machine));
+}
+
+Deno.test("a machine starts where there is room for it and for all ahead, to the last MiB", () => {
+  assert.equal(shortage({}), null);
+  assert.equal(shortage({ ahead: machines(3) }), null);
+  assert.equal(shortage({ ahead: machines(3, 1166) }), null);
+  assert.equal(
+    shortage({ ahead: machines(3, 1167) }),
+    "wait; 2000 MiB of memory; 3 jobs ahead; 5500 MiB are free",
+  );
+  assert.equal(
+    shortage({ memory: { total: 8000, available: 2499 } }),
+    "wait; 2000 MiB of memory; 1999 MiB are free",
+  );
+});
+
+Deno.test("promises that exceed the memory leave none, and not less than none", () => {
+  const memory = { total: 8000, available: -3000 };
+  assert.equal(shortage({ memory }), "wait; 2000 MiB of memory; 0 MiB are free");
+});
+
+Deno.test("a machine that runs and has not given up its turn counts once", () => {
+  const load = { ahead: machines(4), running: names(4) };
+  assert.equal(shortage(load), null);
+  assert.equal(shortage(load, { maxMachines: 5 }), null);
+});
+
+Deno.test("max_machines counts those that run and those that are about to", () => {
+  const load = { ahead: machines(2), running: names(1) };
+  assert.equal(shortage(load, { maxMachines: 3 }), null);
+  assert.equal(
+    shortage(load, { maxMachines: 2 }),
+    "wait; a machine to end; 1 job ahead; 1 of 2 machines run",
+  );
+  assert.equal(shortage({}, { maxMachines: 1 }), null);
+});
+
+Deno.test("the next to start is the first that waits, behind those that are about to", () => {
+  const next = (ahead: HostLoad["ahead"], running = names(0), maxMachines = 2): boolean =>
+    isNext({ ...LOAD, ahead, running }, { ...LIMITS, maxMachines });
+  assert(next([]));
+  assert(next(machines(2)));
+  assert(!next(machines(3)));
+  assert(!next(machines(1, 6000)), "the one ahead waits for memory");
+  assert(next(machines(2), names(2)), "those ahead run already");
+  assert(!next(machines(3), names(2)));
+});
+
+Deno.test("a machine that is larger than the host never starts", () => {
+  assert.equal(
+    shortage({ turn: { machine: "m", memoryMib: 7501 } }),
+    "never; 7501 MiB of memory; the host has 8000 MiB in all, and 500 stay free",
+  );
+  assert.match(shortage({ turn: { machine: "m", memoryMib: 7500 } }) ?? "", /^wait/);
+});
+
+Deno.test("what is unknown or not limited keeps no machine", () => {
+  assert.equal(shortage({ memory: null, space: null, ahead: machines(100) }), null);
+  assert.equal(shortage({ ahead: machines(100) }, { overcommitMemory: true }), null);
+});
+
+Deno.test("a full pool is worth a wait while a machine may give space back", () => {
+  const space = { total: 100 * GIB, available: 0.5 * GIB };
+  assert.match(shortage({ space }) ?? "", /^wait; space .*, where 1 GiB stay free; 0\.5 of 100\.0/);
+  assert.match(shortage({ space, hasOthers: false }) ?? "", /^never; .*no machine is there/);
+  assert.match(shortage({ space }, { reserveDiskGib: 101 }) ?? "", /^never/);
+});
+
+/** Machines that come, look around, start and end in any order. */
+const STORY = fc.record({
+  maxMachines: fc.option(fc.integer({ min: 1, max: 4 })),
+  total: fc.integer({ min: 500, max: 5000 }),
+  steps: fc.array(
+    fc.oneof(
+      fc.record({
+        kind: fc.constant("come" as const),
+        memoryMib: fc.integer({ max: 2000, min: 64 }),
+      }),
+      fc.record({
+        kind: fc.constantFrom("look" as const, "start" as const, "end" as const, "die" as const),
+        who: fc.nat(),
+      }),
+    ),
+    { maxLength: 200 },
+  ),
+});
+
+Deno.test("whatever comes and goes, machines never exceed the limits, and nobody overtakes", () => {
+  fc.assert(
+    fc.property(STORY, ({ maxMachines, total, steps }) => {
+      const limits = { ...LIMITS, maxMachines };
+      const room = total - limits.reserveMemoryMib;
+      const turns: { machine: string; memoryMib: number; isAdmitted: boolean }[] = [];
+      const running = new Map<string, number>();
+      const sum = (numbers: Iterable<number>): number => [...numbers].reduce((a, b) => a + b, 0);
+      const look = (place: number) => {
+        const turn = turns[place];
+        assert(turn);
+        return findShortage({
+          ...LOAD,
+          ...{ turn, ahead: turns.slice(0, place), running: new Set(running.keys()) },
+          memory: { total, available: total - sum(running.values()) },
+        }, limits);
+      };
+      const pick = <T>(from: readonly T[], who: number): T | undefined => from[who % from.length];
+      for (const [i, step] of steps.entries()) {
+        if (step.kind === "come") {
+          const { memoryMib } = step;
+          turns.push({ machine: `m${i}`, memoryMib, isAdmitted: false });
+        } else if (step.kind === "end") {
+          running.delete(pick([...running.keys()], step.who) ?? "");
+        } else {
+          const turn = pick(
+            turns.filter((t) => t.isAdmitted === (step.kind === "start")),
+            step.who,
+          );
+          if (turn === undefined) continue;
+          const place = turns.indexOf(turn);
+          if (step.kind === "look" && look(place) === null) {
+            for (let j = 0; j < place; j++) assert.equal(look(j), null, "it overtakes");
+            turn.isAdmitted = true;
+          }
+          if (step.kind === "start") running.set(turn.machine, turn.memoryMib);
+          if (step.kind !== "look") turns.splice(place, 1);
+        }
+        const starting = turns.filter(({ isAdmitted }) => isAdmitted);
+        assert(running.size + starting.length <= (maxMachines ?? Infinity), "too many machines");
+        const promised = sum(running.values()) + sum(starting.map(({ memoryMib }) => memoryMib));
+        assert(promised <= Math.max(0, room), "too much memory");
+      }
+    }),
+    { numRuns: 500 },
+  );
+});
+
+Deno.test("the space of a file system is known where it is, and nowhere else", async () => {
+  const here = fileSystemSpace("/");
+  const { stdout } = await new Deno.Command("df", {
+    args: ["--block-size=1", "--output=size,avail", "/"],
+  }).output();
+  const [, , size, available] = new TextDecoder().decode(stdout).trim().split(/\s+/).slice(-4);
+  assert.equal(here?.total, Number(size));
+  assert(Math.abs((here?.available ?? 0) - Number(available)) < 2 * GIB); // others write meanwhile
+  assert.equal(fileSystemSpace("/nonexistent"), null);
+});
+
+// --- Turns ---------------------------------------------------------------------------------------
+
+const TURN_LIMITS = { longestSeconds: 60, signal: new AbortController().signal, memoryMib: 1 };
+
+/** Gives the test a host and its pool, and sees that no handle and no volume is left. */
+async function withPool(test: (pool: StoragePool) => Promise<void>): Promise<void> {
+  const connection = await openTestHost();
+  {
+    using pool = await connection.lookupPool("libvirt-gci");
+    await test(pool);
+    assert.deepEqual(await pool.volumeNames(), ["somebody.qcow2"]);
+  }
+  assert.equal(await connection.close(), 0, "a handle is left");
+}
+
+async function makeVolume(pool: StoragePool, name: string): Promise<void> {
+  using _ = await createRawVolume(pool, name, 0);
+}
+
+async function deleteTurns(pool: StoragePool): Promise<void> {
+  for (const name of await pool.volumeNames()) {
+    if (parseTurn(name) !== null) await deleteVolume(pool, name);
+  }
+}
+
+/** The name of a turn, by default one of another host that came just now. */
+function turnName(
+  machine: string,
+  { number = Date.now(), process = "4711-1234-0123abcd", host = "0123456789abcdef" } = {},
+): string {
+  return `${machine}.${number}-2048-${process}-${host}.turn.libvirt-gci`;
+}
+
+/** The process of a turn whose prepare was killed. */
+async function deadProcess(): Promise<string> {
+  const child = new Deno.Command("sleep", { args: ["100"] }).spawn();
+  const [pid, start, boot] = processMark(child.pid)?.split(" ") ?? [];
+  child.kill("SIGKILL");
+  await child.status;
+  return `${pid}-${start}-${boot?.slice(0, 8)}`;
+}
+
+Deno.test("a turn's name tells its machine, whatever that is called, and all of the turn", () => {
+  for (const machine of ["m", "m.17-1-1-1-0123abcd-", "m.12ab", "m.turn.libvirt-gci", "a.b-c_d"]) {
+    const volume = turnName(machine, { number: 17 });
+    assert.equal(machineOfVolume(volume), machine);
+    assert.deepEqual(parseTurn(volume), {
+      ...{ volume, machine, number: 17, memoryMib: 2048 },
+      ...{ process: "4711-1234-0123abcd", host: "0123456789abcdef" },
+    });
+  }
+  assert.equal(parseTurn("m.owner.libvirt-gci"), null);
+  assert.equal(parseTurn(`${turnName("m")}.qcow2`), null);
+});
+
+Deno.test("of turns that come at once, each has seen all that are before it", () =>
+  withPool(async (pool) => {
+    const taken = await Promise.all(
+      Array.from({ length: 40 }, (_, i) => takeTurn(pool, `m${i}`, TURN_LIMITS)),
+    );
+    const order = turnsOf(taken.map(({ turn }) => turn.volume)).map(({ volume }) => volume);
+    for (const { turn, volumes } of taken) {
+      const before = order.slice(0, order.indexOf(turn.volume));
+      assert.deepEqual(before.filter((volume) => !volumes.includes(volume)), []);
+    }
+    await deleteTurns(pool);
+  }));
+
+Deno.test("a turn that is there already is never behind a new one, whatever its clock says", () =>
+  withPool(async (pool) => {
+    const number = Date.now() + 30_000;
+    await makeVolume(pool, turnName("early", { number }));
+    const start = performance.now();
+    const { turn } = await takeTurn(pool, "late", TURN_LIMITS);
+    assert(turn.number > number);
+    assert(performance.now() - start < 10_000, "it waited until its clock said more");
+    const turns = turnsOf(await pool.volumeNames()).map(({ machine }) => machine);
+    assert.deepEqual(turns, ["early", "late"]);
+    await deleteTurns(pool);
+  }));
+
+Deno.test("a turn counts while its process runs, and not too long", async () => {
+  const [pid, start, boot] = processMark(Deno.pid)?.split(" ") ?? [];
+  const process = `${pid}-${start}-${boot?.slice(0, 8)}`;
+  const host = await hostMark();
+  const live = async (differences: Parameters<typeof turnName>[1]) => {
+    const turn = parseTurn(turnName("m", differences));
+    assert(turn);
+    return await isLive(turn, { longestSeconds: 60 });
+  };
+  assert(await live({ process, host }));
+  assert(!await live({ process: `${pid}-1-${boot?.slice(0, 8)}`, host }));
+  assert(!await live({ process: `${pid}-${start}-00000000`, host }));
+  assert(!await live({ process: await deadProcess(), host }));
+  assert(await live({ process: await deadProcess(), host: "" }));
+  assert(await live({ process: await deadProcess() })); // of another host
+  for (const seconds of [-61, 61]) {
+    assert(!await live({ process, host, number: Date.now() + seconds * 1000 }));
+  }
+});
+
+Deno.test("the turn of a prepare that was killed counts once more, and is gone then", () =>
+  withPool(async (pool) => {
+    const dead = turnName("dead", { process: await deadProcess(), host: await hostMark() });
+    await makeVolume(pool, dead);
+    const { volumes } = await takeTurn(pool, "m", TURN_LIMITS);
+    assert(!(await pool.volumeNames()).includes(dead));
+    await makeVolume(pool, dead);
+    const count = async () =>
+      (await turnsThatCount(pool, [...volumes, dead], TURN_LIMITS)).map(({ machine }) => machine);
+    assert.deepEqual((await count()).sort(), ["dead", "m"]);
+    assert.deepEqual(await count(), ["m"]);
+    await deleteTurns(pool);
+  }));
+
+Deno.test("of places that come at once, each has seen all before it in its project", () =>
+  withPool(async (pool) => {
+    const { signal } = TURN_LIMITS;
+    const taken = await Promise.all(
+      Array.from(
+        { length: 40 },
+        (_, i) => takePlace(pool, `m${i}`, { project: `p/${i % 2}`, signal }),
+      ),
+    );
+    const volumes = await pool.volumeNames();
+    for (const { place, volumes: seen } of taken) {
+      assert.equal(machineOfVolume(place.volume), place.machine);
+      assert.deepEqual(parsePlace(place.volume), place);
+      const before = placesBefore(place, volumes) ?? assert.fail();
+      assert.deepEqual(before.filter(({ volume }) => !seen.includes(volume)), []);
+      assert(before.every(({ project }) => project === place.project));
+    }
+    const counts = taken.map(({ place }) => placesBefore(place, volumes)?.length ?? -1);
+    assert.deepEqual(counts.sort((a, b) => a - b), taken.map((_, i) => Math.floor(i / 2)));
+    for (const { place } of taken) await deleteVolume(pool, place.volume);
+    assert.equal(placesBefore(taken[0]?.place ?? assert.fail(), await pool.volumeNames()), null);
+  }));
+
+// --- Stages --------------------------------------------------------------------------------------
+
+interface Bed {
+  readonly connection: Connection;
+  readonly stage: TestStage;
+}
+
+/** Gives the test a host and a stage, and sees that no handle, machine or key is left. */
+async function withBed(
+  test: (bed: Bed) => Promise<void>,
+  options: TestStageOptions = {},
+): Promise<void> {
+  const connection = await openTestHost();
+  {
+    await using guest = await TestGuest.start();
+    using stage = testStage(connection, guest, options);
+    await test({ connection, stage });
+  }
+  assert.deepEqual(await volumesOf(connection), ["somebody.qcow2"]);
+  assert.equal(await connection.close(), 0, "a handle is left");
+}
+
+async function volumesOf(connection: Connection): Promise<string[]> {
+  using pool = await connection.lookupPool("libvirt-gci");
+  return (await pool.volumeNames()).sort(); // libvirt lists them in any order
+}
+
+/** A prepare that goes on beside the test. */
+interface Preparing {
+  readonly machine: string;
+  readonly lines: readonly string[];
+  readonly done: Promise<unknown>;
+  readonly abort: () => void;
+  /** Resolves once it has said so. */
+  readonly said: (words: RegExp) => Promise<void>;
+}
+
+function startPrepare(machine: string, stage: Stage, job: Partial<Job> = {}): Preparing {
+  const lines: string[] = [];
+  const controller = new AbortController();
+  const done = prepare({ ...JOB, ...job, machine }, {}, {
+    ...{ ...stage, signal: controller.signal, log: (line: string) => void lines.push(line) },
+  });
+  done.catch(() => {}); // the test looks at it later
+  const said = async (words: RegExp): Promise<void> => {
+    for (let i = 0; i < 500 && !words.test(lines.join("\n")); i++) await sleep(10);
+    assert.match(lines.join("\n"), words);
+  };
+  return { machine, lines, done, abort: () => controller.abort(new Error("cancelled")), said };
+}
+
+const ONE = { config: { maxMachines: 1 } };
+
+Deno.test("machines start one after another, in the order in which they came", () =>
+  withBed(async ({ connection, stage }) => {
+    const first = startPrepare("m-1", stage);
+    await first.done;
+    assert.doesNotMatch(first.lines.join("\n"), /Waiting/);
+    const second = startPrepare("m-2", stage);
+    await second.said(/^Waiting for a machine to end \(1 of 1 machine run\)$/m);
+    const third = startPrepare("m-3", stage);
+    await third.said(/^Waiting for a machine to end, 1 job ahead \(1 of 1 machine run\)$/m);
+    const states = (await listMachines(stage)).map(({ machine, state }) => [machine, state]);
+    assert.deepEqual(states, [["m-1", "ready"], ["m-2", "waiting"], ["m-3", "waiting"]]);
+    await gc({}, { ...stage, log: assert.fail });
+
+    await cleanup("m-1", stage);
+    await second.done;
+    assert.equal(second.lines.filter((line) => line.startsWith("Waiting")).length, 1);
+    assert.doesNotMatch(third.lines.join("\n"), /Started/);
+    await third.said(/^Waiting for a machine to end \(1 of 1 machine run\)$/m);
+    await cleanup("m-2", stage);
+    await third.done;
+    await cleanup("m-3", stage);
+    assert.deepEqual(await volumesOf(connection), ["somebody.qcow2"]);
+  }, ONE));
+
+/** As a machine's record is whose runner was killed, and left the attempt's directory. */
+const KILLED = { attemptDir: "/", runner: "1 1 0", isRunner: "yes" };
+
+Deno.test("a machine whose runner was killed holds up nobody, and no more go than have to", () =>
+  withBed(async ({ connection, stage }) => {
+    using pool = await connection.lookupPool("libvirt-gci");
+    const all = ["m-1", "m-2", "m-3"];
+    for (const machine of all) await startPrepare(machine, stage).done;
+    for (const machine of ["m-2", "m-3"]) await changeRecord(connection, machine, KILLED);
+    const admission = await admit("m-4", { pool, memoryMib: 64 }, stage);
+    assert("turn" in admission && admission.turn && !admission.hasWaited);
+    await endTurn(pool, admission.turn);
+    const running = (await connection.domainMemory()).map(({ name }) => name);
+    assert(running.includes("m-1"));
+    assert.equal(running.filter((name) => all.includes(name)).length, 2);
+    assert.deepEqual(stage.lines.at(-1), "Removed a machine that nobody needs any more");
+    for (const machine of all) await cleanup(machine, stage);
+  }, { config: { maxMachines: 3, admissionSeconds: 5 } }));
+
+Deno.test("a runner that is killed while another's job waits makes room for it", () =>
+  withBed(async ({ connection, stage }) => {
+    await startPrepare("m-1", stage).done;
+    const second = startPrepare("m-2", stage);
+    await second.said(/Waiting/);
+    await changeRecord(connection, "m-1", KILLED);
+    await second.done;
+    assert.match(second.lines.join("\n"), /^Removed a machine that nobody needs any more$/m);
+    await cleanup("m-2", stage);
+  }, { config: { maxMachines: 1, admissionSeconds: 30 } }));
+
+Deno.test("a template that is replaced during the wait is looked up again", () =>
+  withBed(async ({ connection, stage }) => {
+    await startPrepare("m-1", stage).done;
+    const second = startPrepare("m-2", stage);
+    await second.said(/Waiting/);
+    using templates = await connection.lookupPool("base_imgs");
+    await deleteVolume(templates, "debian-12.qcow2");
+    {
+      using _ = await createRawVolume(templates, "debian-12", 5 * GIB); // which is no qcow2 image
+    }
+    await cleanup("m-1", stage);
+    await second.done;
+    using pool = await connection.lookupPool("libvirt-gci");
+    {
+      using overlay = await pool.lookupVolume("m-2.overlay.libvirt-gci");
+      assert.equal(await overlay.capacityBytes(), 5 * GIB);
+    }
+    await cleanup("m-2", stage);
+  }, ONE));
+
+Deno.test("of many at once, no more run than may, and each gets its turn", () =>
+  withBed(async ({ connection, stage }) => {
+    let most = 0;
+    const { promise: full, resolve } = Promise.withResolvers<void>();
+    const jobs = Array.from({ length: 9 }, async (_, i) => {
+      const { machine, done } = startPrepare(`m-${i}`, stage);
+      await done;
+      const domains = await connection.domainMemory();
+      most = Math.max(most, domains.length - 1); // without "somebody"
+      if (most === 3) resolve();
+      await full; // so that none ends before as many run as may
+      await cleanup(machine, stage);
+    });
+    await Promise.all(jobs);
+    assert.equal(most, 3);
+  }, { config: { maxMachines: 3 } }));
+
+Deno.test("a machine of somebody else is none of ours", () =>
+  withBed(async ({ connection, stage }) => {
+    assert.deepEqual((await connection.domainMemory()).map(({ name }) => name), ["somebody"]);
+    await startPrepare("m-1", stage).done;
+    await cleanup("m-1", stage);
+  }, ONE));
+
+Deno.test("a wait that is cancelled leaves neither turn nor name", () =>
+  withBed(async ({ connection, stage }) => {
+    await startPrepare("m-1", stage).done;
+    const before = await volumesOf(connection);
+    const second = startPrepare("m-2", stage);
+    await second.said(/Waiting/);
+    second.abort();
+    await assert.rejects(second.done, /cancelled/);
+    assert.deepEqual(await volumesOf(connection), before);
+    await cleanup("m-1", stage);
+  }, ONE));
+
+Deno.test("a wait that takes too long fails, says for what, and leaves nothing", () =>
+  withBed(async ({ connection, stage }) => {
+    await startPrepare("m-1", stage).done;
+    const before = await volumesOf(connection);
+    await assert.rejects(startPrepare("m-2", stage).done, (error) => {
+      assert(error instanceof SystemFailure);
+      const wait = /did not get its turn within 0 s: it waits for a machine to end \(1 of 1 /;
+      assert.match(error.message, wait);
+      assert.match(error.advice ?? "", /libvirt-gci list; max_machines/);
+      return true;
+    });
+    assert.deepEqual(await volumesOf(connection), before);
+    await cleanup("m-1", stage);
+  }, { config: { maxMachines: 1, admissionSeconds: 0 } }));
+
+Deno.test("a prepare that was killed while it waited holds nobody up", () =>
+  withBed(async ({ connection, stage }) => {
+    using pool = await connection.lookupPool("libvirt-gci");
+    await makeVolume(
+      pool,
+      turnName("dead", { process: await deadProcess(), host: await hostMark() }),
+    );
+    const start = performance.now();
+    await startPrepare("m-1", stage).done;
+    assert(performance.now() - start < 2000);
+    await cleanup("m-1", stage);
+    await cleanup("dead", stage);
+  }, ONE));
+
+Deno.test("a turn that is ahead and lives holds up, though it has nothing but its turn", () =>
+  withBed(async ({ connection, stage }) => {
+    using pool = await connection.lookupPool("libvirt-gci");
+    await makeVolume(pool, "ahead.owner.libvirt-gci"); // or it is nobody's, and swept away
+    const ahead = turnName("ahead");
+    await makeVolume(pool, ahead);
+    const behind = startPrepare("m-1", stage);
+    await behind.said(/Waiting for a machine to end, 1 job ahead \(0 of 1 machine run\)/);
+    await deleteVolume(pool, ahead);
+    await behind.done;
+    await cleanup("m-1", stage);
+    await cleanup("ahead", stage);
+  }, ONE));
+
+Deno.test("a prepare whom somebody took for dead takes another turn, and waits on", () =>
+  withBed(async ({ connection, stage }) => {
+    using pool = await connection.lookupPool("libvirt-gci");
+    await startPrepare("m-1", stage).done;
+    const second = startPrepare("m-2", stage);
+    await second.said(/Waiting/);
+    const turns = async () => turnsOf(await pool.volumeNames()).map(({ volume }) => volume);
+    const [lost = ""] = await turns();
+    await deleteVolume(pool, lost);
+    for (let i = 0; i < 300 && (await turns()).length === 0; i++) await sleep(10);
+    assert.notDeepEqual(await turns(), [lost]);
+    assert.equal((await turns()).length, 1);
+    await cleanup("m-1", stage);
+    await second.done;
+    await cleanup("m-2", stage);
+  }, ONE));
+
+Deno.test("cleanup and gc remove the turn of a prepare that was killed", () =>
+  withBed(async ({ connection, stage }) => {
+    using pool = await connection.lookupPool("libvirt-gci");
+    const dead = { process: await deadProcess(), host: await hostMark() };
+    const other = turnName("other", dead);
+    await makeVolume(pool, other);
+    await makeVolume(pool, turnName("m", dead));
+    await cleanup("m", stage);
+    assert.deepEqual(await volumesOf(connection), [other, "somebody.qcow2"]);
+    await deleteTurns(pool);
+
+    await startPrepare("m-1", stage).done;
+    const before = await volumesOf(connection);
+    await makeVolume(pool, turnName("m-1", dead));
+    await gc({ dryRun: true }, stage);
+    assert.equal((await volumesOf(connection)).length, before.length + 1);
+    await gc({}, stage);
+    assert.deepEqual(await volumesOf(connection), before);
+    assert.deepEqual(stage.lines.slice(1), [
+      'Removed the turn of "m-1": nobody waits for it any more',
+    ]);
+    await cleanup("m-1", stage);
+  }));
+
+Deno.test("a machine that cannot start gives its turn back", () =>
+  withBed(async ({ connection, stage }) => {
+    await assert.rejects(startPrepare("m-1", stage).done, /Cannot start the machine/);
+    assert.deepEqual(await volumesOf(connection), ["somebody.qcow2"]);
+  }, { machine: { cpuMode: "nonsense" } }));
+
+Deno.test("a pool that is full fails a job at once, before anything is made", () =>
+  withBed(async ({ stage }) => {
+    const preparing = startPrepare("m-1", stage);
+    await assert.rejects(preparing.done, (error) => {
+      assert(error instanceof SystemFailure);
+      assert.match(error.message, /would wait forever for space in the pool .* 100 GiB stay free/);
+      return true;
+    });
+  }, { config: { reserveDiskGib: 100 } }));
+
+Deno.test("a pool that is full beside another machine is waited for", () =>
+  withBed(async ({ stage }) => {
+    await startPrepare("m-1", { ...stage, config: { ...stage.config, reserveDiskGib: 0 } }).done;
+    const second = startPrepare("m-2", stage);
+    await second.said(/^Waiting for space in the pool .* \([\d.]+ of 100\.0 GiB are free\)$/m);
+    second.abort();
+    await assert.rejects(second.done, /cancelled/);
+    await cleanup("m-1", stage);
+  }, { config: { reserveDiskGib: 100 } }));
+
+Deno.test("without any limit, nobody takes a turn", async () => {
+  const calls: string[] = [];
+  await using connection = await openTestHost({ onCall: (name) => void calls.push(name) });
+  await using guest = await TestGuest.start();
+  using stage = testStage(connection, guest);
+  const look = "virConnectGetAllDomainStats";
+  await startPrepare("m-1", stage).done;
+  assert.equal(calls.filter((name) => name === look).length, 1);
+  const unlimited = { ...stage.config, overcommitMemory: true, reserveDiskGib: 0 };
+  await startPrepare("m-2", { ...stage, config: unlimited }).done;
+  assert.equal(calls.filter((name) => name === look).length, 1);
+  await cleanup("m-1", stage);
+  await cleanup("m-2", stage);
+});
+
+Deno.test("a job that has no room takes what comes instead, and leaves no turn", () =>
+  withBed(async ({ connection, stage }) => {
+    using pool = await connection.lookupPool("libvirt-gci");
+    await prepare({ ...JOB, machine: "m-1" }, {}, stage);
+    const before = await volumesOf(connection);
+    let asked = 0;
+    const instead = () => Promise.resolve(++asked === 3 ? { name: "standby" } : null);
+    const got = await admit("m-2", { pool, memoryMib: 64, instead }, stage);
+    assert.deepEqual(got, { name: "standby" });
+    assert.deepEqual(await volumesOf(connection), before);
+    await cleanup("m-1", stage);
+  }, ONE));
+
+Deno.test("a machine that no job needs yet waits for no room, and leaves no turn", () =>
+  withBed(async ({ connection, stage }) => {
+    using pool = await connection.lookupPool("libvirt-gci");
+    await prepare({ ...JOB, machine: "m-1" }, {}, stage);
+    const before = await volumesOf(connection);
+    assert.equal(await admitNow("m-2", { pool, memoryMib: 64 }, stage), null);
+    assert.deepEqual(await volumesOf(connection), before);
+    await cleanup("m-1", stage);
+    const admission = await admitNow("m-2", { pool, memoryMib: 64 }, stage);
+    assert(admission?.turn);
+    await endTurn(pool, admission.turn);
+  }, { config: { maxMachines: 1 } }));
+
+Deno.test("a machine for a warm image waits its turn, as those of jobs do", () =>
+  withBed(async ({ stage }) => {
+    await prepare({ ...JOB, machine: "m-1" }, {}, stage);
+    await assert.rejects(warm(["debian-12"], stage), /did not get its turn within 1 s/);
+    await cleanup("m-1", stage);
+  }, { config: { maxMachines: 1, admissionSeconds: 1 } }));
+
+// --- Limits of projects --------------------------------------------------------------------------
+
+/** Settings with this list of rules. */
+function ruled(rules: string): NonNullable<TestStageOptions["config"]> {
+  return { rules: parseConfig(`rules: ${rules}`, "config.yaml").rules };
+}
+
+const OTHER = { project: "other/proj" };
+
+Deno.test("a job over its project's limit waits, and holds back nobody of another project", () =>
+  withBed(async ({ connection, stage }) => {
+    await startPrepare("m-1", stage).done;
+    const second = startPrepare("m-2", stage);
+    await second.said(/^Waiting for a machine of its project to end \(1 of 1 run\)$/m);
+    const third = startPrepare("m-3", stage);
+    await third.said(/^Waiting for a machine of its project to end, 1 job ahead \(1 of 1 run\)$/m);
+    const states = (await listMachines(stage)).map(({ machine, state }) => [machine, state]);
+    assert.deepEqual(states, [["m-1", "ready"], ["m-2", "waiting"], ["m-3", "waiting"]]);
+    await gc({}, { ...stage, log: assert.fail });
+    using pool = await connection.lookupPool("libvirt-gci");
+    assert.deepEqual(turnsOf(await pool.volumeNames()), []);
+
+    const other = startPrepare("m-4", stage, OTHER);
+    await other.done;
+    assert.doesNotMatch(other.lines.join("\n"), /Waiting/);
+    const last = startPrepare("m-5", stage, { project: "third/proj" });
+    await last.said(/^Waiting for a machine to end \(2 of 2 machines run\)$/m);
+
+    await cleanup("m-1", stage);
+    await last.done; // which waited for the host before m-2 did
+    await second.said(/^Waiting for a machine to end \(2 of 2 machines run\)$/m);
+    await cleanup("m-4", stage);
+    await second.done;
+    assert.doesNotMatch(third.lines.join("\n"), /Started/);
+    await cleanup("m-2", stage);
+    await third.done;
+    await cleanup("m-3", stage);
+    await cleanup("m-5", stage);
+  }, { config: { ...ruled("[{max_machines: 1}]"), maxMachines: 2 } }));
+
+Deno.test("of many at once, no project has more than it may, and each gets its turn", () =>
+  withBed(async ({ connection, stage }) => {
+    const most = new Map<string, number>();
+    const { promise: full, resolve } = Promise.withResolvers<void>();
+    const jobs = Array.from({ length: 12 }, async (_, i) => {
+      const project = `grp/${i % 2}`;
+      const { machine, done } = startPrepare(`m-${i}`, stage, { project });
+      await done;
+      const names = (await connection.domainMemory()).map(({ name }) => name);
+      const own = names.filter((name) => Number(name.slice(2)) % 2 === i % 2).length;
+      most.set(project, Math.max(most.get(project) ?? 0, own));
+      if ([...most.values()].join() === "2,2") resolve();
+      await full; // so that none ends before as many run as may
+      await cleanup(machine, stage);
+    });
+    await Promise.all(jobs);
+    assert.deepEqual([...most.values()], [2, 2]);
+  }, { config: ruled("[{max_machines: 2}]") }));
+
+Deno.test("without any limit of the host, a project's limit holds all the same", () =>
+  withBed(async ({ stage }) => {
+    await startPrepare("m-1", stage).done;
+    const second = startPrepare("m-2", stage);
+    await second.said(/Waiting for a machine of its project/);
+    await cleanup("m-1", stage);
+    await second.done;
+    await cleanup("m-2", stage);
+  }, {
+    config: { ...ruled("[{max_machines: 1}]"), overcommitMemory: true, reserveDiskGib: 0 },
+  }));
+
+Deno.test("a project's machines count by whichever rule they started, people's do not", () =>
+  withBed(async ({ stage }) => {
+    await startPrepare("m-1", stage, { byHand: true }).done;
+    await startPrepare("m-2", stage, { isProtected: true }).done;
+    const third = startPrepare("m-3", stage);
+    await third.said(/^Waiting for a machine of its project to end \(1 of 1 run\)$/m);
+    await startPrepare("m-4", stage, { isProtected: true }).done; // behind it, without a limit
+    await cleanup("m-2", stage);
+    await third.done; // since it came before m-4
+    for (const machine of ["m-1", "m-3", "m-4"]) await cleanup(machine, stage);
+  }, { config: ruled("[{protected: true, max_vcpus: 9}, {max_machines: 1}]") }));
+
+Deno.test("a machine that is kept after its job counts for its project", () =>
+  withBed(async ({ stage }) => {
+    await startPrepare("m-1", stage, { attemptDir: "/nonexistent/attempt" }).done;
+    await changeRecord(stage.connection, "m-1", { failed: "build_script", keepMinutes: "5" });
+    assert(await keepAfterJob("m-1", stage));
+    const second = startPrepare("m-2", stage);
+    await second.said(/Waiting for a machine of its project to end/);
+    await cleanup("m-1", stage);
+    await second.done;
+    await cleanup("m-2", stage);
+  }, { config: ruled("[{max_machines: 1}]") }));
+
+Deno.test("a machine that nobody needs any more holds up its project for no longer", () =>
+  withBed(async ({ stage }) => {
+    await startPrepare("m-1", stage).done;
+    const second = startPrepare("m-2", stage);
+    await second.said(/Waiting for a machine of its project to end/);
+    await changeRecord(stage.connection, "m-1", {
+      attemptDir: "/nonexistent/attempt",
+      runner: "1 1 0",
+    });
+    await second.done;
+    assert.match(second.lines.join("\n"), /^Removed a machine that nobody needs any more$/m);
+    await cleanup("m-2", stage);
+  }, { config: ruled("[{max_machines: 1}]") }));
+
+Deno.test("a wait for the project that is cancelled, or too long, leaves nothing", () =>
+  withBed(async ({ connection, stage }) => {
+    await startPrepare("m-1", stage).done;
+    const before = await volumesOf(connection);
+    const second = startPrepare("m-2", stage);
+    await second.said(/Waiting for a machine of its project/);
+    second.abort();
+    await assert.rejects(second.done, /cancelled/);
+    assert.deepEqual(await volumesOf(connection), before);
+
+    const hasty = { ...stage, config: { ...stage.config, admissionSeconds: 0 } };
+    await assert.rejects(startPrepare("m-2", hasty).done, (error) => {
+      assert(error instanceof SystemFailure);
+      const wait = /did not get its turn within 0 s: it waits for a machine of its project to end /;
+      assert.match(error.message, wait);
+      assert.match(error.advice ?? "", /libvirt-gci list; max_machines of rule 1 \(rules\[0\]\)/);
+      return true;
+    });
+    assert.deepEqual(await volumesOf(connection), before);
+    await cleanup("m-1", stage);
+  }, { config: ruled("[{max_machines: 1}]") }));
+
+Deno.test("what a job waits for its project counts for how long it may wait at all", () =>
+  withBed(async ({ stage }) => {
+    await startPrepare("m-1", stage).done;
+    await startPrepare("m-2", stage, OTHER).done;
+    const patient = { ...stage, config: { ...stage.config, admissionSeconds: 60 } };
+    const third = startPrepare("m-3", patient, { project: "third/proj" });
+    await third.said(/^Waiting for a machine to end/m);
+    const start = performance.now();
+    const last = startPrepare("m-4", stage);
+    await last.said(/^Waiting for a machine of its project to end/m);
+    await sleep(3000);
+    await cleanup("m-1", stage); // so the host is full again with m-3
+    await last.said(/^Waiting for a machine to end/m);
+    await assert.rejects(
+      last.done,
+      /did not get its turn within 5 s: it waits for a machine to end/,
+    );
+    assert(performance.now() - start < 8000);
+    await third.done;
+    for (const machine of ["m-2", "m-3"]) await cleanup(machine, stage);
+  }, { config: { ...ruled("[{max_machines: 1}]"), maxMachines: 2, admissionSeconds: 5 } }));
+
+Deno.test("a machine that is removed while it waits for its project does not start", () =>
+  withBed(async ({ stage }) => {
+    await startPrepare("m-1", stage).done;
+    const second = startPrepare("m-2", stage);
+    await second.said(/Waiting for a machine of its project/);
+    await cleanup("m-2", stage);
+    await assert.rejects(second.done, /"m-2" was removed while it waited/);
+    await cleanup("m-1", stage);
+  }, { config: ruled("[{max_machines: 1}]") }));
+
+Deno.test("where no rule limits a project, nobody takes a place, and cleanup looks for none", async () => {
+  const calls: string[] = [];
+  await using connection = await openTestHost({ onCall: (name) => void calls.push(name) });
+  await using guest = await TestGuest.start();
+  using stage = testStage(connection, guest, { config: ruled("[{max_vcpus: 4}]") });
+  const countLists = async (work: () => Promise<unknown>): Promise<number> => {
+    calls.length = 0;
+    await work();
+    return calls.filter((name) => name === "virStoragePoolListAllVolumes").length;
+  };
+  const without = {
+    prepare: await countLists(() => startPrepare("m-1", stage).done),
+    cleanup: await countLists(() => cleanup("m-1", stage)),
+  };
+  const limited = { ...stage, config: { ...stage.config, ...ruled("[{max_machines: 4}]") } };
+  assert.equal(await countLists(() => startPrepare("m-1", limited).done), without.prepare + 1);
+  assert.equal(await countLists(() => cleanup("m-1", limited)), without.cleanup + 1);
+  assert.deepEqual(await volumesOf(connection), ["somebody.qcow2"]);
+});

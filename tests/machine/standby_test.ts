@@ -1,0 +1,591 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import assert from "node:assert/strict";
+import { type Config, DEFAULT_CONFIG, parseConfig } from "../../src/settings/load.ts";
+import { DEFAULT_MACHINE, type MachineSettings } from "../../src/settings/machine_settings.ts";
+import type { Connection } from "../../src/libvirt/connection.ts";
+import { ownProcess, processMark } from "../../src/machine/owner.ts";
+import type { MachineRecord } from "../../src/machine/metadata.ts";
+import {
+  claimStandby,
+  isStandbyName,
+  letWait,
+  newStandbyName,
+  noteTaken,
+  standbyKind,
+  takenIn,
+  waitingIn,
+} from "../../src/machine/standby/waiting.ts";
+import { claimName } from "../../src/machine/start.ts";
+import { findTemplate } from "../../src/machine/storage/template.ts";
+import { endTurn } from "../../src/machine/queue/queue_entry.ts";
+import {
+  createRawVolume,
+  deleteVolume,
+  isMachineVolume,
+  machineOfVolume,
+} from "../../src/machine/storage/volumes.ts";
+import {
+  deleteWarmImage,
+  warmOrigin,
+  type WarmPart,
+  warmVolume,
+} from "../../src/machine/warm/warm_image.ts";
+import { admit } from "../../src/machine/queue/admission.ts";
+import { cleanup } from "../../src/machine/remove.ts";
+import { cleanupAll } from "../../src/commands/cleanup_all.ts";
+import { gc, sweep } from "../../src/machine/unneeded.ts";
+import { listMachines } from "../../src/commands/list.ts";
+import { lookupNeed } from "../../src/machine/inventory.ts";
+import { prepare } from "../../src/commands/prepare.ts";
+import { keptVariables, refillArguments } from "../../src/cli/refill.ts";
+import { dropStandbys, fillStandbys } from "../../src/machine/standby/fill.ts";
+import { findWanted, unwantedOf, type WantedStandbys } from "../../src/machine/standby/wanted.ts";
+import { domainName } from "../../src/machine/lookup.ts";
+import { chooseTemplate } from "../../src/policy/template_choice.ts";
+import { sleep } from "../../src/wait.ts";
+import { TestGuest } from "../fakes/test_guest.ts";
+import { openTestHost } from "../fakes/test_host.ts";
+import {
+  changeRecord,
+  JOB,
+  type TestStage,
+  testStage,
+  type TestStageOptions,
+} from "../fakes/test_stage.ts";
+
+const KIND = "0123456789abcdef";
+const ENDED = { runner: "1 1 0", attemptDir: "" };
+
+/** Gives the test a stage, and sees that no domain, volume or handle is left. */
+async function withStage(
+  test: (stage: TestStage) => Promise<void>,
+  options: TestStageOptions = {},
+): Promise<void> {
+  const connection = await openTestHost();
+  const before = [await domains(connection), await volumes(connection)];
+  {
+    await using guest = await TestGuest.start();
+    using stage = testStage(connection, guest, options);
+    await test(stage);
+  }
+  assert.deepEqual([await domains(connection), await volumes(connection)], before);
+  assert.equal(await connection.close(), 0, "a handle is left");
+}
+
+async function domains(connection: Connection): Promise<string[]> {
+  const found = await connection.activeDomains();
+  return found.map((domain) => {
+    using _ = domain;
+    return domain.name;
+  }).sort();
+}
+
+async function volumes(connection: Connection): Promise<string[]> {
+  using pool = await connection.lookupPool("libvirt-gci");
+  return (await pool.volumeNames()).sort();
+}
+
+/** A machine that waits; libvirt's test driver resumes none, so it was booted. */
+async function makeStandby(
+  stage: TestStage,
+  differences: Partial<MachineRecord> = ENDED,
+): Promise<string> {
+  const name = newStandbyName();
+  await prepare({ ...JOB, machine: name }, {}, stage);
+  await changeRecord(stage.connection, name, differences);
+  using pool = await stage.connection.lookupPool("libvirt-gci");
+  await letWait(pool, { name, kind: KIND });
+  stage.lines.length = 0;
+  return name;
+}
+
+/** What prepare does to have it, step by step. */
+async function take(
+  stage: TestStage,
+  standby: string,
+  differences: Partial<MachineRecord> = {},
+): Promise<void> {
+  using pool = await stage.connection.lookupPool("libvirt-gci");
+  await noteTaken(pool, JOB.machine, standby);
+  assert(await claimStandby(pool, { name: standby, kind: KIND }));
+  await changeRecord(stage.connection, standby, { machine: JOB.machine, ...differences });
+}
+
+Deno.test("the names of volumes tell who waits and who took whom", () => {
+  const name = newStandbyName();
+  assert(isStandbyName(name));
+  assert(!isStandbyName(JOB.machine) && !isStandbyName("standby-filler"));
+  const waiting = `${name}.${KIND}.waiting.libvirt-gci`;
+  for (const machine of ["m", "m.overlay", "m.turn", "a.b-c_d"]) {
+    const taken = `${machine}.${name}.taken.libvirt-gci`;
+    assert.deepEqual(takenIn([waiting, taken, "m.owner.libvirt-gci"]), [{
+      machine,
+      standby: name,
+    }]);
+    assert.deepEqual(waitingIn([taken, waiting]), [{ name, kind: KIND }]);
+    assert.equal(machineOfVolume(taken), machine);
+    assert(isMachineVolume(taken));
+  }
+  assert.equal(machineOfVolume(waiting), name);
+});
+
+/** Another value than the default of each setting of a machine. */
+const OTHER_SETTINGS: MachineSettings = {
+  ...{ domainType: "qemu", network: "other", isolate: false, hostPorts: ["tcp/80"] },
+  ...{ blockedNetworks: ["10.0.0.0/8"], hostAddresses: ["10.0.0.1"] },
+  ...{ vcpus: 3, memoryMib: 4096, diskGib: 9, nested: true, keepMinutes: 9 },
+  ...{ maxVcpus: 9, maxMemoryMib: 9999, maxDiskGib: 9, maxKeepMinutes: 9, allowNested: true },
+  ...{ cpuShares: 9, diskMibPerSecond: 9, diskIops: 9, networkMibPerSecond: 9 },
+  ...{ machineType: "pc", firmware: "efi", cpuMode: "maximum", start: "warm", standby: 9 },
+  ...{ user: "root", port: 2222, key: "/key", shell: "sh", login: "systemd" },
+  ...{ buildsDir: "/builds", cacheDir: "/cache", addressSeconds: 9, sshSeconds: 9 },
+};
+
+/** The settings that do not make a machine another one. */
+const NOT_OF_THE_MACHINE: readonly string[] = [
+  ...["keepMinutes", "maxVcpus", "maxMemoryMib", "maxDiskGib", "maxKeepMinutes", "allowNested"],
+  ...["start", "standby", "key", "buildsDir", "cacheDir", "addressSeconds", "sshSeconds"],
+];
+
+Deno.test("a machine waits for the jobs that would get the same, and for no others", async () => {
+  const made = { imageId: "0123456789", settings: DEFAULT_MACHINE };
+  const kind = await standbyKind(made);
+  assert.match(kind, /^[0-9a-f]{16}$/);
+  assert.notEqual(await standbyKind({ ...made, imageId: "0123456780" }), kind);
+  const same: string[] = [];
+  for (const [key, value] of Object.entries(OTHER_SETTINGS)) {
+    const settings = { ...DEFAULT_MACHINE, [key]: value };
+    assert.notDeepEqual(settings, DEFAULT_MACHINE, `${key} is no other`);
+    if (await standbyKind({ ...made, settings }) === kind) same.push(key);
+  }
+  assert.deepEqual(same.sort(), NOT_OF_THE_MACHINE.toSorted());
+});
+
+Deno.test("of many who want the same machine, one gets it", () =>
+  withStage(async (stage) => {
+    using pool = await stage.connection.lookupPool("libvirt-gci");
+    for (let round = 0; round < 20; round++) {
+      const standby = { name: newStandbyName(), kind: KIND };
+      await letWait(pool, standby);
+      const got = await Promise.all(
+        Array.from({ length: 8 }, () => claimStandby(pool, standby)),
+      );
+      assert.equal(got.filter((isOurs) => isOurs).length, 1);
+    }
+  }));
+
+Deno.test("a machine that waits is listed, no gc takes it for lost, and it goes when unwanted", () =>
+  withStage(async (stage) => {
+    const standby = await makeStandby(stage);
+    assert.deepEqual(
+      (await listMachines(stage)).map(({ machine, state, why }) => [machine, state, why]),
+      [[standby, "standby", null]],
+    );
+    await sweep("next", stage);
+    assert((await domains(stage.connection)).includes(standby));
+    await gc({ dryRun: true }, stage);
+    await gc({}, stage);
+    const words = `"${standby}": it waited for a job, and no job could get it any more`;
+    assert.deepEqual(stage.lines, [`Would remove ${words}`, `Removed ${words}`]);
+  }));
+
+Deno.test("a machine that was made to wait and does not is lost once its maker is gone", () =>
+  withStage(async (stage) => {
+    const standby = await makeStandby(stage, { attemptDir: "", runner: "" });
+    using pool = await stage.connection.lookupPool("libvirt-gci");
+    await claimStandby(pool, { name: standby, kind: KIND });
+    await gc({}, stage); // by this record, a person has it
+    assert.deepEqual(stage.lines, []);
+    await changeRecord(stage.connection, standby, ENDED);
+    await gc({}, stage);
+    assert.deepEqual(stage.lines, [
+      `Removed "${standby}" (domain, 3 volumes): who made it is gone`,
+    ]);
+  }));
+
+Deno.test("gc leaves a machine that begins to wait while its maker ends, at every moment", () =>
+  withStage(async (stage) => {
+    const name = await makeStandby(stage);
+    const { connection, config } = stage;
+    const { call } = connection;
+    using pool = await connection.lookupPool("libvirt-gci");
+    for (let moment = 1, calls = 1; moment <= calls + 1; moment++) {
+      await claimStandby(pool, { name, kind: KIND }); // so it does not wait yet
+      const maker = new Deno.Command("sleep", { args: ["100"] }).spawn();
+      await changeRecord(stage.connection, name, {
+        attemptDir: "",
+        runner: processMark(maker.pid) ?? "",
+      });
+      const ends = async (): Promise<void> => {
+        connection.call = call;
+        await letWait(pool, { name, kind: KIND });
+        maker.kill("SIGKILL");
+        await maker.status;
+      };
+      calls = 0;
+      connection.call = (async (...args: Parameters<typeof call>) => {
+        const result = await call.apply(connection, args);
+        if (++calls === moment) await ends();
+        return result;
+      }) as typeof call;
+      const { why } = await lookupNeed({ name, volumes: [] }, { connection, config });
+      assert.equal(why, null, `after call ${moment} of libvirt`);
+      if (calls < moment) await ends();
+    }
+    await cleanup(name, stage);
+  }));
+
+Deno.test("a machine that is just being taken over is not lost", () =>
+  withStage(async (stage) => {
+    const standby = await makeStandby(stage);
+    using pool = await stage.connection.lookupPool("libvirt-gci");
+    await prepare({ ...JOB, machine: "taker" }, {}, stage); // whose owner's volume tells that it lives
+    await noteTaken(pool, "taker", standby);
+    await claimStandby(pool, { name: standby, kind: KIND });
+    await gc({}, stage);
+    assert((await domains(stage.connection)).includes(standby));
+    await cleanup("taker", stage); // which never got it
+    assert((await domains(stage.connection)).includes(standby));
+    await gc({}, stage);
+  }));
+
+Deno.test("a machine goes by its job's name once it has one, to the end", () =>
+  withStage(async (stage) => {
+    const standby = await makeStandby(stage);
+    assert.equal(await domainName(JOB.machine, stage), JOB.machine);
+    await take(stage, standby, { job: "4242", runner: "" });
+    assert.equal(await domainName(JOB.machine, stage), standby);
+    assert.equal(await domainName(standby, stage), standby);
+    const listed = (await listMachines(stage)).map((it) => [it.machine, it.domain, it.job]);
+    assert.deepEqual(listed, [[JOB.machine, standby, "4242"]]);
+    const asked: string[] = [];
+    const ask = (question: string) => Promise.resolve(asked.push(question) < 0);
+    await cleanupAll({ yes: false, ask }, stage);
+    assert.deepEqual(asked, ["Remove 1 machine, 1 of them of running jobs?"]);
+    stage.lines.length = 0;
+    assert(await cleanup(JOB.machine, stage));
+    assert.deepEqual(stage.lines, [`Removed the machine "${JOB.machine}"`]);
+  }));
+
+Deno.test("gc counts what a job's machine took over with it, and says it in one line", () =>
+  withStage(async (stage) => {
+    using pool = await stage.connection.lookupPool("libvirt-gci");
+    for (const machine of [JOB.machine, "vm"]) { // one comes before the other, and one after it
+      const standby = await makeStandby(stage);
+      await noteTaken(pool, machine, standby);
+      await claimStandby(pool, { name: standby, kind: KIND });
+      await changeRecord(stage.connection, standby, { machine, ...ENDED });
+      await gc({ dryRun: true }, stage);
+      await gc({}, stage);
+      const words = `"${machine}" (domain, 4 volumes): who made it is gone`;
+      assert.deepEqual(stage.lines, [`Would remove ${words}`, `Removed ${words}`]);
+    }
+  }));
+
+Deno.test("a machine whose guest has powered off is removed by its job's name", () =>
+  withStage(async (stage) => {
+    const standby = await makeStandby(stage);
+    await take(stage, standby);
+    {
+      using domain = await stage.connection.lookupDomain(standby);
+      await domain.destroy();
+    }
+    assert.equal(await domainName(JOB.machine, stage), standby);
+    assert(await cleanup(JOB.machine, stage));
+  }));
+
+Deno.test("cleanup of a job that another was faster than leaves the other's machine alone", () =>
+  withStage(async (stage) => {
+    const standby = await makeStandby(stage);
+    using pool = await stage.connection.lookupPool("libvirt-gci");
+    await noteTaken(pool, "slower", standby); // and was killed
+    await take(stage, standby);
+    assert.equal(await domainName("slower", stage), "slower");
+    await cleanup("slower", stage);
+    assert((await domains(stage.connection)).includes(standby));
+    await cleanup(JOB.machine, stage);
+  }));
+
+Deno.test("a kept machine outlives its attempt by either name", () =>
+  withStage(async (stage) => {
+    const standby = await makeStandby(stage);
+    const keptUntil = new Date(Date.now() + 3600_000).toISOString();
+    const owner = { ...ENDED, attemptDir: "/nonexistent", keptUntil, deadline: keptUntil };
+    await take(stage, standby, owner);
+    await gc({}, stage);
+    assert.deepEqual(stage.lines, []);
+    const over = new Date(Date.now() - 1000).toISOString();
+    await changeRecord(stage.connection, standby, { keptUntil: over, deadline: over });
+    await gc({}, stage);
+    assert.match(stage.lines.join("\n"), /^Removed .*: it was kept until /);
+  }));
+
+Deno.test("a job that has no room gets that of a machine that waits", () =>
+  withStage(async (stage) => {
+    const standby = await makeStandby(stage);
+    await prepare(JOB, {}, stage);
+    assert(!(await domains(stage.connection)).includes(standby));
+    await cleanup(JOB.machine, stage);
+  }, { config: { maxMachines: 1, admissionSeconds: 5 } }));
+
+Deno.test("only the job that starts next has machines removed that wait", () =>
+  withStage(async (stage) => {
+    await makeStandby(stage);
+    await makeStandby(stage);
+    using pool = await stage.connection.lookupPool("libvirt-gci");
+    const waiting = async () => waitingIn(await pool.volumeNames()).length;
+    const ahead = `ahead.${Date.now()}-64-4711-1234-0123abcd-0123456789abcdef.turn.libvirt-gci`;
+    {
+      using _ = await createRawVolume(pool, ahead, 0); // of a prepare on another host
+    }
+    let looks = 0;
+    const onThirdLook = () => Promise.resolve(++looks === 3 ? { isThird: true } : null);
+    const job = { pool, memoryMib: 64, instead: onThirdLook };
+    assert.deepEqual(await admit("behind", job, stage), { isThird: true });
+    assert.equal(await waiting(), 2);
+
+    await deleteVolume(pool, ahead);
+    const admission = await admit("behind", { pool, memoryMib: 64 }, stage);
+    assert.equal(await waiting(), 1);
+    await dropStandbys(stage);
+    assert(admission.turn);
+    await endTurn(pool, admission.turn);
+  }, { config: { maxMachines: 2, admissionSeconds: 5 } }));
+
+Deno.test("a machine that waits and cannot be removed costs a job without room a warning", () =>
+  withStage(async (stage) => {
+    const { connection, warnings } = stage;
+    const standby = newStandbyName();
+    using pool = await connection.lookupPool("libvirt-gci");
+    using theirs = await connection.createDomain(
+      standby,
+      `<domain type="test"><name>${standby}</name><memory>65536</memory><os><type>hvm</type></os></domain>`,
+      0,
+    );
+    await letWait(pool, { name: standby, kind: KIND });
+    await prepare(JOB, {}, stage);
+    assert.match(
+      warnings.join(),
+      /Could not remove the waiting machine .* was not made by libvirt-gci/,
+    );
+    await cleanup(JOB.machine, stage);
+    await theirs.destroy();
+  }, { config: { maxMachines: 1, admissionSeconds: 5 } }));
+
+/** The same stage, whose settings want a machine of "debian-12" to wait. */
+function wanting<T extends Pick<TestStage, "config">>(
+  stage: T,
+  differences: Partial<Config> = {},
+): T {
+  const machine = { ...stage.config.machine, standby: 1 };
+  const templates = new Map([["debian-12", {
+    machine,
+    volume: null,
+    aliases: [],
+    ownKeys: new Set<string>(),
+  }]]);
+  return { ...stage, config: { ...stage.config, templates, ...differences } };
+}
+
+Deno.test("a template without a warm image has none wait, which is an error; --drop removes all", () =>
+  withStage(async (stage) => {
+    await assert.rejects(fillStandbys(wanting(stage)), (error) => {
+      assert(error instanceof Error && "details" in error);
+      assert.match(String(error.details), /"debian-12" can wait for a job: .* no warm image/);
+      return true;
+    });
+    const standby = await makeStandby(stage);
+    await dropStandbys(stage);
+    assert.deepEqual(stage.lines, [`Removed the machine "${standby}", which waited for a job`]);
+  }));
+
+Deno.test("what waits stays while nobody can know what is wanted", () =>
+  withStage(async (stage) => {
+    const standby = await makeStandby(stage);
+    const blind = wanting(stage, { templatePool: "no-such-pool" });
+    await gc({}, blind);
+    await assert.rejects(fillStandbys(blind), /Cannot have all machines wait/);
+    assert((await domains(stage.connection)).includes(standby));
+    await gc({}, wanting(stage));
+    assert.match(stage.lines.join(), /it waited for a job, and no job could get it any more/);
+  }));
+
+Deno.test("what waited when its guest ended, as with the host, is removed to be made anew", () =>
+  withStage(async (stage) => {
+    const standby = await makeStandby(stage);
+    {
+      using domain = await stage.connection.lookupDomain(standby);
+      await domain.destroy();
+    }
+    await assert.rejects(fillStandbys(wanting(stage, { templatePool: "no-such-pool" })));
+    assert.deepEqual(stage.lines, [
+      `Removed what was left of "${standby}", which waited for a job`,
+    ]);
+  }));
+
+Deno.test("where the settings want none to wait, that is said, and no pool is needed or made", () =>
+  withStage(async (stage) => {
+    await fillStandbys(stage);
+    assert.match(stage.lines.join(), /^No template that the settings name has "standby"/);
+    await dropStandbys(stage);
+  }, { config: { overlayPool: "no-such-pool" } }));
+
+Deno.test("who makes machines wait in the background finds the settings from any directory", () => {
+  const config = wanting({ config: DEFAULT_CONFIG }).config;
+  const cwd = (): string => "/builds";
+  const refill = (file?: string) => refillArguments(config, { file, cwd });
+  assert.deepEqual(refill(), ["standby"]);
+  assert.deepEqual(refill("/etc/a.yaml"), ["--config", "/etc/a.yaml", "standby"]);
+  assert.deepEqual(refill("a.yaml"), ["--config", "/builds/a.yaml", "standby"]);
+  assert.equal(refillArguments(DEFAULT_CONFIG, { file: "a.yaml", cwd }), null);
+});
+
+Deno.test("who makes machines wait in the background has none of the job's variables", () => {
+  const env = { HOME: "/root", PATH: "/bin", CUSTOM_ENV_TOKEN: "secret", CI_JOB_TOKEN: "secret" };
+  assert.deepEqual(keptVariables({ ...env, MY_HOME: "secret" }), { HOME: "/root", PATH: "/bin" });
+});
+
+Deno.test("too many that wait are unwanted, as many as are too many", () => {
+  const volumes = ["1", "2", "3"].map((digit) =>
+    `standby-${digit.repeat(16)}.${KIND}.waiting.libvirt-gci`
+  );
+  const wanted = [{ kind: KIND, count: 2 }] as unknown as WantedStandbys[];
+  assert.deepEqual(unwantedOf({ wanted, problems: [] }, volumes), waitingIn(volumes).slice(2));
+});
+
+Deno.test("cleanup of a machine that waits takes it from those that jobs could get", () =>
+  withStage(async (stage) => {
+    const standby = await makeStandby(stage);
+    await cleanup(standby, stage);
+    assert.deepEqual(waitingIn(await volumes(stage.connection)), []);
+  }));
+
+/**
+ * What all volumes hold from now on, whatever is written to them: libvirt's test driver keeps no
+ * contents.
+ */
+function haveAllHold(connection: Connection, contents: object): void {
+  const { call } = connection;
+  const bytes = new TextEncoder().encode(JSON.stringify(contents));
+  let isRead = false;
+  connection.call = ((...args: Parameters<typeof call>) => {
+    const [name] = args;
+    if (name === "virStorageVolDownload") isRead = false;
+    if (/^virStorageVol(Up|Down)load$|^virStream(Finish|Abort)$/.test(name)) {
+      return Promise.resolve(0);
+    }
+    if (name === "virStreamSend") return Promise.resolve(Number(args.at(-1)));
+    if (name !== "virStreamRecv") return call.apply(connection, args);
+    const count = isRead ? 0 : bytes.length;
+    isRead = true;
+    (args[2] as Uint8Array).set(bytes.subarray(0, count));
+    return Promise.resolve(count);
+  }) as typeof call;
+}
+
+Deno.test("whoever was killed while it had machines wait is in nobody's way", () =>
+  withStage(async (stage) => {
+    using pool = await stage.connection.lookupPool("libvirt-gci");
+    const dead = { ...await ownProcess(3600), ...ENDED };
+    assert(await claimName(pool, "standby-filler", dead));
+    haveAllHold(stage.connection, dead);
+    await assert.rejects(fillStandbys(wanting(stage)), /Cannot have all machines wait/);
+    assert.doesNotMatch(stage.lines.join(), /Another process/);
+  }));
+
+/** Makes a warm image from which libvirt's test driver resumes nothing. Gives the kind of its machines. */
+async function makeWarmImage(
+  stage: TestStage,
+): Promise<AsyncDisposable & { readonly kind: string }> {
+  const { connection, config } = stage;
+  const choice = chooseTemplate(config, "debian-12", { isOperator: true });
+  const asked = { ...choice, advise: () => "", pool: config.templatePool };
+  const template = await findTemplate(connection, asked);
+  const { settings } = choice;
+  const origin = await warmOrigin(connection, { template, settings });
+  haveAllHold(connection, { created: new Date().toISOString(), bytesBeforeRam: 1, origin });
+  const image = { template: "debian-12", id: "0123456789" };
+  {
+    using pool = await connection.lookupPool("libvirt-gci");
+    for (const part of ["disk", "ram", "info"] satisfies WarmPart[]) {
+      using _ = await createRawVolume(pool, warmVolume(image.template, image.id, part), 1);
+    }
+  }
+  const { wanted: [wanted] } = await findWanted(stage);
+  assert(wanted);
+  return {
+    kind: wanted.kind,
+    async [Symbol.asyncDispose]() {
+      using pool = await connection.lookupPool("libvirt-gci");
+      await deleteWarmImage(pool, image);
+    },
+  };
+}
+
+/** A domain of somebody else's with the name of one that waits. */
+async function startForeign({ connection }: TestStage, name: string): Promise<AsyncDisposable> {
+  const xml = `<domain type="test"><name>${name}</name><memory>65536</memory>
+    <os><type>hvm</type></os></domain>`;
+  const domain = await connection.createDomain(name, xml, 0);
+  return {
+    async [Symbol.asyncDispose]() {
+      using _ = domain;
+      await domain.destroy();
+    },
+  };
+}
+
+Deno.test("a machine that waits, is of no use and cannot be removed fails no job", () =>
+  withStage(async (stage) => {
+    const wants = wanting(stage);
+    await using image = await makeWarmImage(wants);
+    const name = newStandbyName();
+    await using _ = await startForeign(stage, name);
+    using pool = await stage.connection.lookupPool("libvirt-gci");
+    await letWait(pool, { name, kind: image.kind });
+    await prepare(JOB, {}, wants);
+    const warnings = stage.warnings.join("\n");
+    assert.match(warnings, /Could not remove the waiting machine .*, so gc has to: .*was not made/);
+    assert.match(warnings, /The waiting machine .* is of no use: .*has no record/);
+    await cleanup(JOB.machine, stage);
+  }));
+
+Deno.test("a job that waits its turn tries a machine that comes to wait meanwhile", () =>
+  withStage(async (stage) => {
+    const wants = wanting(stage);
+    await using image = await makeWarmImage(wants);
+    const name = newStandbyName();
+    await using _ = await startForeign(stage, name);
+    using pool = await stage.connection.lookupPool("libvirt-gci");
+    await prepare({ ...JOB, machine: "first" }, {}, stage);
+    const prepared = prepare(JOB, {}, wants);
+    while (!stage.lines.join().includes("Waiting for")) await sleep(10);
+    await letWait(pool, { name, kind: image.kind });
+    while (stage.warnings.length === 0) await sleep(10);
+    await cleanup("first", stage);
+    await prepared;
+    assert.match(stage.warnings.join("\n"), /The waiting machine .* is of no use: .*no record/);
+    await cleanup(JOB.machine, stage);
+  }, { config: { maxMachines: 1, admissionSeconds: 10 } }));
+
+Deno.test("a job over its project's limit takes no machine that waits", () =>
+  withStage(async (stage) => {
+    const wants = wanting(stage);
+    await using image = await makeWarmImage(wants);
+    const name = newStandbyName();
+    await using _ = await startForeign(stage, name);
+    using pool = await stage.connection.lookupPool("libvirt-gci");
+    await prepare({ ...JOB, machine: "first" }, {}, stage);
+    await letWait(pool, { name, kind: image.kind });
+    const prepared = prepare(JOB, {}, wants);
+    const said = () => stage.lines.join().includes("Waiting for a machine of its project");
+    for (let i = 0; i < 500 && !said(); i++) await sleep(10);
+    assert(said());
+    await sleep(200); // for another look
+    assert.equal(waitingIn(await pool.volumeNames()).length, 1);
+    assert.doesNotMatch(stage.warnings.join("\n"), /is of no use/);
+    await cleanup("first", stage);
+    await prepared;
+    assert.match(stage.warnings.join("\n"), /The waiting machine .* is of no use: .*no record/);
+    await cleanup(JOB.machine, stage);
+  }, { config: parseConfig("rules: [{max_machines: 1}]", "config.yaml") }));

@@ -1,0 +1,948 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import fc from "fast-check";
+import assert from "node:assert/strict";
+import { DEFAULT_CONFIG, loadConfig, parseConfig } from "../../src/settings/load.ts";
+import { SystemFailure } from "../../src/errors.ts";
+
+const EXAMPLE = new URL("../../config.example.yaml", import.meta.url);
+
+/** The mistakes that parseConfig() reports, a line each. */
+function mistakesIn(yaml: string): string[] {
+  try {
+    parseConfig(yaml, "config.yaml");
+  } catch (error) {
+    assert(error instanceof SystemFailure, String(error));
+    const [heading, ...mistakes] = error.message.split("\n");
+    assert.equal(heading, `The settings have ${mistakes.length === 1 ? "a mistake" : "mistakes"}:`);
+    return mistakes;
+  }
+  return [];
+}
+
+/** The keys that the schema knows where `nonsense` stands, by its own message. */
+function knownKeys(yaml: string): string[] {
+  const [mistake] = mistakesIn(yaml);
+  const known = mistake?.match(/"[\w.]*nonsense" is unknown; known here: (.*)$/)?.[1];
+  assert(known, mistake);
+  return known.split(", ");
+}
+
+/** The example, with the settings that its comments show switched on. */
+function uncommented(example: string): string {
+  return example.replace(/^#(?=\w| {2,}\S)/gm, "");
+}
+
+// A list of the keys and the values that are no default of any.
+const EVERY_MACHINE_SETTING = {
+  domain_type: "qemu",
+  network: "isolated",
+  isolate: false,
+  host_ports: ["tcp/80", "udp/65535"],
+  host_addresses: ["192.0.2.7/24", "10.0.0.1", "10.1.0.0/31"],
+  blocked_networks: ["10.0.0.0/8", "192.0.2.7/32"],
+  vcpus: 3,
+  memory_mib: 512,
+  disk_gib: 9,
+  nested: true,
+  keep_minutes: 30,
+  max_vcpus: 4,
+  max_memory_mib: 1024,
+  max_disk_gib: 10,
+  max_keep_minutes: 60,
+  allow_nested: true,
+  cpu_shares: 512,
+  disk_mib_per_second: 100,
+  disk_iops: 1000,
+  network_mib_per_second: 50,
+  machine_type: "pc",
+  firmware: "efi",
+  cpu_mode: "host-model",
+  start: "warm",
+  standby: 2,
+  login: "systemd",
+  user: "builder",
+  port: 2222,
+  key: "~/.ssh/key",
+  shell: "sh",
+  builds_dir: "/srv/builds",
+  cache_dir: "/srv/cache",
+  address_seconds: 5,
+  ssh_seconds: 6,
+};
+
+const EVERY_MACHINE_VALUE = {
+  domainType: "qemu",
+  network: "isolated",
+  isolate: false,
+  hostPorts: ["tcp/80", "udp/65535"],
+  hostAddresses: ["192.0.2.7/24", "10.0.0.1", "10.1.0.0/31"],
+  blockedNetworks: ["10.0.0.0/8", "192.0.2.7/32"],
+  vcpus: 3,
+  memoryMib: 512,
+  diskGib: 9,
+  nested: true,
+  keepMinutes: 30,
+  maxVcpus: 4,
+  maxMemoryMib: 1024,
+  maxDiskGib: 10,
+  maxKeepMinutes: 60,
+  allowNested: true,
+  cpuShares: 512,
+  diskMibPerSecond: 100,
+  diskIops: 1000,
+  networkMibPerSecond: 50,
+  machineType: "pc",
+  firmware: "efi",
+  cpuMode: "host-model",
+  start: "warm",
+  standby: 2,
+  login: "systemd",
+  user: "builder",
+  port: 2222,
+  key: "~/.ssh/key",
+  shell: "sh",
+  buildsDir: "/srv/builds",
+  cacheDir: "/srv/cache",
+  addressSeconds: 5,
+  sshSeconds: 6,
+};
+
+Deno.test("one pool for templates and for the machines' disks is a mistake", () => {
+  assert.throws(
+    () => parseConfig("template_pool: one\noverlay_pool: one\n", "c.yaml"),
+    /c\.yaml:2:15: "overlay_pool" must be another pool than "template_pool"/,
+  );
+});
+
+Deno.test("the defaults are those that the manual names", () => {
+  const { machine, ...others } = DEFAULT_CONFIG;
+  assert.deepEqual(others, {
+    file: null,
+    uri: "qemu:///system",
+    callSeconds: 60,
+    postMortemDir: null,
+    postMortems: 20,
+    postMortemMib: 100,
+    templatePool: "base_imgs",
+    overlayPool: "libvirt-gci",
+    metricsFile: null,
+    defaultTemplate: null,
+    allowedTemplates: ["*"],
+    maxKeptMachines: 4,
+    maxMachines: null,
+    overcommitMemory: false,
+    reserveMemoryMib: 512,
+    reserveDiskGib: 1,
+    admissionSeconds: 1800,
+    templates: new Map(),
+    rules: [],
+  });
+  assert.equal(machine.domainType, "kvm");
+  assert.equal(machine.user, "gitlab-runner");
+});
+
+for (
+  const [what, yaml] of [
+    ["an empty file", ""],
+    ["a file of comments only", "# vcpus: 4\n"],
+    ["a file with an empty document", "---\n# nothing\n"],
+    ["a file that says null", "~\n"],
+    ["templates without any", "templates: {}\n"],
+    ["rules without any", "rules: []\n"],
+  ] as const
+) {
+  Deno.test(`${what} leaves all settings at their defaults`, () => {
+    assert.deepEqual(parseConfig(yaml, "config.yaml"), { ...DEFAULT_CONFIG, file: "config.yaml" });
+  });
+}
+
+Deno.test("every setting of the host can be set", () => {
+  const config = parseConfig(
+    `
+    uri: qemu+ssh://build@host/system
+    call_seconds: 7
+    template_pool: templates
+    overlay_pool: overlays
+    metrics_file: /var/lib/metrics/gci.prom
+    default_template: fedora-34
+    allowed_templates: [ci-*, debian-12]
+    max_machines: 5
+    overcommit_memory: true
+    reserve_memory_mib: 0
+    reserve_disk_gib: 20
+    admission_seconds: 0
+    `,
+    "config.yaml",
+  );
+  assert.deepEqual(config, {
+    ...DEFAULT_CONFIG,
+    file: "config.yaml",
+    uri: "qemu+ssh://build@host/system",
+    callSeconds: 7,
+    templatePool: "templates",
+    overlayPool: "overlays",
+    metricsFile: "/var/lib/metrics/gci.prom",
+    defaultTemplate: "fedora-34",
+    allowedTemplates: ["ci-*", "debian-12"],
+    maxMachines: 5,
+    overcommitMemory: true,
+    reserveMemoryMib: 0,
+    reserveDiskGib: 20,
+    admissionSeconds: 0,
+  });
+});
+
+Deno.test("every setting of the machine can be set for all templates", () => {
+  const config = parseConfig(JSON.stringify(EVERY_MACHINE_SETTING), "config.yaml");
+  const machine = EVERY_MACHINE_VALUE;
+  assert.deepEqual(config, { ...DEFAULT_CONFIG, file: "config.yaml", machine });
+});
+
+Deno.test("every setting of the machine can be set for one template", () => {
+  const yaml = JSON.stringify({ templates: { fedora: EVERY_MACHINE_SETTING } });
+  const config = parseConfig(yaml, "config.yaml");
+  assert.deepEqual(config.machine, DEFAULT_CONFIG.machine);
+  assert.deepEqual(config.templates.get("fedora")?.machine, EVERY_MACHINE_VALUE);
+});
+
+Deno.test("a template inherits from the top level what it does not set itself", () => {
+  const { machine, templates } = parseConfig(
+    `
+    templates:
+      fedora: { vcpus: 8, isolate: true }
+    vcpus: 4
+    memory_mib: 1024
+    isolate: false
+    `,
+    "config.yaml",
+  );
+  assert.deepEqual(
+    machine,
+    { ...DEFAULT_CONFIG.machine, vcpus: 4, memoryMib: 1024, isolate: false },
+  );
+  assert.deepEqual(templates.get("fedora")?.machine, { ...machine, vcpus: 8, isolate: true });
+  assert.deepEqual(templates.get("fedora")?.ownKeys, new Set(["vcpus", "isolate"]));
+});
+
+Deno.test("a template may have a volume and aliases, and none by default", () => {
+  const { templates } = parseConfig(
+    `
+    templates:
+      fedora: { volume: f34.img, aliases: [f34, "registry/fedora:34"] }
+      debian: {}
+    `,
+    "config.yaml",
+  );
+  assert.deepEqual([...templates].map(([name, { volume, aliases }]) => [name, volume, aliases]), [
+    ["fedora", "f34.img", ["f34", "registry/fedora:34"]],
+    ["debian", null, []],
+  ]);
+});
+
+Deno.test("a template whose entry is empty has the settings of the top level", () => {
+  const { templates, machine } = parseConfig("vcpus: 4\ntemplates:\n  fedora:\n", "config.yaml");
+  assert.deepEqual(templates.get("fedora"), {
+    volume: null,
+    aliases: [],
+    machine,
+    ownKeys: new Set(),
+  });
+});
+
+Deno.test("a template may be named by a number", () => {
+  const { templates } = parseConfig("templates: {34: {vcpus: 3}}", "config.yaml");
+  assert.equal(templates.get("34")?.machine.vcpus, 3);
+});
+
+Deno.test("a byte order mark and Windows line ends are no mistakes", () => {
+  assert.equal(parseConfig("\ufeffvcpus: 3\r\nport: 23\r\n", "config.yaml").machine.port, 23);
+});
+
+Deno.test("all mistakes are reported at once, each with its file, line and column", () => {
+  assert.deepEqual(
+    mistakesIn(
+      [
+        "memory_mib: 2 GiB",
+        "vcpus: 0",
+        "shell: zsh",
+        "templates:",
+        "  fedora:",
+        "    port: 99999",
+        "    aliases: fedora",
+        "  debian: 12",
+        "builds_dir: builds",
+      ].join("\n"),
+    ),
+    [
+      'config.yaml:1:13: "memory_mib" must be a whole number from 64 to 16777216, not "2 GiB"',
+      'config.yaml:2:8: "vcpus" must be a whole number from 1 to 1024, not 0',
+      'config.yaml:3:8: "shell" must be one of bash, sh, not "zsh"',
+      'config.yaml:6:11: "templates.fedora.port" must be a whole number from 1 to 65535, not 99999',
+      'config.yaml:7:14: "templates.fedora.aliases" must be a list of names, not "fedora"',
+      'config.yaml:8:11: "templates.debian" must be keys with values, not 12',
+      'config.yaml:9:13: "builds_dir" must be an absolute path, not "builds"',
+    ],
+  );
+});
+
+Deno.test("every unknown key is a mistake, at the top level and under a template", () => {
+  const mistakes = mistakesIn(
+    "qqq: 1\nvolume: x\ntemplates:\n  fedora:\n    uri: x\n    call_seconds: 1\nwww: 2\n",
+  );
+  assert.deepEqual(mistakes.map((mistake) => mistake.replace(/; .*/, "")), [
+    'config.yaml:1:1: "qqq" is unknown',
+    'config.yaml:2:1: "volume" is unknown',
+    'config.yaml:5:5: "templates.fedora.uri" is unknown',
+    'config.yaml:6:5: "templates.fedora.call_seconds" is unknown',
+    'config.yaml:7:1: "www" is unknown',
+  ]);
+});
+
+Deno.test("an unknown key that resembles none comes with those that are known there", () => {
+  assert.match(
+    mistakesIn("size: 3")[0] ?? "",
+    /known here: uri, call_seconds, .*, templates, rules$/,
+  );
+  assert.match(
+    mistakesIn("templates: {fedora: {size: 3}}")[0] ?? "",
+    /known here: volume, aliases, domain_type, .*, ssh_seconds$/,
+  );
+});
+
+for (
+  const [misspelt, meant] of [
+    ["vcpu", "vcpus"],
+    ["memory", "memory_mib"],
+    ["memoryMib", "memory_mib"],
+    ["builds-dir", "builds_dir"],
+    ["adress_seconds", "address_seconds"],
+    ["url", "uri"],
+    ["use", "user"],
+    ["template", "templates"],
+  ] as const
+) {
+  Deno.test(`the key "${misspelt}" is taken for a misspelt "${meant}"`, () => {
+    assert.deepEqual(mistakesIn(`${misspelt}: 1`), [
+      `config.yaml:1:1: "${misspelt}" is unknown; did you mean "${meant}"?`,
+    ]);
+  });
+}
+
+Deno.test("a key that objects of JavaScript have by themselves is a mistake", () => {
+  const keys = ["__proto__", "constructor", "prototype", "toString", "hasOwnProperty"];
+  assert.equal(mistakesIn(keys.map((key) => `${key}: 1\n`).join("")).length, keys.length);
+});
+
+Deno.test("a template cannot have the name of a key that would be lost", () => {
+  assert.deepEqual(mistakesIn("templates:\n  prototype: {vcpus: 3}"), [
+    'config.yaml:2:3: "prototype" cannot be a key',
+  ]);
+});
+
+Deno.test("a key that stands twice is a mistake, beside all others", () => {
+  assert.deepEqual(mistakesIn("vcpus: 2\nport: 0\nvcpus: x\n"), [
+    'config.yaml:2:7: "port" must be a whole number from 1 to 65535, not 0',
+    'config.yaml:3:1: "vcpus" stands here again',
+    'config.yaml:3:8: "vcpus" must be a whole number from 1 to 1024, not "x"',
+  ]);
+});
+
+Deno.test("a template that stands twice is a mistake, though YAML takes 34 and '34' for two", () => {
+  assert.deepEqual(mistakesIn("templates:\n  34:\n  '34': {vcpus: 3}\n  fedora:\n  fedora:\n"), [
+    'config.yaml:3:3: "34" stands here again',
+    'config.yaml:5:3: "fedora" stands here again',
+  ]);
+});
+
+for (
+  const [what, yaml, place, words] of [
+    ["a bracket that never closes", "port: 22\nvcpus: [", "2:9", /end with a \]/],
+    ["a tab as indentation", "templates:\n\tfedora:\n", "2:1", /Tabs are not allowed/],
+    ["two documents", "vcpus: 2\n---\nvcpus: 3\n", "2:1", /multiple documents/],
+    ["an alias of YAML without its anchor", "vcpus: *many", "1:8", /anchor "&many"/],
+    ["a tag", "vcpus: !!python/int 3", "1:8", /Unresolved tag/],
+  ] as const
+) {
+  Deno.test(`${what} is a mistake of the file's syntax, with its place`, () => {
+    const [mistake] = mistakesIn(yaml);
+    assert.equal(mistake?.startsWith(`config.yaml:${place}: `), true, mistake);
+    assert.match(mistake ?? "", words);
+  });
+}
+
+for (
+  const [what, yaml, mistake] of [
+    ["a list instead of keys", "- vcpus: 2\n", '"the file" must be keys with values, not a list'],
+    ["an empty list", "[]", '"the file" must be keys with values, not a list'],
+    ["plain words", "vcpus", '"the file" must be keys with values, not "vcpus"'],
+  ] as const
+) {
+  Deno.test(`${what} is one mistake, of the file`, () => {
+    assert.deepEqual(mistakesIn(yaml), [`config.yaml:1:1: ${mistake}`]);
+  });
+}
+
+Deno.test("a list of templates is a mistake, even with settings in it", () => {
+  assert.deepEqual(mistakesIn("templates:\n  - vcpus: 3\n"), [
+    'config.yaml:2:3: "templates" must be the names of templates, each with settings below it, ' +
+    "not a list",
+  ]);
+});
+
+Deno.test("a key without a value is a mistake, and the message says so", () => {
+  assert.deepEqual(mistakesIn("port: 22\ndisk_gib:\n"), [
+    'config.yaml:2:10: "disk_gib" must be a whole number from 1 to 65536, not nothing',
+  ]);
+});
+
+Deno.test("a template's name with a slash is a mistake at the name", () => {
+  assert.deepEqual(mistakesIn("templates:\n  a/b: {vcpus: 3}\n"), [
+    'config.yaml:2:3: "templates.a/b" must be a name without slashes or control characters, ' +
+    'not "a/b"',
+  ]);
+});
+
+Deno.test("a mistake below a numeric name, or in what YAML repeats, has its place too", () => {
+  assert.match(mistakesIn("templates:\n  34: {vcpus: x}")[0] ?? "", /^config.yaml:2:15: /);
+  assert.deepEqual(
+    mistakesIn("templates:\n  a: &same {vcpus: x}\n  b: *same\n").map((line) =>
+      line.slice(0, "config.yaml:2:20: ".length)
+    ),
+    ["config.yaml:2:20: ", "config.yaml:2:20: "],
+  );
+});
+
+const WRONG: Readonly<Record<string, readonly unknown[]>> = {
+  uri: ["", "qemu", "qemu:/// system", 3],
+  call_seconds: [0, -1, 1.5, 86_401, "60", null, true],
+  post_mortem_dir: ["", "relative", "~/here", "/a\nb", null],
+  post_mortems: [-1, 10_001, "20"],
+  post_mortem_mib: [0, 1.5, "100M"],
+  max_machines: [0, 10_001, null, "5"],
+  overcommit_memory: ["yes", 1, null],
+  reserve_memory_mib: [-1, 0.5, 16_777_217],
+  reserve_disk_gib: [-1, 65_537, "1"],
+  admission_seconds: [-1, 86_401],
+  template_pool: ["", "a/b", " a", "a\nb", 7],
+  overlay_pool: ["", "a/b", ["a"]],
+  metrics_file: ["", "gci.prom", "/gci", "/.prom", "/a/.prom", "/a\n.prom", "/a.prom/", true],
+  default_template: ["", "a\u0000b", 12],
+  allowed_templates: ["*", [""], ["a\nb"], [12], null],
+  domain_type: ["auto", "lxc", "KVM", true],
+  network: ["", "a/b", {}],
+  isolate: ["yes", 1, null],
+  host_ports: ["tcp/80", ["80"], ["tcp/0"], ["tcp/65536"], ["udp/70000"], ["icmp/1"], [80]],
+  host_addresses: [
+    ...["10.0.0.1", ["10.0.0.0/24"], ["10.0.0.255/24"], ["10.0.0.256"], ["::1"], ["host"], [1]],
+    Array.from({ length: 65 }, (_, i) => `10.0.0.${i}`),
+  ],
+  blocked_networks: [
+    ...["10.0.0.0/8", ["10.0.0.0"], ["10.0.0.1/8"], ["10.0.0.0/33"], ["010.0.0.0/8"], ["fd00::/8"]],
+    ...[["10.0.0.0/255.0.0.0"], [""], [8], null],
+    Array.from({ length: 65 }, (_, i) => `10.0.${i}.0/24`),
+  ],
+  vcpus: [0, 1025, "2", [2], { a: 2 }],
+  memory_mib: [63, 16_777_217, "2G"],
+  disk_gib: [0, 65_537, null],
+  keep_minutes: [-1, 43_201, "1h"],
+  nested: ["yes", 0],
+  max_vcpus: [0, 1025, "2"],
+  max_memory_mib: [63, 16_777_217],
+  max_disk_gib: [0, 65_537],
+  max_keep_minutes: [-1, 43_201],
+  max_kept_machines: [-1, 10_001, "4"],
+  allow_nested: ["true", 1],
+  cpu_shares: [1, 10_001],
+  disk_mib_per_second: [0, 1.5],
+  disk_iops: [0, "many"],
+  network_mib_per_second: [0, null],
+  machine_type: ["", "q 35", "q35\n", 35],
+  firmware: ["uefi", "", null],
+  cpu_mode: ["custom", "host"],
+  start: ["hot", true],
+  standby: [-1, 101, "2"],
+  login: ["cloud_init", true, null],
+  user: ["", "Root", "a b", "-a", "a;b", "a".repeat(33), 0],
+  port: [0, 65_536, "22"],
+  key: ["", "id_ed25519", "./key", "~", "~/", "/", "/a\nb"],
+  shell: ["zsh", "/bin/sh", "pwsh"],
+  builds_dir: ["", "builds", "~/builds", "/a\nb"],
+  cache_dir: ["cache", 1],
+  address_seconds: [0, "1m"],
+  ssh_seconds: [0, 1e9],
+  templates: [[], "fedora", 3, null],
+  rules: [{}, "all", 3, null],
+};
+
+Deno.test("each setting refuses a wrong type and what is out of its range, by its name", () => {
+  for (const [key, values] of Object.entries(WRONG)) {
+    for (const value of values) {
+      const mistakes = mistakesIn(JSON.stringify({ [key]: value }));
+      assert.equal(mistakes.length, 1, `${key}: ${JSON.stringify(value)}: ${mistakes}`);
+      assert.match(mistakes[0] ?? "", new RegExp(`"${key}(\\.0)?" must be `));
+    }
+  }
+});
+
+Deno.test("who has the hypervisor chosen is told what to set, and what emulation costs", () => {
+  assert.deepEqual(mistakesIn("templates: { old: { domain_type: auto } }"), [
+    'config.yaml:1:34: "templates.old.domain_type" must be kvm, or qemu for emulation, which is ' +
+    'slow and no security boundary, not "auto"',
+  ]);
+});
+
+Deno.test("the wrong values above cover every setting", () => {
+  assert.deepEqual(Object.keys(WRONG).sort(), knownKeys("nonsense: 1").sort());
+});
+
+Deno.test("a setting takes the ends of its range", () => {
+  for (const yaml of ["vcpus: 1", "vcpus: 1024", "memory_mib: 64", "port: 65535"]) {
+    assert.deepEqual(mistakesIn(yaml), []);
+  }
+});
+
+Deno.test("an alias that is the name of another template is a mistake, at the alias", () => {
+  assert.deepEqual(mistakesIn("templates:\n  a: {aliases: [x, b]}\n  b:\n"), [
+    'config.yaml:2:20: "templates.a.aliases.1" must be a new name: "b" is the template "b"',
+  ]);
+});
+
+Deno.test("two templates with the same alias are a mistake, beside all others", () => {
+  assert.deepEqual(
+    mistakesIn("vcpus: 0\ntemplates:\n  a: {aliases: [x]}\n  b: {aliases: [x, 3]}\n"),
+    [
+      'config.yaml:1:8: "vcpus" must be a whole number from 1 to 1024, not 0',
+      'config.yaml:4:17: "templates.b.aliases.0" must be a new name: "x" is the template "a"',
+      'config.yaml:4:20: "templates.b.aliases.1" must be a name, not 3',
+    ],
+  );
+});
+
+Deno.test("the mistakes come with the advice to edit the file", () => {
+  assert.throws(() => parseConfig("vcpus: 0", "/etc/x.yaml"), {
+    name: "SystemFailure",
+    advice: /Edit "\/etc\/x.yaml"; config.example.yaml has every setting/,
+  });
+});
+
+Deno.test("the example as it stands is valid, and its values are the defaults", async () => {
+  const config = parseConfig(await Deno.readTextFile(EXAMPLE), "example");
+  assert.deepEqual(config, { ...DEFAULT_CONFIG, file: "example" });
+});
+
+Deno.test("the example names every setting, once", async () => {
+  const example = uncommented(await Deno.readTextFile(EXAMPLE));
+  const keys = [...example.matchAll(/^(\w+):/gm)].map(([, key]) => key);
+  assert.deepEqual(keys, knownKeys("nonsense: 1"));
+});
+
+Deno.test("the example names every setting of a template", async () => {
+  const example = uncommented(await Deno.readTextFile(EXAMPLE));
+  const keys = [...example.matchAll(/^ {4}(\w+):/gm)].map(([, key]) => key);
+  const known = knownKeys("templates: {fedora: {nonsense: 1}}");
+  assert.deepEqual(keys.slice(0, known.length), known);
+});
+
+Deno.test("the example is valid with all that its comments show switched on", async () => {
+  const config = parseConfig(uncommented(await Deno.readTextFile(EXAMPLE)), "example");
+  assert.equal(config.machine.diskGib, 40);
+  assert.equal(config.templates.get("fedora-34")?.machine.diskGib, 80);
+});
+
+Deno.test("what the example leaves out has null for its default", async () => {
+  const example = await Deno.readTextFile(EXAMPLE);
+  const { file: _, ...defaults } = { ...DEFAULT_CONFIG, ...DEFAULT_CONFIG.machine };
+  const nulls = Object.values(defaults).filter((value) => value === null);
+  const commented = example.match(/^#\w+:/gm)?.filter((line) => !/templates|rules/.test(line));
+  assert.equal(commented?.length, nulls.length);
+});
+
+Deno.test("a rule can set everything, and nothing is null in it", () => {
+  const { rules } = parseConfig(
+    `
+    rules:
+      - { projects: [grp/*, a/b], protected: true, templates: [ci-*], max_vcpus: 4,
+          max_memory_mib: 4096, max_disk_gib: 50, max_keep_minutes: 0, allow_nested: true,
+          max_machines: 3 }
+      - { max_vcpus: 2 }
+    `,
+    "config.yaml",
+  );
+  assert.deepEqual(rules, [
+    {
+      name: "rule 1 (rules[0])",
+      projects: ["grp/*", "a/b"],
+      isProtected: true,
+      templates: ["ci-*"],
+      maxVcpus: 4,
+      maxMemoryMib: 4096,
+      maxDiskGib: 50,
+      maxKeepMinutes: 0,
+      allowNested: true,
+      maxMachines: 3,
+    },
+    {
+      name: "rule 2 (rules[1])",
+      projects: null,
+      isProtected: null,
+      templates: null,
+      maxVcpus: 2,
+      maxMemoryMib: null,
+      maxDiskGib: null,
+      maxKeepMinutes: null,
+      allowNested: null,
+      maxMachines: null,
+    },
+  ]);
+});
+
+Deno.test("a rule refuses what is wrong in it, and keys of templates", () => {
+  const rule = "projects: [], protected: 1, templates: a, max_vcpus: 0, " +
+    "max_machines: 0, vcpus: 3";
+  assert.deepEqual(
+    mistakesIn(`rules: [{${rule}}, 3]`).map((mistake) => mistake.replace(/^.*?: /, "")),
+    [
+      '"rules.0.projects" must be a list with a project or a pattern in it, not a list',
+      '"rules.0.protected" must be true or false, not 1',
+      '"rules.0.templates" must be a list of names and patterns, such as [debian-*], not "a"',
+      '"rules.0.max_vcpus" must be a whole number from 1 to 1024, not 0',
+      '"rules.0.max_machines" must be a whole number from 1 to 10000, not 0',
+      '"rules.0.vcpus" is unknown; known here: projects, protected, templates, max_vcpus, ' +
+      "max_memory_mib, max_disk_gib, max_keep_minutes, allow_nested, max_machines",
+      '"rules.1" must be keys with values, not 3',
+    ],
+  );
+});
+
+Deno.test("a rule that changes nothing is a mistake", () => {
+  assert.deepEqual(mistakesIn("rules:\n  - projects: [a]\n    protected: true\n"), [
+    'config.yaml:2:5: "rules.0" has no effect: it needs templates, a max_… or allow_nested',
+  ]);
+});
+
+Deno.test("a rule that none of the jobs can reach is a mistake", () => {
+  const rules = "[{projects: [a], max_vcpus: 3}, {max_vcpus: 3}, {protected: true, max_vcpus: 3}]";
+  assert.deepEqual(mistakesIn(`rules: ${rules}`), [
+    'config.yaml:1:56: "rules.2" is never reached: "rules.1" has neither projects nor protected',
+  ]);
+});
+
+for (
+  const [what, yaml, mistake] of [
+    [
+      "is less than",
+      "vcpus: 4\nmax_vcpus: 3",
+      '2:12: "max_vcpus" must be at least "vcpus", 4, not 3',
+    ],
+    [
+      "is less than the default of",
+      "max_memory_mib: 1024",
+      '1:17: "max_memory_mib" must be at least "memory_mib", 2048, not 1024',
+    ],
+    [
+      "of a template is less than its inherited",
+      "disk_gib: 9\ntemplates: {a: {max_disk_gib: 8}}",
+      '2:31: "templates.a.max_disk_gib" must be at least "disk_gib", 9, not 8',
+    ],
+    [
+      "of all templates is less than one template's own",
+      "max_vcpus: 4\ntemplates: {a: {vcpus: 8, max_vcpus: 9}, b: {}}",
+      '2:24: "templates.a.vcpus" must be at most "max_vcpus", 4, not 8',
+    ],
+  ] as const
+) {
+  Deno.test(`a largest size that ${what} size is a mistake`, () => {
+    assert.deepEqual(mistakesIn(yaml), [`config.yaml:${mistake}`]);
+  });
+}
+
+for (
+  const [what, yaml] of [
+    ["without a size of its own", "max_disk_gib: 1"],
+    ["as large as the size", "vcpus: 4\nmax_vcpus: 4"],
+    ["of a template that has less", "vcpus: 4\ntemplates: {a: {vcpus: 1, max_vcpus: 2}}"],
+    [
+      "that a rule raises for a large template",
+      "max_vcpus: 4\ntemplates: {a: {vcpus: 8}}\nrules: [{projects: [b], max_vcpus: 8}]",
+    ],
+  ] as const
+) {
+  Deno.test(`a largest size ${what} is no mistake`, () => assert.deepEqual(mistakesIn(yaml), []));
+}
+
+Deno.test("a key that is a list, or has keys itself, is a mistake and is never printed", () => {
+  assert.deepEqual(mistakesIn("? [a]\n: b"), ["config.yaml:1:3: A key must be a name here"]);
+  assert.equal(mistakesIn("{".repeat(300) + "}".repeat(300)).length, 299);
+});
+
+Deno.test("anchors that multiply are refused, and not resolved", () => {
+  const lines = ["a: &a0 [x, x]"];
+  for (let i = 1; i < 9; i++) lines.push(`a${i}: &a${i} [${`*a${i - 1}, `.repeat(9)}]`);
+  assert.throws(() => parseConfig(lines.join("\n"), "config.yaml"), {
+    name: "SystemFailure",
+    message: 'Cannot make sense of the settings in "config.yaml"',
+  });
+});
+
+/** Whatever the text is, the settings are read or refused in the program's own words. */
+function assertReadOrRefused(yaml: string): void {
+  try {
+    parseConfig(yaml, "config.yaml");
+  } catch (error) {
+    assert(error instanceof SystemFailure, Deno.inspect(error));
+  }
+}
+
+const yamlPiece = fc.oneof(
+  fc.constantFrom(...Object.keys(EVERY_MACHINE_SETTING), "templates", "rules", "projects", "uri"),
+  fc.constantFrom(": ", ":\n  ", "\n", "- ", "[", "]", "{", "}", ", ", "'", '"', "|\n ", "? ", "#"),
+  fc.constantFrom(
+    "&a ",
+    "*a",
+    "!!map",
+    "<<: ",
+    "~",
+    "1",
+    "true",
+    ".inf",
+    "0x10",
+    "---\n",
+    "%YAML 9",
+  ),
+  fc.string({ unit: "binary", maxLength: 5 }),
+);
+
+Deno.test("no text at all makes the settings fail in any other way", () => {
+  const text = fc.array(yamlPiece, { maxLength: 20 }).map((pieces) => pieces.join(""));
+  fc.assert(fc.property(text, assertReadOrRefused), { numRuns: 3000 });
+});
+
+Deno.test("no value at all makes the settings fail in any other way", () => {
+  const key = fc.oneof(
+    fc.constantFrom(...Object.keys(WRONG), "projects", "protected", "__proto__", "volume"),
+    fc.string(),
+  );
+  const { value } = fc.letrec((tie) => ({
+    value: fc.oneof(
+      { maxDepth: 4 },
+      fc.jsonValue({ maxDepth: 1 }),
+      fc.array(tie("value"), { maxLength: 3 }),
+      fc.dictionary(key, tie("value"), { maxKeys: 4 }),
+    ),
+  }));
+  fc.assert(
+    fc.property(
+      fc.dictionary(key, value),
+      (settings) => assertReadOrRefused(JSON.stringify(settings)),
+    ),
+    { numRuns: 2000 },
+  );
+});
+
+/** Runs with a directory that is gone afterwards. */
+async function withDirectory(use: (directory: string) => Promise<void>): Promise<void> {
+  const directory = await Deno.makeTempDir();
+  try {
+    await use(directory);
+  } finally {
+    await Deno.remove(directory, { recursive: true });
+  }
+}
+
+/** Writes a file that only we may write, whatever the umask is. */
+function writeSettings(file: string, yaml: string): Promise<void> {
+  return Deno.writeTextFile(file, yaml, { mode: 0o600 });
+}
+
+Deno.test("loadConfig() reads the file of --config and no other", async () => {
+  await withDirectory(async (directory) => {
+    const file = `${directory}/mine.yaml`;
+    await writeSettings(file, "vcpus: 5\n");
+    await Deno.mkdir(`${directory}/libvirt-gci`);
+    await writeSettings(`${directory}/libvirt-gci/config.yaml`, "nonsense");
+    const config = await loadConfig({ file, home: directory, xdgConfigHome: directory });
+    assert.equal(config.machine.vcpus, 5);
+  });
+});
+
+Deno.test("loadConfig() refuses a file of --config that does not exist", async () => {
+  await withDirectory(async (home) => {
+    const file = `${home}/none.yaml`;
+    await assert.rejects(loadConfig({ file, home, xdgConfigHome: undefined }), {
+      name: "SystemFailure",
+      message: `Cannot read the settings in "${file}"`,
+      advice: /exists and that this user may read it/,
+    });
+  });
+});
+
+Deno.test("loadConfig() reports the mistakes with the path of the file", async () => {
+  await withDirectory(async (home) => {
+    const file = `${home}/bad.yaml`;
+    await writeSettings(file, "\nvcpus: 0\n");
+    await assert.rejects(loadConfig({ file, home, xdgConfigHome: undefined }), {
+      name: "SystemFailure",
+      message: /\/bad\.yaml:2:8: "vcpus" must be/,
+    });
+  });
+});
+
+/** A settings file with these modes and owners, in a directory of its own. */
+async function withModes(
+  { file = 0o644, directory = 0o755, fileOwner = null, directoryOwner = null }: {
+    readonly file?: number;
+    readonly directory?: number;
+    readonly fileOwner?: number | null;
+    readonly directoryOwner?: number | null;
+  },
+  use: (file: string) => Promise<void>,
+): Promise<void> {
+  await withDirectory(async (outer) => {
+    const inner = `${outer}/etc`;
+    const path = `${inner}/config.yaml`;
+    await Deno.mkdir(inner);
+    await writeSettings(path, "vcpus: 5\n");
+    if (fileOwner !== null) await Deno.chown(path, fileOwner, fileOwner);
+    if (directoryOwner !== null) await Deno.chown(inner, directoryOwner, directoryOwner);
+    await Deno.chmod(path, file);
+    await Deno.chmod(inner, directory);
+    await use(path);
+  });
+}
+
+const NOBODY = 65_534;
+
+function load(file: string): ReturnType<typeof loadConfig> {
+  return loadConfig({ file, home: undefined, xdgConfigHome: undefined });
+}
+
+for (
+  const [what, modes] of [
+    ["a file that only its owner may write", { file: 0o600, directory: 0o700 }],
+    ["a file that all may read", { file: 0o644, directory: 0o755 }],
+    ["a file in a directory with the sticky bit", { directory: 0o1777 }],
+  ] as const
+) {
+  Deno.test(`loadConfig() reads ${what}`, () =>
+    withModes(modes, async (file) => assert.equal((await load(file)).machine.vcpus, 5)));
+}
+
+for (
+  const [what, modes, mode] of [
+    ["a file that its group may write", { file: 0o664 }, "664"],
+    ["a file that all may write", { file: 0o602 }, "602"],
+    ["a writable file, sticky bit or not", { file: 0o666, directory: 0o1777 }, "666"],
+    ["a file in a directory that its group may write", { directory: 0o775 }, "775"],
+    ["a file in a directory that all may write", { directory: 0o777 }, "777"],
+  ] as const
+) {
+  Deno.test(`loadConfig() refuses ${what}, and says how to mend it`, () =>
+    withModes(modes, async (file) => {
+      const path = "file" in modes ? file : file.replace(/\/[^/]*$/, "");
+      await assert.rejects(load(file), {
+        name: "SystemFailure",
+        message: `Somebody else may write the settings: "${path}" has the mode ${mode}`,
+        advice: `chmod go-w "${path}"`,
+      });
+    }));
+}
+
+const isRoot = (await Deno.stat("/proc/self")).uid === 0;
+
+for (
+  const [what, owners] of [
+    ["a file of another user", { fileOwner: NOBODY }],
+    ["a file in a directory of another user", { directoryOwner: NOBODY }],
+  ] as const
+) {
+  Deno.test({
+    name: `loadConfig() refuses ${what}, and says how to mend it`,
+    ignore: !isRoot,
+    fn: () =>
+      withModes(owners, async (file) => {
+        const path = "fileOwner" in owners ? file : file.replace(/\/[^/]*$/, "");
+        await assert.rejects(load(file), {
+          name: "SystemFailure",
+          message: `Somebody else may write the settings: "${path}" belongs to the user 65534`,
+          advice: `chown root "${path}"`,
+        });
+      }),
+  });
+}
+
+Deno.test("loadConfig() looks at the file behind a link, and at both directories", async () => {
+  await withModes({ directory: 0o777 }, (file) =>
+    withDirectory(async (directory) => {
+      const link = `${directory}/link.yaml`;
+      await Deno.symlink(file, link);
+      await assert.rejects(load(link), /etc" has the mode 777/);
+      await Deno.chmod(file.replace(/\/[^/]*$/, ""), 0o755);
+      assert.equal((await load(link)).machine.vcpus, 5);
+      await Deno.chmod(directory, 0o777);
+      await assert.rejects(load(link), /" has the mode 777/);
+      await Deno.chmod(directory, 0o700);
+      await Deno.chmod(file, 0o646);
+      await assert.rejects(load(link), /link\.yaml" has the mode 646/);
+    }));
+});
+
+// A file of this host would come first.
+const ignore = await Deno.stat("/etc/libvirt-gci").then(() => true, () => false);
+
+for (
+  const [what, below, variables] of [
+    ["XDG_CONFIG_HOME", "xdg", (home: string) => ({ xdgConfigHome: `${home}/xdg` })],
+    ["~/.config without XDG_CONFIG_HOME", ".config", () => ({ xdgConfigHome: undefined })],
+    ["~/.config if XDG_CONFIG_HOME is empty", ".config", () => ({ xdgConfigHome: "" })],
+  ] as const
+) {
+  Deno.test({
+    name: `loadConfig() looks in ${what}`,
+    ignore,
+    fn: () =>
+      withDirectory(async (home) => {
+        await Deno.mkdir(`${home}/${below}/libvirt-gci`, { recursive: true, mode: 0o700 });
+        await writeSettings(`${home}/${below}/libvirt-gci/config.yaml`, "vcpus: 6\n");
+        assert.equal((await loadConfig({ home, ...variables(home) })).machine.vcpus, 6);
+      }),
+  });
+}
+
+Deno.test({
+  name: "loadConfig() gives the defaults where there is no file, and no home",
+  ignore,
+  fn: async () => {
+    for (const home of [undefined, "", "/dev/null", "/nonexistent"]) {
+      assert.equal(await loadConfig({ home, xdgConfigHome: undefined }), DEFAULT_CONFIG);
+    }
+  },
+});
+
+Deno.test({
+  name: "loadConfig() refuses a file that is there and cannot be read",
+  ignore,
+  fn: () =>
+    withDirectory(async (home) => {
+      await Deno.mkdir(`${home}/.config/libvirt-gci/config.yaml`, { recursive: true });
+      await assert.rejects(loadConfig({ home, xdgConfigHome: undefined }), {
+        name: "SystemFailure",
+        message: /^Cannot read the settings in ".*config\.yaml"$/,
+      });
+    }),
+});
+
+Deno.test({
+  name: "loadConfig() refuses an unsafe file of a user, and does not pass it over",
+  ignore,
+  fn: () =>
+    withDirectory(async (home) => {
+      const file = `${home}/.config/libvirt-gci/config.yaml`;
+      await Deno.mkdir(`${home}/.config/libvirt-gci`, { recursive: true, mode: 0o700 });
+      await writeSettings(file, "vcpus: 6\n");
+      await Deno.chmod(file, 0o666);
+      await assert.rejects(loadConfig({ home, xdgConfigHome: undefined }), {
+        name: "SystemFailure",
+        advice: `chmod go-w "${file}"`,
+      });
+    }),
+});
