@@ -74,7 +74,7 @@ async function examine(
       const end = await readConsole({ connection, pool, machine }, CONSOLE_END_BYTES);
       return end && new TextDecoder().decode(end);
     }),
-    isNew ? collect(machine, stage) : { files: [], missing: [] },
+    collect(machine, stage, isNew ? null : [DOMAIN_XML]),
   ]);
   const details = [
     ...whyEnded(files),
@@ -162,10 +162,11 @@ async function inPart<T>(
     { why: `it did not come within ${PARTS_MS / 1000} s` };
 }
 
-/** Asks for everything at once. What does not come is missing, and why. */
+/** Asks for these files, or all, at once. What does not come is missing, and why. */
 async function collect(
   machine: string,
   stage: PostMortemStage,
+  names: readonly string[] | null,
 ): Promise<{ readonly files: KeptFile[]; readonly missing: string[] }> {
   const { config } = stage;
   const mostBytes = mostBytesOf(config) / 4; // each, so that none leaves no room for the others
@@ -198,6 +199,7 @@ async function collect(
   const missing: string[] = [];
   await Promise.all(
     Object.entries(parts).map(async ([name, read]) => {
+      if (names?.includes(name) === false) return;
       const { value, why } = await inPart(stage, read);
       if (value === undefined) missing.push(`${name}: ${why}`);
       else if (value.length > mostBytes) missing.push(`${name}: ${TOO_LARGE}`);
