@@ -116,12 +116,12 @@ async function runInARow(guest: TestGuest, jobs: number): Promise<void> {
   }
 }
 
-Deno.test("200 jobs in a row leave no handle, descriptor, thread or memory", async () => {
+Deno.test("120 jobs in a row leave no handle, descriptor, thread or memory", async () => {
   await using guest = await TestGuest.start();
-  await runInARow(guest, 50); // until all modules and pools are there
+  await runInARow(guest, 30); // until all modules and pools are there
   const before = holdings();
-  await runInARow(guest, 150);
-  await assertNothingLeft(before, 150);
+  await runInARow(guest, 90);
+  await assertNothingLeft(before, 90);
 });
 
 async function runAtOnce(connection: Connection, guest: TestGuest): Promise<void> {
