@@ -196,9 +196,10 @@ function whatIsWrong(
     ? `${rule.name} of this host's settings`
     : "this host's settings";
   if (requested === null) {
+    // Its name is not told: a job hears of no template that it may not have.
     return defaultTemplate === null
       ? "no template, and this host has no default"
-      : `no template, and the default, ${quoted(defaultTemplate)}, is not allowed by ${settings}`;
+      : `no template, and the default is not allowed by ${settings}`;
   }
   if (requested === "") return "a template with an empty name";
   const template = `the template ${quoted(requested)}, which is`;

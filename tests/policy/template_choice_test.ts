@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
+import { explain } from "../../src/errors.ts";
 import { type Config, DEFAULT_CONFIG, parseConfig } from "../../src/settings/load.ts";
 import {
   chooseTemplate,
@@ -229,8 +230,8 @@ Deno.test("a refusal by a rule names the rule, and only what it allows", () => {
   const config = configWith('ci-*, "*"', "templates: [f*]");
   assert.throws(() => chooseTemplate(config, null, { rule: config.rules[0] ?? null }), {
     name: "BuildFailure",
-    message: 'The job asks for no template, and the default, "alpine", is not allowed by ' +
-      "rule 1 (rules[0]) of this host's settings",
+    message: "The job asks for no template, and the default is not allowed by rule 1 (rules[0]) " +
+      "of this host's settings",
     advice: `${TO_A_TEMPLATE}fedora-34 (or fedora), f* that is ci-* too, f*`,
   });
 });
@@ -253,29 +254,45 @@ Deno.test("a refusal lists 30 templates at most, and 3 aliases of each", () => {
 });
 
 for (
-  const [requested, fault] of [[null, "template"], ["x:1", "template"], ["x", "request"]] as const
+  const [what, requested, fault, defaultTemplate] of [
+    ["none", null, "template", null],
+    ["a default that a rule excludes", null, "request", "secret"],
+    ["such a default by an alias", null, "request", "covert"],
+    ["no name", "x:1", "template", "secret"],
+    ["what is not allowed", "x", "request", "secret"],
+  ] as const
 ) {
-  Deno.test(`a refusal names no template that the job may not have: ${requested}`, () => {
+  Deno.test(`a refusal names no template that the job may not have: ${what}`, () => {
     const config = parseConfig(
       `
+      ${defaultTemplate === null ? "" : `default_template: ${defaultTemplate}`}
       allowed_templates: [ci-*]
-      templates: { fedora-34: { aliases: ["fedora:34"] }, secret: {}, giant: { volume: g3.img } }
+      templates:
+        fedora-34: { aliases: ["fedora:34"] }
+        secret: { aliases: [covert], volume: hidden.img }
+        giant: { volume: g3.img }
       rules: [{ templates: [fedora-*, ci-*, giant] }]
       `,
       "config.yaml",
     );
-    const volumes = ["g3.img", "secret.qcow2", "ci-1.qcow2", "other", "fedora-34.qcow2", "ci-1"];
+    const volumes = ["g3.img", "hidden.img", "ci-1.qcow2", "other", "fedora-34.qcow2", "ci-1"];
     assert.throws(
       () => chooseTemplate(config, requested, { rule: config.rules[0] ?? null }),
       (refusal) => {
         assert(refusal instanceof TemplateRefusal);
-        const { name, message, fault: itsFault, advice } = refusal.withVolumes(volumes);
-        assert.deepEqual([name, message, itsFault], ["BuildFailure", refusal.message, fault]);
-        assert.equal(
-          advice,
-          `${TO_A_TEMPLATE}ci-1, fedora-34 (or fedora:34), giant` +
-            (requested === null ? "; or have the host's settings name a default_template" : ""),
+        const told = refusal.withVolumes(volumes);
+        assert.deepEqual(
+          [told.name, told.message, told.fault],
+          ["BuildFailure", refusal.message, fault],
         );
+        assert.equal(
+          told.advice,
+          `${TO_A_TEMPLATE}ci-1, fedora-34 (or fedora:34), giant` +
+            (what === "none" ? "; or have the host's settings name a default_template" : ""),
+        );
+        for (const failure of [refusal, told]) {
+          assert.doesNotMatch(explain(failure), /secret|covert|hidden|other/);
+        }
         return true;
       },
     );
