@@ -89,11 +89,18 @@ Deno.test("whatever a job's project and template are called, the XML is well-for
         const ours = metadata && child(metadata, "gci:machine");
         assert.equal(root?.children.filter((node) => node instanceof XmlElement).length, 13);
         assert.equal(ours?.attributes["job"], "4242");
+        assert.equal(comparable(ours?.attributes["project"]), comparable(project));
+        assert.equal(comparable(ours?.attributes["template"]), comparable(template));
       },
     ),
     { numRuns: 5000 },
   );
 });
+
+/** A text in which all that XML may not hold is the same. */
+function comparable(text: string | undefined): string | undefined {
+  return text?.replace(/[\p{Cc}\ufffe\uffff]/gu, "\ufffd");
+}
 
 function child(element: XmlElement | null, name: string): XmlElement | null {
   const found = element?.children.find((node) => node instanceof XmlElement && node.name === name);

@@ -70,15 +70,21 @@ Deno.test("each machine that is resumed has a generation id of its own, and libv
   assert.equal(find(rootOf(xmlForMachine(SAVED, MACHINE)), "uuid"), undefined);
 });
 
-Deno.test("whatever a resumed job's project is called, its XML is well-formed and says so", () => {
+/** A text in which all that XML may not hold is the same. */
+function comparable(text: string | undefined): string | undefined {
+  return text?.replace(/[\p{Cc}\ufffe\uffff]/gu, "\ufffd");
+}
+
+Deno.test("whatever a resumed job's project and template are called, its XML is well-formed and says so", () => {
+  const text = fc.string({ unit: "binary" });
   fc.assert(
-    fc.property(fc.string({ unit: "binary" }), (project) => {
-      const record = { ...RECORD, project };
+    fc.property(text, text, (project, template) => {
+      const record = { ...RECORD, project, template };
       const root = parseXml(xmlForMachine(SAVED, { ...MACHINE, record }).toString()).root;
       const [machine] = childrenOf(find(root, "metadata"), "gci:machine");
       assert.equal(machine?.attributes["job"], "7");
-      const printable = project.replace(/[\p{Cc}\ufffe\uffff]/gu, "\ufffd");
-      assert.equal(machine?.attributes["project"]?.replace(/\p{Cc}/gu, "\ufffd"), printable);
+      assert.equal(comparable(machine?.attributes["project"]), comparable(project));
+      assert.equal(comparable(machine?.attributes["template"]), comparable(template));
     }),
   );
 });
