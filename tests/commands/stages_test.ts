@@ -408,6 +408,7 @@ Deno.test("run refuses a guest that shows another host key", () =>
       message: /does not show the machine's host key/,
       fault: "host_key",
     });
+    assert.deepEqual([other.logins, other.commands, other.inputs], [[], [], []]);
   }));
 
 Deno.test("prepare blames the job for a template that does not exist", () =>

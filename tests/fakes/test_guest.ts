@@ -39,6 +39,8 @@ export class TestGuest implements AsyncDisposable {
   readonly inputs: string[] = [];
   /** The command lines. */
   readonly commands: string[] = [];
+  /** The users whom a client said it was. */
+  readonly logins: string[] = [];
   /** The sizes that terminals had, one after another. */
   readonly terminals: string[] = [];
   /** A private key that it lets in. */
@@ -106,7 +108,7 @@ export class TestGuest implements AsyncDisposable {
 
   /** Forgets what it got, for a test that measures memory. */
   forget(): void {
-    for (const list of [this.inputs, this.commands, this.terminals]) list.length = 0;
+    for (const list of [this.inputs, this.commands, this.logins, this.terminals]) list.length = 0;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -126,6 +128,7 @@ export class TestGuest implements AsyncDisposable {
     connection.on("close", () => this.#connections.delete(connection));
     connection.on("error", () => {});
     connection.on("authentication", (context) => {
+      this.logins.push(context.username);
       const known = context.method === "publickey" && !this.#options.refuseKey;
       if (known) context.accept();
       else context.reject(["publickey"]);
