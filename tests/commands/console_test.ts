@@ -106,51 +106,63 @@ Deno.test("whatever the guest prints, no control character is left and every lin
   );
 });
 
-/** What somebody types at a terminal, part by part. */
-async function* typing(parts: readonly Uint8Array[]): AsyncGenerator<Uint8Array> {
+/** What somebody types at a terminal, part by part, from then on. */
+async function* typing(
+  parts: readonly Uint8Array[],
+  start: Promise<void>,
+): AsyncGenerator<Uint8Array> {
+  await start;
   for (const part of parts) {
     yield part;
     await sleep(1); // as from a terminal, no two parts come at once
   }
 }
 
-/** What becomes of a console at whose terminal this is typed. */
-async function typeAtConsole(parts: readonly Uint8Array[]): Promise<{
+/** What becomes of a console at whose terminal this is typed, once the guest has said its words. */
+async function typeAtConsole(parts: readonly Uint8Array[], words: string): Promise<{
   readonly receivedBytes: number;
   readonly modes: readonly boolean[];
-  readonly lines: readonly string[];
+  /** What came, one after another: lines of ours, and what the guest sent. */
+  readonly shown: readonly string[];
 }> {
   await using libvirtd = new TestLibvirtd({
     DOMAIN_GET_METADATA: () => xdr(`${recordXml(EMPTY_RECORD)}`),
     DOMAIN_OPEN_CONSOLE: () => xdr(),
-  });
+  }, { console: new TextEncoder().encode(words) });
   await using connection = await Connection.open(libvirtd.uri);
   const modes: boolean[] = [];
-  const lines: string[] = [];
+  const shown: string[] = [];
+  const heard = Promise.withResolvers<void>();
+  const stdout = (bytes: Uint8Array): Promise<void> => {
+    shown.push(new TextDecoder().decode(bytes));
+    heard.resolve();
+    return Promise.resolve();
+  };
   await openConsole("m", {
     force: false,
-    terminal: { input: typing(parts), setRaw: (raw) => modes.push(raw) },
+    terminal: { input: typing(parts, heard.promise), setRaw: (raw) => modes.push(raw) },
     stage: {
-      ...{ connection, config: DEFAULT_CONFIG, stdout: () => Promise.resolve() },
+      ...{ connection, config: DEFAULT_CONFIG, stdout },
       signal: AbortSignal.timeout(5000),
-      log: (line) => lines.push(`log: ${line}`),
-      warn: (line) => lines.push(`warn: ${line}`),
+      log: (line) => shown.push(`log: ${line}`),
+      warn: (line) => shown.push(`warn: ${line}`),
     },
   });
-  return { receivedBytes: libvirtd.receivedBytes, modes, lines };
+  return { receivedBytes: libvirtd.receivedBytes, modes, shown };
 }
 
 Deno.test("after a paste of 200 kB into the console, all of it is sent and ^] leaves", async () => {
   const paste = new Uint8Array(200_000).fill(0x61);
   const typed = [paste, Uint8Array.of(0x62, 0x1d, 0x63)];
-  const { receivedBytes, modes } = await typeAtConsole(typed);
+  const { receivedBytes, modes } = await typeAtConsole(typed, "login: ");
   assert.equal(receivedBytes, paste.length + 1);
   assert.deepEqual(modes, [true, false]);
 });
 
 Deno.test("console says first how to leave, that the terminal obeys the guest, and what makes it visible", async () => {
-  const { lines } = await typeAtConsole([Uint8Array.of(0x1d)]);
-  const [first, last, ...others] = lines;
+  const words = "\x1b[8mlogin: ";
+  const { shown } = await typeAtConsole([Uint8Array.of(0x1d)], words);
+  const [first, ...others] = shown;
   assert.match(first ?? "", /^warn: .*\^\] .* leaves it.* obeys .*"libvirt-gci logs m" makes it/);
-  assert.deepEqual([last, ...others], ['log: Left the console of "m"']);
+  assert.deepEqual(others, [words, "\n", 'log: Left the console of "m"']);
 });

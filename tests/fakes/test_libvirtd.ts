@@ -86,9 +86,15 @@ export class TestLibvirtd implements AsyncDisposable {
   receivedBytes = 0;
   readonly #listener: Deno.Listener;
   readonly #answers: ReadonlyMap<string, Answer>;
+  readonly #console: Uint8Array | null;
   readonly #connections = new Set<Promise<void>>();
 
-  constructor(answers: Readonly<Partial<Record<keyof typeof PROCEDURE, Answer>>>) {
+  /** `console` is what comes at once from a console that is opened. */
+  constructor(
+    answers: Readonly<Partial<Record<keyof typeof PROCEDURE, Answer>>>,
+    { console = null }: { readonly console?: Uint8Array | null } = {},
+  ) {
+    this.#console = console;
     const path = Deno.makeTempFileSync({ prefix: "libvirt-gci-test-" });
     Deno.removeSync(path);
     this.uri = `qemu+unix:///system?socket=${path}`;
@@ -126,6 +132,10 @@ export class TestLibvirtd implements AsyncDisposable {
         if (header.getInt32(16) === STREAM) this.#takeStream(header, message);
         const answer = await this.#answer(header, message.subarray(HEADER_BYTES));
         if (answer !== null) await writer.write(answer);
+        if (this.#console !== null && opensConsole(header)) {
+          const said = { type: STREAM, status: CONTINUE, payload: this.#console };
+          await writer.write(reply(header, said));
+        }
       }
     } catch (error) {
       if (!(error instanceof Deno.errors.BrokenPipe || error instanceof HangUp)) throw error;
@@ -147,7 +157,7 @@ export class TestLibvirtd implements AsyncDisposable {
       return header.getInt32(24) === CONTINUE ? null : reply(header, { type: STREAM, status: OK });
     }
     if (type !== CALL) return null;
-    const key = `${header.getUint32(4).toString(16)}:${header.getInt32(12)}`;
+    const key = procedureOf(header);
     try {
       const answer = this.#answers.get(key);
       if (answer === undefined) throw new Error(`no answer to ${key}`);
@@ -163,6 +173,15 @@ export class TestLibvirtd implements AsyncDisposable {
       return reply(header, { type: REPLY, status: ERROR, payload });
     }
   }
+}
+
+/** What a message is about, as PROCEDURE has it. */
+function procedureOf(header: DataView): string {
+  return `${header.getUint32(4).toString(16)}:${header.getInt32(12)}`;
+}
+
+function opensConsole(header: DataView): boolean {
+  return header.getInt32(16) === CALL && procedureOf(header) === PROCEDURE.DOMAIN_OPEN_CONSOLE;
 }
 
 function reply(
