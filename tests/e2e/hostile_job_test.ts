@@ -325,7 +325,7 @@ e2eTest("a job that reads the host's random numbers without end gets 64 KiB a se
   assert(bytes <= (seconds + 2) * 65536, `${bytes} bytes in ${seconds} s`); // a period may begin earlier
 }, { thorough: true });
 
-e2eTest("a job cannot forge its end or our words, and its status is its own", async () => {
+e2eTest("a job cannot forge its end or hide our words, and its status is its own", async () => {
   const machine = "gci-e2e-hostile";
   await using _ = await prepared(machine);
 

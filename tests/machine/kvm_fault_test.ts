@@ -9,6 +9,7 @@ import { newOwner } from "../../src/machine/owner.ts";
 import { createLogin } from "../../src/machine/login.ts";
 import { newRecord, reach } from "../../src/machine/create.ts";
 import { prepare } from "../../src/commands/prepare.ts";
+import { rootOf } from "../../src/read_xml.ts";
 import { StepTimer } from "../../src/machine/steps.ts";
 import { TestGuest } from "../fakes/test_guest.ts";
 import { openTestHost } from "../fakes/test_host.ts";
@@ -38,7 +39,11 @@ Deno.test("a machine that libvirt cannot start with KVM is the host's fault, wit
   using stage = testStage(connection, guest, { machine: { domainType: "kvm" } });
   // libvirt's test driver would start it. This is what QEMU's says without /dev/kvm.
   const words = "invalid argument: Emulator '/usr/bin/qemu' does not support virt type 'kvm'";
-  connection.createDomain = () => Promise.reject(refusal(words));
+  const tried: (string | undefined)[] = [];
+  connection.createDomain = (_name, domainXml) => {
+    tried.push(rootOf(domainXml)?.attributes["type"]);
+    return Promise.reject(refusal(words));
+  };
   await assert.rejects(prepare(JOB, {}, stage), (error) => {
     assert(error instanceof SystemFailure);
     assert.equal(faultOf(error), "kvm");
@@ -52,6 +57,7 @@ Deno.test("a machine that libvirt cannot start with KVM is the host's fault, wit
     );
     return true;
   });
+  assert.deepEqual(tried, ["kvm"]);
 });
 
 Deno.test("a machine without an address is KVM's fault where KVM runs no guests, and soon", async () => {
