@@ -198,4 +198,5 @@ e2eTest(
     await virsh("vol-delete", "--pool", TESTBED.overlayPool, warmDisk);
     assert.equal(replaced.status, 0, replaced.stderr);
   },
+  { thorough: true },
 );
