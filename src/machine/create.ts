@@ -72,7 +72,7 @@ export function newRecord(
     address: "",
     hostKey: login.hostKey?.fingerprint ?? "",
     keepMinutes: owner.attemptDir === "" ? "" : String(settings.keepMinutes), // by hand it stays
-    ...{ failed: "", silent: "", keptUntil: "", machine: "" },
+    ...{ failed: "", promisedUntil: "", silent: "", keptUntil: "", machine: "" },
   };
 }
 

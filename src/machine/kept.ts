@@ -51,7 +51,9 @@ async function note(
   using domain = await connection.findDomain(machine);
   const record = domain && await findRecord(domain);
   if (domain === null || record === null) return;
-  await writeRecord(domain, { ...record, failed: name });
+  const minutes = Number(record.keepMinutes);
+  const promisedUntil = new Date(Date.now() + minutes * 60_000).toISOString();
+  await writeRecord(domain, { ...record, failed: name, promisedUntil });
   // Counted with that written: of two failures at once, neither overlooks the other.
   if (await countKept(connection) > maxKeptMachines) {
     await writeRecord(domain, { ...record, failed: name, keepMinutes: "" });
@@ -60,11 +62,10 @@ async function note(
         "once, by max_kept_machines of this host's settings",
     );
   }
-  const minutes = Number(record.keepMinutes);
-  const until = moment(new Date(Date.now() + minutes * 60_000).toISOString());
   say(
     `The stage ${quoted(name)} failed, so the machine "${machine}" is kept for ${minutes} min ` +
-      `after the job, until ${until} or later, with all that the job left there, secrets too`,
+      `after the job, until ${moment(promisedUntil)} or later, with all that the job left there, ` +
+      "secrets too",
   );
   howToGoOn(machine, record).forEach(say);
 }
@@ -78,8 +79,7 @@ async function countKept(connection: Connection): Promise<number> {
     records.push(findRecord(domain));
   }
   return (await Promise.all(records)).filter((record) =>
-    record !== null &&
-    (isKept(record) || (record.failed !== "" && Number(record.keepMinutes) > 0))
+    record !== null && (isKept(record) || record.promisedUntil !== "")
   ).length;
 }
 
@@ -88,7 +88,7 @@ export async function notePass(domain: Domain, { name, say }: JobScript): Promis
   try {
     const record = await findRecord(domain);
     if (record === null) return;
-    await writeRecord(domain, { ...record, failed: "" });
+    await writeRecord(domain, { ...record, failed: "", promisedUntil: "" });
     say(`The stage ${quoted(name)} passed this time, so the machine is not kept for it`);
   } catch (error) {
     say(`The machine is kept although the stage ${quoted(name)} passed now: ${explain(error)}`);
@@ -122,7 +122,8 @@ export async function keepAfterJob(
   const keptUntil = new Date(end).toISOString();
   try {
     const key = await moveKey(domain.name, record.key, stage.lastingKeyDirectory);
-    await writeRecord(domain, { ...record, key, keptUntil, deadline: keptUntil });
+    const kept = { ...record, key, keptUntil, promisedUntil: "", deadline: keptUntil };
+    await writeRecord(domain, kept);
   } catch (error) {
     stage.warn(`Cannot keep the machine "${domain.name}": ${explain(error)}`);
     return false;

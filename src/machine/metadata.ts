@@ -25,6 +25,8 @@ export interface MachineRecord extends Owner {
   readonly keepMinutes: string;
   /** The stage of GitLab's that failed first, if none of that name has passed since; else empty. */
   readonly failed: string;
+  /** Until when it is to stay for that failure at least, as the job's log says, ISO 8601; else empty. */
+  readonly promisedUntil: string;
   /** `yes` if it did not answer when a script of its job was cancelled; else empty. */
   readonly silent: string;
   /** Until when it is to stay, whatever becomes of its job, ISO 8601; empty if nobody said so. */
@@ -37,7 +39,8 @@ export interface MachineRecord extends Owner {
 export const EMPTY_RECORD: MachineRecord = {
   ...{ job: "", project: "", template: "", created: "", deadline: "", attemptDir: "", runner: "" },
   ...{ host: "", mac: "", user: "", port: "", key: "", shell: "", address: "", hostKey: "" },
-  ...{ isRunner: "", keepMinutes: "", failed: "", silent: "", keptUntil: "", machine: "" },
+  ...{ isRunner: "", keepMinutes: "", failed: "", promisedUntil: "", silent: "", keptUntil: "" },
+  machine: "",
 };
 
 const KEYS = Object.keys(EMPTY_RECORD) as (keyof MachineRecord)[];

@@ -83,20 +83,20 @@ async function ownerNow(
 /** What a domain says of how long its machine is to stay, see MachineRecord. */
 interface Stay {
   readonly keptUntil: string;
-  readonly failed: string;
-  readonly keepMinutes: string;
+  readonly promisedUntil: string;
 }
 
 /**
  * Why nobody needs the machine any more, as the end of a sentence, or null while somebody does: its
  * deadline has not passed, its runner is not gone for sure, and its attempt's directory is there, or
  * its runner, if nobody can see the directory. Of another host only the deadline is known. A person's
- * machine is needed until the person removes it, and any machine as long as somebody wants it kept.
+ * machine is needed until the person removes it, and any machine as long as somebody wants it kept, or
+ * its job's log says that it is: of a runner that was killed, no cleanup comes.
  */
 export async function whyUnneeded(
-  { keptUntil = "", failed = "", keepMinutes = "", ...owner }: Owner & Partial<Stay>,
+  { keptUntil = "", promisedUntil = "", ...owner }: Owner & Partial<Stay>,
 ): Promise<string | null> {
-  if (Date.parse(keptUntil) > Date.now()) return null;
+  if ([keptUntil, promisedUntil].some((time) => Date.parse(time) > Date.now())) return null;
   const late = (Date.now() - Date.parse(owner.deadline)) / 1000; // NaN without a deadline
   if (late > 0) {
     return owner.deadline === keptUntil
@@ -108,8 +108,7 @@ export async function whyUnneeded(
   if (isByHand || owner.host === "" || owner.host !== await hostMark()) return null;
   const runs = isRunning(runner);
   if (attemptDir !== "" && await exists(attemptDir)) {
-    const isPromised = failed !== "" && Number(keepMinutes) > 0; // the job's log says that it is kept
-    return runs || isPromised || owner.isRunner === "" ? null : "its runner is gone";
+    return runs || owner.isRunner === "" ? null : "its runner is gone";
   }
   if (runs) return isGoneFor(runner, attemptDir) ? "its attempt is over" : null;
   return attemptDir === ""

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
+import type { Job } from "../harness/payload.ts";
 import { runnerFor } from "../harness/runner.ts";
 import { type RunnerProcess, startRunnerProcess } from "../harness/runner_process.ts";
 import {
@@ -23,15 +24,21 @@ interface DoomedRunner extends AsyncDisposable {
 
 const SLEEP = "sleep 5001";
 
-/** Starts it with a job whose script does not end. */
-async function startDoomedRunner(id: number, settings: Settings = {}): Promise<DoomedRunner> {
+const NAMESPACE = "urn:libvirt-gci:machine:1";
+
+/** Starts it with a job whose script does not end, unless the job is another. */
+async function startDoomedRunner(
+  id: number,
+  settings: Settings = {},
+  differences: Partial<Job> = {},
+): Promise<DoomedRunner> {
   await using undo = new AsyncDisposableStack();
   const file = undo.use(settingsFile(settings));
   const tmpdir = await Deno.makeTempDir({ prefix: "libvirt-gci-e2e-" });
   undo.defer(() => Deno.remove(tmpdir, { recursive: true }));
   const gitlabRunner = runnerFor(PROGRAM, ["--config", file.path], { tmpdir, shutdownSeconds: 1 });
   const script = ["echo running", SLEEP];
-  const runner = undo.use(startRunnerProcess(gitlabRunner, job({ id, script })));
+  const runner = undo.use(startRunnerProcess(gitlabRunner, job({ id, script, ...differences })));
   const rest = undo.move();
   const isGone = async () => (await command(["pgrep", "-f", file.path])).status !== 0;
   return {
@@ -65,12 +72,17 @@ e2eTest(
   },
 );
 
+async function machineOfJob(id: number): Promise<string> {
+  const names = await virsh("list", "--name");
+  return names.match(new RegExp(`gitlab-proj-${id}-\\S+`))?.[0] ?? "";
+}
+
 e2eTest("a script ends in the guest when its runner is gone, and gc removes the rest", async () => {
   let machine = "";
   {
     await using doomed = await startDoomedRunner(83);
     await doomed.runner.printed(/^running/m);
-    machine = (await virsh("list", "--name")).match(/gitlab-proj-83-\S+/)?.[0] ?? "";
+    machine = await machineOfJob(83);
     await doomed.endBy("SIGKILL");
     using file = settingsFile();
     const find = ["run", "-m", machine, "--", "pgrep", "-cxf", SLEEP];
@@ -81,3 +93,33 @@ e2eTest("a script ends in the guest when its runner is gone, and gc removes the 
   const { stdout } = await command([...PROGRAM, "--config", file.path, "gc"]);
   assert.match(stdout, new RegExp(`^Removed "${machine}" `, "m"));
 }, { thorough: true });
+
+e2eTest(
+  "a machine that its job's log says is kept outlives its runner, until that time",
+  async () => {
+    let machine = "";
+    {
+      const failing = { script: ["exit 1"], afterScript: ["echo running", SLEEP] };
+      await using doomed = await startDoomedRunner(84, { keep_minutes: 60 }, failing);
+      await doomed.runner.printed(/^running/m);
+      machine = await machineOfJob(84);
+      await doomed.endBy("SIGKILL");
+    }
+    using file = settingsFile();
+    const callWith = (...args: string[]) => command([...PROGRAM, "--config", file.path, ...args]);
+    try {
+      assert.doesNotMatch((await callWith("gc")).stdout, new RegExp(machine));
+      const element = await virsh("metadata", machine, NAMESPACE);
+      assert.match(element, /promisedUntil="20/);
+      const over = element.replace(
+        /promisedUntil="[^"]*"/,
+        'promisedUntil="2026-01-02T03:04:05.678Z"',
+      );
+      await virsh("metadata", machine, NAMESPACE, "--key", "gci", "--set", over, "--live");
+      assert.match((await callWith("gc")).stdout, new RegExp(`^Removed "${machine}" `, "m"));
+    } finally {
+      await callWith("cleanup", "-m", machine);
+    }
+  },
+  { thorough: true },
+);

@@ -28,6 +28,7 @@ const MACHINE: MachineDomain = {
       key: "/root/.ssh/id_ed25519",
     },
     ...{ shell: "bash", address: "", hostKey: "", keepMinutes: "60", failed: "", keptUntil: "" },
+    promisedUntil: "",
     silent: "",
     machine: "",
   },

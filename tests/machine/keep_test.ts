@@ -322,9 +322,26 @@ Deno.test("a machine that is to be kept after its job outlives its runner", () =
     await runAs("build_script", "exit 1");
     await sweep("next", stage);
     assert(await exists(connection));
-    await change(connection, { failed: "" });
+    await runAs("build_script", "true"); // GitLab tried it again
     await sweep("next", stage);
     assert(!await exists(connection));
+  }));
+
+Deno.test("a machine whose runner was killed stays as long as its job's log says, and no longer", () =>
+  withMachine(async ({ connection, stage, said, runAs }) => {
+    await change(connection, { attemptDir: "/", runner: "1 1 0", isRunner: "yes" });
+    await runAs("build_script", "exit 1");
+    assert.match(said.join("\n"), /is kept for 60 min after the job/);
+    const { promisedUntil } = await recordOf(connection);
+    assertIsIn(promisedUntil, 60);
+    await change(connection, { deadline: inMinutes(-1) });
+    await gc({}, stage);
+    assert(await exists(connection), "the deadline came before");
+    await change(connection, { deadline: inMinutes(600), promisedUntil: inMinutes(-1) });
+    stage.lines.length = 0;
+    await gc({}, stage);
+    assert(!await exists(connection), "the deadline has not come");
+    assert.match(stage.lines.join("\n"), /^Removed ".*" \(.*\): its runner is gone$/);
   }));
 
 Deno.test("keep extends a kept machine from its end, or from now if that is over", () =>

@@ -12,7 +12,8 @@ const RECORD: MachineRecord = {
   ...{ job: "7", project: "grp/proj", template: "lite", created: "", deadline: "", host: "" },
   ...{ attemptDir: "", runner: "", mac: "52:54:00:01:02:03", user: "gitlab-runner", port: "22" },
   ...{ key: "/k", shell: "bash", address: "", hostKey: "h" },
-  ...{ isRunner: "", keepMinutes: "", failed: "", silent: "", keptUntil: "", machine: "" },
+  ...{ isRunner: "", keepMinutes: "", failed: "", promisedUntil: "", silent: "", keptUntil: "" },
+  machine: "",
 };
 
 const MACHINE: Resumed = {
