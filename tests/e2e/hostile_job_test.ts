@@ -140,7 +140,7 @@ e2eTest(
     const flood = "head -c 11M /dev/zero | tr '\\0' x | sudo tee /dev/ttyS0 >/dev/null";
     assert.equal((await call(["run", "-m", machine, "--", "sh", "-c", flood])).status, 0);
     const bytes = consoleBytes(directory);
-    assert(bytes > 4 * 1024 ** 2 && bytes <= 10 * 1024 ** 2, `${bytes} bytes of console`);
+    assert(bytes > 4 * 1024 ** 2 && bytes <= 9 * 1024 ** 2, `${bytes} bytes of console`);
     for (const file of ["console", "nvram"]) {
       await Deno.writeFile(`${directory}/${file}`, BROKEN_QCOW2);
     }
