@@ -11,11 +11,7 @@
 import denoJson from "../deno.json" with { type: "json" };
 import { bundle } from "./bundle.ts";
 import { deno, Failed, ROOT } from "./deno.ts";
-
-const PERMISSIONS = [
-  ...["ffi", "env", "net", "read", "write", "run"].map((name) => `--allow-${name}`),
-  "--allow-sys=homedir,networkInterfaces,uid",
-];
+import { PERMISSIONS } from "./permissions.ts";
 
 /** Deno takes any file for the runtime that it is to put into the program, such as another version's. */
 async function refuseWhatDoesNotRun(program: string): Promise<void> {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
+import { PERMISSIONS } from "../packaging/permissions.ts";
 
 const ROOT = new URL("..", import.meta.url).pathname;
 
@@ -34,4 +35,29 @@ Deno.test("compile shows why Deno does not compile, and fails", async () => {
   assert(!success);
   assert.match(stderr, /\/nonexistent\/denort[^]*was not compiled: deno compile failed, see above/);
   assert.deepEqual(files, []);
+});
+
+/** What a program tells of itself that is compiled as ours is, but for its permissions. */
+const TELLS = `
+const descriptors = [
+  ...["ffi", "env", "net", "read", "write", "run", "sys", "import"].map((name) => ({ name })),
+  ...["homedir", "networkInterfaces", "uid", "gid", "hostname", "osRelease", "osUptime", "loadavg",
+    "systemMemoryInfo", "username", "cpus"].map((kind) => ({ name: "sys", kind })),
+];
+const granted = descriptors.filter((it) => Deno.permissions.querySync(it).state === "granted");
+console.log(JSON.stringify(granted.map(({ name, kind = name }) => kind)));`;
+
+Deno.test("Deno lets the program do what SECURITY.md says, and nothing else", async () => {
+  const file = await Deno.makeTempFile({ prefix: "libvirt-gci-test-", suffix: ".js" });
+  try {
+    await Deno.writeTextFile(file, TELLS);
+    const args = ["run", "--quiet", "--no-prompt", ...PERMISSIONS, file];
+    const { stdout } = await new Deno.Command(Deno.execPath(), { args }).output();
+    assert.deepEqual(JSON.parse(new TextDecoder().decode(stdout)), [
+      ...["ffi", "env", "net", "read", "write", "run"],
+      ...["homedir", "networkInterfaces", "uid"],
+    ]);
+  } finally {
+    await Deno.remove(file);
+  }
 });
