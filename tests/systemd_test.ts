@@ -105,6 +105,25 @@ Deno.test({
   },
 });
 
+/** What closes or opens files to who writes them; with `strict`, only /dev, /proc and /sys are open. */
+const WRITABLE =
+  /^(ProtectSystem|ProtectHome|ReadWrite\w+|BindPaths|TemporaryFileSystem|PrivateTmp|\w+Directory)=/;
+
+Deno.test("the drop-in lets GitLab Runner write its settings, its state, its own /tmp and its directory in /run", async () => {
+  const text = await Deno.readTextFile(new URL(DROP_IN, UNITS));
+  assert.deepEqual(text.split("\n").filter((line) => WRITABLE.test(line)), [
+    "RuntimeDirectory=gitlab-runner",
+    "StateDirectory=gitlab-runner",
+    "ProtectSystem=strict",
+    "ReadWritePaths=/etc/gitlab-runner",
+    "ProtectHome=tmpfs",
+    "PrivateTmp=yes",
+  ]);
+  for (const closed of ["ProtectKernelTunables=yes", "ProtectControlGroups=yes"]) { // /proc, /sys
+    assert(text.includes(`\n${closed}\n`), closed);
+  }
+});
+
 Deno.test("the drop-in leaves GitLab Runner's processes what libvirt-gci needs", async () => {
   const text = await Deno.readTextFile(new URL(DROP_IN, UNITS));
   const keys = new Map([...text.matchAll(/^(\w+)=(.*)$/gm)].map(([, key, value]) => [key, value]));
