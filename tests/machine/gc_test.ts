@@ -170,15 +170,17 @@ Deno.test("prepare calls its caller the runner only if that one called config to
     assert.equal(await isRunner({ configCaller: caller, attemptDir: null }), ""); // by hand
   }));
 
-Deno.test("gc removes the key of a machine from its attempt's directory", () =>
+Deno.test("gc removes the key of a machine from its attempt's directory, and nothing else there", () =>
   withStage(async (stage) => {
     const attemptDir = await Deno.makeTempDir({ prefix: "libvirt-gci-test-" });
     const key = `${attemptDir}/${JOB.machine}.libvirt-gci-key`;
     await Deno.writeTextFile(key, "key");
+    await Deno.writeTextFile(`${attemptDir}/response.json`, "{}");
     await makeMachine(stage, { attemptDir, deadline: ago(1) });
     await gc({}, stage);
-    await assert.rejects(Deno.stat(key), Deno.errors.NotFound);
-    await Deno.remove(attemptDir);
+    assert.deepEqual([...Deno.readDirSync(attemptDir)].map(({ name }) => name), ["response.json"]);
+    assert.equal(((await Deno.stat(attemptDir)).mode ?? 0) & 0o777, 0o700);
+    await Deno.remove(attemptDir, { recursive: true });
   }));
 
 /** A job's owner, of this host and with a runner that is gone. */
