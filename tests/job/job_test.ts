@@ -283,6 +283,7 @@ Deno.test("a job that forges its variables changes neither its id nor its projec
     CUSTOM_ENV_JOB_RESPONSE_FILE: "/etc/passwd",
     CUSTOM_ENV_LIBVIRT_GCI_MACHINE: "somebody-elses",
     CUSTOM_ENV_LIBVIRT_GCI_CALLER: "1 1 boot",
+    CUSTOM_ENV_CI_JOB_SERVICES: '[{"name":"forged"}]',
     CUSTOM_ENV_BUILD_FAILURE_EXIT_CODE: "0",
   };
   await underGitLab(async (env) => {
@@ -505,6 +506,7 @@ const variable = fc.constantFrom(
   ...["CI_JOB_ID", "CI_PROJECT_NAME", "CI_PROJECT_PATH", "CI_JOB_IMAGE", "DISTRO", "CI_JOB_TOKEN"],
   ...["LIBVIRT_GCI_MACHINE", "JOB_RESPONSE_FILE", "BUILD_EXIT_CODE_FILE", "__proto__", "TMPDIR"],
   ...["CI_COMMIT_REF_PROTECTED", "CI_SERVER_HOST", "LIBVIRT_GCI_VCPUS", "CI_CONCURRENT_ID"],
+  ...["LIBVIRT_GCI_CALLER", "CI_JOB_SERVICES", "CI_JOB_TIMEOUT"],
 );
 
 Deno.test("under GitLab Runner, no variable of the job changes which job it is", async () => {
