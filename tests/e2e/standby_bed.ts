@@ -42,9 +42,19 @@ export async function done(file: string, args: readonly string[]): Promise<strin
   return stdout + stderr;
 }
 
+/** The processes in the background that make machines wait. */
+function fillers(): Promise<Called> {
+  return command(["pgrep", "-f", "libvirt-gci-e2e-.* standby$"]);
+}
+
+/** The variables of each process in the background that makes machines wait. */
+export async function environmentsOfFillers(): Promise<string[]> {
+  const pids = (await fillers()).stdout.split("\n").filter((pid) => pid !== "");
+  return await Promise.all(pids.map((pid) => Deno.readTextFile(`/proc/${pid}/environ`)));
+}
+
 /** Resolves when no process in the background makes machines wait. */
 export async function untilNobodyFills(): Promise<void> {
-  const fillers = () => command(["pgrep", "-f", "libvirt-gci-e2e-.* standby$"]);
   while ((await fillers()).status === 0) await sleep(200);
 }
 

@@ -14,7 +14,14 @@ import { claimName } from "../../src/machine/start.ts";
 import { runJob, runnerFor } from "../harness/runner.ts";
 import { readOpenMetrics } from "../fakes/open_metrics.ts";
 import { allOf, assertVerdict, call, e2eTest, job, PROGRAM, TESTBED, virsh } from "./bed.ts";
-import { by, done, untilNobodyFills, waiting, withStandbys } from "./standby_bed.ts";
+import {
+  by,
+  done,
+  environmentsOfFillers,
+  untilNobodyFills,
+  waiting,
+  withStandbys,
+} from "./standby_bed.ts";
 
 async function untilTwoWait(file: string): Promise<void> {
   await untilNobodyFills();
@@ -84,14 +91,21 @@ async function survivesDeadGuests(file: string): Promise<void> {
   await untilTwoWait(file);
 }
 
-/** What cleanup starts in the background outlives the attempt's directory, which goes at once. */
+/**
+ * What cleanup starts in the background outlives the attempt's directory, which goes at once, and has
+ * none of the job's variables.
+ */
 async function refillsAfterCleanup(file: string): Promise<void> {
   await done(file, ["standby", "--drop"]);
   const attempt = await Deno.makeTempDir({ prefix: "libvirt-gci-e2e-" });
   const [program = "", ...args] = [...PROGRAM, "--config", file, "cleanup", "-m", "gci-e2e-one"];
-  const { success } = await new Deno.Command(program, { args, cwd: attempt }).output();
+  const env = { CUSTOM_ENV_SECRET: "of the job" };
+  const { success } = await new Deno.Command(program, { args, cwd: attempt, env }).output();
   await Deno.remove(attempt);
   assert(success);
+  const environments = await environmentsOfFillers();
+  assert(environments.length > 0, "nobody makes machines wait");
+  for (const it of environments) assert.doesNotMatch(it, /CUSTOM_ENV|of the job/);
   await untilTwoWait(file);
 }
 
