@@ -216,6 +216,7 @@ e2eTest("a job's services are not started, which its log says, and the job runs"
   const names = String.raw`"postgres:16", "x\n\u001b[31m"`;
   const line = `This job's services are not started: ${names}. libvirt-gci starts no containers: `;
   assert(result.logText.split("\n").some((it) => it.startsWith(line)), result.logText);
+  assert(!result.logText.includes("\x1b[31m"), "a terminal obeys it");
 }, { thorough: true });
 
 e2eTest("what is no template's name is refused as the job's fault", async () => {
