@@ -205,10 +205,22 @@ export async function sweep(machine: string, stage: GcStage): Promise<void> {
 }
 
 /**
+ * Removes the first of these machines that nobody needs any more, for somebody who waits for one: its
+ * runner may have been killed, and gc come only much later. What cannot be removed is for gc to say.
+ * Resolves to whether there was one.
+ */
+export async function removeOneUnneeded(
+  found: readonly Pick<FoundMachine, "name" | "volumes">[],
+  stage: Omit<GcStage, "warn">,
+): Promise<boolean> {
+  return await removeUnneeded(found, { ...stage, warn: () => {} }, { most: 1 }) > 0;
+}
+
+/**
  * As {@linkcode sweep}, of these machines: for so long, and no more than so many. Resolves to how many
  * it removed.
  */
-export async function removeUnneeded(
+async function removeUnneeded(
   found: readonly Pick<FoundMachine, "name" | "volumes">[],
   stage: GcStage,
   { milliseconds = Infinity, most = Infinity }: {

@@ -651,6 +651,21 @@ Deno.test("without any limit, nobody takes a turn", async () => {
   await cleanup("m-2", stage);
 });
 
+Deno.test("whoever waits lists the volumes once each time that it looks around", async () => {
+  const calls: string[] = [];
+  await using connection = await openTestHost({ onCall: (name) => void calls.push(name) });
+  await using guest = await TestGuest.start();
+  using stage = testStage(connection, guest, { config: { maxMachines: 1, admissionSeconds: 1 } });
+  using pool = await connection.lookupPool("libvirt-gci");
+  await startPrepare("m-1", stage).done;
+  calls.length = 0;
+  await assert.rejects(admit("m-2", { pool, memoryMib: 64 }, stage), /did not get its turn/);
+  const count = (call: string): number => calls.filter((name) => name === call).length;
+  assert(count("virConnectGetAllDomainStats") > 1);
+  assert.equal(count("virStoragePoolListAllVolumes"), count("virConnectGetAllDomainStats"));
+  for (const machine of ["m-1", "m-2"]) await cleanup(machine, stage);
+});
+
 Deno.test("a job that has no room takes what comes instead, and leaves no turn", () =>
   withBed(async ({ connection, stage }) => {
     using pool = await connection.lookupPool("libvirt-gci");

@@ -16,8 +16,8 @@ import {
 import { volumeName } from "../storage/volumes.ts";
 import { NotYet, waitFor } from "../../wait.ts";
 import type { CleanupStage } from "../remove.ts";
-import { removeUnneeded } from "../unneeded.ts";
-import { machinesIn, machinesOf } from "../inventory.ts";
+import { removeOneUnneeded } from "../unneeded.ts";
+import { type FoundMachine, machinesIn, machinesOf } from "../inventory.ts";
 import type { Stage } from "../context.ts";
 
 /** How rarely a machine that waits looks around. */
@@ -70,8 +70,10 @@ export async function admit<T extends object = never>(
   let taken: TakenTurn | null = await takeTurn(pool, machine, limits);
   let { turn } = taken;
   const probe = async (): Promise<Admission | T | NotYet> => {
-    const load = await lookAround(pool, { turn, volumes: taken?.volumes }, stage);
+    // The volumes first: a turn that ends between these calls has a domain that is seen.
+    const volumes = taken?.volumes ?? await pool.volumeNames();
     taken = null;
+    const load = await lookAround(pool, { turn, volumes }, stage);
     if (load === null) {
       taken = await takeTurn(pool, machine, limits); // somebody took us for dead
       turn = taken.turn;
@@ -86,12 +88,12 @@ export async function admit<T extends object = never>(
       return other;
     }
     if (performance.now() >= nextAsking) {
-      if (await removeOneUnneeded(machine, pool, stage)) {
+      if (await removeOneUnneeded(othersWithDisk(machine, pool, volumes), stage)) {
         return new NotYet("a machine that nobody needs any more is removed");
       }
       nextAsking = performance.now() + ASKING_MS;
     }
-    if (isNext(load, config) && await makeRoom(pool, stage)) {
+    if (isNext(load, config) && await makeRoom(pool, volumes, stage)) {
       return new NotYet("a machine that waited for a job is removed");
     }
     const reason = inWords(shortage);
@@ -130,25 +132,24 @@ export async function admitNow(
   return null;
 }
 
-/**
- * Removes another machine that has a disk and that nobody needs any more: its runner may have been
- * killed, and gc come only much later. What cannot be removed is for gc to say. Resolves to whether
- * there was one.
- */
-async function removeOneUnneeded(
+/** The other machines that have a disk, by the pool's volumes. */
+function othersWithDisk(
   machine: string,
   pool: StoragePool,
-  stage: AdmissionStage,
-): Promise<boolean> {
-  const others = machinesIn(pool.name, await pool.volumeNames()).filter(({ name, volumes }) =>
+  volumes: readonly string[],
+): Pick<FoundMachine, "name" | "volumes">[] {
+  return machinesIn(pool.name, volumes).filter(({ name, volumes }) =>
     name !== machine && volumes.some((volume) => volume.name === volumeName(name, "overlay"))
   );
-  return await removeUnneeded(others, { ...stage, warn: () => {} }, { most: 1 }) > 0;
 }
 
 /** Removes a machine that no job has yet. Resolves to whether there was one. */
-async function makeRoom(pool: StoragePool, stage: AdmissionStage): Promise<boolean> {
-  const waiting = waitingIn(await pool.volumeNames());
+async function makeRoom(
+  pool: StoragePool,
+  volumes: readonly string[],
+  stage: AdmissionStage,
+): Promise<boolean> {
+  const waiting = waitingIn(volumes);
   if (waiting.length === 0) return false;
   const { removeWaiting } = await import("../standby/fill.ts"); // where nobody lets machines wait, not needed
   for (const standby of waiting) {
@@ -180,14 +181,12 @@ function hopeless(machine: string, { what, figures }: Shortage): SystemFailure {
   });
 }
 
-/** How the host is; null if the turn is not there any more. */
+/** How the host is, by the pool's volumes just before; null if the turn is not there any more. */
 async function lookAround(
   pool: StoragePool,
-  { turn, volumes: seen }: { readonly turn: Turn; readonly volumes: readonly string[] | undefined },
+  { turn, volumes }: { readonly turn: Turn; readonly volumes: readonly string[] },
   { connection, config }: Pick<Stage, "connection" | "config">,
 ): Promise<HostLoad | null> {
-  // The volumes first: a turn that ends between these calls has a domain that is seen.
-  const volumes = seen ?? await pool.volumeNames();
   const turns = await turnsThatCount(pool, volumes, { longestSeconds: longestTurnSeconds(config) });
   const place = turns.findIndex(({ volume }) => volume === turn.volume);
   if (place < 0) return null;

@@ -4,11 +4,11 @@ import { SystemFailure } from "../../errors.ts";
 import type { Job } from "../../job/job.ts";
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
 import { jobsAhead } from "./shortage.ts";
-import { type Place, placesBefore, takePlace } from "./project_entry.ts";
+import { placesBefore, takePlace } from "./project_entry.ts";
 import { hasProjectLimit } from "../../policy/decide.ts";
 import { NotYet, waitFor } from "../../wait.ts";
 import { inWords, LONGEST_PAUSE_MS } from "./admission.ts";
-import { type GcStage, removeUnneeded } from "../unneeded.ts";
+import { type GcStage, removeOneUnneeded } from "../unneeded.ts";
 import { machinesIn } from "../inventory.ts";
 import type { Stage } from "../context.ts";
 
@@ -43,7 +43,9 @@ export async function waitForProject(
     const before = placesBefore(taken.place, volumes);
     if (before === null) throw removed(machine);
     if (before.length < most) return told === "" ? 0 : (performance.now() - start) / 1000;
-    await removeOneUnneeded(before, volumes, stage);
+    const one = before[Math.floor(Math.random() * before.length)]?.machine; // it looks often
+    const found = machinesIn(pool.name, volumes).filter(({ name }) => name === one);
+    await removeOneUnneeded(found, stage);
     const what = "a machine of its project to end";
     const ahead = jobsAhead(before.length - most);
     const reason = inWords({ what, ahead, figures: `${most} of ${most} run` });
@@ -62,22 +64,6 @@ export async function waitForProject(
     ...{ timeoutSeconds: config.admissionSeconds, signal, log, progress },
     longestPauseMs: LONGEST_PAUSE_MS,
   });
-}
-
-/**
- * Asks about one of these machines, by chance, whether anybody needs it: its runner may have been killed,
- * and gc come only much later. What cannot be removed is for gc to say, once.
- */
-async function removeOneUnneeded(
-  places: readonly Place[],
-  volumes: readonly string[],
-  stage: GcStage,
-): Promise<void> {
-  const machine = places[Math.floor(Math.random() * places.length)]?.machine ?? "";
-  const found = machinesIn(stage.config.overlayPool, volumes).filter(({ name }) =>
-    name === machine
-  );
-  await removeUnneeded(found, { ...stage, warn: () => {} });
 }
 
 function removed(machine: string): SystemFailure {
