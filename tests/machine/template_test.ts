@@ -63,9 +63,13 @@ for (const source of [`file="${PATH}"`, 'pool="base_imgs" volume="debian-12.qcow
     const failure = await explainLock(LOCKED, await debian(connection), connection);
     assert.equal(
       failure?.message,
-      `The domain "install" has the disk ${PATH} of the template "debian-12.qcow2" open for writing`,
+      `The domain "install" has the disk ${PATH} of the template "debian-12.qcow2" open for writing, so no ` +
+        "machine can stand on it",
     );
-    assert.match(failure.advice ?? "", /virsh -c test:\S+ shutdown install,/);
+    assert.match(
+      failure.advice ?? "",
+      /^Shut it down: virsh -c test:\S+ shutdown install, and give/,
+    );
     assert.equal(failure.cause, LOCKED);
     assert.equal(await connection.close(), 0, "a handle is left");
   });
@@ -76,7 +80,7 @@ Deno.test("a template that is locked by no domain names none that only reads it"
   await startDomain(connection, `file="${PATH}"`, "<readonly/>");
   const failure = await explainLock(LOCKED, await debian(connection), connection);
   assert.match(failure?.message ?? "", /^Somebody has the disk \/var.*debian-12.qcow2" open for/);
-  assert.match(failure?.advice ?? "", new RegExp(`fuser -v ${PATH}`));
+  assert.match(failure?.advice ?? "", new RegExp(`^End the .*: fuser -v ${PATH}$`));
 });
 
 Deno.test("a lock is recognised where QEMU does not name the file, and on one below", async () => {

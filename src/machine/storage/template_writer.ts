@@ -39,13 +39,15 @@ export async function explainLock(
   const writer = await findWriter(connection, { ...template, path: file });
   const who = writer === null ? "Somebody" : `The domain "${writer}"`;
   const advice = writer === null
-    ? `See which process it is: fuser -v ${file}, and end it`
+    ? `End the process that this shows: fuser -v ${file}`
     : `Shut it down: ${virsh(connection, "shutdown", writer)}, and give it a disk of its own`;
   return new SystemFailure({
     fault: "template",
-    what: `${who} has the disk ${file} of the template "${template.volume}" open for writing`,
+    what:
+      `${who} has the disk ${file} of the template "${template.volume}" open for writing, so no ` +
+      "machine can stand on it",
     cause,
-    advice: advice + ". Nobody may write to what machines stand on",
+    advice,
   });
 }
 
