@@ -4,10 +4,14 @@ import { GuestFull, GuestSilent, runScript } from "../guest/script.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import type { DomainState } from "../libvirt/domain.ts";
 import { endedFailure } from "../machine/network/address.ts";
-import { writeRecord } from "../machine/metadata.ts";
 import { sleep, within } from "../wait.ts";
 import { isFirstFailure, type JobScript, noteFailure, notePass } from "../machine/kept.ts";
-import { logIn, lookupReadyMachine, type OurMachine } from "../machine/ready_machine.ts";
+import {
+  logIn,
+  lookupReadyMachine,
+  noteAnswer,
+  type OurMachine,
+} from "../machine/ready_machine.ts";
 import type { Stage } from "../machine/context.ts";
 import { domainName } from "../machine/lookup.ts";
 
@@ -77,18 +81,13 @@ async function runInMachine(
   } catch (cause) {
     const error = cause instanceof GuestFull && isLaterScript(ofJob) ? filledByJob(cause) : cause;
     const isOver = stage.signal.aborted || ENDS.includes(faultOf(error));
-    if (cause instanceof GuestSilent) await noteSilence(ready);
+    if (cause instanceof GuestSilent) await noteAnswer(domain, "none");
     if (ofJob !== null && !isOver && isFirstFailure(record)) {
       await noteFailure(domain.name, ofJob, stage);
     }
     throw error;
   }
   if (ofJob !== null && record.failed === ofJob.name) await notePass(domain, ofJob);
-}
-
-/** Writes down that the guest does not answer, so that the job's last scripts do not wait for it. */
-async function noteSilence({ domain, record }: OurMachine): Promise<void> {
-  await writeRecord(domain, { ...record, silent: "yes" }).catch(() => {}); // it may be gone
 }
 
 /** Whether a script of the same job ran before it. */

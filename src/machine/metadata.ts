@@ -27,7 +27,7 @@ export interface MachineRecord extends Owner {
   readonly failed: string;
   /** Until when it is to stay for that failure at least, as the job's log says, ISO 8601; else empty. */
   readonly promisedUntil: string;
-  /** `yes` if it did not answer when a script of its job was cancelled; else empty. */
+  /** `yes` if it did not answer when a script of its job was cancelled, nor since; else empty. */
   readonly silent: string;
   /** Until when it is to stay, whatever becomes of its job, ISO 8601; empty if nobody said so. */
   readonly keptUntil: string;

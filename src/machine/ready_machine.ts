@@ -6,7 +6,7 @@ import type { SshConnection } from "../guest/ssh_connection.ts";
 import type { Domain } from "../libvirt/domain.ts";
 import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
 import { refuseEnded } from "./network/address.ts";
-import { type MachineRecord, readRecord } from "./metadata.ts";
+import { type MachineRecord, readRecord, writeRecord } from "./metadata.ts";
 import { loginTo } from "./login.ts";
 import type { Stage } from "./context.ts";
 import { within } from "../wait.ts";
@@ -34,9 +34,23 @@ export async function logIn(
   const over = new AbortController();
   const either = AbortSignal.any([signal, over.signal]);
   const ssh = await within(openSsh(login, { ...limits, signal: either }), SILENT_MS);
-  if (ssh !== null) return ssh;
+  if (ssh !== null) {
+    await noteAnswer(domain, "some");
+    return ssh;
+  }
   over.abort(); // which closes a connection that comes now
   throw unusable(`The machine "${domain.name}" still does not answer`, "ssh_timeout");
+}
+
+/** Writes down whether the guest answers: if not, the job's last scripts do not wait for it. */
+export async function noteAnswer(domain: Domain, answer: "some" | "none"): Promise<void> {
+  try {
+    const record = await readRecord(domain); // somebody may have kept the machine meanwhile
+    if (record === null) return;
+    await writeRecord(domain, { ...record, silent: answer === "none" ? "yes" : "" });
+  } catch {
+    // It may be gone, which is for others to say.
+  }
 }
 
 /** The machine of this job's name, or by its domain's. Throws SystemFailure if it is gone, crashed, not ours, or not ready. */

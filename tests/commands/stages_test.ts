@@ -13,7 +13,7 @@ import { runScript } from "../../src/guest/script.ts";
 import { SshConnection } from "../../src/guest/ssh_connection.ts";
 import type { Connection } from "../../src/libvirt/connection.ts";
 import { createDirPool } from "../../src/machine/storage/pools.ts";
-import { readRecord } from "../../src/machine/metadata.ts";
+import { readRecord, writeRecord } from "../../src/machine/metadata.ts";
 import { createRawVolume } from "../../src/machine/storage/volumes.ts";
 import { cleanup, cleanupAnyway } from "../../src/machine/remove.ts";
 import { configJson } from "../../src/commands/config.ts";
@@ -304,6 +304,17 @@ Deno.test("a cancel ends within five seconds in a guest that does not answer", (
       /The machine ".*" still does not answer/,
     );
     assert(performance.now() - again < 5000);
+  }));
+
+Deno.test("a guest that did not answer a cancel, and answers again, is as any other", () =>
+  withBed(async ({ connection, stage }) => {
+    await prepare(JOB, {}, stage);
+    using domain = await connection.lookupDomain(JOB.machine);
+    const record = await readRecord(domain);
+    assert(record);
+    await writeRecord(domain, { ...record, silent: "yes" });
+    await run(JOB.machine, script("true"), stage);
+    assert.deepEqual(await readRecord(domain), record);
   }));
 
 Deno.test("a script whose output nobody takes any more ends with all its processes", () =>

@@ -396,6 +396,21 @@ Deno.test("keep while a script runs is not forgotten when that fails", () =>
     assertIsIn((await recordOf(connection)).keptUntil, 120);
   }));
 
+Deno.test("keep while a script runs is not forgotten when the guest does not answer its cancel", () =>
+  withMachine(async ({ connection, stage, guest, runAs }) => {
+    const ran = runAs("build_script", "sleep 30");
+    while (!guest.inputs.some((input) => input.includes("sleep 30"))) {
+      await new Promise((resolve) => setTimeout(resolve, 5));
+    }
+    await keep(MACHINE, 7200, stage);
+    guest.suspend();
+    stage.abort(new SystemFailure({ what: "Cancelled by SIGTERM" }));
+    await ran;
+    const { silent, keptUntil } = await recordOf(connection);
+    assert.equal(silent, "yes");
+    assertIsIn(keptUntil, 120);
+  }));
+
 Deno.test("keep refuses a machine by hand, one that is gone, and what is not ours", () =>
   withMachine(async ({ connection, stage }) => {
     await change(connection, { attemptDir: "" });
