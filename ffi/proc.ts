@@ -2,8 +2,8 @@
 
 /**
  * The C library's functions to read and write a file, to read a link and a file system's size, for the
- * mask of new files' modes, and to ask for a process. Deno itself opens nothing below /proc and /sys unless it has all
- * permissions, which the compiled program does not need for anything else.
+ * mask of new files' modes, and to ask for a process. Deno itself opens nothing below /proc and /sys
+ * unless it has all permissions, which the compiled program does not need for anything else.
  *
  * `open` is variadic in C. Declared with fixed parameters it works all the same, see kvm.ts.
  */
