@@ -1,18 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { blocking as daemon, fn } from "./declare.ts";
 
 /**
  * The functions of libvirt.so that we call, as libvirt's headers declare them, in the order of its
- * manual (https://libvirt.org/html/index.html). No compiler checks these types: the C declaration
- * stands beside each parameter and `tests/ffi/ffi_test.ts` compares the table with libvirt-api.xml.
+ * manual (https://libvirt.org/html/index.html). No compiler checks these types: each parameter has its
+ * C declaration in a comment, or a constant below that stands for one C type, and
+ * `tests/ffi/ffi_test.ts` compares all with libvirt-api.xml.
  *
- * What may ask the daemon is `nonblocking`: it runs on a thread of its own, so that a signal is
- * answered while the daemon is silent. What only touches memory of the library is not.
+ * What may ask the daemon is declared with `daemon`: a signal is answered while it is silent. What only
+ * touches memory of the library is not.
  */
 
 type Handle<Brand extends string> = Deno.NativeTypedPointer<Deno.PointerObject<Brand>>;
 
+// The handles. As a result, NULL is an error.
 const virConnectPtr = "pointer" as Handle<"virConnect">;
-const virDomainPtr = "pointer" as Handle<"virDomain">;
+/** The handle of a domain, also for libvirt-qemu.so. */
+export const virDomainPtr = "pointer" as Handle<"virDomain">;
 const virNetworkPtr = "pointer" as Handle<"virNetwork">;
 const virNWFilterPtr = "pointer" as Handle<"virNWFilter">;
 const virNWFilterBindingPtr = "pointer" as Handle<"virNWFilterBinding">;
@@ -20,703 +24,238 @@ const virStoragePoolPtr = "pointer" as Handle<"virStoragePool">;
 const virStorageVolPtr = "pointer" as Handle<"virStorageVol">;
 const virStreamPtr = "pointer" as Handle<"virStream">;
 
+// Other parameters.
+const text = "buffer"; // const char *
+const flags = "u32"; // unsigned int
+
+// Other results.
+const status = "i32"; // int: 0, -1 on error
+const count = "i32"; // int: how many, -1 on error
+const yesNo = "i32"; // int: 1 or 0, -1 on error
+const ownedString = "pointer"; // char *, ours to free, NULL on error
+const borrowedString = "pointer"; // const char *, the handle's, NULL on error
+
 /** All functions exist since libvirt 6.0.0, which is the oldest that we support. */
 export const symbols = {
   // libvirt-host
 
-  virConnectOpen: {
-    parameters: [
-      "buffer", // const char *name
-    ],
-    result: virConnectPtr, // NULL on error
-    nonblocking: true,
-  },
-  virConnectClose: {
-    parameters: [
-      virConnectPtr, // virConnectPtr conn
-    ],
-    result: "i32", // the references left, -1 on error
-    nonblocking: true,
-  },
-  virConnectGetCapabilities: {
-    parameters: [
-      virConnectPtr, // virConnectPtr conn
-    ],
-    result: "pointer", // char *, ours to free, NULL on error
-    nonblocking: true,
-  },
+  virConnectOpen: daemon(virConnectPtr, /* name */ text),
+  virConnectClose: daemon(count, virConnectPtr), // of the references left
+  virConnectGetCapabilities: daemon(ownedString, virConnectPtr),
 
-  virConnectGetLibVersion: {
-    parameters: [
-      virConnectPtr, // virConnectPtr conn
-      "buffer", // unsigned long *libVer
-    ],
-    result: "i32", // 0, -1 on error
-    nonblocking: true,
-  },
-  virConnectGetVersion: {
-    parameters: [
-      virConnectPtr, // virConnectPtr conn
-      "buffer", // unsigned long *hvVer
-    ],
-    result: "i32", // 0, -1 on error
-    nonblocking: true,
-  },
-  virConnectIsAlive: {
-    parameters: [
-      virConnectPtr, // virConnectPtr conn
-    ],
-    result: "i32", // 1 alive, 0 dead, -1 on error
-  },
+  virConnectGetLibVersion: daemon(status, virConnectPtr, /* unsigned long *libVer */ "buffer"),
+  virConnectGetVersion: daemon(status, virConnectPtr, /* unsigned long *hvVer */ "buffer"),
+  virConnectIsAlive: fn(yesNo, virConnectPtr),
 
-  virNodeGetMemoryStats: {
-    parameters: [
-      virConnectPtr, // virConnectPtr conn
-      "i32", // int cellNum
-      "buffer", // virNodeMemoryStatsPtr params
-      "buffer", // int *nparams
-      "u32", // unsigned int flags
-    ],
-    result: "i32", // 0, -1 on error
-    nonblocking: true,
-  },
+  virNodeGetMemoryStats: daemon(
+    status,
+    virConnectPtr,
+    /* int cellNum */ "i32",
+    /* virNodeMemoryStatsPtr params */ "buffer",
+    /* int *nparams */ "buffer",
+    flags,
+  ),
 
   // libvirt-domain
 
-  virConnectGetAllDomainStats: {
-    parameters: [
-      virConnectPtr, // virConnectPtr conn
-      "u32", // unsigned int stats
-      "buffer", // virDomainStatsRecordPtr **retStats
-      "u32", // unsigned int flags
-    ],
-    result: "i32", // how many, -1 on error
-    nonblocking: true,
-  },
-  virConnectListAllDomains: {
-    parameters: [
-      virConnectPtr, // virConnectPtr conn
-      "buffer", // virDomainPtr **domains
-      "u32", // unsigned int flags
-    ],
-    result: "i32", // how many, -1 on error
-    nonblocking: true,
-  },
-  virDomainAttachDeviceFlags: {
-    parameters: [
-      virDomainPtr, // virDomainPtr domain
-      "buffer", // const char *xml
-      "u32", // unsigned int flags
-    ],
-    result: "i32", // 0, -1 on error
-    nonblocking: true,
-  },
-  virDomainUpdateDeviceFlags: {
-    parameters: [
-      virDomainPtr, // virDomainPtr domain
-      "buffer", // const char *xml
-      "u32", // unsigned int flags
-    ],
-    result: "i32", // 0, -1 on error
-    nonblocking: true,
-  },
-  virDomainCreateXML: {
-    parameters: [
-      virConnectPtr, // virConnectPtr conn
-      "buffer", // const char *xmlDesc
-      "u32", // unsigned int flags
-    ],
-    result: virDomainPtr, // NULL on error
-    nonblocking: true,
-  },
-  virDomainDestroy: {
-    parameters: [
-      virDomainPtr, // virDomainPtr domain
-    ],
-    result: "i32", // 0, -1 on error
-    nonblocking: true,
-  },
-  virDomainFree: {
-    parameters: [
-      virDomainPtr, // virDomainPtr domain
-    ],
-    result: "i32", // 0, -1 on error
-  },
-  virDomainGetInfo: {
-    parameters: [
-      virDomainPtr, // virDomainPtr domain
-      "buffer", // virDomainInfoPtr info
-    ],
-    result: "i32", // 0, -1 on error
-    nonblocking: true,
-  },
-  virDomainGetMetadata: {
-    parameters: [
-      virDomainPtr, // virDomainPtr domain
-      "i32", // int type
-      "buffer", // const char *uri
-      "u32", // unsigned int flags
-    ],
-    result: "pointer", // char *, ours to free, NULL on error
-    nonblocking: true,
-  },
-  virDomainGetName: {
-    parameters: [
-      virDomainPtr, // virDomainPtr domain
-    ],
-    result: "pointer", // const char *, the handle's, NULL on error
-  },
-  virDomainGetState: {
-    parameters: [
-      virDomainPtr, // virDomainPtr domain
-      "buffer", // int *state
-      "buffer", // int *reason
-      "u32", // unsigned int flags
-    ],
-    result: "i32", // 0, -1 on error
-    nonblocking: true,
-  },
-  virDomainGetXMLDesc: {
-    parameters: [
-      virDomainPtr, // virDomainPtr domain
-      "u32", // unsigned int flags
-    ],
-    result: "pointer", // char *, ours to free, NULL on error
-    nonblocking: true,
-  },
-  virDomainInterfaceAddresses: {
-    parameters: [
-      virDomainPtr, // virDomainPtr dom
-      "buffer", // virDomainInterfacePtr **ifaces
-      "u32", // unsigned int source
-      "u32", // unsigned int flags
-    ],
-    result: "i32", // how many, -1 on error
-    nonblocking: true,
-  },
-  virDomainInterfaceFree: {
-    parameters: [
-      "pointer", // virDomainInterfacePtr iface
-    ],
-    result: "void",
-  },
-  virDomainIsActive: {
-    parameters: [
-      virDomainPtr, // virDomainPtr dom
-    ],
-    result: "i32", // 1, 0, -1 on error
-    nonblocking: true,
-  },
-  virDomainLookupByName: {
-    parameters: [
-      virConnectPtr, // virConnectPtr conn
-      "buffer", // const char *name
-    ],
-    result: virDomainPtr, // NULL on error
-    nonblocking: true,
-  },
-  virDomainOpenConsole: {
-    parameters: [
-      virDomainPtr, // virDomainPtr dom
-      "buffer", // const char *dev_name
-      virStreamPtr, // virStreamPtr st
-      "u32", // unsigned int flags
-    ],
-    result: "i32", // 0, -1 on error
-    nonblocking: true,
-  },
-  virDomainRestoreFlags: {
-    parameters: [
-      virConnectPtr, // virConnectPtr conn
-      "buffer", // const char *from
-      "buffer", // const char *dxml
-      "u32", // unsigned int flags
-    ],
-    result: "i32", // 0, -1 on error
-    nonblocking: true,
-  },
-  virDomainSaveFlags: {
-    parameters: [
-      virDomainPtr, // virDomainPtr domain
-      "buffer", // const char *to
-      "buffer", // const char *dxml
-      "u32", // unsigned int flags
-    ],
-    result: "i32", // 0, -1 on error
-    nonblocking: true,
-  },
-  virDomainScreenshot: {
-    parameters: [
-      virDomainPtr, // virDomainPtr domain
-      virStreamPtr, // virStreamPtr stream
-      "u32", // unsigned int screen
-      "u32", // unsigned int flags
-    ],
-    result: "pointer", // char *, ours to free, NULL on error
-    nonblocking: true,
-  },
-  virDomainSetMetadata: {
-    parameters: [
-      virDomainPtr, // virDomainPtr domain
-      "i32", // int type
-      "buffer", // const char *metadata
-      "buffer", // const char *key
-      "buffer", // const char *uri
-      "u32", // unsigned int flags
-    ],
-    result: "i32", // 0, -1 on error
-    nonblocking: true,
-  },
-  virDomainStatsRecordListFree: {
-    parameters: [
-      "pointer", // virDomainStatsRecordPtr *stats
-    ],
-    result: "void",
-  },
+  virConnectGetAllDomainStats: daemon(
+    count,
+    virConnectPtr,
+    /* unsigned int stats */ "u32",
+    /* virDomainStatsRecordPtr **retStats */ "buffer",
+    flags,
+  ),
+  virConnectListAllDomains: daemon(
+    count,
+    virConnectPtr,
+    /* virDomainPtr **domains */ "buffer",
+    flags,
+  ),
+  virDomainAttachDeviceFlags: daemon(status, virDomainPtr, /* xml */ text, flags),
+  virDomainUpdateDeviceFlags: daemon(status, virDomainPtr, /* xml */ text, flags),
+  virDomainCreateXML: daemon(virDomainPtr, virConnectPtr, /* xmlDesc */ text, flags),
+  virDomainDestroy: daemon(status, virDomainPtr),
+  virDomainFree: fn(status, virDomainPtr),
+  virDomainGetInfo: daemon(status, virDomainPtr, /* virDomainInfoPtr info */ "buffer"),
+  virDomainGetMetadata: daemon(
+    ownedString,
+    virDomainPtr,
+    /* int type */ "i32",
+    /* uri */ text,
+    flags,
+  ),
+  virDomainGetName: fn(borrowedString, virDomainPtr),
+  virDomainGetState: daemon(
+    status,
+    virDomainPtr,
+    /* int *state */ "buffer",
+    /* int *reason */ "buffer",
+    flags,
+  ),
+  virDomainGetXMLDesc: daemon(ownedString, virDomainPtr, flags),
+  virDomainInterfaceAddresses: daemon(
+    count,
+    virDomainPtr,
+    /* virDomainInterfacePtr **ifaces */ "buffer",
+    /* unsigned int source */ "u32",
+    flags,
+  ),
+  virDomainInterfaceFree: fn("void", /* virDomainInterfacePtr iface */ "pointer"),
+  virDomainIsActive: daemon(yesNo, virDomainPtr),
+  virDomainLookupByName: daemon(virDomainPtr, virConnectPtr, /* name */ text),
+  virDomainOpenConsole: daemon(status, virDomainPtr, /* dev_name */ text, virStreamPtr, flags),
+  virDomainRestoreFlags: daemon(status, virConnectPtr, /* from */ text, /* dxml */ text, flags),
+  virDomainSaveFlags: daemon(status, virDomainPtr, /* to */ text, /* dxml */ text, flags),
+  virDomainScreenshot: daemon(
+    ownedString,
+    virDomainPtr,
+    virStreamPtr,
+    /* unsigned int screen */ "u32",
+    flags,
+  ),
+  virDomainSetMetadata: daemon(
+    status,
+    virDomainPtr,
+    /* int type */ "i32",
+    /* metadata */ text,
+    /* key */ text,
+    /* uri */ text,
+    flags,
+  ),
+  virDomainStatsRecordListFree: fn("void", /* virDomainStatsRecordPtr *stats */ "pointer"),
 
   // libvirt-network
 
-  virNetworkDHCPLeaseFree: {
-    parameters: [
-      "pointer", // virNetworkDHCPLeasePtr lease
-    ],
-    result: "void",
-  },
-  virNetworkFree: {
-    parameters: [
-      virNetworkPtr, // virNetworkPtr network
-    ],
-    result: "i32", // 0, -1 on error
-  },
-  virNetworkGetAutostart: {
-    parameters: [
-      virNetworkPtr, // virNetworkPtr network
-      "buffer", // int *autostart
-    ],
-    result: "i32", // 0, -1 on error
-    nonblocking: true,
-  },
-  virNetworkGetDHCPLeases: {
-    parameters: [
-      virNetworkPtr, // virNetworkPtr network
-      "buffer", // const char *mac
-      "buffer", // virNetworkDHCPLeasePtr **leases
-      "u32", // unsigned int flags
-    ],
-    result: "i32", // how many, -1 on error
-    nonblocking: true,
-  },
-  virNetworkGetXMLDesc: {
-    parameters: [
-      virNetworkPtr, // virNetworkPtr network
-      "u32", // unsigned int flags
-    ],
-    result: "pointer", // char *, ours to free, NULL on error
-    nonblocking: true,
-  },
-  virNetworkIsActive: {
-    parameters: [
-      virNetworkPtr, // virNetworkPtr net
-    ],
-    result: "i32", // 1, 0, -1 on error
-    nonblocking: true,
-  },
-  virNetworkLookupByName: {
-    parameters: [
-      virConnectPtr, // virConnectPtr conn
-      "buffer", // const char *name
-    ],
-    result: virNetworkPtr, // NULL on error
-    nonblocking: true,
-  },
-  virNetworkUpdate: {
-    parameters: [
-      virNetworkPtr, // virNetworkPtr network
-      "u32", // unsigned int command
-      "u32", // unsigned int section
-      "i32", // int parentIndex
-      "buffer", // const char *xml
-      "u32", // unsigned int flags
-    ],
-    result: "i32", // 0, -1 on error
-    nonblocking: true,
-  },
+  virNetworkDHCPLeaseFree: fn("void", /* virNetworkDHCPLeasePtr lease */ "pointer"),
+  virNetworkFree: fn(status, virNetworkPtr),
+  virNetworkGetAutostart: daemon(status, virNetworkPtr, /* int *autostart */ "buffer"),
+  virNetworkGetDHCPLeases: daemon(
+    count,
+    virNetworkPtr,
+    /* mac */ text,
+    /* virNetworkDHCPLeasePtr **leases */ "buffer",
+    flags,
+  ),
+  virNetworkGetXMLDesc: daemon(ownedString, virNetworkPtr, flags),
+  virNetworkIsActive: daemon(yesNo, virNetworkPtr),
+  virNetworkLookupByName: daemon(virNetworkPtr, virConnectPtr, /* name */ text),
+  virNetworkUpdate: daemon(
+    status,
+    virNetworkPtr,
+    /* unsigned int command */ "u32",
+    /* unsigned int section */ "u32",
+    /* int parentIndex */ "i32",
+    /* xml */ text,
+    flags,
+  ),
 
   // libvirt-nwfilter
 
-  virConnectListAllNWFilters: {
-    parameters: [
-      virConnectPtr, // virConnectPtr conn
-      "buffer", // virNWFilterPtr **filters
-      "u32", // unsigned int flags
-    ],
-    result: "i32", // how many, -1 on error
-    nonblocking: true,
-  },
-  virNWFilterBindingDelete: {
-    parameters: [
-      virNWFilterBindingPtr, // virNWFilterBindingPtr binding
-    ],
-    result: "i32", // 0, -1 on error
-    nonblocking: true,
-  },
-  virNWFilterBindingFree: {
-    parameters: [
-      virNWFilterBindingPtr, // virNWFilterBindingPtr binding
-    ],
-    result: "i32", // 0, -1 on error
-  },
-  virNWFilterBindingGetFilterName: {
-    parameters: [
-      virNWFilterBindingPtr, // virNWFilterBindingPtr binding
-    ],
-    result: "pointer", // const char *, the handle's, NULL on error
-  },
-  virNWFilterBindingLookupByPortDev: {
-    parameters: [
-      virConnectPtr, // virConnectPtr conn
-      "buffer", // const char *portdev
-    ],
-    result: virNWFilterBindingPtr, // NULL on error
-    nonblocking: true,
-  },
-  virNWFilterDefineXML: {
-    parameters: [
-      virConnectPtr, // virConnectPtr conn
-      "buffer", // const char *xmlDesc
-    ],
-    result: virNWFilterPtr, // NULL on error
-    nonblocking: true,
-  },
-  virNWFilterFree: {
-    parameters: [
-      virNWFilterPtr, // virNWFilterPtr nwfilter
-    ],
-    result: "i32", // 0, -1 on error
-  },
-  virNWFilterGetName: {
-    parameters: [
-      virNWFilterPtr, // virNWFilterPtr nwfilter
-    ],
-    result: "pointer", // const char *, the handle's, NULL on error
-  },
-  virNWFilterGetUUIDString: {
-    parameters: [
-      virNWFilterPtr, // virNWFilterPtr nwfilter
-      "buffer", // char *buf
-    ],
-    result: "i32", // 0, -1 on error
-  },
-  virNWFilterLookupByName: {
-    parameters: [
-      virConnectPtr, // virConnectPtr conn
-      "buffer", // const char *name
-    ],
-    result: virNWFilterPtr, // NULL on error
-    nonblocking: true,
-  },
-  virNWFilterUndefine: {
-    parameters: [
-      virNWFilterPtr, // virNWFilterPtr nwfilter
-    ],
-    result: "i32", // 0, -1 on error
-    nonblocking: true,
-  },
+  virConnectListAllNWFilters: daemon(
+    count,
+    virConnectPtr,
+    /* virNWFilterPtr **filters */ "buffer",
+    flags,
+  ),
+  virNWFilterBindingDelete: daemon(status, virNWFilterBindingPtr),
+  virNWFilterBindingFree: fn(status, virNWFilterBindingPtr),
+  virNWFilterBindingGetFilterName: fn(borrowedString, virNWFilterBindingPtr),
+  virNWFilterBindingLookupByPortDev: daemon(
+    virNWFilterBindingPtr,
+    virConnectPtr,
+    /* portdev */ text,
+  ),
+  virNWFilterDefineXML: daemon(virNWFilterPtr, virConnectPtr, /* xmlDesc */ text),
+  virNWFilterFree: fn(status, virNWFilterPtr),
+  virNWFilterGetName: fn(borrowedString, virNWFilterPtr),
+  virNWFilterGetUUIDString: fn(status, virNWFilterPtr, /* char *buf */ "buffer"),
+  virNWFilterLookupByName: daemon(virNWFilterPtr, virConnectPtr, /* name */ text),
+  virNWFilterUndefine: daemon(status, virNWFilterPtr),
 
   // libvirt-storage
 
-  virStoragePoolBuild: {
-    parameters: [
-      virStoragePoolPtr, // virStoragePoolPtr pool
-      "u32", // unsigned int flags
-    ],
-    result: "i32", // 0, -1 on error
-    nonblocking: true,
-  },
-  virStoragePoolCreate: {
-    parameters: [
-      virStoragePoolPtr, // virStoragePoolPtr pool
-      "u32", // unsigned int flags
-    ],
-    result: "i32", // 0, -1 on error
-    nonblocking: true,
-  },
-  virStoragePoolCreateXML: {
-    parameters: [
-      virConnectPtr, // virConnectPtr conn
-      "buffer", // const char *xmlDesc
-      "u32", // unsigned int flags
-    ],
-    result: virStoragePoolPtr, // NULL on error
-    nonblocking: true,
-  },
-  virStoragePoolDestroy: {
-    parameters: [
-      virStoragePoolPtr, // virStoragePoolPtr pool
-    ],
-    result: "i32", // -1 on error
-    nonblocking: true,
-  },
-  virStoragePoolDefineXML: {
-    parameters: [
-      virConnectPtr, // virConnectPtr conn
-      "buffer", // const char *xml
-      "u32", // unsigned int flags
-    ],
-    result: virStoragePoolPtr, // NULL on error
-    nonblocking: true,
-  },
-  virStoragePoolFree: {
-    parameters: [
-      virStoragePoolPtr, // virStoragePoolPtr pool
-    ],
-    result: "i32", // 0, -1 on error
-  },
-  virStoragePoolGetAutostart: {
-    parameters: [
-      virStoragePoolPtr, // virStoragePoolPtr pool
-      "buffer", // int *autostart
-    ],
-    result: "i32", // 0, -1 on error
-    nonblocking: true,
-  },
-  virStoragePoolGetXMLDesc: {
-    parameters: [
-      virStoragePoolPtr, // virStoragePoolPtr pool
-      "u32", // unsigned int flags
-    ],
-    result: "pointer", // char *, ours to free, NULL on error
-    nonblocking: true,
-  },
-  virStoragePoolIsActive: {
-    parameters: [
-      virStoragePoolPtr, // virStoragePoolPtr pool
-    ],
-    result: "i32", // 1, 0, -1 on error
-    nonblocking: true,
-  },
-  virStoragePoolListAllVolumes: {
-    parameters: [
-      virStoragePoolPtr, // virStoragePoolPtr pool
-      "buffer", // virStorageVolPtr **vols
-      "u32", // unsigned int flags
-    ],
-    result: "i32", // how many, -1 on error
-    nonblocking: true,
-  },
-  virStoragePoolLookupByName: {
-    parameters: [
-      virConnectPtr, // virConnectPtr conn
-      "buffer", // const char *name
-    ],
-    result: virStoragePoolPtr, // NULL on error
-    nonblocking: true,
-  },
-  virStoragePoolRefresh: {
-    parameters: [
-      virStoragePoolPtr, // virStoragePoolPtr pool
-      "u32", // unsigned int flags
-    ],
-    result: "i32", // 0, -1 on error
-    nonblocking: true,
-  },
-  virStoragePoolSetAutostart: {
-    parameters: [
-      virStoragePoolPtr, // virStoragePoolPtr pool
-      "i32", // int autostart
-    ],
-    result: "i32", // 0, -1 on error
-    nonblocking: true,
-  },
-  virStorageVolCreateXML: {
-    parameters: [
-      virStoragePoolPtr, // virStoragePoolPtr pool
-      "buffer", // const char *xmlDesc
-      "u32", // unsigned int flags
-    ],
-    result: virStorageVolPtr, // NULL on error
-    nonblocking: true,
-  },
-  virStorageVolCreateXMLFrom: {
-    parameters: [
-      virStoragePoolPtr, // virStoragePoolPtr pool
-      "buffer", // const char *xmlDesc
-      virStorageVolPtr, // virStorageVolPtr clonevol
-      "u32", // unsigned int flags
-    ],
-    result: virStorageVolPtr, // NULL on error
-    nonblocking: true,
-  },
-  virStorageVolDelete: {
-    parameters: [
-      virStorageVolPtr, // virStorageVolPtr vol
-      "u32", // unsigned int flags
-    ],
-    result: "i32", // 0, -1 on error
-    nonblocking: true,
-  },
-  virStorageVolDownload: {
-    parameters: [
-      virStorageVolPtr, // virStorageVolPtr vol
-      virStreamPtr, // virStreamPtr stream
-      "u64", // unsigned long long offset
-      "u64", // unsigned long long length
-      "u32", // unsigned int flags
-    ],
-    result: "i32", // 0, -1 on error
-    nonblocking: true,
-  },
-  virStorageVolFree: {
-    parameters: [
-      virStorageVolPtr, // virStorageVolPtr vol
-    ],
-    result: "i32", // 0, -1 on error
-  },
-  virStorageVolGetInfo: {
-    parameters: [
-      virStorageVolPtr, // virStorageVolPtr vol
-      "buffer", // virStorageVolInfoPtr info
-    ],
-    result: "i32", // 0, -1 on error
-    nonblocking: true,
-  },
-  virStorageVolGetName: {
-    parameters: [
-      virStorageVolPtr, // virStorageVolPtr vol
-    ],
-    result: "pointer", // const char *, the handle's, NULL on error
-  },
-  virStorageVolGetPath: {
-    parameters: [
-      virStorageVolPtr, // virStorageVolPtr vol
-    ],
-    result: "pointer", // char *, ours to free, NULL on error
-    nonblocking: true,
-  },
-  virStorageVolGetXMLDesc: {
-    parameters: [
-      virStorageVolPtr, // virStorageVolPtr vol
-      "u32", // unsigned int flags
-    ],
-    result: "pointer", // char *, ours to free, NULL on error
-    nonblocking: true,
-  },
-  virStorageVolLookupByName: {
-    parameters: [
-      virStoragePoolPtr, // virStoragePoolPtr pool
-      "buffer", // const char *name
-    ],
-    result: virStorageVolPtr, // NULL on error
-    nonblocking: true,
-  },
-  virStorageVolUpload: {
-    parameters: [
-      virStorageVolPtr, // virStorageVolPtr vol
-      virStreamPtr, // virStreamPtr stream
-      "u64", // unsigned long long offset
-      "u64", // unsigned long long length
-      "u32", // unsigned int flags
-    ],
-    result: "i32", // 0, -1 on error
-    nonblocking: true,
-  },
+  virStoragePoolBuild: daemon(status, virStoragePoolPtr, flags),
+  virStoragePoolCreate: daemon(status, virStoragePoolPtr, flags),
+  virStoragePoolCreateXML: daemon(virStoragePoolPtr, virConnectPtr, /* xmlDesc */ text, flags),
+  virStoragePoolDestroy: daemon(status, virStoragePoolPtr),
+  virStoragePoolDefineXML: daemon(virStoragePoolPtr, virConnectPtr, /* xml */ text, flags),
+  virStoragePoolFree: fn(status, virStoragePoolPtr),
+  virStoragePoolGetAutostart: daemon(status, virStoragePoolPtr, /* int *autostart */ "buffer"),
+  virStoragePoolGetXMLDesc: daemon(ownedString, virStoragePoolPtr, flags),
+  virStoragePoolIsActive: daemon(yesNo, virStoragePoolPtr),
+  virStoragePoolListAllVolumes: daemon(
+    count,
+    virStoragePoolPtr,
+    /* virStorageVolPtr **vols */ "buffer",
+    flags,
+  ),
+  virStoragePoolLookupByName: daemon(virStoragePoolPtr, virConnectPtr, /* name */ text),
+  virStoragePoolRefresh: daemon(status, virStoragePoolPtr, flags),
+  virStoragePoolSetAutostart: daemon(status, virStoragePoolPtr, /* int autostart */ "i32"),
+  virStorageVolCreateXML: daemon(virStorageVolPtr, virStoragePoolPtr, /* xmlDesc */ text, flags),
+  virStorageVolCreateXMLFrom: daemon(
+    virStorageVolPtr,
+    virStoragePoolPtr,
+    /* xmlDesc */ text,
+    virStorageVolPtr,
+    flags,
+  ),
+  virStorageVolDelete: daemon(status, virStorageVolPtr, flags),
+  virStorageVolDownload: daemon(
+    status,
+    virStorageVolPtr,
+    virStreamPtr,
+    /* unsigned long long offset */ "u64",
+    /* unsigned long long length */ "u64",
+    flags,
+  ),
+  virStorageVolFree: fn(status, virStorageVolPtr),
+  virStorageVolGetInfo: daemon(status, virStorageVolPtr, /* virStorageVolInfoPtr info */ "buffer"),
+  virStorageVolGetName: fn(borrowedString, virStorageVolPtr),
+  virStorageVolGetPath: daemon(ownedString, virStorageVolPtr),
+  virStorageVolGetXMLDesc: daemon(ownedString, virStorageVolPtr, flags),
+  virStorageVolLookupByName: daemon(virStorageVolPtr, virStoragePoolPtr, /* name */ text),
+  virStorageVolUpload: daemon(
+    status,
+    virStorageVolPtr,
+    virStreamPtr,
+    /* unsigned long long offset */ "u64",
+    /* unsigned long long length */ "u64",
+    flags,
+  ),
 
-  // libvirt-stream
+  // libvirt-stream: what sends and receives gives -2 if it would wait
 
-  virStreamAbort: {
-    parameters: [
-      virStreamPtr, // virStreamPtr stream
-    ],
-    result: "i32", // 0, -1 on error
-    nonblocking: true,
-  },
-  virStreamFinish: {
-    parameters: [
-      virStreamPtr, // virStreamPtr stream
-    ],
-    result: "i32", // 0, -1 on error
-    nonblocking: true,
-  },
-  virStreamFree: {
-    parameters: [
-      virStreamPtr, // virStreamPtr stream
-    ],
-    result: "i32", // 0, -1 on error
-  },
-  virStreamNew: {
-    parameters: [
-      virConnectPtr, // virConnectPtr conn
-      "u32", // unsigned int flags
-    ],
-    result: virStreamPtr, // NULL on error
-    nonblocking: true,
-  },
-  virStreamRecv: {
-    parameters: [
-      virStreamPtr, // virStreamPtr stream
-      "buffer", // char *data
-      "usize", // size_t nbytes
-    ],
-    result: "i32", // how many bytes, 0 at the end, -1 on error, -2 if it would wait
-    nonblocking: true,
-  },
-  virStreamSend: {
-    parameters: [
-      virStreamPtr, // virStreamPtr stream
-      "buffer", // const char *data
-      "usize", // size_t nbytes
-    ],
-    result: "i32", // how many bytes, -1 on error, -2 if it would wait
-    nonblocking: true,
-  },
+  virStreamAbort: daemon(status, virStreamPtr),
+  virStreamFinish: daemon(status, virStreamPtr),
+  virStreamFree: fn(status, virStreamPtr),
+  virStreamNew: daemon(virStreamPtr, virConnectPtr, flags),
+  virStreamRecv: daemon(
+    count,
+    virStreamPtr,
+    /* char *data */ "buffer",
+    /* size_t nbytes */ "usize",
+  ),
+  virStreamSend: daemon(count, virStreamPtr, /* data */ text, /* size_t nbytes */ "usize"),
 
   // virterror
 
-  virConnCopyLastError: {
-    parameters: [
-      virConnectPtr, // virConnectPtr conn
-      "buffer", // virErrorPtr to
-    ],
-    result: "i32", // 0 if there is none, -1 on error
-  },
-  virConnResetLastError: {
-    parameters: [
-      virConnectPtr, // virConnectPtr conn
-    ],
-    result: "void",
-  },
-  virConnSetErrorFunc: {
-    parameters: [
-      virConnectPtr, // virConnectPtr conn
-      "pointer", // void *userData
-      "pointer", // virErrorFunc handler
-    ],
-    result: "void",
-  },
-  virResetError: {
-    parameters: [
-      "buffer", // virErrorPtr err
-    ],
-    result: "void",
-  },
-  virSetErrorFunc: {
-    parameters: [
-      "buffer", // void *userData
-      "pointer", // virErrorFunc handler
-    ],
-    result: "void",
-  },
+  virConnCopyLastError: fn("i32", virConnectPtr, /* virErrorPtr to */ "buffer"), // its code
+  virConnResetLastError: fn("void", virConnectPtr),
+  virConnSetErrorFunc: fn(
+    "void",
+    virConnectPtr,
+    /* void *userData */ "pointer",
+    /* virErrorFunc handler */ "pointer",
+  ),
+  virResetError: fn("void", /* virErrorPtr err */ "buffer"),
+  virSetErrorFunc: fn("void", /* void *userData */ "buffer", /* virErrorFunc handler */ "pointer"),
   /** The address of the function, for {@linkcode symbols.virSetErrorFunc}. */
   virCopyLastError: { type: "pointer" },
 
   // The C library's, which libvirt.so is linked with: what libvirt allocated for us goes back to it.
 
-  free: {
-    parameters: [
-      "pointer", // void *ptr
-    ],
-    result: "void",
-  },
+  free: fn("void", /* void *ptr */ "pointer"),
   /** The address of `free`, which does nothing with NULL: an error handler that is silent. */
   freeAddress: { type: "pointer", name: "free" },
 } as const satisfies Deno.ForeignLibraryInterface;

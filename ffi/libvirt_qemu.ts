@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { Pointer } from "./libvirt.ts";
-
-const virDomainPtr = "pointer" as Deno.NativeTypedPointer<Pointer<"virDomain">>;
+import { blocking as daemon } from "./declare.ts";
+import { virDomainPtr } from "./libvirt.ts";
 
 /**
  * The functions of libvirt-qemu.so that we call, as libvirt-qemu.h declares them. That library works
@@ -9,16 +8,13 @@ const virDomainPtr = "pointer" as Deno.NativeTypedPointer<Pointer<"virDomain">>;
  * 6.0.0, which is the oldest that we support.
  */
 export const qemuSymbols = {
-  virDomainQemuAgentCommand: {
-    parameters: [
-      virDomainPtr, // virDomainPtr domain
-      "buffer", // const char *cmd
-      "i32", // int timeout
-      "u32", // unsigned int flags
-    ],
-    result: "pointer", // char *, ours to free, NULL on error
-    nonblocking: true,
-  },
+  virDomainQemuAgentCommand: daemon(
+    /* char * */ "pointer",
+    virDomainPtr,
+    /* const char *cmd */ "buffer",
+    /* int timeout */ "i32",
+    /* unsigned int flags */ "u32",
+  ), // ours to free, NULL on error
 } as const satisfies Deno.ForeignLibraryInterface;
 
 /** The functions of {@linkcode qemuSymbols}, ready to call. */

@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { parseXml, XmlElement } from "@rgrove/parse-xml";
 import { symbols } from "../../ffi/libvirt.ts";
+import { qemuSymbols } from "../../ffi/libvirt_qemu.ts";
 import {
   ADDRESS_SOURCE,
   VIR_DOMAIN_CONSOLE_FORCE,
@@ -21,7 +22,8 @@ import {
   VIR_NETWORK_UPDATE_COMMAND_ADD_LAST,
 } from "../../src/libvirt/network.ts";
 
-const API_FILE = "/usr/share/libvirt/api/libvirt-api.xml"; // Debian's libvirt-dev has it
+/** Debian's libvirt-dev has these. */
+const API_FILES = ["libvirt-api.xml", "libvirt-qemu-api.xml"];
 const OLDEST = [6, 0, 0];
 
 interface CFunction {
@@ -37,14 +39,17 @@ function elements(element: XmlElement, name: string): XmlElement[] {
   });
 }
 
-function readApi(): XmlElement {
-  const root = parseXml(Deno.readTextFileSync(API_FILE)).root;
-  assert(root);
-  return root;
+/** The elements of this name in libvirt's descriptions of its API. */
+function readApi(name: string): XmlElement[] {
+  return API_FILES.flatMap((file) => {
+    const root = parseXml(Deno.readTextFileSync(`/usr/share/libvirt/api/${file}`)).root;
+    assert(root);
+    return elements(root, name);
+  });
 }
 
 function readFunctions(): Map<string, CFunction> {
-  const functions = elements(readApi(), "function").map((element) => {
+  const functions = readApi("function").map((element) => {
     const since = element.attributes["version"] ?? "0";
     return [element.attributes["name"] ?? "", {
       result: elements(element, "return")[0]?.attributes["type"] ?? "void",
@@ -65,9 +70,9 @@ function widths(cType: string): string[] {
   return ["pointer", "buffer"];
 }
 
-/** The handles that must not be taken for one another: `virDomainPtr` and so on. */
+/** The functions of libvirt in our tables. */
 function functionEntries(): [string, { parameters: readonly string[]; result: string }][] {
-  return Object.entries(symbols).flatMap(([name, symbol]) =>
+  return Object.entries({ ...symbols, ...qemuSymbols }).flatMap(([name, symbol]) =>
     "parameters" in symbol && name !== "free" ? [[name, symbol]] : []
   );
 }
@@ -86,17 +91,42 @@ Deno.test("each function in the table is declared so in libvirt-api.xml", () => 
   }
 });
 
+/** The constants of a table that stand for one C type each, which a comment names. */
+function typeConstants(source: string): Map<string, string> {
+  const constants = source.matchAll(/^const (\w+) = "\w+"; \/\/ (.*?)(?:[:,].*)?$/gm);
+  return new Map(Array.from(constants, ([, name = "", cType = ""]) => [name, cType]));
+}
+
+/**
+ * The C types in a table's entry of this function, its result first. Each stands in a comment, or it
+ * is that of a constant; a handle's constant has the name of its type.
+ */
+function writtenTypes(source: string, functionName: string): string[] {
+  const entry = new RegExp(`^  ${functionName}: (?:fn|daemon)\\(([^()]*)\\),`, "m").exec(source);
+  assert(entry?.[1], `${functionName} is not written as fn(...) or daemon(...)`);
+  const constants = typeConstants(source);
+  const parts = entry[1].matchAll(/(?:\/\* (.*?) \*\/ )?("?)(\w+)\2(?:,|$)/g);
+  return Array.from(parts, ([, comment, quote, word = ""]) => {
+    if (quote === "") return constants.get(word) ?? word;
+    return comment === undefined ? word : comment.replace(/\w+$/, "");
+  });
+}
+
 Deno.test("the C declarations beside the parameters are libvirt's", async () => {
-  const source = await Deno.readTextFile(new URL("../../ffi/libvirt.ts", import.meta.url));
   const functions = readFunctions();
+  const files = ["libvirt.ts", "libvirt_qemu.ts"].map((file) =>
+    Deno.readTextFile(new URL(`../../ffi/${file}`, import.meta.url))
+  );
+  const source = (await Promise.all(files)).join("\n");
+  const normal = (cType: string): string => cType.replace(/\s/g, "").replace(/^i32$/, "int");
   for (const [name] of functionEntries()) {
-    const body = source.slice(source.indexOf(`  ${name}: {`));
-    const entry = body.slice(0, body.indexOf("\n  },"));
-    const written = [...entry.matchAll(/^ {6}.*?, \/\/ (.*)$/gm)].map((match) =>
-      (match[1] ?? "").replace(/\w+$/, "").replace(/\s/g, "")
+    const declared = functions.get(name);
+    assert(declared, `${name} is no function of libvirt`);
+    assert.deepEqual(
+      writtenTypes(source, name).map(normal),
+      [declared.result, ...declared.parameters].map(normal),
+      name,
     );
-    const declared = functions.get(name)?.parameters.map((type) => type.replace(/\s/g, ""));
-    assert.deepEqual(written, declared, name);
   }
 });
 
@@ -114,7 +144,7 @@ Deno.test("no function is younger than the oldest libvirt that we support", () =
 
 Deno.test("the constants have libvirt's values", () => {
   const values = new Map(
-    elements(readApi(), "enum").map(({ attributes }) => [attributes["name"], attributes["value"]]),
+    readApi("enum").map(({ attributes }) => [attributes["name"], attributes["value"]]),
   );
   const ours = {
     VIR_DOMAIN_START_VALIDATE,
