@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { libc } from "./libc.ts";
+import { cString } from "./memory.ts";
 import {
   attribute,
   concatenated,
@@ -9,15 +11,8 @@ import {
   withNetlink,
 } from "./netlink.ts";
 
-/** The C library's function for the number of a network device. */
-const symbols = {
-  if_nametoindex: {
-    parameters: [
-      "buffer", // const char *ifname
-    ],
-    result: "u32", // 0 on error
-  },
-} as const satisfies Deno.ForeignLibraryInterface;
+/** The function for the number of a network device. */
+const load = libc("if_nametoindex");
 
 const RTM_SETLINK = 19; // linux/rtnetlink.h
 const AF_BRIDGE = 7; // linux/socket.h
@@ -30,7 +25,7 @@ const IFLA_BRPORT_GROUP_FWD_MASK = 31;
  * a Linux bridge. sysfs has the same in a file, which root alone may write.
  */
 export function setGroupForwardMask(device: string, mask: number): boolean {
-  const index = indexOf(device);
+  const index = load().if_nametoindex(cString(device));
   if (index === 0) return false;
   const port = attribute(
     IFLA_BRPORT_GROUP_FWD_MASK,
@@ -47,13 +42,4 @@ function interfaceInfo(index: number): Uint8Array<ArrayBuffer> {
   info[0] = AF_BRIDGE; // ifi_family
   new DataView(info.buffer).setInt32(4, index, true); // ifi_index
   return info;
-}
-
-function indexOf(device: string): number {
-  const library = Deno.dlopen("libc.so.6", symbols);
-  try {
-    return library.symbols.if_nametoindex(new TextEncoder().encode(`${device}\0`));
-  } finally {
-    library.close();
-  }
 }

@@ -7,7 +7,7 @@ const encoder = new TextEncoder();
 /** A C string of this text, owned by the garbage collector. Throws TypeError on a NUL, at which C would cut it. */
 export function cString(text: string): Uint8Array<ArrayBuffer> {
   if (text.includes("\0")) {
-    throw new TypeError(`A string for libvirt holds a NUL: ${JSON.stringify(text)}`);
+    throw new TypeError(`A string for C holds a NUL: ${JSON.stringify(text)}`);
   }
   return encoder.encode(text + "\0");
 }

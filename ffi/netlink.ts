@@ -1,40 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { libc } from "./libc.ts";
 
-/** Questions to the kernel by netlink(7), for which the C library has no function of its own. */
-const symbols = {
-  socket: {
-    parameters: [
-      "i32", // int domain
-      "i32", // int type
-      "i32", // int protocol
-    ],
-    result: "i32", // -1 on error
-  },
-  send: {
-    parameters: [
-      "i32", // int fd
-      "buffer", // const void *buf
-      "usize", // size_t len
-      "i32", // int flags
-    ],
-    result: "isize", // -1 on error
-  },
-  recv: {
-    parameters: [
-      "i32", // int fd
-      "buffer", // void *buf
-      "usize", // size_t len
-      "i32", // int flags
-    ],
-    result: "isize", // -1 on error
-  },
-  close: {
-    parameters: [
-      "i32", // int fd
-    ],
-    result: "i32", // -1 on error
-  },
-} as const satisfies Deno.ForeignLibraryInterface;
+/**
+ * The functions for questions to the kernel by netlink(7), for which the C library has none of its own,
+ * bound at the first call.
+ */
+export const loadNetlink = libc("socket", "send", "recv", "close");
 
 const AF_NETLINK = 16;
 const SOCK_RAW_CLOEXEC = 0o2000003;
@@ -65,32 +36,28 @@ export type Ask = (request: NetlinkRequest) => Iterable<Bytes>;
 
 /** Calls the function with a way to this part of the kernel. Gives null if there is none. */
 export function withNetlink<T>(protocol: number, body: (ask: Ask) => T): T | null {
-  const library = Deno.dlopen("libc.so.6", symbols);
-  const libc = library.symbols;
-  const socket = libc.socket(AF_NETLINK, SOCK_RAW_CLOEXEC, protocol);
+  const { socket: open, close } = loadNetlink();
+  const socket = open(AF_NETLINK, SOCK_RAW_CLOEXEC, protocol);
+  if (socket < 0) return null;
   try {
-    return socket < 0 ? null : body((request) => ask(libc, socket, request));
+    return body((request) => ask(socket, request));
   } finally {
-    if (socket >= 0) libc.close(socket);
-    library.close();
+    close(socket);
   }
 }
 
-function* ask(
-  libc: Deno.DynamicLibrary<typeof symbols>["symbols"],
-  socket: number,
-  { type, flags, body }: NetlinkRequest,
-): Generator<Bytes> {
+function* ask(socket: number, { type, flags, body }: NetlinkRequest): Generator<Bytes> {
+  const { send, recv } = loadNetlink();
   const request = new Uint8Array(HEADER_BYTES + body.length);
   const view = viewOf(request);
   view.setUint32(0, request.length, true);
   view.setUint16(4, type, true);
   view.setUint16(6, NLM_F_REQUEST | flags, true);
   request.set(body, HEADER_BYTES);
-  if (Number(libc.send(socket, request, BigInt(request.length), 0)) < 0) return;
+  if (Number(send(socket, request, BigInt(request.length), 0)) < 0) return;
   for (;;) {
     const buffer = new Uint8Array(RECEIVE_BYTES);
-    const length = Number(libc.recv(socket, buffer, BigInt(buffer.length), MSG_DONTWAIT));
+    const length = Number(recv(socket, buffer, BigInt(buffer.length), MSG_DONTWAIT));
     if (length <= 0) return;
     for (const message of messagesIn(buffer.subarray(0, length))) {
       yield message;

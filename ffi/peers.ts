@@ -1,19 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { libc } from "./libc.ts";
 import { readProcLink } from "./proc.ts";
 
-/** The C library's function to ask who is at the other end of a socket (SO_PEERCRED in unix(7)). */
-const symbols = {
-  getsockopt: {
-    parameters: [
-      "i32", // int sockfd
-      "i32", // int level
-      "i32", // int optname
-      "buffer", // void *optval
-      "buffer", // socklen_t *optlen
-    ],
-    result: "i32", // -1 on error
-  },
-} as const satisfies Deno.ForeignLibraryInterface;
+/** Asks who is at the other end of a socket (SO_PEERCRED in unix(7)). */
+export const loadPeers = libc("getsockopt");
 
 // asm/socket.h of Linux.
 const SOL_SOCKET = 1;
@@ -37,15 +27,14 @@ export function isSeenByPeers(): boolean {
 
 /** The processes at the other ends, 0 for one of which this one cannot know. */
 function peerProcesses(): Set<number> {
-  const library = Deno.dlopen("libc.so.6", symbols);
+  const { getsockopt } = loadPeers();
   const peers = new Set<number>();
   for (let file = FIRST_DESCRIPTOR; file < MOST_DESCRIPTORS; file++) {
     const credentials = new Int32Array(3); // struct ucred: pid, uid, gid
     const length = new Uint32Array([credentials.byteLength]);
-    const status = library.symbols.getsockopt(file, SOL_SOCKET, SO_PEERCRED, credentials, length);
+    const status = getsockopt(file, SOL_SOCKET, SO_PEERCRED, credentials, length);
     const [pid = 0, user] = credentials;
     if (status === 0 && user !== -1 && pid !== Deno.pid) peers.add(pid);
   }
-  library.close();
   return peers;
 }

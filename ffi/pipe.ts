@@ -1,48 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { loadProc } from "./proc.ts";
+import { libc, O_RDONLY_CLOEXEC } from "./libc.ts";
+import { cString } from "./memory.ts";
 
-/** The C library's functions for pipes, see pipe(7), but for those that all files have. */
-const symbols = {
-  pipe2: {
-    parameters: [
-      "buffer", // int pipefd[2]
-      "i32", // int flags
-    ],
-    result: "i32", // -1 on error
-  },
-  fcntl: { // variadic, see proc.ts
-    parameters: [
-      "i32", // int fd
-      "i32", // int cmd
-      "i32", // int arg
-    ],
-    result: "i32", // -1 on error
-  },
-  poll: {
-    parameters: [
-      "buffer", // struct pollfd *fds
-      "u64", // nfds_t nfds
-      "i32", // int timeout, in milliseconds
-    ],
-    result: "i32", // how many are ready, -1 on error
-    nonblocking: true,
-  },
-  splice: {
-    parameters: [
-      "i32", // int fd_in
-      "buffer", // off64_t *off_in
-      "i32", // int fd_out
-      "buffer", // off64_t *off_out
-      "usize", // size_t len
-      "u32", // unsigned int flags
-    ],
-    result: "isize", // how many bytes, 0 at the end of the file, -1 on error
-    nonblocking: true, // it waits for the disk
-  },
-} as const satisfies Deno.ForeignLibraryInterface;
+/** The functions for pipes, see pipe(7), bound at the first call. */
+export const loadPipe = libc("open", "close", "write", "pipe2", "fcntl", "poll", "splice");
 
 // fcntl.h and poll.h of Linux.
-const O_RDONLY_CLOEXEC = 0o2000000;
 const O_NONBLOCK_CLOEXEC = 0o2004000;
 const F_SETPIPE_SZ = 1031;
 const POLLOUT = 4;
@@ -55,16 +18,6 @@ const POLL_MS = 100;
 
 /** A disk that does not answer keeps nobody longer than that. */
 const LAST_MS = 2000;
-
-type Libc = Deno.DynamicLibrary<typeof symbols>["symbols"];
-
-let library: Libc | undefined;
-
-/** Binds the functions, at the first call; {@linkcode loadProc} has the others. */
-export function loadPipe(): Libc {
-  library ??= Deno.dlopen("libc.so.6", symbols).symbols;
-  return library;
-}
 
 /** A file as it is to be read: these bytes, then its own from the offset on. */
 export interface Spliced {
@@ -83,26 +36,25 @@ export async function withSpliced<T>(
   { before, file, offset }: Spliced,
   use: (path: string) => Promise<T>,
 ): Promise<T | null> {
-  const libc = loadPipe();
-  const { open, close } = loadProc();
-  const source = open(new TextEncoder().encode(`${file}\0`), O_RDONLY_CLOEXEC);
+  const { open, close, pipe2, fcntl } = loadPipe();
+  const source = open(cString(file), O_RDONLY_CLOEXEC);
   if (source < 0) return null;
   const ends = new Int32Array(2);
-  if (libc.pipe2(ends, O_NONBLOCK_CLOEXEC) < 0) {
+  if (pipe2(ends, O_NONBLOCK_CLOEXEC) < 0) {
     close(source);
     return null;
   }
   const [output = -1, input = -1] = ends;
-  libc.fcntl(input, F_SETPIPE_SZ, PIPE_BYTES); // a smaller one only takes longer
+  fcntl(input, F_SETPIPE_SZ, PIPE_BYTES); // a smaller one only takes longer
 
   let isOver = false;
   const hasRoom = async (): Promise<boolean> => {
-    while (!isOver) if (await isWritable(libc, input)) return true;
+    while (!isOver) if (await isWritable(input)) return true;
     return false;
   };
   const feed = async (): Promise<void> => {
     await writeAll(before, input, hasRoom) &&
-      await spliceAll(libc, { source, offset }, input, hasRoom);
+      await spliceAll({ source, offset }, input, hasRoom);
     close(source);
     close(input); // who reads comes to the end
   };
@@ -125,9 +77,9 @@ async function orLater(done: Promise<void>): Promise<void> {
 }
 
 /** Waits a little for room in the pipe. */
-async function isWritable(libc: Libc, input: number): Promise<boolean> {
+async function isWritable(input: number): Promise<boolean> {
   const polled = new Int32Array([input, POLLOUT]); // struct pollfd: int fd, short events, revents
-  return await libc.poll(polled, 1n, POLL_MS) === 1;
+  return await loadPipe().poll(polled, 1n, POLL_MS) === 1;
 }
 
 type HasRoom = () => Promise<boolean>;
@@ -138,7 +90,7 @@ async function writeAll(
   input: number,
   hasRoom: HasRoom,
 ): Promise<boolean> {
-  const { write } = loadProc();
+  const { write } = loadPipe();
   for (let at = 0; at < bytes.length;) {
     if (!await hasRoom()) return false;
     const rest = bytes.subarray(at);
@@ -151,15 +103,15 @@ async function writeAll(
 
 /** Moves the file into the pipe, to its end or until that fails. */
 async function spliceAll(
-  libc: Libc,
   { source, offset }: { readonly source: number; readonly offset: number },
   input: number,
   hasRoom: HasRoom,
 ): Promise<void> {
+  const { splice } = loadPipe();
   const position = new BigInt64Array([BigInt(offset)]);
   const most = BigInt(PIPE_BYTES);
   while (await hasRoom()) {
-    const moved = await libc.splice(source, position, input, null, most, SPLICE_F_NONBLOCK);
+    const moved = await splice(source, position, input, null, most, SPLICE_F_NONBLOCK);
     if (Number(moved) <= 0) return;
   }
 }

@@ -1,81 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { libc, O_RDONLY_CLOEXEC } from "./libc.ts";
+import { cString } from "./memory.ts";
 
 /**
- * The C library's functions to read and write a file, to read a link and a file system's size, for the
- * mask of new files' modes, and to ask for a process. Deno itself opens nothing below /proc and /sys
- * unless it has all permissions, which the compiled program does not need for anything else.
- *
- * `open` is variadic in C. Declared with fixed parameters it works all the same, see kvm.ts.
+ * The functions to read and write a file, to read a link and a file system's size, for the mask of new
+ * files' modes, and to ask for a process, bound at the first call. Deno itself opens nothing below /proc and /sys unless it
+ * has all permissions, which the compiled program does not need for anything else.
  */
-const symbols = {
-  open: {
-    parameters: [
-      "buffer", // const char *path
-      "i32", // int flags
-    ],
-    result: "i32", // -1 on error
-  },
-  read: {
-    parameters: [
-      "i32", // int fd
-      "buffer", // void *buf
-      "usize", // size_t count
-    ],
-    result: "isize", // how many bytes, -1 on error
-  },
-  write: {
-    parameters: [
-      "i32", // int fd
-      "buffer", // const void *buf
-      "usize", // size_t count
-    ],
-    result: "isize", // how many bytes, -1 on error
-  },
-  readlink: {
-    parameters: [
-      "buffer", // const char *path
-      "buffer", // char *buf
-      "usize", // size_t bufsiz
-    ],
-    result: "isize", // how many bytes, -1 on error
-  },
-  close: {
-    parameters: [
-      "i32", // int fd
-    ],
-    result: "i32", // -1 on error
-  },
-  umask: {
-    parameters: [
-      "u32", // mode_t mask
-    ],
-    result: "u32", // the one before
-  },
-  getpgid: {
-    parameters: [
-      "i32", // pid_t pid
-    ],
-    result: "i32", // -1 if there is no such process
-  },
-  statvfs: {
-    parameters: [
-      "buffer", // const char *path
-      "buffer", // struct statvfs *buf
-    ],
-    result: "i32", // -1 on error
-  },
-} as const satisfies Deno.ForeignLibraryInterface;
-
-// fcntl.h of Linux.
-const O_RDONLY_CLOEXEC = 0o2000000;
-
-let library: Deno.DynamicLibrary<typeof symbols>["symbols"] | undefined;
-
-/** Binds the functions, at the first call. */
-export function loadProc(): Deno.DynamicLibrary<typeof symbols>["symbols"] {
-  library ??= Deno.dlopen("libc.so.6", symbols).symbols;
-  return library;
-}
+export const loadProc = libc(
+  "open",
+  "read",
+  "close",
+  "readlink",
+  "statvfs",
+  "umask",
+  "getpgid",
+);
 
 /** The text of a small file below /proc, or null if it cannot be read. */
 export function readProc(path: string): string | null {
@@ -87,7 +27,7 @@ const MOST_BYTES = 1024 * 1024;
 /** The text of a file that the kernel makes, cut at a megabyte, or null if it cannot be read. */
 export function readKernelFile(path: string): string | null {
   const { open, read, close } = loadProc();
-  const file = open(new TextEncoder().encode(`${path}\0`), O_RDONLY_CLOEXEC);
+  const file = open(cString(path), O_RDONLY_CLOEXEC);
   if (file < 0) return null;
   const decoder = new TextDecoder();
   const buffer = new Uint8Array(4096);
@@ -118,7 +58,7 @@ export function withUmask<T>(mask: number, body: () => T): T {
 /** Whether there is a file or a directory at this path that this user may open. */
 export function isKernelFile(path: string): boolean {
   const { open, close } = loadProc();
-  const file = open(new TextEncoder().encode(`${path}\0`), O_RDONLY_CLOEXEC);
+  const file = open(cString(path), O_RDONLY_CLOEXEC);
   if (file >= 0) close(file);
   return file >= 0;
 }
@@ -131,8 +71,8 @@ export function hasProcess(pid: number): boolean {
 /** Where a link below /proc leads, or null if it cannot be read. */
 export function readProcLink(path: string): string | null {
   const buffer = new Uint8Array(4096);
-  const name = new TextEncoder().encode(`/proc/${path}\0`);
-  const length = Number(loadProc().readlink(name, buffer, BigInt(buffer.length)));
+  const { readlink } = loadProc();
+  const length = Number(readlink(cString(`/proc/${path}`), buffer, BigInt(buffer.length)));
   return length < 0 ? null : new TextDecoder().decode(buffer.subarray(0, length));
 }
 
@@ -143,7 +83,7 @@ export function readProcLink(path: string): string | null {
 export function fileSystemSpace(path: string): { total: number; available: number } | null {
   // struct statvfs on 64-bit Linux, of 112 bytes: f_frsize at 8, f_blocks at 16, f_bavail at 32.
   const fields = new BigUint64Array(14);
-  if (loadProc().statvfs(new TextEncoder().encode(`${path}\0`), fields) < 0) return null;
+  if (loadProc().statvfs(cString(path), fields) < 0) return null;
   const [, blockBytes = 0n, blocks = 0n, , available = 0n] = fields;
   return { total: Number(blockBytes * blocks), available: Number(blockBytes * available) };
 }

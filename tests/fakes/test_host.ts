@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { loadLibvirt } from "../../ffi/libvirt.ts";
 import { loadLibvirtQemu } from "../../ffi/libvirt_qemu.ts";
+import { loadNetlink } from "../../ffi/netlink.ts";
 import { loadProc } from "../../ffi/proc.ts";
 import { Connection, type ConnectionOptions } from "../../src/libvirt/connection.ts";
 
 // Here, so that no test is blamed for the libraries that it loads first.
 loadLibvirt();
 loadLibvirtQemu();
+loadNetlink();
 loadProc();
 
 /** The URI of {@linkcode openTestHost}. */

@@ -2,7 +2,10 @@
 import assert from "node:assert/strict";
 import { createSocket } from "node:dgram";
 import { forgetConnections } from "../../ffi/conntrack.ts";
+import { loadNetlink } from "../../ffi/netlink.ts";
 import { asNobody, canBeNobody } from "../fakes/test_nobody.ts";
+
+loadNetlink(); // what is loaded in a test is taken for a leak of it
 
 /** Whether the kernel tracks connections: makes one from this address, and looks. */
 async function isTracked(address: string): Promise<boolean> {

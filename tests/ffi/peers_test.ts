@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { isSeenByPeers } from "../../ffi/peers.ts";
+import { isSeenByPeers, loadPeers } from "../../ffi/peers.ts";
 import { loadProc } from "../../ffi/proc.ts";
 
-loadProc(); // what is loaded in a test is taken for a leak of it
+loadProc();
+loadPeers(); // what is loaded in a test is taken for a leak of it
 
 /** A process that listens at this socket, until it is disposed of. */
 async function listenerAt(path: string, wrapper: readonly string[]): Promise<AsyncDisposable> {

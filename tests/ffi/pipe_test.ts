@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import { loadPipe, withSpliced } from "../../ffi/pipe.ts";
-import { loadProc } from "../../ffi/proc.ts";
 
-loadProc();
 loadPipe(); // what is loaded in a test is taken for a leak of it
 
 /** More than a pipe holds. */

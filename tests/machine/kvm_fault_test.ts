@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { loadLibc } from "../../ffi/kvm.ts";
+import { loadKvm } from "../../ffi/kvm.ts";
 import { explain, faultOf, SystemFailure } from "../../src/errors.ts";
 import { LibvirtError, VIR_ERR } from "../../src/libvirt/error.ts";
 import { findKvmFault, type KvmUser, watchKvm } from "../../src/machine/kvm/kvm_fault.ts";
@@ -15,7 +15,7 @@ import { TestGuest } from "../fakes/test_guest.ts";
 import { openTestHost } from "../fakes/test_host.ts";
 import { JOB, testStage } from "../fakes/test_stage.ts";
 
-loadLibc(); // what is loaded in a test is taken for a leak of it
+loadKvm(); // what is loaded in a test is taken for a leak of it
 
 const WORKS: KvmAnswer = { works: true };
 const BROKEN: KvmAnswer = { works: false, reason: "a guest's kernel never boots" };

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { loadLibc } from "../../ffi/kvm.ts";
+import { loadKvm } from "../../ffi/kvm.ts";
 import { guestProgram } from "../../src/machine/kvm/kvm_guest.ts";
 import { kvmRunsGuests } from "../../src/machine/kvm/kvm_probe.ts";
 
-loadLibc(); // Now, since Deno 2.7 takes what a test loads for a leak.
+loadKvm(); // Now, since Deno 2.7 takes what a test loads for a leak.
 
 const withoutQemu = !hasQemu();
 const withoutKvm = Deno.build.arch !== "x86_64" || !opens("/dev/kvm");

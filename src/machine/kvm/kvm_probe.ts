@@ -6,15 +6,14 @@ import {
   KVM_EXIT,
   KVM_RUN_OFFSET,
   type Libc,
-  loadLibc,
+  loadKvm,
   MAP_ANONYMOUS,
   MAP_FAILED,
   MAP_SHARED,
-  O_CLOEXEC,
-  O_RDWR,
   PROT_NONE,
   PROT_READ_WRITE,
 } from "../../../ffi/kvm.ts";
+import { O_RDWR_CLOEXEC } from "../../../ffi/libc.ts";
 import { cString } from "../../../ffi/memory.ts";
 import { GUEST_END_PORT, GUEST_STEPS, guestProgram } from "./kvm_guest.ts";
 
@@ -64,7 +63,7 @@ class NoAccess extends Refusal {
  */
 export async function kvmRunsGuests(options: KvmProbeOptions = {}): Promise<KvmAnswer> {
   if (Deno.build.os !== "linux") return { works: false, reason: "KVM exists on Linux only" };
-  const libc = loadLibc();
+  const libc = loadKvm();
   using resources = new DisposableStack();
   try {
     const kvm = openKvm(libc, resources);
@@ -79,7 +78,7 @@ export async function kvmRunsGuests(options: KvmProbeOptions = {}): Promise<KvmA
 
 function openKvm(libc: Libc, resources: DisposableStack): number {
   const errno = errnoOf(libc);
-  const kvm = libc.open(cString("/dev/kvm"), O_RDWR | O_CLOEXEC);
+  const kvm = libc.open(cString("/dev/kvm"), O_RDWR_CLOEXEC);
   if (kvm >= 0) {
     resources.defer(() => libc.close(kvm));
     return kvm;
