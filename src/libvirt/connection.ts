@@ -461,8 +461,8 @@ export class Connection implements AsyncDisposable {
     const buffer = new Uint8Array(SIZE_OF_VIR_ERROR);
     this.#libvirt.virConnCopyLastError(this.#pointer, buffer);
     const error = takeError(functionName, this.#libvirt, buffer);
-    const isAlive = this.#libvirt.virConnectIsAlive(this.#pointer) === 1; // asks no daemon
-    return isAlive ? error : lost(functionName, error.words, error.code);
+    const isLost = this.#libvirt.virConnectIsAlive(this.#pointer) === 0; // -1: it cannot tell
+    return isLost ? lost(functionName, error.words, error.code) : error;
   }
 }
 

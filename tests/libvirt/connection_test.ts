@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
+import { type Libvirt, loadLibvirt } from "../../ffi/libvirt.ts";
 import { explain, SystemFailure } from "../../src/errors.ts";
 import { Connection } from "../../src/libvirt/connection.ts";
 import { isLibvirtError, LibvirtError, orNull, VIR_ERR } from "../../src/libvirt/error.ts";
@@ -91,6 +92,24 @@ Deno.test("opens that fail at once have their own errors", async () => {
   for (const [i, error] of errors.entries()) {
     assert.match(error.message, new RegExp(`socket=/nonexistent/${i}".*'/nonexistent/${i}'`));
   }
+});
+
+Deno.test("a connection is lost if libvirt says so, not if it cannot tell", async () => {
+  await using connection = await openTestHost();
+  const libvirt: { -readonly [Name in keyof Libvirt]: Libvirt[Name] } = loadLibvirt();
+  // The test driver's connections live for ever, and a driver that cannot tell is in few builds.
+  const { virConnectIsAlive } = libvirt;
+  const areLost: boolean[] = [];
+  try {
+    for (const answer of [1, 0, -1]) {
+      libvirt.virConnectIsAlive = () => answer;
+      const error = await connection.lookupPool("nothing").catch((error) => error);
+      areLost.push(error.isLost);
+    }
+  } finally {
+    libvirt.virConnectIsAlive = virConnectIsAlive;
+  }
+  assert.deepEqual(areLost, [false, true, false]);
 });
 
 Deno.test("an error of libvirt that nobody explains has its log for advice", async () => {
