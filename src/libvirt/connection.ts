@@ -2,25 +2,15 @@
 import { type Libvirt, loadLibvirt, type Pointer } from "../../ffi/libvirt.ts";
 import { type LibvirtQemu, loadLibvirtQemu, qemuSymbols } from "../../ffi/libvirt_qemu.ts";
 import { borrowedString, cBytes, cString, OutCell, pointerAt } from "../../ffi/memory.ts";
+import { type CallTime, inTime, lost, noAnswer, timeToOpen } from "./call_time.ts";
 import { Domain, VIR_CONNECT_LIST_DOMAINS_ACTIVE } from "./domain.ts";
-import { LibvirtError, orNull, VIR_ERR } from "./error.ts";
-import {
-  type DomainMemory,
-  nodeMemoryBuffer,
-  readDomainMemory,
-  readNodeMemory,
-  recordsOf,
-  VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE,
-  VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT,
-  VIR_DOMAIN_STATS_BALLOON,
-  VIR_NODE_MEMORY_STATS_ALL_CELLS,
-} from "./memory_stats.ts";
+import { errorBuffer, LibvirtError, orNull, takeError, VIR_ERR } from "./error.ts";
 import { Network } from "./network.ts";
 import { FilterBinding } from "./filter_binding.ts";
 import { NetworkFilter } from "./network_filter.ts";
 import { FREE, type Kind } from "./handle.ts";
+import { loadWithAdvice, openError } from "./open_error.ts";
 import { StoragePool } from "./storage_pool.ts";
-import { Stream } from "./stream.ts";
 
 /** The functions that may ask the daemon: each goes through {@linkcode Connection.call}. */
 export type CallName = {
@@ -34,6 +24,14 @@ export type CallParameters<Name extends CallName> = Parameters<Functions[Name]>;
 /** What it gives, unless that says that it failed. */
 export type CallResult<Name extends CallName> = NonNullable<Awaited<ReturnType<Functions[Name]>>>;
 
+/** The functions whose first parameter is such a handle. */
+export type MethodName<Brand extends string> = {
+  [Name in CallName]: Pointer<Brand> extends CallParameters<Name>[0] ? Name : never;
+}[CallName];
+/** Their other parameters. */
+export type OtherParameters<Name extends CallName> = CallParameters<Name> extends
+  [unknown, ...infer Others] ? Others : never;
+
 /** The functions that list handles into an array, and what they list. */
 interface Lists {
   readonly virConnectListAllDomains: "virDomain";
@@ -45,27 +43,21 @@ interface Lists {
 type LocalName =
   | "virDomainGetName"
   | "virDomainInterfaceFree"
+  | "virDomainStatsRecordListFree"
   | "virNetworkDHCPLeaseFree"
   | "virNWFilterBindingGetFilterName"
   | "virNWFilterGetName"
   | "virStorageVolGetName"
   | "free";
 
-/** How long calls may take, and what ends them early. */
-export interface ConnectionOptions {
-  /** A call that takes longer fails, and the connection with it. */
-  readonly callSeconds?: number;
-  /** Once it aborts, a call in flight gets five more seconds. */
-  readonly signal?: AbortSignal | null;
+/** How long calls may take, and who is told of them. */
+export interface ConnectionOptions extends CallTime {
   /** Told of each call that ends: for `--debug`. */
   readonly onCall?: ((functionName: string, milliseconds: number) => void) | null;
 }
 
-const SECONDS_AFTER_ABORT = 5;
 const CLOSE_MS = 3000;
 const UUID_STRING_BYTES = 37; // VIR_UUID_STRING_BUFLEN
-const MOST_WORDS_BYTES = 4096; // of an error, which may quote a guest's agent
-const SIZE_OF_VIR_ERROR = 80; // on 64-bit machines; code at 0, message at 8, int1 at 64
 
 /**
  * A connection to a hypervisor.
@@ -108,15 +100,10 @@ export class Connection implements AsyncDisposable {
     Connection.#openTurn = done;
     await turn;
     try {
-      const errorBuffer = Connection.#catchOpenErrors(libvirt);
-      const { callSeconds = 60, signal } = options;
-      // A connection that is to undo something after a cancel: a dead daemon is no reason to stay.
-      const limit = signal?.aborted ? Math.min(SECONDS_AFTER_ABORT, callSeconds) : callSeconds;
+      const buffer = Connection.#catchOpenErrors(libvirt);
       const open = libvirt.virConnectOpen(cString(uri));
-      const pointer = await inTime("virConnectOpen", open, { ...options, callSeconds: limit });
-      if (pointer === null) {
-        throw openError(uri, takeError("virConnectOpen", libvirt, errorBuffer));
-      }
+      const pointer = await inTime("virConnectOpen", open, timeToOpen(options));
+      if (pointer === null) throw openError(uri, takeError("virConnectOpen", libvirt, buffer));
       // A handler that is silent, so that this connection's errors stay away from the buffer above.
       libvirt.virConnSetErrorFunc(pointer, null, libvirt.freeAddress);
       return new Connection(uri, libvirt, { pointer, options });
@@ -131,7 +118,7 @@ export class Connection implements AsyncDisposable {
    */
   static #catchOpenErrors(libvirt: Libvirt): Uint8Array<ArrayBuffer> {
     if (Connection.#openError === undefined) {
-      Connection.#openError = new Uint8Array(SIZE_OF_VIR_ERROR);
+      Connection.#openError = errorBuffer();
       libvirt.virSetErrorFunc(Connection.#openError, libvirt.virCopyLastError);
     }
     return Connection.#openError;
@@ -172,6 +159,14 @@ export class Connection implements AsyncDisposable {
       endTurn();
       this.#options.onCall?.(name, performance.now() - start);
     }
+  }
+
+  /** As {@linkcode call}, with this connection for the first parameter. */
+  ask<Name extends MethodName<"virConnect">>(
+    name: Name,
+    ...others: OtherParameters<Name>
+  ): Promise<CallResult<Name>> {
+    return this.call(name, ...[this.#pointer, ...others] as unknown as CallParameters<Name>);
   }
 
   /** As {@linkcode call}, for a function whose result is a `char *` that is ours to free. */
@@ -236,22 +231,6 @@ export class Connection implements AsyncDisposable {
     return this.#libvirt;
   }
 
-  /**
-   * Gives the body a stream, which is finished after it, or aborted if it fails. `flags` are those of
-   * virStreamFlags.
-   */
-  async withStream<T>(body: (stream: Stream) => Promise<T>, flags = 0): Promise<T> {
-    using stream = new Stream(this, await this.call("virStreamNew", this.#pointer, flags));
-    try {
-      const result = await body(stream);
-      await stream.finish();
-      return result;
-    } catch (error) {
-      await stream.abort().catch(() => {}); // the first failure counts
-      throw error;
-    }
-  }
-
   /** What the host can run, as libvirt's capabilities XML. */
   capabilities(): Promise<string> {
     return this.callForString("virConnectGetCapabilities", this.#pointer);
@@ -272,43 +251,6 @@ export class Connection implements AsyncDisposable {
     return pointers.map((pointer) =>
       new Domain(this, pointer, borrowedString(this.#libvirt.virDomainGetName(pointer)) ?? "")
     );
-  }
-
-  /** The domains that run and their memory, in one call, which waits for none that is busy. */
-  async domainMemory(): Promise<DomainMemory[]> {
-    const list = new OutCell();
-    await this.call(
-      "virConnectGetAllDomainStats",
-      this.#pointer,
-      VIR_DOMAIN_STATS_BALLOON,
-      list.buffer,
-      VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE | VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT,
-    );
-    const records = list.pointer;
-    if (records === null) return [];
-    const nameOf = (domain: Pointer<"virDomain">): string =>
-      borrowedString(this.#libvirt.virDomainGetName(domain)) ?? "";
-    const domains = Array.from(recordsOf(records), (record) => readDomainMemory(record, nameOf));
-    this.#libvirt.virDomainStatsRecordListFree(records);
-    return domains;
-  }
-
-  /**
-   * The host's memory in MiB: `total`, `free`, `buffers` and `cached`; null where the driver does not
-   * say.
-   */
-  async nodeMemory(): Promise<ReadonlyMap<string, number> | null> {
-    const buffer = nodeMemoryBuffer(4); // Linux has four, and takes no other number
-    const asked = this.call(
-      "virNodeGetMemoryStats",
-      this.#pointer,
-      VIR_NODE_MEMORY_STATS_ALL_CELLS,
-      buffer,
-      new Int32Array([4]),
-      0,
-    );
-    const answered = await orNull(VIR_ERR.NO_SUPPORT, orNull(VIR_ERR.INVALID_ARG, asked));
-    return answered === null ? null : readNodeMemory(buffer);
   }
 
   /** The version of the daemon's libvirt: 9001002 is 9.1.2. */
@@ -458,7 +400,7 @@ export class Connection implements AsyncDisposable {
   }
 
   #lastError(functionName: string): LibvirtError {
-    const buffer = new Uint8Array(SIZE_OF_VIR_ERROR);
+    const buffer = errorBuffer();
     this.#libvirt.virConnCopyLastError(this.#pointer, buffer);
     const error = takeError(functionName, this.#libvirt, buffer);
     const isLost = this.#libvirt.virConnectIsAlive(this.#pointer) === 0; // -1: it cannot tell
@@ -469,103 +411,4 @@ export class Connection implements AsyncDisposable {
 /** Whether the URI is one of a hypervisor on this host: it names no other. */
 export function isLocalUri(uri: string): boolean {
   return /^[^/]+:\/\/\//.test(uri);
-}
-
-/** Loads a library of libvirt's, and says which package has it if it is missing. */
-function loadWithAdvice<T>(load: () => T): T {
-  try {
-    return load();
-  } catch (error) {
-    const words = error instanceof Error ? error.message : String(error);
-    const tooOld = /symbol/i.test(words) && !/cannot open/i.test(words);
-    throw new LibvirtError("dlopen", words, {
-      code: VIR_ERR.NO_SUPPORT,
-      advice: tooOld
-        ? "Install libvirt 6.1.0 or newer: this one lacks functions that libvirt-gci calls"
-        : "Install libvirt's libraries: the package libvirt0 on Debian and Ubuntu, " +
-          "libvirt-libs on Fedora and RHEL, libvirt on Arch",
-    });
-  }
-}
-
-/** Reads a `virError` (virterror.h) and empties it. */
-function takeError(
-  functionName: string,
-  libvirt: Libvirt,
-  buffer: Uint8Array<ArrayBuffer>,
-): LibvirtError {
-  const view = new DataView(buffer.buffer);
-  const code = view.getInt32(0, true);
-  const errno = code === VIR_ERR.SYSTEM_ERROR ? view.getInt32(64, true) : null;
-  const pointer = Deno.UnsafePointer.of(buffer);
-  const message = pointer && pointerAt(pointer, 8);
-  const words = message && new TextDecoder().decode(cBytes(message, MOST_WORDS_BYTES));
-  libvirt.virResetError(buffer);
-  return new LibvirtError(functionName, words ?? "failed and left no message", { code, errno });
-}
-
-/** The error of a failed open, with what to do about it. */
-function openError(uri: string, error: LibvirtError): LibvirtError {
-  const words = `Cannot connect to "${uri}": ${error.words}`;
-  return new LibvirtError("virConnectOpen", words, {
-    code: error.code,
-    advice: openAdvice(uri, error),
-  });
-}
-
-function openAdvice(uri: string, { code, message }: LibvirtError): string {
-  const denied: readonly number[] = [
-    VIR_ERR.AUTH_FAILED,
-    VIR_ERR.AUTH_CANCELLED,
-    VIR_ERR.AUTH_UNAVAILABLE,
-    VIR_ERR.ACCESS_DENIED,
-  ];
-  if (denied.includes(code) || /permission denied/i.test(message)) {
-    return "Let this user manage libvirt: usermod -aG libvirt USER, then log in again";
-  }
-  if (/no such file|connection refused|failed to connect socket/i.test(message)) {
-    return "Start libvirt: systemctl enable --now libvirtd.socket (or virtqemud.socket); " +
-      "where it is missing, install libvirt-daemon-system (Debian, Ubuntu) or libvirt-daemon-kvm (Fedora)";
-  }
-  return `Try it with: virsh -c ${uri} version; the URI is "uri" in the settings`;
-}
-
-function noAnswer(functionName: string, words: string): LibvirtError {
-  return lost(functionName, words, VIR_ERR.OPERATION_TIMEOUT);
-}
-
-/** The error of a call after which the connection is of no use. */
-function lost(functionName: string, words: string, code: number): LibvirtError {
-  return new LibvirtError(functionName, words, {
-    ...{ code, isLost: true },
-    advice: "Look at the libvirt daemon: systemctl status libvirtd virtqemud, " +
-      "journalctl -u libvirtd -u virtqemud",
-  });
-}
-
-/** What the call gives, unless the daemon is silent for too long; then `onStuck` is told. */
-async function inTime<T>(
-  functionName: string,
-  call: Promise<T>,
-  { callSeconds = 60, signal }: ConnectionOptions,
-  onStuck?: () => void,
-): Promise<T> {
-  const { promise: silence, reject } = Promise.withResolvers<never>();
-  const expire = (seconds: number): ReturnType<typeof setTimeout> =>
-    setTimeout(() => {
-      onStuck?.();
-      reject(noAnswer(functionName, `no answer from the daemon within ${seconds} s`));
-    }, seconds * 1000);
-  let timer = expire(callSeconds);
-  const hurry = (): void => {
-    clearTimeout(timer);
-    timer = expire(Math.min(SECONDS_AFTER_ABORT, callSeconds));
-  };
-  signal?.addEventListener("abort", hurry);
-  try {
-    return await Promise.race([call, silence]);
-  } finally {
-    clearTimeout(timer);
-    signal?.removeEventListener("abort", hurry);
-  }
 }

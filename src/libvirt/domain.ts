@@ -4,6 +4,7 @@ import { cBytes, cString, OutCell, pointerAt } from "../../ffi/memory.ts";
 import type { Connection } from "./connection.ts";
 import { Handle } from "./handle.ts";
 import { orNull, VIR_ERR } from "./error.ts";
+import { withStream } from "./stream.ts";
 
 /** virDomainCreateFlags: check the XML against libvirt's schema. */
 export const VIR_DOMAIN_START_VALIDATE = 16;
@@ -175,7 +176,7 @@ export class Domain extends Handle<"virDomain"> {
     body: (session: ConsoleSession) => Promise<T>,
   ): Promise<T> {
     const flags = force ? VIR_DOMAIN_CONSOLE_FORCE : 0;
-    return this.connection.withStream(async (stream) => {
+    return withStream(this.connection, async (stream) => {
       await stream.lend((pointer) => this.call("virDomainOpenConsole", null, pointer, flags));
       return await body({
         receive: async () => {
@@ -198,7 +199,7 @@ export class Domain extends Handle<"virDomain"> {
   async screenshot(
     mostBytes: number,
   ): Promise<{ mimeType: string; bytes: Uint8Array<ArrayBuffer> }> {
-    return await this.connection.withStream(async (stream) => ({
+    return await withStream(this.connection, async (stream) => ({
       mimeType: await stream.lend((pointer) =>
         this.callForString("virDomainScreenshot", pointer, 0, 0)
       ),

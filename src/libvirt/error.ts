@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import type { Libvirt } from "../../ffi/libvirt.ts";
+import { cBytes, pointerAt } from "../../ffi/memory.ts";
 
 /** The error numbers that we tell apart, from virErrorNumber in libvirt's virterror.h. */
 export const VIR_ERR = {
@@ -75,4 +77,28 @@ export async function orNull<T>(code: number, lookup: Promise<T>): Promise<T | n
     if (isLibvirtError(error, code)) return null;
     throw error;
   }
+}
+
+const SIZE_OF_VIR_ERROR = 80; // on 64-bit machines; code at 0, message at 8, int1 at 64
+const MOST_WORDS_BYTES = 4096; // of an error, which may quote a guest's agent
+
+/** A place for a `virError` (virterror.h). */
+export function errorBuffer(): Uint8Array<ArrayBuffer> {
+  return new Uint8Array(SIZE_OF_VIR_ERROR);
+}
+
+/** Reads the `virError` in an {@linkcode errorBuffer} and empties it. */
+export function takeError(
+  functionName: string,
+  libvirt: Libvirt,
+  buffer: Uint8Array<ArrayBuffer>,
+): LibvirtError {
+  const view = new DataView(buffer.buffer);
+  const code = view.getInt32(0, true);
+  const errno = code === VIR_ERR.SYSTEM_ERROR ? view.getInt32(64, true) : null;
+  const pointer = Deno.UnsafePointer.of(buffer);
+  const message = pointer && pointerAt(pointer, 8);
+  const words = message && new TextDecoder().decode(cBytes(message, MOST_WORDS_BYTES));
+  libvirt.virResetError(buffer);
+  return new LibvirtError(functionName, words ?? "failed and left no message", { code, errno });
 }

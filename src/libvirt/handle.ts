@@ -1,6 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { Pointer } from "../../ffi/libvirt.ts";
-import type { CallName, CallParameters, CallResult, Connection } from "./connection.ts";
+import type {
+  CallName,
+  CallParameters,
+  CallResult,
+  Connection,
+  MethodName,
+  OtherParameters,
+} from "./connection.ts";
 
 /** Which function gives a handle of which C structure back. */
 export const FREE = {
@@ -15,13 +22,6 @@ export const FREE = {
 
 /** The C structures that there are handles of. */
 export type Kind = keyof typeof FREE;
-
-/** The functions whose first parameter is such a handle, and their other parameters. */
-type MethodName<K extends Kind> = {
-  [Name in CallName]: Pointer<K> extends CallParameters<Name>[0] ? Name : never;
-}[CallName];
-type OtherParameters<Name extends CallName> = CallParameters<Name> extends
-  [unknown, ...infer Others] ? Others : never;
 
 /**
  * A handle of libvirt's. Whoever gets it disposes of it, which leaves alone what it stands for. The

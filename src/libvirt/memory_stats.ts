@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { Pointer } from "../../ffi/libvirt.ts";
-import { pointerAt } from "../../ffi/memory.ts";
+import { borrowedString, OutCell, pointerAt } from "../../ffi/memory.ts";
+import type { Connection } from "./connection.ts";
+import { orNull, VIR_ERR } from "./error.ts";
 
 /** virDomainStatsTypes: what the domain may take of memory, and takes. */
-export const VIR_DOMAIN_STATS_BALLOON = 4;
+const VIR_DOMAIN_STATS_BALLOON = 4;
 /** virConnectGetAllDomainStatsFlags: of domains that run. */
-export const VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE = 1;
+const VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE = 1;
 /** virConnectGetAllDomainStatsFlags: without waiting for a domain that is busy or hangs. */
-export const VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT = 1 << 29;
+const VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT = 1 << 29;
 /** virNodeGetMemoryStatsAllCells: of all NUMA nodes together. */
-export const VIR_NODE_MEMORY_STATS_ALL_CELLS = -1;
+const VIR_NODE_MEMORY_STATS_ALL_CELLS = -1;
 
 /** The memory of a domain that runs. */
 export interface DomainMemory {
@@ -24,11 +26,49 @@ const TYPED_PARAMETER_BYTES = 96;
 const NAME_BYTES = 80; // VIR_TYPED_PARAM_FIELD_LENGTH, also VIR_NODE_MEMORY_STATS_FIELD_LENGTH
 const NODE_PARAMETER_BYTES = NAME_BYTES + 8;
 
+/** The domains that run and their memory, in one call, which waits for none that is busy. */
+export async function domainMemory(connection: Connection): Promise<DomainMemory[]> {
+  const list = new OutCell();
+  await connection.ask(
+    "virConnectGetAllDomainStats",
+    VIR_DOMAIN_STATS_BALLOON,
+    list.buffer,
+    VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE | VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT,
+  );
+  const records = list.pointer;
+  if (records === null) return [];
+  const { local } = connection;
+  const nameOf = (domain: Pointer<"virDomain">): string =>
+    borrowedString(local.virDomainGetName(domain)) ?? "";
+  const domains = Array.from(recordsOf(records), (record) => readDomainMemory(record, nameOf));
+  local.virDomainStatsRecordListFree(records);
+  return domains;
+}
+
+/**
+ * The host's memory in MiB: `total`, `free`, `buffers` and `cached`; null where the driver does not
+ * say.
+ */
+export async function nodeMemory(
+  connection: Connection,
+): Promise<ReadonlyMap<string, number> | null> {
+  const buffer = nodeMemoryBuffer(4); // Linux has four, and takes no other number
+  const asked = connection.ask(
+    "virNodeGetMemoryStats",
+    VIR_NODE_MEMORY_STATS_ALL_CELLS,
+    buffer,
+    new Int32Array([4]),
+    0,
+  );
+  const answered = await orNull(VIR_ERR.NO_SUPPORT, orNull(VIR_ERR.INVALID_ARG, asked));
+  return answered === null ? null : readNodeMemory(buffer);
+}
+
 /**
  * Reads a `virDomainStatsRecord` (libvirt-domain.h): dom at 0, params at 8, nparams at 16. A
  * `virTypedParameter` (libvirt-common.h) has its name at 0, its type at 80 and its value at 88.
  */
-export function readDomainMemory(
+function readDomainMemory(
   record: Deno.PointerObject,
   nameOf: (domain: Pointer<"virDomain">) => string,
 ): DomainMemory {
@@ -49,7 +89,7 @@ export function readDomainMemory(
 }
 
 /** The records of a list that ends with NULL. */
-export function* recordsOf(list: Deno.PointerObject): Generator<Deno.PointerObject> {
+function* recordsOf(list: Deno.PointerObject): Generator<Deno.PointerObject> {
   for (let i = 0;; i++) {
     const record = pointerAt(list, i * 8);
     if (record === null) return;
@@ -58,12 +98,12 @@ export function* recordsOf(list: Deno.PointerObject): Generator<Deno.PointerObje
 }
 
 /** A place for this many `virNodeMemoryStats` (libvirt-host.h): name at 0, value in KiB at 80. */
-export function nodeMemoryBuffer(count: number): Uint8Array<ArrayBuffer> {
+function nodeMemoryBuffer(count: number): Uint8Array<ArrayBuffer> {
   return new Uint8Array(count * NODE_PARAMETER_BYTES);
 }
 
 /** What stands in a {@linkcode nodeMemoryBuffer}, in MiB, by its name. */
-export function readNodeMemory(buffer: Uint8Array<ArrayBuffer>): Map<string, number> {
+function readNodeMemory(buffer: Uint8Array<ArrayBuffer>): Map<string, number> {
   const numbers = new DataView(buffer.buffer);
   const mib = new Map<string, number>();
   for (let at = 0; at < buffer.length; at += NODE_PARAMETER_BYTES) {

@@ -53,3 +53,23 @@ export class Stream extends Handle<"virStream"> {
     await this.call("virStreamAbort");
   }
 }
+
+/**
+ * Gives the body a stream, which is finished after it, or aborted if it fails. `flags` are those of
+ * virStreamFlags.
+ */
+export async function withStream<T>(
+  connection: Connection,
+  body: (stream: Stream) => Promise<T>,
+  flags = 0,
+): Promise<T> {
+  using stream = new Stream(connection, await connection.ask("virStreamNew", flags));
+  try {
+    const result = await body(stream);
+    await stream.finish();
+    return result;
+  } catch (error) {
+    await stream.abort().catch(() => {}); // the first failure counts
+    throw error;
+  }
+}

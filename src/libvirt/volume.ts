@@ -3,6 +3,7 @@ import type { Pointer } from "../../ffi/libvirt.ts";
 import type { Connection } from "./connection.ts";
 import { Handle } from "./handle.ts";
 import { orNull, VIR_ERR } from "./error.ts";
+import { withStream } from "./stream.ts";
 
 /** A handle of a storage volume. Whoever gets it disposes of it, which leaves the volume as it is. */
 export class Volume extends Handle<"virStorageVol"> {
@@ -49,7 +50,7 @@ export class Volume extends Handle<"virStorageVol"> {
   /** Writes these bytes at its beginning. */
   upload(bytes: Uint8Array<ArrayBuffer>): Promise<void> {
     const length = BigInt(bytes.length);
-    return this.connection.withStream(async (stream) => {
+    return withStream(this.connection, async (stream) => {
       await stream.lend((pointer) => this.call("virStorageVolUpload", pointer, 0n, length, 0));
       await stream.sendAll(bytes);
     });
@@ -57,7 +58,7 @@ export class Volume extends Handle<"virStorageVol"> {
 
   /** Reads as many bytes from this offset, or to its end. */
   download(offset: number, bytes?: number): Promise<Uint8Array<ArrayBuffer>> {
-    return this.connection.withStream(async (stream) => {
+    return withStream(this.connection, async (stream) => {
       const start = BigInt(offset);
       const length = BigInt(bytes ?? 0); // 0 is all the rest
       await stream.lend((pointer) => this.call("virStorageVolDownload", pointer, start, length, 0));

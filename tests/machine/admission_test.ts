@@ -6,6 +6,7 @@ import { parseConfig } from "../../src/settings/load.ts";
 import { SystemFailure } from "../../src/errors.ts";
 import type { Job } from "../../src/job/job.ts";
 import type { Connection } from "../../src/libvirt/connection.ts";
+import { domainMemory } from "../../src/libvirt/memory_stats.ts";
 import type { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import {
   type AdmissionLimits,
@@ -452,7 +453,7 @@ Deno.test("a machine whose runner was killed holds up nobody, and no more go tha
     const admission = await admit("m-4", { pool, memoryMib: 64 }, stage);
     assert("turn" in admission && admission.turn && !admission.hasWaited);
     await endTurn(pool, admission.turn);
-    const running = (await connection.domainMemory()).map(({ name }) => name);
+    const running = (await domainMemory(connection)).map(({ name }) => name);
     assert(running.includes("m-1"));
     assert.equal(running.filter((name) => all.includes(name)).length, 2);
     assert.deepEqual(stage.lines.at(-1), "Removed a machine that nobody needs any more");
@@ -497,7 +498,7 @@ Deno.test("of many at once, no more run than may, and each gets its turn", () =>
     const jobs = Array.from({ length: 9 }, async (_, i) => {
       const { machine, done } = startPrepare(`m-${i}`, stage);
       await done;
-      const domains = await connection.domainMemory();
+      const domains = await domainMemory(connection);
       most = Math.max(most, domains.length - 1); // without "somebody"
       if (most === 3) resolve();
       await full; // so that none ends before as many run as may
@@ -509,7 +510,7 @@ Deno.test("of many at once, no more run than may, and each gets its turn", () =>
 
 Deno.test("a machine of somebody else is none of ours", () =>
   withBed(async ({ connection, stage }) => {
-    assert.deepEqual((await connection.domainMemory()).map(({ name }) => name), ["somebody"]);
+    assert.deepEqual((await domainMemory(connection)).map(({ name }) => name), ["somebody"]);
     await startPrepare("m-1", stage).done;
     await cleanup("m-1", stage);
   }, ONE));
@@ -747,7 +748,7 @@ Deno.test("of many at once, no project has more than it may, and each gets its t
       const project = `grp/${i % 2}`;
       const { machine, done } = startPrepare(`m-${i}`, stage, { project });
       await done;
-      const names = (await connection.domainMemory()).map(({ name }) => name);
+      const names = (await domainMemory(connection)).map(({ name }) => name);
       const own = names.filter((name) => Number(name.slice(2)) % 2 === i % 2).length;
       most.set(project, Math.max(most.get(project) ?? 0, own));
       if ([...most.values()].join() === "2,2") resolve();

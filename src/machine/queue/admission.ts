@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { Config } from "../../settings/load.ts";
 import { explain, SystemFailure } from "../../errors.ts";
+import { domainMemory } from "../../libvirt/memory_stats.ts";
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
 import { findShortage, type HostLoad, isNext, type Shortage } from "./shortage.ts";
 import { hostMemory, poolSpace } from "./host_load.ts";
@@ -190,7 +191,7 @@ async function lookAround(
   const turns = await turnsThatCount(pool, volumes, { longestSeconds: longestTurnSeconds(config) });
   const place = turns.findIndex(({ volume }) => volume === turn.volume);
   if (place < 0) return null;
-  const domains = await connection.domainMemory();
+  const domains = await domainMemory(connection);
   const machines = machinesOf(volumes);
   return {
     turn,

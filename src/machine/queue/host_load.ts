@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { fileSystemSpace, readProc } from "../../../ffi/proc.ts";
 import type { Connection } from "../../libvirt/connection.ts";
-import type { DomainMemory } from "../../libvirt/memory_stats.ts";
+import { type DomainMemory, nodeMemory } from "../../libvirt/memory_stats.ts";
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
 import { rootOf, textAt } from "../../read_xml.ts";
 
@@ -20,7 +20,7 @@ export async function hostMemory(
   connection: Connection,
   domains: readonly DomainMemory[],
 ): Promise<Amount | null> {
-  const mib = await connection.nodeMemory();
+  const mib = await nodeMemory(connection);
   const total = mib?.get("total");
   if (!mib || total === undefined) return null;
   const reclaimable = ["free", "buffers", "cached"].map((name) => mib.get(name) ?? 0);
