@@ -6,8 +6,7 @@ import { type CallTime, inTime, lost, noAnswer, timeToOpen } from "./call_time.t
 import { Domain, VIR_CONNECT_LIST_DOMAINS_ACTIVE } from "./domain.ts";
 import { errorBuffer, LibvirtError, orNull, takeError, VIR_ERR } from "./error.ts";
 import { Network } from "./network.ts";
-import { FilterBinding } from "./filter_binding.ts";
-import { NetworkFilter } from "./network_filter.ts";
+import { FilterBinding, NetworkFilter } from "./network_filter.ts";
 import { FREE, type Kind } from "./handle.ts";
 import { loadWithAdvice, openError } from "./open_error.ts";
 import { StoragePool } from "./storage_pool.ts";
@@ -47,6 +46,7 @@ type LocalName =
   | "virNetworkDHCPLeaseFree"
   | "virNWFilterBindingGetFilterName"
   | "virNWFilterGetName"
+  | "virNWFilterGetUUIDString"
   | "virStorageVolGetName"
   | "free";
 
@@ -216,6 +216,14 @@ export class Connection implements AsyncDisposable {
     const pointers = Array.from({ length: count }, (_, i) => pointerAt(array, i * 8));
     this.#libvirt.free(array);
     return pointers.filter((pointer) => pointer !== null) as Pointer<Lists[Name]>[];
+  }
+
+  /** As {@linkcode callForList}, with this connection for the first parameter. */
+  askForList<Name extends keyof Lists & MethodName<"virConnect">>(
+    name: Name,
+    flags: number,
+  ): Promise<Pointer<Lists[Name]>[]> {
+    return this.callForList(name, this.#pointer as CallParameters<Name>[0], flags);
   }
 
   /** For handles: gives one back in its turn, or leaks it where a call is stuck that may use it. */

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { Pointer } from "../../ffi/libvirt.ts";
-import { cBytes, cString, OutCell, pointerAt } from "../../ffi/memory.ts";
+import { borrowedString, cBytes, cString, OutCell, pointerAt } from "../../ffi/memory.ts";
 import type { Connection } from "./connection.ts";
-import { Handle } from "./handle.ts";
+import { Handle, type Handles, together } from "./handle.ts";
 import { orNull, VIR_ERR } from "./error.ts";
 import { withStream } from "./stream.ts";
 
@@ -75,6 +75,57 @@ export class Domain extends Handle<"virDomain"> {
   constructor(connection: Connection, pointer: Pointer<"virDomain">, name: string) {
     super(connection, "virDomain", pointer);
     this.name = name;
+  }
+
+  /** The domain of this name. Throws {@linkcode LibvirtError} if there is none. */
+  static async lookup(connection: Connection, name: string): Promise<Domain> {
+    const pointer = await connection.ask("virDomainLookupByName", cString(name));
+    return new Domain(connection, pointer, name);
+  }
+
+  /** The domain of this name, or null if there is none. */
+  static find(connection: Connection, name: string): Promise<Domain | null> {
+    return orNull(VIR_ERR.NO_DOMAIN, Domain.lookup(connection, name));
+  }
+
+  /**
+   * Starts a transient domain of this name and XML. `flags` are those of virDomainCreateFlags. The
+   * caller disposes of the handle; the domain runs on.
+   */
+  static async create(
+    connection: Connection,
+    name: string,
+    domainXml: string,
+    flags: number,
+  ): Promise<Domain> {
+    const pointer = await connection.ask("virDomainCreateXML", cString(domainXml), flags);
+    return new Domain(connection, pointer, name);
+  }
+
+  /**
+   * Starts the domain whose RAM and XML are in this file of the hypervisor's host, where it was when
+   * it was saved. `flags` are of virDomainSaveRestoreFlags.
+   */
+  static async restore(connection: Connection, path: string, flags: number): Promise<void> {
+    await connection.ask("virDomainRestoreFlags", cString(path), null, flags);
+  }
+
+  /** The domains that run. */
+  static listActive(connection: Connection): Promise<Handles<Domain>> {
+    return Domain.#list(connection, VIR_CONNECT_LIST_DOMAINS_ACTIVE);
+  }
+
+  /** The domains that run or are defined. */
+  static listAll(connection: Connection): Promise<Handles<Domain>> {
+    return Domain.#list(connection, 0);
+  }
+
+  static async #list(connection: Connection, flags: number): Promise<Handles<Domain>> {
+    const pointers = await connection.askForList("virConnectListAllDomains", flags);
+    return together(pointers.map((pointer) => {
+      const name = borrowedString(connection.local.virDomainGetName(pointer)) ?? "";
+      return new Domain(connection, pointer, name);
+    }));
   }
 
   /** Whether it runs. A transient domain that does not is gone: that is false too. */
@@ -209,7 +260,7 @@ export class Domain extends Handle<"virDomain"> {
 
   /**
    * Writes its RAM and its XML into this file of the hypervisor's host, and ends it. For
-   * {@linkcode Connection.restoreDomain}.
+   * {@linkcode Domain.restore}.
    */
   async save(path: string): Promise<void> {
     await this.call("virDomainSaveFlags", cString(path), null, 0);

@@ -89,6 +89,18 @@ export abstract class Handle<K extends Kind> implements Disposable {
   }
 }
 
+/** Handles that whoever gets them disposes of at once. */
+export type Handles<T extends Disposable> = readonly T[] & Disposable;
+
+/** These handles, to be disposed of at once. */
+export function together<T extends Disposable>(handles: readonly T[]): Handles<T> {
+  return Object.assign([...handles], {
+    [Symbol.dispose]() {
+      for (const handle of handles) handle[Symbol.dispose]();
+    },
+  });
+}
+
 function withFirst<Name extends CallName>(
   first: unknown,
   others: readonly unknown[],

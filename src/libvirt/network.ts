@@ -2,6 +2,7 @@
 import type { Pointer } from "../../ffi/libvirt.ts";
 import { borrowedString, cString, OutCell, pointerAt } from "../../ffi/memory.ts";
 import type { Connection } from "./connection.ts";
+import { orNull, VIR_ERR } from "./error.ts";
 import { Handle } from "./handle.ts";
 
 /** virNetworkUpdateCommand: add an entry behind the others. */
@@ -26,6 +27,17 @@ export class Network extends Handle<"virNetwork"> {
   constructor(connection: Connection, pointer: Pointer<"virNetwork">, name: string) {
     super(connection, "virNetwork", pointer);
     this.name = name;
+  }
+
+  /** The network of this name. Throws {@linkcode LibvirtError} if there is none. */
+  static async lookup(connection: Connection, name: string): Promise<Network> {
+    const pointer = await connection.ask("virNetworkLookupByName", cString(name));
+    return new Network(connection, pointer, name);
+  }
+
+  /** The network of this name, or null if there is none. */
+  static find(connection: Connection, name: string): Promise<Network | null> {
+    return orNull(VIR_ERR.NO_NETWORK, Network.lookup(connection, name));
   }
 
   /** Whether it is started. */

@@ -21,6 +21,37 @@ export class StoragePool extends Handle<"virStoragePool"> {
     this.name = name;
   }
 
+  /** The storage pool of this name. Throws {@linkcode LibvirtError} if there is none. */
+  static async lookup(connection: Connection, name: string): Promise<StoragePool> {
+    const pointer = await connection.ask("virStoragePoolLookupByName", cString(name));
+    return new StoragePool(connection, pointer, name);
+  }
+
+  /** The storage pool of this name, or null if there is none. */
+  static find(connection: Connection, name: string): Promise<StoragePool | null> {
+    return orNull(VIR_ERR.NO_STORAGE_POOL, StoragePool.lookup(connection, name));
+  }
+
+  /** Makes and starts a storage pool of this name and XML that is gone when it is stopped. */
+  static async create(
+    connection: Connection,
+    name: string,
+    poolXml: string,
+  ): Promise<StoragePool> {
+    const pointer = await connection.ask("virStoragePoolCreateXML", cString(poolXml), 0);
+    return new StoragePool(connection, pointer, name);
+  }
+
+  /** Defines a persistent storage pool of this name and XML, inactive at first. */
+  static async define(
+    connection: Connection,
+    name: string,
+    poolXml: string,
+  ): Promise<StoragePool> {
+    const pointer = await connection.ask("virStoragePoolDefineXML", cString(poolXml), 0);
+    return new StoragePool(connection, pointer, name);
+  }
+
   /** Whether it is started. */
   async isActive(): Promise<boolean> {
     return (await this.call("virStoragePoolIsActive")) === 1;
