@@ -3,8 +3,8 @@ import { libc, O_RDONLY_CLOEXEC } from "./libc.ts";
 import { cString } from "./memory.ts";
 
 /**
- * The functions to read and write a file, to read a link and a file system's size, for the mask of new
- * files' modes, and to ask for a process, bound at the first call. Deno itself opens nothing below /proc and /sys unless it
+ * The functions to read a file or a link and a file system's size, for the mask of new files' modes, and
+ * to ask for a process, bound at the first call. Deno itself opens nothing below /proc and /sys unless it
  * has all permissions, which the compiled program does not need for anything else.
  */
 export const loadProc = libc(

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { explain } from "../../src/errors.ts";
 import type { Connection } from "../../src/libvirt/connection.ts";
-import type { NetworkFilter } from "../../src/libvirt/network_filter.ts";
+import { Network } from "../../src/libvirt/network.ts";
 import { findDhcp } from "../../src/machine/network/network_info.ts";
 import { newOwner } from "../../src/machine/owner.ts";
 import { createVolumes } from "../../src/machine/start.ts";
@@ -44,27 +44,27 @@ Deno.test("a machine that could not be resumed boots with another MAC, which has
 });
 
 /**
- * What libvirt's test driver lacks: filters, and a lease, which is there once a machine has its card, as
- * of a guest that was resumed.
+ * What libvirt's test driver lacks, until it is disposed of: filters, and a lease, which is there once a
+ * machine has its card, as of a guest that was resumed.
  */
-function haveFiltersAndLease(connection: Connection, until: number): void {
+function haveFiltersAndLease(connection: Connection, until: number): Disposable {
   let hasFilter = false;
-  connection.defineNetworkFilter = () => {
+  const { call } = connection;
+  connection.call = ((...args: Parameters<typeof call>) => {
+    if (args[0] === "virDomainUpdateDeviceFlags") return Promise.resolve(0);
+    if (args[0] !== "virNWFilterDefineXML") return call.apply(connection, args);
     hasFilter = true;
-    return Promise.resolve({ [Symbol.dispose]() {} } as NetworkFilter);
+    return Promise.resolve(null); // a handle that libvirt takes back and does nothing with
+  }) as typeof call;
+  const { dhcpLeases } = Network.prototype;
+  Network.prototype.dhcpLeases = async function (this: Network) {
+    const [host] = findDhcp(await this.xml())?.hosts ?? [];
+    return host && hasFilter ? [{ mac: host.mac, address: host.ip, until }] : [];
   };
-  const { call, lookupNetwork } = connection;
-  connection.call =
-    ((...args: Parameters<typeof call>) =>
-      args[0] === "virDomainUpdateDeviceFlags"
-        ? Promise.resolve(0)
-        : call.apply(connection, args)) as typeof call;
-  connection.lookupNetwork = async (name) => {
-    const network = await lookupNetwork.call(connection, name);
-    const [host] = findDhcp(await network.xml())?.hosts ?? [];
-    const leases = host && hasFilter ? [{ mac: host.mac, address: host.ip, until }] : [];
-    network.dhcpLeases = () => Promise.resolve(leases);
-    return network;
+  return {
+    [Symbol.dispose]() {
+      Network.prototype.dhcpLeases = dhcpLeases;
+    },
   };
 }
 
@@ -74,7 +74,7 @@ Deno.test("the lease of a guest that could not be resumed is not that of the one
   const hostAddresses = ["192.0.2.7/24"]; // the test driver has none
   const machine = { isolate: true, hostAddresses, start: "auto", addressSeconds: 1 } as const;
   using stage = testStage(connection, guest, { machine });
-  haveFiltersAndLease(connection, 1_900_000_000);
+  using _ = haveFiltersAndLease(connection, 1_900_000_000);
   await assert.rejects(prepare(JOB, {}, stage), (error) => {
     assert.match(
       explain(error),

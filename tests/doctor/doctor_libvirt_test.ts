@@ -132,11 +132,14 @@ for (
   Deno.test(`a large pool of disks that is almost full, with ${gib} GiB free, is a ${level}`, async () => {
     await using connection = await openTestHost();
     await using host = await doctorHost({ connection });
-    const pool = await connection.lookupPool("libvirt-gci"); // which doctor disposes of
     const bytes = `<capacity>${1024 ** 4}</capacity><available>${gib * 1024 ** 3}</available>`;
     const xml = `<pool type="dir">${bytes}<target><path>/nonexistent</path></target></pool>`;
-    pool.xml = () => Promise.resolve(xml); // those of the test driver have 100 GiB
-    connection.findPool = () => Promise.resolve(pool);
+    const { callForString } = connection;
+    // Pools of the test driver have 100 GiB.
+    connection.callForString = ((...args: Parameters<typeof callForString>) =>
+      args[0] === "virStoragePoolGetXMLDesc"
+        ? Promise.resolve(xml)
+        : callForString.apply(connection, args)) as typeof callForString;
     const space = `${gib} of 1024 GiB free`;
     assert.ok(only(await checkOverlayPool(host), level, /little space/).subject.includes(space));
   });

@@ -128,9 +128,10 @@ for (const library of ["libvirt.so.0", "libvirt-qemu.so.0"]) {
       const code = `
         import { explain } from "${import.meta.resolve("../../src/errors.ts")}";
         import { Connection } from "${import.meta.resolve("../../src/libvirt/connection.ts")}";
+        import { Domain } from "${import.meta.resolve("../../src/libvirt/domain.ts")}";
         const ask = async () => {
           await using connection = await Connection.open("test:///default");
-          using domain = await connection.lookupDomain("test");
+          using domain = await Domain.lookup(connection, "test");
           await domain.agentCommand({ execute: "guest-ping" }, 1);
         };
         console.log(explain(await ask().catch((error) => error)));
@@ -153,10 +154,11 @@ for (const library of ["libvirt.so.0", "libvirt-qemu.so.0"]) {
 
 Deno.test("libvirt prints nothing on stderr of its own", async () => {
   const program = `
-    import { Connection } from "${new URL("../../src/libvirt/connection.ts", import.meta.url)}";
+    import { Connection } from "${import.meta.resolve("../../src/libvirt/connection.ts")}";
+    import { Domain } from "${import.meta.resolve("../../src/libvirt/domain.ts")}";
     await Connection.open("${uriOfNoDaemon("x")}").catch(() => {});
     const connection = await Connection.open("test:///default");
-    await connection.findDomain("nobody");
+    await Domain.find(connection, "nobody");
     await connection.close();
     Deno.exit(0);
   `;

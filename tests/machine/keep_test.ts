@@ -3,6 +3,7 @@ import assert from "node:assert/strict";
 import { SystemFailure } from "../../src/errors.ts";
 import { keyFile } from "../../src/guest/key_file.ts";
 import type { Connection } from "../../src/libvirt/connection.ts";
+import { Domain } from "../../src/libvirt/domain.ts";
 import { moment, newOwner, whyUnneeded } from "../../src/machine/owner.ts";
 import { isKept, type MachineRecord, readRecord, writeRecord } from "../../src/machine/metadata.ts";
 import { cleanup } from "../../src/machine/remove.ts";
@@ -200,10 +201,15 @@ Deno.test("without keep_minutes no machine is kept, nor one of an earlier versio
 /** A connection that is lost once the machine was looked up: its daemon was stopped. */
 function lostAfterLookup(connection: Connection): Connection {
   let lookups = 0;
-  return seenAs(connection, {
-    findDomain: (name: string) =>
-      lookups++ === 0 ? connection.findDomain(name) : Promise.reject(new Error("it was stopped")),
+  const ask = connection.ask.bind(connection) as (...args: unknown[]) => Promise<unknown>;
+  const seen: Connection = seenAs(connection, {
+    ask: (...args: unknown[]) =>
+      args[0] === "virDomainLookupByName" && lookups++ > 0
+        ? Promise.reject(new Error("it was stopped"))
+        : ask(...args),
+    findDomain: (name: string) => Domain.find(seen, name),
   });
+  return seen;
 }
 
 /** The connection with other methods. */
