@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { StoragePool } from "../src/libvirt/storage_pool.ts";
 import assert from "node:assert/strict";
 import type { Connection } from "../src/libvirt/connection.ts";
-import { ADDRESS_SOURCE } from "../src/libvirt/domain.ts";
+import { ADDRESS_SOURCE, Domain } from "../src/libvirt/domain.ts";
 import { cleanup } from "../src/machine/remove.ts";
 import { prepare } from "../src/commands/prepare.ts";
 import { run } from "../src/commands/run.ts";
@@ -71,8 +72,8 @@ async function assertNothingLeft(before: Holdings, jobs: number): Promise<void> 
 
 Deno.test("what libvirt gives to read is given back: strings, lists and errors", async () => {
   await using connection = await openTestHost();
-  using pool = await connection.lookupPool("libvirt-gci");
-  using domain = await connection.createDomain("with-a-card", WITH_A_CARD, 0);
+  using pool = await StoragePool.lookup(connection, "libvirt-gci");
+  using domain = await Domain.create(connection, "with-a-card", WITH_A_CARD, 0);
   const readAll = async (times: number): Promise<void> => {
     for (let i = 0; i < times; i++) {
       await pool.xml();
@@ -134,13 +135,13 @@ Deno.test("20 jobs at once leave nothing, each with a machine of its own", async
   const connection = await openTestHost();
   {
     await using guest = await TestGuest.start();
-    using pool = await connection.lookupPool("libvirt-gci");
+    using pool = await StoragePool.lookup(connection, "libvirt-gci");
     await runAtOnce(connection, guest);
     const before = holdings();
     for (let i = 0; i < 3; i++) await runAtOnce(connection, guest);
     await assertNothingLeft(before, 60);
     assert.deepEqual(await pool.volumeNames(), ["somebody.qcow2"]);
-    const domains = await connection.allDomains();
+    const domains = await Domain.listAll(connection);
     assert.deepEqual(domains.map(({ name }) => name), ["somebody"]);
     for (const domain of domains) domain[Symbol.dispose]();
   }

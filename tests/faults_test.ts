@@ -4,6 +4,8 @@
  * Every call of libvirt that a stage makes, and each way in which it can go wrong there, on libvirt's
  * test driver. `e2e/faults_test.ts` has the faults that need real machines.
  */
+import { StoragePool } from "../src/libvirt/storage_pool.ts";
+import { Domain } from "../src/libvirt/domain.ts";
 import assert from "node:assert/strict";
 import { AsyncLocalStorage } from "node:async_hooks";
 import { exitStatus } from "../src/cli/exit_status.ts";
@@ -133,12 +135,12 @@ async function cleanUp(stage: TestStage, where: string): Promise<void> {
 /** What is on the host. */
 async function inventory(connection: Connection): Promise<string[]> {
   const names: string[] = [];
-  for (const domain of await connection.allDomains()) {
+  for (const domain of await Domain.listAll(connection)) {
     using _ = domain;
     names.push(domain.name);
   }
   for (const poolName of ["libvirt-gci", "base_imgs"]) {
-    using pool = await connection.lookupPool(poolName);
+    using pool = await StoragePool.lookup(connection, poolName);
     names.push(...(await pool.volumeNames()).map((name) => `${poolName}/${name}`));
   }
   return names.sort();

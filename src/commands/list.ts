@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { StoragePool } from "../libvirt/storage_pool.ts";
 import { age, ageSeconds } from "../machine/owner.ts";
 import { parsePlace } from "../machine/queue/project_entry.ts";
 import { findActivePool } from "../machine/storage/pools.ts";
@@ -6,7 +7,7 @@ import { waitingIn } from "../machine/standby/waiting.ts";
 import { isLive, longestTurnSeconds, turnsOf } from "../machine/queue/queue_entry.ts";
 import { volumeName } from "../machine/storage/volumes.ts";
 import type { Connection } from "../libvirt/connection.ts";
-import type { DomainState } from "../libvirt/domain.ts";
+import { Domain, type DomainState } from "../libvirt/domain.ts";
 import { isKept } from "../machine/metadata.ts";
 import { noPaint, type Paint } from "../cli/paint.ts";
 import { toVisible } from "../quoted.ts";
@@ -123,7 +124,7 @@ async function lifeOf(
   machine: string,
   connection: Connection,
 ): Promise<{ readonly memoryMib: number; readonly state: DomainState } | null> {
-  using domain = await connection.findDomain(machine);
+  using domain = await Domain.find(connection, machine);
   if (domain === null) return null;
   try {
     return { memoryMib: await domain.memoryMib(), state: await domain.state() };
@@ -137,7 +138,7 @@ async function diskOf(
   connection: Connection,
 ): Promise<number> {
   const sizes = volumes.map(async ({ pool: poolName, name }) => {
-    using pool = await connection.findPool(poolName);
+    using pool = await StoragePool.find(connection, poolName);
     using volume = pool && await pool.findVolume(name);
     return volume ? await volume.allocationBytes().catch(() => 0) : 0; // it may be gone just now
   });

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { Domain } from "../libvirt/domain.ts";
 import { explain, SystemFailure } from "../errors.ts";
 import { type Job, makeUpMachineName } from "../job/job.ts";
 import type { Connection } from "../libvirt/connection.ts";
@@ -185,7 +186,7 @@ async function refuseTakenName(
   connection: Connection,
   pool: StoragePool,
 ): Promise<void> {
-  using domain = await connection.findDomain(machine);
+  using domain = await Domain.find(connection, machine);
   if (domain !== null) throw takenName(machine, "a domain");
   using owner = await pool.findVolume(volumeName(machine, "owner"));
   using overlay = await pool.findVolume(volumeName(machine, "overlay"));

@@ -2,7 +2,7 @@
 import { BuildFailure, type Fault, faultOf, ScriptFailure, SystemFailure } from "../errors.ts";
 import { GuestFull, GuestSilent, runScript } from "../guest/script.ts";
 import type { Connection } from "../libvirt/connection.ts";
-import type { DomainState } from "../libvirt/domain.ts";
+import { Domain, type DomainState } from "../libvirt/domain.ts";
 import { endedFailure } from "../machine/network/address.ts";
 import { sleep, within } from "../wait.ts";
 import { isFirstFailure, type JobScript, noteFailure, notePass } from "../machine/kept.ts";
@@ -65,7 +65,7 @@ async function orEnded(
 }
 
 async function stateOf(machine: string, connection: Connection): Promise<DomainState> {
-  using domain = await connection.findDomain(machine);
+  using domain = await Domain.find(connection, machine);
   return domain === null ? "gone" : await domain.state();
 }
 

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { Network } from "../libvirt/network.ts";
 import { virsh } from "../shell.ts";
 import { allMachines, type DoctorContext } from "./check.ts";
 import { type Finding, ok, problem, warning } from "./finding.ts";
@@ -18,7 +19,7 @@ export async function checkNetworks(context: DoctorContext): Promise<Finding[]> 
 async function checkNetwork(context: DoctorContext, name: string): Promise<Finding[]> {
   const { connection, factsOf } = context;
   if (connection instanceof Error) return [];
-  using network = await connection.findNetwork(name);
+  using network = await Network.find(connection, name);
   if (network === null) {
     return [
       problem(`There is no network "${name}"`, {

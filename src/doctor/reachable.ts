@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { Network } from "../libvirt/network.ts";
 import { type Cidr, cidrText, covers, readCidrs } from "../ipv4.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import { hostAddresses, whyUnseen } from "../machine/network/host_addresses.ts";
@@ -35,7 +36,7 @@ async function xmlsOf(
 ): Promise<Map<string, string>> {
   const found = new Map<string, string>();
   for (const name of new Set(machines.map(({ network }) => network))) {
-    using network = await connection.findNetwork(name);
+    using network = await Network.find(connection, name);
     if (network !== null) found.set(name, await network.xml());
   }
   return found;

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { StoragePool } from "../libvirt/storage_pool.ts";
 import { poolPath, restartDaemons } from "../shell.ts";
 import { type DoctorContext, isLocal } from "./check.ts";
 import { type Finding, ok, warning } from "./finding.ts";
@@ -89,7 +90,7 @@ async function checkHelperProfile(context: DoctorContext): Promise<Finding[]> {
   if (connection instanceof Error) return [];
   const profile = await readHostFile(context, `/etc/apparmor.d/${HELPER}`);
   if (profile === null) return [];
-  using pool = await connection.findPool(config.overlayPool);
+  using pool = await StoragePool.find(connection, config.overlayPool);
   const path = pool === null
     ? poolPath(config.overlayPool) // which prepare makes
     : textAt(rootOf(await pool.xml()), "target", "path") ?? "";

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { StoragePool } from "../libvirt/storage_pool.ts";
 import { DEFAULT_OVERLAY_POOL } from "../settings/load.ts";
 import { command, makePool, virsh } from "../shell.ts";
 import { type Check, type DoctorContext, isLocal } from "./check.ts";
@@ -28,7 +29,7 @@ async function checkPool(context: DoctorContext, poolName: PoolName): Promise<Fi
   const { connection, factsOf } = context;
   const { name, key } = poolName;
   if (connection instanceof Error) return [];
-  using pool = await connection.findPool(name);
+  using pool = await StoragePool.find(connection, name);
   if (pool === null) return [missingPool(context, poolName)];
   const autostart = await factsOf(connection).poolAutostarts(name)
     ? []

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { StoragePool } from "../libvirt/storage_pool.ts";
+import { Domain } from "../libvirt/domain.ts";
 import { namesOfKeyFiles } from "../guest/key_file.ts";
 import { isMachineName } from "../job/job.ts";
 import type { Connection } from "../libvirt/connection.ts";
@@ -100,7 +102,7 @@ export async function lookupNeed(
   { name, volumes }: Pick<FoundMachine, "name" | "volumes">,
   { connection, config }: Pick<Stage, "connection" | "config">,
 ): Promise<Need> {
-  using domain = await connection.findDomain(name);
+  using domain = await Domain.find(connection, name);
   const record = domain && await findRecord(domain);
   if (record !== null) {
     const why = await whyUnneeded(record);
@@ -147,7 +149,7 @@ async function recordTakenBy(
   connection: Connection,
 ): Promise<MachineRecord | null> {
   for (const { standby } of takenIn(volumes.map(({ name }) => name))) {
-    using domain = await connection.findDomain(standby);
+    using domain = await Domain.find(connection, standby);
     const record = domain && await findRecord(domain);
     if (record?.machine === machine) return record;
   }
@@ -172,7 +174,7 @@ async function isAnyFresh(
   connection: Connection,
 ): Promise<boolean> {
   for (const { pool: poolName, name } of volumes) {
-    using pool = await connection.findPool(poolName);
+    using pool = await StoragePool.find(connection, poolName);
     using volume = pool && await pool.findVolume(name);
     if (volume !== null && await isFresh(volume)) return true;
   }
@@ -180,7 +182,7 @@ async function isAnyFresh(
 }
 
 async function ourDomains(connection: Connection): Promise<string[]> {
-  const domains = await connection.activeDomains();
+  const domains = await Domain.listActive(connection);
   using handles = new DisposableStack();
   for (const domain of domains) handles.use(domain);
   const names: string[] = [];

@@ -2,7 +2,7 @@
 import { explain, orFailure, UsageError } from "../errors.ts";
 import { deleteKeyFile, isKeyFileOf, keyFile, writeKeyFile } from "../guest/key_file.ts";
 import type { Connection } from "../libvirt/connection.ts";
-import type { Domain } from "../libvirt/domain.ts";
+import { Domain } from "../libvirt/domain.ts";
 import { hostName, moment } from "./owner.ts";
 import { findRecord, isKept, type MachineRecord, writeRecord } from "./metadata.ts";
 import { CHANNEL_ADDRESS } from "./ssh_channel.ts";
@@ -48,7 +48,7 @@ async function note(
   { name, say }: JobScript,
   { connection, config: { maxKeptMachines } }: Pick<Stage, "connection" | "config">,
 ): Promise<void> {
-  using domain = await connection.findDomain(machine);
+  using domain = await Domain.find(connection, machine);
   const record = domain && await findRecord(domain);
   if (domain === null || record === null) return;
   const minutes = Number(record.keepMinutes);
@@ -74,7 +74,7 @@ async function note(
 async function countKept(connection: Connection): Promise<number> {
   using domains = new DisposableStack();
   const records: Promise<MachineRecord | null>[] = [];
-  for (const domain of await connection.activeDomains()) {
+  for (const domain of await Domain.listActive(connection)) {
     domains.use(domain);
     records.push(findRecord(domain));
   }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { Domain } from "../libvirt/domain.ts";
+import { Domain } from "../libvirt/domain.ts";
 import { findActivePool } from "./storage/pools.ts";
 import { findRecord } from "./metadata.ts";
 import { takenIn } from "./standby/waiting.ts";
@@ -13,15 +13,15 @@ export type NameStage = Pick<Stage, "connection" | "config">;
  * libvirt renames no domain that runs. Null if there is none. Whoever gets it disposes of it.
  */
 export async function findDomainOf(machine: string, stage: NameStage): Promise<Domain | null> {
-  const own = await stage.connection.findDomain(machine);
+  const own = await Domain.find(stage.connection, machine);
   if (own !== null) return own;
   const standby = (await takenOverBy(machine, stage)).at(-1);
-  return standby === undefined ? null : await stage.connection.findDomain(standby);
+  return standby === undefined ? null : await Domain.find(stage.connection, standby);
 }
 
 /** The name of that domain, and of all else that belongs to it, also when it has ended. */
 export async function domainName(machine: string, stage: NameStage): Promise<string> {
-  using domain = await stage.connection.findDomain(machine);
+  using domain = await Domain.find(stage.connection, machine);
   if (domain !== null) return machine;
   return (await takenOverBy(machine, stage)).at(-1) ?? machine;
 }
@@ -38,7 +38,7 @@ export async function takenOverBy(
   const taken = takenIn(await pool?.volumeNames() ?? []);
   const ours: string[] = [];
   for (const { standby } of taken.filter((each) => each.machine === machine)) {
-    using domain = await connection.findDomain(standby);
+    using domain = await Domain.find(connection, standby);
     const record = domain && await findRecord(domain);
     const isOurs = record === null
       ? !taken.some((other) => other.standby === standby && other.machine !== machine)

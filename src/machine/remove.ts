@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { StoragePool } from "../libvirt/storage_pool.ts";
+import { Domain } from "../libvirt/domain.ts";
 import { virsh } from "../shell.ts";
 import { SystemFailure } from "../errors.ts";
 import type { Connection } from "../libvirt/connection.ts";
@@ -83,7 +85,7 @@ interface Destroyed {
 }
 
 async function destroyMachine(machine: string, connection: Connection): Promise<Destroyed> {
-  using domain = await connection.findDomain(machine);
+  using domain = await Domain.find(connection, machine);
   if (domain === null) return { destroyed: false, key: "", isReady: false };
   let record: MachineRecord | null;
   try {
@@ -111,7 +113,7 @@ async function deleteDisks(
   connection: Connection,
   poolName: string,
 ): Promise<boolean> {
-  using found = await connection.findPool(poolName);
+  using found = await StoragePool.find(connection, poolName);
   if (found === null) return false;
   using pool = await lookupActivePool(connection, poolName, "overlay_pool");
   const of = { connection, pool, machine: disks.machine };
@@ -126,6 +128,6 @@ async function deleteDisks(
 
 /** Whether there was a volume that said whose the machine was. */
 async function disown(machine: string, connection: Connection, poolName: string): Promise<boolean> {
-  using pool = await connection.findPool(poolName);
+  using pool = await StoragePool.find(connection, poolName);
   return pool !== null && await deleteOwner(pool, machine);
 }

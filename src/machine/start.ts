@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { FilterBinding, NetworkFilter } from "../libvirt/network_filter.ts";
 import { virsh } from "../shell.ts";
 import { SystemFailure } from "../errors.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
 import {
-  type Domain,
+  Domain,
   type DomainState,
   VIR_DOMAIN_START_RESET_NVRAM,
   VIR_DOMAIN_START_VALIDATE,
@@ -156,7 +157,7 @@ export async function setFilter(
   if (machine.filter === null || isSet && !mayForward) return false;
   await using connection = await connect();
   try {
-    using same = await connection.lookupDomain(domain.name);
+    using same = await Domain.lookup(connection, domain.name);
     if (mayForward) await forwardLinkLocal(same);
     if (!isSet) await updateCard(same, interfaceXml(machine).toString(), connection);
     return !isSet;
@@ -197,9 +198,9 @@ async function deleteDeadBindings(
 ): Promise<boolean> {
   let deleted = false;
   for (const device of devices) {
-    using binding = await connection.findFilterBinding(device);
+    using binding = await FilterBinding.find(connection, device);
     if (binding === null) continue;
-    using filter = await connection.findNetworkFilter(binding.filterName);
+    using filter = await NetworkFilter.find(connection, binding.filterName);
     if (filter !== null) continue;
     await binding.delete();
     deleted = true;
@@ -262,7 +263,8 @@ async function createDomain(
   const nvramFlag = machine.nvramPath === null ? 0 : VIR_DOMAIN_START_RESET_NVRAM;
   for (let tries = 1;; tries++) {
     try {
-      return await connection.createDomain(
+      return await Domain.create(
+        connection,
         machine.name,
         xml,
         VIR_DOMAIN_START_VALIDATE | nvramFlag,

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { StoragePool } from "../libvirt/storage_pool.ts";
 import { severalFailures, type SystemFailure } from "../errors.ts";
 import { withoutAttempt } from "../job/job.ts";
 import { isLibvirtError } from "../libvirt/error.ts";
@@ -100,7 +101,7 @@ async function endDeadTurns(
   const names = volumes.filter(({ pool }) => pool === config.overlayPool).map(({ name }) => name);
   for (const turn of turnsOf(names)) {
     if (await isLive(turn, { longestSeconds: longestTurnSeconds(config) })) continue;
-    using pool = await connection.lookupPool(config.overlayPool);
+    using pool = await StoragePool.lookup(connection, config.overlayPool);
     await endTurn(pool, turn);
     log(`Removed the turn of "${name}": nobody waits for it any more`);
   }

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { Domain } from "../libvirt/domain.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
 import { poolSpace } from "../machine/queue/host_load.ts";
 import { findActivePool } from "../machine/storage/pools.ts";
@@ -17,7 +18,7 @@ export async function measure(
   using pool = await findActivePool(connection, config.overlayPool);
   if (pool === null) return null;
   const machines = machinesOf(await pool.volumeNames());
-  const domains = await connection.activeDomains();
+  const domains = await Domain.listActive(connection);
   using handles = new DisposableStack();
   for (const domain of domains) handles.use(domain);
   const running = domains.filter(({ name }) => machines.has(name)).length;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import { Connection } from "../../src/libvirt/connection.ts";
-import { ADDRESS_SOURCE } from "../../src/libvirt/domain.ts";
+import { ADDRESS_SOURCE, Domain } from "../../src/libvirt/domain.ts";
 import { sleep } from "../../src/wait.ts";
 import { median, report } from "./measure.ts";
 import { interrupted } from "./program.ts";
@@ -68,7 +68,7 @@ async function timeOfBanner(): Promise<number> {
   await using connection = await Connection.open("qemu:///system");
   for (;;) {
     await sleep(10);
-    using domain = await connection.findDomain(MACHINE);
+    using domain = await Domain.find(connection, MACHINE);
     const cards = await domain?.interfaceAddresses(ADDRESS_SOURCE.LEASE).catch(() => []) ?? [];
     const address = cards.flatMap(({ addresses }) => addresses)[0];
     if (address !== undefined && await hasBanner(address)) return performance.now();

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { StoragePool } from "../../src/libvirt/storage_pool.ts";
+import { Domain } from "../../src/libvirt/domain.ts";
 import assert from "node:assert/strict";
 import { readRecord, writeRecord } from "../../src/machine/metadata.ts";
 import { createRawVolume } from "../../src/machine/storage/volumes.ts";
@@ -28,12 +30,12 @@ Deno.test("list shows machines that are ready, that start, that are kept, that n
       ["m-kept", { runner: "", keptUntil: SOON, deadline: SOON }],
     ] as const
   ) {
-    using domain = await connection.lookupDomain(machine);
+    using domain = await Domain.lookup(connection, machine);
     const record = await readRecord(domain);
     assert(record);
     await writeRecord(domain, { ...record, ...differences });
   }
-  using pool = await connection.lookupPool("libvirt-gci");
+  using pool = await StoragePool.lookup(connection, "libvirt-gci");
   {
     using _ = await createRawVolume(pool, "m-left.overlay.libvirt-gci", 3 * 1024 ** 2);
   }

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { StoragePool } from "../../src/libvirt/storage_pool.ts";
+import { Domain } from "../../src/libvirt/domain.ts";
 import assert from "node:assert/strict";
 import { parseConfig } from "../../src/settings/load.ts";
 import {
@@ -54,10 +56,10 @@ async function withBed(
 }
 
 async function inventory(connection: Connection): Promise<string[]> {
-  using pool = await connection.lookupPool("libvirt-gci");
-  using templates = await connection.lookupPool("base_imgs");
-  using domain = await connection.findDomain(JOB.machine);
-  using somebody = await connection.findDomain("somebody");
+  using pool = await StoragePool.lookup(connection, "libvirt-gci");
+  using templates = await StoragePool.lookup(connection, "base_imgs");
+  using domain = await Domain.find(connection, JOB.machine);
+  using somebody = await Domain.find(connection, "somebody");
   return [
     ...(await pool.volumeNames()).sort(),
     ...(await templates.volumeNames()).sort(),
@@ -67,7 +69,7 @@ async function inventory(connection: Connection): Promise<string[]> {
 }
 
 async function isRunning(connection: Connection, machine: string): Promise<boolean> {
-  using domain = await connection.findDomain(machine);
+  using domain = await Domain.find(connection, machine);
   return domain !== null && await domain.isActive();
 }
 
@@ -113,7 +115,7 @@ for (
 Deno.test("prepare writes into the domain whose it is and how to log in", () =>
   withBed(async ({ connection, stage, guest }) => {
     await prepare(JOB, {}, stage);
-    using domain = await connection.lookupDomain(JOB.machine);
+    using domain = await Domain.lookup(connection, JOB.machine);
     const record = await readRecord(domain);
     assert(record);
     const { job, project, template, user, port, address, hostKey } = record;
@@ -309,7 +311,7 @@ Deno.test("a cancel ends within five seconds in a guest that does not answer", (
 Deno.test("a guest that did not answer a cancel, and answers again, is as any other", () =>
   withBed(async ({ connection, stage }) => {
     await prepare(JOB, {}, stage);
-    using domain = await connection.lookupDomain(JOB.machine);
+    using domain = await Domain.lookup(connection, JOB.machine);
     const record = await readRecord(domain);
     assert(record);
     await writeRecord(domain, { ...record, silent: "yes" });
@@ -393,7 +395,7 @@ Deno.test("a machine that is destroyed while a script runs is the host's failure
     await prepare(JOB, {}, stage);
     const ran = run(JOB.machine, script("sleep 30"), stage);
     ran.catch(() => {});
-    using domain = await connection.lookupDomain(JOB.machine);
+    using domain = await Domain.lookup(connection, JOB.machine);
     await domain.destroy();
     await assert.rejects(ran, { message: /ended: it powered off/, fault: "guest_ended" });
   }));
@@ -410,7 +412,7 @@ Deno.test("run refuses a guest that shows another host key", () =>
   withBed(async ({ connection, stage }) => {
     await prepare(JOB, {}, stage);
     await using other = await TestGuest.start();
-    using domain = await connection.lookupDomain(JOB.machine);
+    using domain = await Domain.lookup(connection, JOB.machine);
     const record = await readRecord(domain);
     assert(record);
     const { writeRecord } = await import("../../src/machine/metadata.ts");
@@ -449,7 +451,8 @@ for (const template of ["no-such:latest", null, "old-name"]) {
 Deno.test("prepare says so where no template is there, or none is to be seen", () =>
   withBed(async ({ connection, stage }) => {
     const noName = { ...JOB, template: "no-such:latest" };
-    using pool = await connection.definePool(
+    using pool = await StoragePool.define(
+      connection,
       "empty",
       '<pool type="dir"><name>empty</name><target><path>/nonexistent/e</path></target></pool>',
     );
@@ -493,7 +496,7 @@ Deno.test("a template's name may be the volume's, with or without .qcow2", () =>
 
 Deno.test("prepare refuses a template whose header is gone", () =>
   withBed(async ({ connection, stage }) => {
-    using pool = await connection.lookupPool("base_imgs");
+    using pool = await StoragePool.lookup(connection, "base_imgs");
     using volume = await createRawVolume(pool, "broken.qcow2", 1);
     const failed = prepare({ ...JOB, template: "broken" }, {}, stage);
     await assert.rejects(failed, /"broken.qcow2" is no qcow2 image/);
@@ -585,7 +588,7 @@ Deno.test("of two prepares for one name at once, the one that fails leaves the o
     const loser = both.find((end) => end.status === "rejected");
     assert.match(String(loser?.reason), /There is a .* already/);
     await run(JOB.machine, script("true"), stage);
-    using pool = await connection.lookupPool("libvirt-gci");
+    using pool = await StoragePool.lookup(connection, "libvirt-gci");
     using overlay = await pool.findVolume(`${JOB.machine}.overlay.libvirt-gci`);
     assert(overlay);
   }));
@@ -605,7 +608,8 @@ Deno.test("a job cannot have another job's disk for its template", () =>
 
 Deno.test("a pool that another prepare has defined and not yet started is waited for", () =>
   withBed(async ({ connection }) => {
-    using pool = await connection.definePool(
+    using pool = await StoragePool.define(
+      connection,
       "new",
       '<pool type="dir"><name>new</name><target><path>/nonexistent/new</path></target></pool>',
     );
@@ -617,7 +621,8 @@ Deno.test("a pool that another prepare has defined and not yet started is waited
 
 Deno.test("a pool that somebody stopped stays so, and the message says how to start it", () =>
   withBed(async ({ connection, guest }) => {
-    using _ = await connection.definePool(
+    using _ = await StoragePool.define(
+      connection,
       "stopped",
       '<pool type="dir"><name>stopped</name><target><path>/nonexistent/s</path></target></pool>',
     );
@@ -665,7 +670,7 @@ Deno.test("three cleanups of one machine at once all succeed", () =>
 Deno.test("cleanup removes the disk of a machine whose domain is gone", () =>
   withBed(async ({ connection, stage }) => {
     await prepare(JOB, {}, stage);
-    using domain = await connection.lookupDomain(JOB.machine);
+    using domain = await Domain.lookup(connection, JOB.machine);
     await domain.destroy();
     await cleanup(JOB.machine, stage);
     assert.match(stage.lines.at(-1) ?? "", /Removed the machine/);

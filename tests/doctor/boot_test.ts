@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import assert from "node:assert/strict";
 import { explain } from "../../src/errors.ts";
 import type { Connection } from "../../src/libvirt/connection.ts";
@@ -21,7 +22,7 @@ Deno.test("a machine that could not be resumed boots with another MAC, which has
   await using connection = await openTestHost();
   await using guest = await TestGuest.start();
   using stage = testStage(connection, guest);
-  using pool = await connection.lookupPool("libvirt-gci");
+  using pool = await StoragePool.lookup(connection, "libvirt-gci");
   const { config } = stage;
   const { machine: name } = JOB;
   const { machine: settings } = config;

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import assert from "node:assert/strict";
 import { parseConfig } from "../../src/settings/load.ts";
 import {
@@ -451,7 +452,7 @@ Deno.test("AppArmor's profile for virt-aa-helper has to know the directory of di
   }
 
   const xml = "<pool type='dir'><name>own</name><target><path>/data/own</path></target></pool>";
-  (await connection.definePool("own", xml))[Symbol.dispose]();
+  (await StoragePool.define(connection, "own", xml))[Symbol.dispose]();
   const config = { overlayPool: "own" };
   await using host = await doctorHost({ connection, files, config });
   const [, helper] = await checkSecurityModules(host);

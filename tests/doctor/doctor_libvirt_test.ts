@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { StoragePool } from "../../src/libvirt/storage_pool.ts";
+import { Domain } from "../../src/libvirt/domain.ts";
 import assert from "node:assert/strict";
 import { fileSystemSpace } from "../../ffi/proc.ts";
 import { poolPath } from "../../src/shell.ts";
@@ -52,7 +54,7 @@ Deno.test("a pool for machines' disks that has no files is a problem", async () 
   await using connection = await openTestHost();
   const xml = "<pool type='logical'><name>vg0</name><target><path>/dev/vg0</path></target></pool>";
   {
-    using pool = await connection.definePool("vg0", xml);
+    using pool = await StoragePool.define(connection, "vg0", xml);
     await pool.buildAndStart();
   }
   await using host = await doctorHost({ connection, config: { overlayPool: "vg0" } });
@@ -62,7 +64,7 @@ Deno.test("a pool for machines' disks that has no files is a problem", async () 
 Deno.test("a pool that is not active is a problem, and no autostart a warning", async () => {
   await using connection = await openTestHost();
   const xml = "<pool type='dir'><name>idle</name><target><path>/idle</path></target></pool>";
-  (await connection.definePool("idle", xml))[Symbol.dispose]();
+  (await StoragePool.define(connection, "idle", xml))[Symbol.dispose]();
   await using host = await doctorHost({
     connection,
     config: { overlayPool: "idle" },
@@ -112,7 +114,7 @@ Deno.test("the space of a pool on this host is what its file system has now", as
   await using connection = await openTestHost();
   const xml = `<pool type="dir"><name>here</name><target><path>${path}</path></target></pool>`;
   {
-    using pool = await connection.definePool("here", xml);
+    using pool = await StoragePool.define(connection, "here", xml);
     await pool.buildAndStart();
   }
   await using host = await doctorHost({ connection, config: { templatePool: "here" } });
@@ -146,7 +148,7 @@ for (
 }
 
 async function fill(connection: Connection, gib: number, name = "libvirt-gci"): Promise<void> {
-  using pool = await connection.lookupPool(name);
+  using pool = await StoragePool.lookup(connection, name);
   const size = `<capacity unit="GiB">${gib}</capacity><allocation unit="GiB">${gib}</allocation>`;
   using _ = await pool.createVolume("big", `<volume><name>big</name>${size}</volume>`);
 }
@@ -310,7 +312,7 @@ Deno.test("a template that the settings name and nobody made is a problem", asyn
 Deno.test("a pool without templates is a problem", async () => {
   await using connection = await openTestHost();
   await using host = await doctorHost({ connection });
-  using pool = await connection.lookupPool("base_imgs");
+  using pool = await StoragePool.lookup(connection, "base_imgs");
   for (const name of await pool.volumeNames()) {
     using volume = await pool.lookupVolume(name);
     await volume.delete();
@@ -466,7 +468,7 @@ async function createVolume(
     readonly format?: string;
   },
 ): Promise<void> {
-  using pool = await connection.lookupPool(poolName);
+  using pool = await StoragePool.lookup(connection, poolName);
   const below = backing === undefined ? "" : `<backingStore><path>${backing}</path></backingStore>`;
   const xml = `<volume><name>${name}</name><capacity unit="GiB">1</capacity>` +
     `<target><format type="${format}"/></target>${below}</volume>`;
@@ -486,7 +488,7 @@ async function startDomain(
       </devices>
     </domain>
   `;
-  using domain = await connection.createDomain("vm", xml, 0);
+  using domain = await Domain.create(connection, "vm", xml, 0);
   const described = { name: "vm", isActive: true, xml: await domain.xml() };
   await domain.destroy();
   return described;

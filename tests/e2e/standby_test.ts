@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import assert from "node:assert/strict";
 import { loadLibvirt } from "../../ffi/libvirt.ts";
 import { loadProc } from "../../ffi/proc.ts";
@@ -125,7 +126,7 @@ async function givesWay(file: string): Promise<void> {
 /** Whoever was killed while it made machines wait left its name behind. */
 async function leaveDeadFiller(): Promise<void> {
   await using connection = await Connection.open("qemu:///system");
-  using pool = await connection.lookupPool(TESTBED.overlayPool);
+  using pool = await StoragePool.lookup(connection, TESTBED.overlayPool);
   const dead = { ...await ownProcess(3600), runner: "1 1 0" };
   assert(await claimName(pool, "standby-filler", dead));
 }
@@ -168,7 +169,7 @@ e2eTest("of many who want the same waiting machine, libvirt gives it to one", as
   await using stack = new AsyncDisposableStack();
   const pools = await Promise.all(Array.from({ length: 8 }, async () => {
     const connection = stack.use(await Connection.open("qemu:///system"));
-    return stack.use(await connection.lookupPool(TESTBED.overlayPool));
+    return stack.use(await StoragePool.lookup(connection, TESTBED.overlayPool));
   }));
   for (let round = 0; round < 25; round++) {
     const standby = { name: newStandbyName(), kind: "0123456789abcdef" };

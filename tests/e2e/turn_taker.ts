@@ -3,6 +3,7 @@
 // Waits for turns as prepare does, again and again, and holds each for a moment instead of starting a
 // machine: turn_taker.ts NAME ROUNDS MAX_MACHINES FILE. The file gets a line for each that it gets
 // and gives back, from many at once.
+import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import { endTurn } from "../../src/machine/queue/queue_entry.ts";
 import { DEFAULT_CONFIG } from "../../src/settings/load.ts";
 import { Connection } from "../../src/libvirt/connection.ts";
@@ -18,7 +19,7 @@ const config = {
 };
 {
   await using connection = await Connection.open(config.uri);
-  using pool = await connection.lookupPool(config.overlayPool);
+  using pool = await StoragePool.lookup(connection, config.overlayPool);
   const signal = new AbortController().signal;
   for (let round = 1; round <= Number(rounds); round++) {
     const quiet = { log: () => {}, warn: () => {}, progress: null };

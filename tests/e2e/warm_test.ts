@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { Domain } from "../../src/libvirt/domain.ts";
 import assert from "node:assert/strict";
 import { loadLibvirt } from "../../ffi/libvirt.ts";
 import { Connection } from "../../src/libvirt/connection.ts";
@@ -146,7 +147,7 @@ async function sharesNothing(): Promise<void> {
 /** The address that a guest has leased is not taken for that of another guest with its card. */
 async function leasesAnew(machine: string): Promise<void> {
   await using connection = await Connection.open("qemu:///system");
-  using domain = await connection.lookupDomain(machine);
+  using domain = await Domain.lookup(connection, machine);
   const record = await readRecord(domain);
   assert(record);
   const card = { mac: record.mac, address: record.address, leasedUntil: null };

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { Domain } from "../../src/libvirt/domain.ts";
 import assert from "node:assert/strict";
 import { type Config, DEFAULT_CONFIG } from "../../src/settings/load.ts";
 import type { Job } from "../../src/job/job.ts";
@@ -121,7 +122,7 @@ export async function changeRecord(
   machine: string,
   differences: Partial<MachineRecord>,
 ): Promise<void> {
-  using domain = await connection.lookupDomain(machine);
+  using domain = await Domain.lookup(connection, machine);
   const record = await readRecord(domain);
   assert(record);
   await writeRecord(domain, { ...record, ...differences });

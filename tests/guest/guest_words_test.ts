@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { explain } from "../../src/errors.ts";
 import { Connection } from "../../src/libvirt/connection.ts";
-import { ADDRESS_SOURCE, type Domain } from "../../src/libvirt/domain.ts";
+import { ADDRESS_SOURCE, Domain } from "../../src/libvirt/domain.ts";
 import type { LibvirtError } from "../../src/libvirt/error.ts";
 import { loadProc } from "../../ffi/proc.ts";
 import { waitForAddress } from "../../src/machine/network/address.ts";
@@ -20,7 +20,7 @@ async function withDomain(
 ): Promise<void> {
   await using libvirtd = new TestLibvirtd(answers);
   await using connection = await Connection.open(libvirtd.uri);
-  using domain = await connection.lookupDomain("m");
+  using domain = await Domain.lookup(connection, "m");
   await test(domain);
 }
 
@@ -102,7 +102,7 @@ async function foundAmong(
     NETWORK_GET_DHCP_LEASES: () => xdr(0, 0),
   });
   await using connection = await Connection.open(libvirtd.uri);
-  using domain = await connection.lookupDomain("m");
+  using domain = await Domain.lookup(connection, "m");
   const limits = { timeoutSeconds: 2.5, signal: new AbortController().signal, log: () => {} };
   const watch = () => Promise.resolve();
   const machine = { mac: MAC, network: "n", hostAddresses, card };

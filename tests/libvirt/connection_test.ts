@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { StoragePool } from "../../src/libvirt/storage_pool.ts";
+import { Network } from "../../src/libvirt/network.ts";
+import { Domain } from "../../src/libvirt/domain.ts";
 import assert from "node:assert/strict";
 import { type Libvirt, loadLibvirt } from "../../ffi/libvirt.ts";
 import { explain, SystemFailure } from "../../src/errors.ts";
@@ -12,7 +15,7 @@ function uriOfNoDaemon(socket: string): string {
 
 Deno.test("a lookup that fails has libvirt's words, number and function", async () => {
   await using connection = await openTestHost();
-  await assert.rejects(connection.lookupDomain("nobody"), {
+  await assert.rejects(Domain.lookup(connection, "nobody"), {
     name: "LibvirtError",
     message: /Domain not found.*virDomainLookupByName, error 42/,
     code: VIR_ERR.NO_DOMAIN,
@@ -23,9 +26,9 @@ Deno.test("each failure has its own error, in calls of eight connections at once
   const connections = await Promise.all(Array.from({ length: 8 }, () => openTestHost()));
   const calls = connections.flatMap((connection) =>
     Array.from({ length: 50 }, (_, i) => [
-      [VIR_ERR.NO_DOMAIN, connection.lookupDomain(`nobody-${i}`)] as const,
-      [VIR_ERR.NO_STORAGE_POOL, connection.lookupPool(`nothing-${i}`)] as const,
-      [VIR_ERR.NO_NETWORK, connection.lookupNetwork(`nowhere-${i}`)] as const,
+      [VIR_ERR.NO_DOMAIN, Domain.lookup(connection, `nobody-${i}`)] as const,
+      [VIR_ERR.NO_STORAGE_POOL, StoragePool.lookup(connection, `nothing-${i}`)] as const,
+      [VIR_ERR.NO_NETWORK, Network.lookup(connection, `nowhere-${i}`)] as const,
     ]).flat()
   );
   const codes = await Promise.all(calls.map(([, call]) => call.then(() => 0, (e) => e.code)));
@@ -35,19 +38,22 @@ Deno.test("each failure has its own error, in calls of eight connections at once
 
 Deno.test("find gives null for what is not there, and passes other failures on", async () => {
   await using connection = await openTestHost();
-  assert.equal(await connection.findDomain("nobody"), null);
-  assert.equal(await connection.findPool("nothing"), null);
-  assert.equal(await connection.findNetwork("nowhere"), null);
-  await assert.rejects(orNull(VIR_ERR.NO_DOMAIN, connection.lookupPool("nothing")), LibvirtError);
+  assert.equal(await Domain.find(connection, "nobody"), null);
+  assert.equal(await StoragePool.find(connection, "nothing"), null);
+  assert.equal(await Network.find(connection, "nowhere"), null);
+  await assert.rejects(
+    orNull(VIR_ERR.NO_DOMAIN, StoragePool.lookup(connection, "nothing")),
+    LibvirtError,
+  );
 });
 
 Deno.test("no handle is left when all are disposed of", async () => {
   const connection = await openTestHost();
   {
-    using domain = await connection.lookupDomain("somebody");
-    using pool = await connection.lookupPool("base_imgs");
+    using domain = await Domain.lookup(connection, "somebody");
+    using pool = await StoragePool.lookup(connection, "base_imgs");
     using volume = await pool.lookupVolume("debian-12.qcow2");
-    using network = await connection.lookupNetwork("default");
+    using network = await Network.lookup(connection, "default");
     assert(await domain.isActive());
     assert(await pool.isActive());
     assert(await network.isActive());
@@ -59,7 +65,7 @@ Deno.test("no handle is left when all are disposed of", async () => {
 
 Deno.test("a handle is given back after the calls on it that have begun, and no sooner", async () => {
   await using connection = await openTestHost();
-  const domain = await connection.lookupDomain("somebody");
+  const domain = await Domain.lookup(connection, "somebody");
   const answers = [domain.xml(), domain.isActive(), domain.xml()];
   domain[Symbol.dispose]();
   const [first, isActive, last] = await Promise.all(answers);
@@ -70,7 +76,7 @@ Deno.test("a handle is given back after the calls on it that have begun, and no 
 
 Deno.test("a handle that is not disposed of is seen when the connection closes", async () => {
   const connection = await openTestHost();
-  const domain = await connection.lookupDomain("somebody");
+  const domain = await Domain.lookup(connection, "somebody");
   assert.equal(await connection.close(), 1);
   domain[Symbol.dispose]();
 });
@@ -103,7 +109,7 @@ Deno.test("a connection is lost if libvirt says so, not if it cannot tell", asyn
   try {
     for (const answer of [1, 0, -1]) {
       libvirt.virConnectIsAlive = () => answer;
-      const error = await connection.lookupPool("nothing").catch((error) => error);
+      const error = await StoragePool.lookup(connection, "nothing").catch((error) => error);
       areLost.push(error.isLost);
     }
   } finally {
@@ -114,7 +120,7 @@ Deno.test("a connection is lost if libvirt says so, not if it cannot tell", asyn
 
 Deno.test("an error of libvirt that nobody explains has its log for advice", async () => {
   await using connection = await openTestHost();
-  const error = await connection.lookupPool("nothing").catch((error) => error);
+  const error = await StoragePool.lookup(connection, "nothing").catch((error) => error);
   assert.match(explain(error), /^What to do: See libvirt's log .*: journalctl -u libvirtd/m);
   const failure = new SystemFailure({ what: "x", cause: error, advice: "Make it" });
   assert.doesNotMatch(explain(failure), /journalctl/);

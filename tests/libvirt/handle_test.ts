@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { StoragePool } from "../../src/libvirt/storage_pool.ts";
+import { Domain } from "../../src/libvirt/domain.ts";
 import assert from "node:assert/strict";
 import { type Pointer, symbols } from "../../ffi/libvirt.ts";
 import type { Connection } from "../../src/libvirt/connection.ts";
@@ -24,8 +26,8 @@ function watch(connection: Connection): string[] {
 
 Deno.test("a handle that was disposed of calls nothing any more, and that is a mistake of ours", async () => {
   await using connection = await openTestHost();
-  const domain = await connection.lookupDomain("somebody");
-  using pool = await connection.lookupPool("base_imgs");
+  const domain = await Domain.lookup(connection, "somebody");
+  using pool = await StoragePool.lookup(connection, "base_imgs");
   const volume = await pool.lookupVolume("debian-12.qcow2");
   domain[Symbol.dispose]();
   volume[Symbol.dispose]();
@@ -46,7 +48,7 @@ Deno.test("a handle that was disposed of calls nothing any more, and that is a m
 
 Deno.test("a handle is freed when the last call on it has ended, and once", async () => {
   const connection = await openTestHost();
-  const domain = await connection.lookupDomain("somebody");
+  const domain = await Domain.lookup(connection, "somebody");
   const seen = watch(connection);
   const answers = [domain.xml(), domain.isActive()];
   domain[Symbol.dispose]();
@@ -63,7 +65,7 @@ Deno.test("a handle is freed when the last call on it has ended, and once", asyn
 Deno.test("who was lent a handle may call on until it is done", async () => {
   const connection = await openTestHost();
   {
-    using pool = await connection.lookupPool("base_imgs");
+    using pool = await StoragePool.lookup(connection, "base_imgs");
     const volume = await pool.lookupVolume("debian-12.qcow2");
     const seen = watch(connection);
     const ask = async (pointer: Pointer<"virStorageVol">): Promise<void> => {
@@ -82,12 +84,12 @@ Deno.test("who was lent a handle may call on until it is done", async () => {
 
 Deno.test("a connection that was closed calls nothing any more, and handles left are freed", async () => {
   const connection = await openTestHost();
-  const domain = await connection.lookupDomain("somebody");
+  const domain = await Domain.lookup(connection, "somebody");
   const asked = domain.isActive();
   assert.equal(await connection.close(), 1);
   assert(await asked);
   const closed = { name: "Error", message: /vir\w+ was called on a connection that was closed/ };
-  await assert.rejects(connection.findDomain("somebody"), closed);
+  await assert.rejects(Domain.find(connection, "somebody"), closed);
   await assert.rejects(domain.xml(), closed);
   domain[Symbol.dispose]();
   await connection[Symbol.asyncDispose]();

@@ -7,7 +7,7 @@ import { SystemFailure } from "../../src/errors.ts";
 import type { Job } from "../../src/job/job.ts";
 import type { Connection } from "../../src/libvirt/connection.ts";
 import { domainMemory } from "../../src/libvirt/memory_stats.ts";
-import type { StoragePool } from "../../src/libvirt/storage_pool.ts";
+import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import {
   type AdmissionLimits,
   findShortage,
@@ -234,7 +234,7 @@ const TURN_LIMITS = { longestSeconds: 60, signal: new AbortController().signal, 
 async function withPool(test: (pool: StoragePool) => Promise<void>): Promise<void> {
   const connection = await openTestHost();
   {
-    using pool = await connection.lookupPool("libvirt-gci");
+    using pool = await StoragePool.lookup(connection, "libvirt-gci");
     await test(pool);
     assert.deepEqual(await pool.volumeNames(), ["somebody.qcow2"]);
   }
@@ -387,7 +387,7 @@ async function withBed(
 }
 
 async function volumesOf(connection: Connection): Promise<string[]> {
-  using pool = await connection.lookupPool("libvirt-gci");
+  using pool = await StoragePool.lookup(connection, "libvirt-gci");
   return (await pool.volumeNames()).sort(); // libvirt lists them in any order
 }
 
@@ -446,7 +446,7 @@ const KILLED = { attemptDir: "/", runner: "1 1 0", isRunner: "yes" };
 
 Deno.test("a machine whose runner was killed holds up nobody, and no more go than have to", () =>
   withBed(async ({ connection, stage }) => {
-    using pool = await connection.lookupPool("libvirt-gci");
+    using pool = await StoragePool.lookup(connection, "libvirt-gci");
     const all = ["m-1", "m-2", "m-3"];
     for (const machine of all) await startPrepare(machine, stage).done;
     for (const machine of ["m-2", "m-3"]) await changeRecord(connection, machine, KILLED);
@@ -476,14 +476,14 @@ Deno.test("a template that is replaced during the wait is looked up again", () =
     await startPrepare("m-1", stage).done;
     const second = startPrepare("m-2", stage);
     await second.said(/Waiting/);
-    using templates = await connection.lookupPool("base_imgs");
+    using templates = await StoragePool.lookup(connection, "base_imgs");
     await deleteVolume(templates, "debian-12.qcow2");
     {
       using _ = await createRawVolume(templates, "debian-12", 5 * GIB); // which is no qcow2 image
     }
     await cleanup("m-1", stage);
     await second.done;
-    using pool = await connection.lookupPool("libvirt-gci");
+    using pool = await StoragePool.lookup(connection, "libvirt-gci");
     {
       using overlay = await pool.lookupVolume("m-2.overlay.libvirt-gci");
       assert.equal(await overlay.capacityBytes(), 5 * GIB);
@@ -544,7 +544,7 @@ Deno.test("a wait that takes too long fails, says for what, and leaves nothing",
 
 Deno.test("a prepare that was killed while it waited holds nobody up", () =>
   withBed(async ({ connection, stage }) => {
-    using pool = await connection.lookupPool("libvirt-gci");
+    using pool = await StoragePool.lookup(connection, "libvirt-gci");
     await makeVolume(
       pool,
       turnName("dead", { process: await deadProcess(), host: await hostMark() }),
@@ -558,7 +558,7 @@ Deno.test("a prepare that was killed while it waited holds nobody up", () =>
 
 Deno.test("a turn that is ahead and lives holds up, though it has nothing but its turn", () =>
   withBed(async ({ connection, stage }) => {
-    using pool = await connection.lookupPool("libvirt-gci");
+    using pool = await StoragePool.lookup(connection, "libvirt-gci");
     await makeVolume(pool, "ahead.owner.libvirt-gci"); // or it is nobody's, and swept away
     const ahead = turnName("ahead");
     await makeVolume(pool, ahead);
@@ -572,7 +572,7 @@ Deno.test("a turn that is ahead and lives holds up, though it has nothing but it
 
 Deno.test("a prepare whom somebody took for dead takes another turn, and waits on", () =>
   withBed(async ({ connection, stage }) => {
-    using pool = await connection.lookupPool("libvirt-gci");
+    using pool = await StoragePool.lookup(connection, "libvirt-gci");
     await startPrepare("m-1", stage).done;
     const second = startPrepare("m-2", stage);
     await second.said(/Waiting/);
@@ -589,7 +589,7 @@ Deno.test("a prepare whom somebody took for dead takes another turn, and waits o
 
 Deno.test("cleanup and gc remove the turn of a prepare that was killed", () =>
   withBed(async ({ connection, stage }) => {
-    using pool = await connection.lookupPool("libvirt-gci");
+    using pool = await StoragePool.lookup(connection, "libvirt-gci");
     const dead = { process: await deadProcess(), host: await hostMark() };
     const other = turnName("other", dead);
     await makeVolume(pool, other);
@@ -657,7 +657,7 @@ Deno.test("whoever waits lists the volumes once each time that it looks around",
   await using connection = await openTestHost({ onCall: (name) => void calls.push(name) });
   await using guest = await TestGuest.start();
   using stage = testStage(connection, guest, { config: { maxMachines: 1, admissionSeconds: 1 } });
-  using pool = await connection.lookupPool("libvirt-gci");
+  using pool = await StoragePool.lookup(connection, "libvirt-gci");
   await startPrepare("m-1", stage).done;
   calls.length = 0;
   await assert.rejects(admit("m-2", { pool, memoryMib: 64 }, stage), /did not get its turn/);
@@ -669,7 +669,7 @@ Deno.test("whoever waits lists the volumes once each time that it looks around",
 
 Deno.test("a job that has no room takes what comes instead, and leaves no turn", () =>
   withBed(async ({ connection, stage }) => {
-    using pool = await connection.lookupPool("libvirt-gci");
+    using pool = await StoragePool.lookup(connection, "libvirt-gci");
     await prepare({ ...JOB, machine: "m-1" }, {}, stage);
     const before = await volumesOf(connection);
     let asked = 0;
@@ -682,7 +682,7 @@ Deno.test("a job that has no room takes what comes instead, and leaves no turn",
 
 Deno.test("a machine that no job needs yet waits for no room, and leaves no turn", () =>
   withBed(async ({ connection, stage }) => {
-    using pool = await connection.lookupPool("libvirt-gci");
+    using pool = await StoragePool.lookup(connection, "libvirt-gci");
     await prepare({ ...JOB, machine: "m-1" }, {}, stage);
     const before = await volumesOf(connection);
     assert.equal(await admitNow("m-2", { pool, memoryMib: 64 }, stage), null);
@@ -719,7 +719,7 @@ Deno.test("a job over its project's limit waits, and holds back nobody of anothe
     const states = (await listMachines(stage)).map(({ machine, state }) => [machine, state]);
     assert.deepEqual(states, [["m-1", "ready"], ["m-2", "waiting"], ["m-3", "waiting"]]);
     await gc({}, { ...stage, log: assert.fail });
-    using pool = await connection.lookupPool("libvirt-gci");
+    using pool = await StoragePool.lookup(connection, "libvirt-gci");
     assert.deepEqual(turnsOf(await pool.volumeNames()), []);
 
     const other = startPrepare("m-4", stage, OTHER);

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { Network } from "../../src/libvirt/network.ts";
+import { Domain } from "../../src/libvirt/domain.ts";
 import assert from "node:assert/strict";
 import { SystemFailure } from "../../src/errors.ts";
 import { addressNumber, addressOf } from "../../src/ipv4.ts";
@@ -10,12 +12,12 @@ import { openTestHost } from "../fakes/test_host.ts";
 
 /** The entries by which the network `default` keeps addresses, whosever. */
 async function kept(connection: Connection): Promise<string[]> {
-  using network = await connection.lookupNetwork("default");
+  using network = await Network.lookup(connection, "default");
   return [...(await network.xml()).matchAll(/<host .*?>/g)].map(([host]) => host);
 }
 
 async function keepForOthers(connection: Connection, bytes: readonly number[]): Promise<void> {
-  using network = await connection.lookupNetwork("default");
+  using network = await Network.lookup(connection, "default");
   for (const byte of bytes) {
     const mac = `52:54:01:00:00:${byte.toString(16).padStart(2, "0")}`;
     await network.addDhcpHost(`<host mac="${mac}" id="00:01" ip="127.99.0.${byte}"/>`, 0);
@@ -102,7 +104,8 @@ Deno.test("in a network without libvirt's DHCP, no address is known before", asy
 Deno.test("a machine with another address than its card's is not reached there", async () => {
   await using connection = await openTestHost();
   const mac = "52:54:00:00:00:01";
-  using domain = await connection.createDomain(
+  using domain = await Domain.create(
+    connection,
     "gci",
     `<domain type="test"><name>gci</name><memory>65536</memory><os><type>hvm</type></os><devices>
       <interface type="network"><mac address="${mac}"/><source network="default"/></interface>

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { StoragePool } from "../../src/libvirt/storage_pool.ts";
+import { Domain } from "../../src/libvirt/domain.ts";
 import assert from "node:assert/strict";
 import { SystemFailure } from "../../src/errors.ts";
 import type { Job } from "../../src/job/job.ts";
@@ -55,31 +57,31 @@ async function withStage(
 /** What is on the host: domains, and the volumes of both pools. */
 async function inventory(connection: Connection): Promise<string[]> {
   const names: string[] = [];
-  for (const domain of await connection.activeDomains()) {
+  for (const domain of await Domain.listActive(connection)) {
     names.push(domain.name);
     domain[Symbol.dispose]();
   }
   for (const poolName of ["libvirt-gci", "base_imgs"]) {
-    using pool = await connection.lookupPool(poolName);
+    using pool = await StoragePool.lookup(connection, poolName);
     names.push(...(await pool.volumeNames()).map((name) => `${poolName}/${name}`));
   }
   return names.sort();
 }
 
 async function makeVolume(connection: Connection, pool: string, name: string): Promise<void> {
-  using handle = await connection.lookupPool(pool);
+  using handle = await StoragePool.lookup(connection, pool);
   using _ = await createRawVolume(handle, name, 1);
 }
 
 async function hasDomain(connection: Connection, name: string): Promise<boolean> {
-  using domain = await connection.findDomain(name);
+  using domain = await Domain.find(connection, name);
   return domain !== null;
 }
 
 /** Makes the job's machine, as one whose record says this. */
 async function makeMachine(stage: TestStage, differences: Partial<MachineRecord>): Promise<void> {
   await prepare({ ...JOB, attemptDir: "/nonexistent/attempt" }, {}, stage);
-  using domain = await stage.connection.lookupDomain(JOB.machine);
+  using domain = await Domain.lookup(stage.connection, JOB.machine);
   const record = await readRecord(domain);
   assert(record);
   await writeRecord(domain, { ...record, ...differences });
@@ -119,7 +121,7 @@ Deno.test("gc leaves a machine while its runner runs, and removes it when that w
 Deno.test("prepare writes its caller down as the runner, and gc leaves the machine", () =>
   withStage(async (stage) => {
     await makeMachine(stage, {});
-    using domain = await stage.connection.lookupDomain(JOB.machine);
+    using domain = await Domain.lookup(stage.connection, JOB.machine);
     assert.equal((await readRecord(domain))?.runner, processMark(Deno.ppid));
     await gc({}, stage);
     assert(await domain.isActive());
@@ -158,7 +160,7 @@ Deno.test("prepare calls its caller the runner only if that one called config to
     const attemptDir = "/nonexistent/attempt";
     const isRunner = async (differences: Partial<Job>): Promise<string | undefined> => {
       await prepare({ ...JOB, attemptDir, ...differences }, {}, stage);
-      using domain = await connection.lookupDomain(JOB.machine);
+      using domain = await Domain.lookup(connection, JOB.machine);
       const record = await readRecord(domain);
       await cleanup(JOB.machine, stage);
       return record?.isRunner;
@@ -387,7 +389,7 @@ Deno.test("gc removes volumes of ours that nothing explains, in both pools, and 
     assert.deepEqual(await inventory(connection), before);
     assert.equal(stage.lines.length, 4);
     assert.match(stage.lines.join("\n"), /"gone-1" \(2 volumes\): nothing says whose it is/);
-    using pool = await connection.lookupPool("libvirt-gci");
+    using pool = await StoragePool.lookup(connection, "libvirt-gci");
     for (const name of theirs) {
       using volume = await pool.lookupVolume(name);
       await volume.delete();
@@ -417,7 +419,7 @@ Deno.test("gc goes on where it cannot remove something, and says all of it in th
     });
     assert(await hasDomain(connection, "somebody"));
     assert.match(stage.lines.join("\n"), /^Removed "gone"/);
-    using pool = await connection.lookupPool("libvirt-gci");
+    using pool = await StoragePool.lookup(connection, "libvirt-gci");
     using volume = await pool.lookupVolume("somebody.overlay.libvirt-gci");
     await volume.delete();
   }));
@@ -483,7 +485,7 @@ async function inCrowd(connection: Connection, test: () => Promise<void>): Promi
   const names = Array.from({ length: 100 }, (_, i) => `gitlab-crowd-${i}.owner.libvirt-gci`);
   for (const name of names) await makeVolume(connection, "libvirt-gci", name);
   await test();
-  using pool = await connection.lookupPool("libvirt-gci");
+  using pool = await StoragePool.lookup(connection, "libvirt-gci");
   for (const name of names) await deleteVolume(pool, name);
 }
 
@@ -526,7 +528,7 @@ Deno.test("what prepare cannot remove is a warning", () =>
     await prepare(JOB, {}, stage);
     assert.equal(stage.warnings.length, 1);
     assert.match(stage.warnings[0] ?? "", /Could not remove a machine .* libvirt-gci gc/);
-    using pool = await stage.connection.lookupPool("libvirt-gci");
+    using pool = await StoragePool.lookup(stage.connection, "libvirt-gci");
     using volume = await pool.lookupVolume("somebody.overlay.libvirt-gci");
     await volume.delete();
   }));
@@ -588,7 +590,7 @@ Deno.test("gc removes half a warm image, but not while somebody makes it", () =>
     }
     await gc({}, stage);
     assert.deepEqual(stage.lines, []);
-    using pool = await connection.lookupPool("libvirt-gci");
+    using pool = await StoragePool.lookup(connection, "libvirt-gci");
     await deleteVolume(pool, maker);
     await gc({ dryRun: true }, stage);
     await gc({}, stage);

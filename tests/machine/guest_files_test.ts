@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import assert from "node:assert/strict";
 import { dirname } from "node:path";
 import { createGuestDirectory, deleteGuestFiles } from "../../src/machine/storage/guest_files.ts";
@@ -10,7 +11,7 @@ import { openTestHost } from "../fakes/test_host.ts";
 
 Deno.test("files whose content a guest chooses are in a directory of its machine, and no volumes", async () => {
   await using connection = await openTestHost();
-  using pool = await connection.lookupPool("libvirt-gci");
+  using pool = await StoragePool.lookup(connection, "libvirt-gci");
   const before = await pool.volumeNames();
   const contents = { seed: null, credential: null, efi: true };
   const { consolePath, nvramPath } = await createVolumes(pool, "m", contents);
@@ -24,11 +25,11 @@ Deno.test("files whose content a guest chooses are in a directory of its machine
 
 Deno.test("the directory of a guest's files that somebody else removes meanwhile is none", async () => {
   await using connection = await openTestHost();
-  using pool = await connection.lookupPool("libvirt-gci");
+  using pool = await StoragePool.lookup(connection, "libvirt-gci");
   using directory = await createGuestDirectory(pool, "m");
   const path = await directory.path();
   // What libvirt says of a directory that is gone is what it says of this one: it opens no pool there.
-  using _taken = await connection.createPool("taken", dirPoolXml("taken", path));
+  using _taken = await StoragePool.create(connection, "taken", dirPoolXml("taken", path));
   const removed = deleteGuestFiles({ connection, pool, machine: "m" });
   await sleep(100); // it has the path, and tries to open the pool
   assert(await deleteVolume(pool, "m.guest.libvirt-gci"));
@@ -37,9 +38,9 @@ Deno.test("the directory of a guest's files that somebody else removes meanwhile
 
 Deno.test("a guest's directory that is there but cannot be read is an error", async () => {
   await using connection = await openTestHost();
-  using pool = await connection.lookupPool("libvirt-gci");
+  using pool = await StoragePool.lookup(connection, "libvirt-gci");
   using directory = await createGuestDirectory(pool, "m");
   const path = await directory.path();
-  using _taken = await connection.createPool("taken", dirPoolXml("taken", path));
+  using _taken = await StoragePool.create(connection, "taken", dirPoolXml("taken", path));
   await assert.rejects(deleteGuestFiles({ connection, pool, machine: "m" }), /conflict/);
 });

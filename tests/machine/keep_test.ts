@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import assert from "node:assert/strict";
 import { SystemFailure } from "../../src/errors.ts";
 import { keyFile } from "../../src/guest/key_file.ts";
@@ -56,26 +57,26 @@ async function withMachine(
     stage.lines.length = 0;
     await test({ connection, guest, stage, said, runAs });
     await cleanup(MACHINE, stage);
-    using pool = await connection.lookupPool("libvirt-gci");
+    using pool = await StoragePool.lookup(connection, "libvirt-gci");
     assert.deepEqual(await pool.volumeNames(), ["somebody.qcow2"]);
   }
   assert.equal(await connection.close(), 0, "a handle is left");
 }
 
 async function recordOf(connection: Connection, machine = MACHINE): Promise<MachineRecord> {
-  using domain = await connection.lookupDomain(machine);
+  using domain = await Domain.lookup(connection, machine);
   const record = await readRecord(domain);
   assert(record);
   return record;
 }
 
 async function change(connection: Connection, changes: Partial<MachineRecord>): Promise<void> {
-  using domain = await connection.lookupDomain(MACHINE);
+  using domain = await Domain.lookup(connection, MACHINE);
   await writeRecord(domain, { ...await recordOf(connection), ...changes });
 }
 
 async function exists(connection: Connection): Promise<boolean> {
-  using domain = await connection.findDomain(MACHINE);
+  using domain = await Domain.find(connection, MACHINE);
   return domain !== null;
 }
 
@@ -166,7 +167,7 @@ Deno.test("a connection that is lost while the machine lives is a failure too", 
 Deno.test("a machine that ended cannot be kept, and nobody says that it is", () =>
   withMachine(async ({ connection, stage, said, runAs }) => {
     const ran = runAs("build_script", "sleep 30");
-    using domain = await connection.lookupDomain(MACHINE);
+    using domain = await Domain.lookup(connection, MACHINE);
     await domain.destroy();
     assert.match(String(await ran), /ended: it powered off/);
     assert.deepEqual(said, []);
@@ -271,7 +272,7 @@ Deno.test("of a kept machine whose guest is gone, the key goes with the rest", (
   withMachine(async ({ connection, stage }) => {
     const lasting = keyFile(stage.lastingKeyDirectory, MACHINE);
     await Deno.writeTextFile(lasting, "key");
-    using domain = await connection.lookupDomain(MACHINE);
+    using domain = await Domain.lookup(connection, MACHINE);
     await domain.destroy();
     await cleanup(MACHINE, { ...stage, keyDirectory: "/nonexistent" });
     await assert.rejects(Deno.stat(lasting), Deno.errors.NotFound);

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { Network } from "../../src/libvirt/network.ts";
 import assert from "node:assert/strict";
 import { isLibvirtError, VIR_ERR } from "../../src/libvirt/error.ts";
 import { openTestHost } from "../fakes/test_host.ts";
@@ -6,7 +7,7 @@ import { openTestHost } from "../fakes/test_host.ts";
 Deno.test("a network keeps a host's address, and none twice", async () => {
   const connection = await openTestHost();
   {
-    using network = await connection.lookupNetwork("default");
+    using network = await Network.lookup(connection, "default");
     await network.addDhcpHost('<host mac="52:54:00:00:00:09" ip="127.99.0.9"/>', 0);
     assert.match(await network.xml(), /<host mac='52:54:00:00:00:09' ip='127\.99\.0\.9'\/>/);
     for (const [mac, ip] of [["09", "8"], ["08", "9"]]) {

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { Domain } from "../../src/libvirt/domain.ts";
 import { decode } from "fast-png";
 import fc from "fast-check";
 import assert from "node:assert/strict";
@@ -364,7 +365,7 @@ Deno.test("what a fake guest agent says takes a quarter of post_mortem_mib at mo
 
 Deno.test("a picture of a screen that is larger than it may be is none", async () => {
   await using connection = await openTestHost();
-  using domain = await connection.lookupDomain("somebody");
+  using domain = await Domain.lookup(connection, "somebody");
   const { bytes } = await domain.screenshot(1024 ** 2);
   await domain.screenshot(bytes.length);
   await assert.rejects(domain.screenshot(bytes.length - 1), /it has more than \d+ bytes/);

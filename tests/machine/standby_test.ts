@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { StoragePool } from "../../src/libvirt/storage_pool.ts";
+import { Domain } from "../../src/libvirt/domain.ts";
 import assert from "node:assert/strict";
 import { type Config, DEFAULT_CONFIG, parseConfig } from "../../src/settings/load.ts";
 import { DEFAULT_MACHINE, type MachineSettings } from "../../src/settings/machine_settings.ts";
@@ -73,7 +75,7 @@ async function withStage(
 }
 
 async function domains(connection: Connection): Promise<string[]> {
-  const found = await connection.activeDomains();
+  const found = await Domain.listActive(connection);
   return found.map((domain) => {
     using _ = domain;
     return domain.name;
@@ -81,7 +83,7 @@ async function domains(connection: Connection): Promise<string[]> {
 }
 
 async function volumes(connection: Connection): Promise<string[]> {
-  using pool = await connection.lookupPool("libvirt-gci");
+  using pool = await StoragePool.lookup(connection, "libvirt-gci");
   return (await pool.volumeNames()).sort();
 }
 
@@ -93,7 +95,7 @@ async function makeStandby(
   const name = newStandbyName();
   await prepare({ ...JOB, machine: name }, {}, stage);
   await changeRecord(stage.connection, name, differences);
-  using pool = await stage.connection.lookupPool("libvirt-gci");
+  using pool = await StoragePool.lookup(stage.connection, "libvirt-gci");
   await letWait(pool, { name, kind: KIND });
   stage.lines.length = 0;
   return name;
@@ -105,7 +107,7 @@ async function take(
   standby: string,
   differences: Partial<MachineRecord> = {},
 ): Promise<void> {
-  using pool = await stage.connection.lookupPool("libvirt-gci");
+  using pool = await StoragePool.lookup(stage.connection, "libvirt-gci");
   await noteTaken(pool, JOB.machine, standby);
   assert(await claimStandby(pool, { name: standby, kind: KIND }));
   await changeRecord(stage.connection, standby, { machine: JOB.machine, ...differences });
@@ -163,7 +165,7 @@ Deno.test("a machine waits for the jobs that would get the same, and for no othe
 
 Deno.test("of many who want the same machine, one gets it", () =>
   withStage(async (stage) => {
-    using pool = await stage.connection.lookupPool("libvirt-gci");
+    using pool = await StoragePool.lookup(stage.connection, "libvirt-gci");
     for (let round = 0; round < 20; round++) {
       const standby = { name: newStandbyName(), kind: KIND };
       await letWait(pool, standby);
@@ -192,7 +194,7 @@ Deno.test("a machine that waits is listed, no gc takes it for lost, and it goes 
 Deno.test("a machine that was made to wait and does not is lost once its maker is gone", () =>
   withStage(async (stage) => {
     const standby = await makeStandby(stage, { attemptDir: "", runner: "" });
-    using pool = await stage.connection.lookupPool("libvirt-gci");
+    using pool = await StoragePool.lookup(stage.connection, "libvirt-gci");
     await claimStandby(pool, { name: standby, kind: KIND });
     await gc({}, stage); // by this record, a person has it
     assert.deepEqual(stage.lines, []);
@@ -208,7 +210,7 @@ Deno.test("gc leaves a machine that begins to wait while its maker ends, at ever
     const name = await makeStandby(stage);
     const { connection, config } = stage;
     const { call } = connection;
-    using pool = await connection.lookupPool("libvirt-gci");
+    using pool = await StoragePool.lookup(connection, "libvirt-gci");
     for (let moment = 1, calls = 1; moment <= calls + 1; moment++) {
       await claimStandby(pool, { name, kind: KIND }); // so it does not wait yet
       const maker = new Deno.Command("sleep", { args: ["100"] }).spawn();
@@ -238,7 +240,7 @@ Deno.test("gc leaves a machine that begins to wait while its maker ends, at ever
 Deno.test("a machine that is just being taken over is not lost", () =>
   withStage(async (stage) => {
     const standby = await makeStandby(stage);
-    using pool = await stage.connection.lookupPool("libvirt-gci");
+    using pool = await StoragePool.lookup(stage.connection, "libvirt-gci");
     await prepare({ ...JOB, machine: "taker" }, {}, stage); // whose owner's volume tells that it lives
     await noteTaken(pool, "taker", standby);
     await claimStandby(pool, { name: standby, kind: KIND });
@@ -269,7 +271,7 @@ Deno.test("a machine goes by its job's name once it has one, to the end", () =>
 
 Deno.test("gc counts what a job's machine took over with it, and says it in one line", () =>
   withStage(async (stage) => {
-    using pool = await stage.connection.lookupPool("libvirt-gci");
+    using pool = await StoragePool.lookup(stage.connection, "libvirt-gci");
     for (const machine of [JOB.machine, "vm"]) { // one comes before the other, and one after it
       const standby = await makeStandby(stage);
       await noteTaken(pool, machine, standby);
@@ -287,7 +289,7 @@ Deno.test("a machine whose guest has powered off is removed by its job's name", 
     const standby = await makeStandby(stage);
     await take(stage, standby);
     {
-      using domain = await stage.connection.lookupDomain(standby);
+      using domain = await Domain.lookup(stage.connection, standby);
       await domain.destroy();
     }
     assert.equal(await domainName(JOB.machine, stage), standby);
@@ -297,7 +299,7 @@ Deno.test("a machine whose guest has powered off is removed by its job's name", 
 Deno.test("cleanup of a job that another was faster than leaves the other's machine alone", () =>
   withStage(async (stage) => {
     const standby = await makeStandby(stage);
-    using pool = await stage.connection.lookupPool("libvirt-gci");
+    using pool = await StoragePool.lookup(stage.connection, "libvirt-gci");
     await noteTaken(pool, "slower", standby); // and was killed
     await take(stage, standby);
     assert.equal(await domainName("slower", stage), "slower");
@@ -332,7 +334,7 @@ Deno.test("only the job that starts next has machines removed that wait", () =>
   withStage(async (stage) => {
     await makeStandby(stage);
     await makeStandby(stage);
-    using pool = await stage.connection.lookupPool("libvirt-gci");
+    using pool = await StoragePool.lookup(stage.connection, "libvirt-gci");
     const waiting = async () => waitingIn(await pool.volumeNames()).length;
     const ahead = `ahead.${Date.now()}-64-4711-1234-0123abcd-0123456789abcdef.turn.libvirt-gci`;
     {
@@ -356,8 +358,9 @@ Deno.test("a machine that waits and cannot be removed costs a job without room a
   withStage(async (stage) => {
     const { connection, warnings } = stage;
     const standby = newStandbyName();
-    using pool = await connection.lookupPool("libvirt-gci");
-    using theirs = await connection.createDomain(
+    using pool = await StoragePool.lookup(connection, "libvirt-gci");
+    using theirs = await Domain.create(
+      connection,
       standby,
       `<domain type="test"><name>${standby}</name><memory>65536</memory><os><type>hvm</type></os></domain>`,
       0,
@@ -414,7 +417,7 @@ Deno.test("what waited when its guest ended, as with the host, is removed to be 
   withStage(async (stage) => {
     const standby = await makeStandby(stage);
     {
-      using domain = await stage.connection.lookupDomain(standby);
+      using domain = await Domain.lookup(stage.connection, standby);
       await domain.destroy();
     }
     await assert.rejects(fillStandbys(wanting(stage, { templatePool: "no-such-pool" })));
@@ -485,7 +488,7 @@ function haveAllHold(connection: Connection, contents: object): void {
 
 Deno.test("whoever was killed while it had machines wait is in nobody's way", () =>
   withStage(async (stage) => {
-    using pool = await stage.connection.lookupPool("libvirt-gci");
+    using pool = await StoragePool.lookup(stage.connection, "libvirt-gci");
     const dead = { ...await ownProcess(3600), ...ENDED };
     assert(await claimName(pool, "standby-filler", dead));
     haveAllHold(stage.connection, dead);
@@ -506,7 +509,7 @@ async function makeWarmImage(
   haveAllHold(connection, { created: new Date().toISOString(), bytesBeforeRam: 1, origin });
   const image = { template: "debian-12", id: "0123456789" };
   {
-    using pool = await connection.lookupPool("libvirt-gci");
+    using pool = await StoragePool.lookup(connection, "libvirt-gci");
     for (const part of ["disk", "ram", "info"] satisfies WarmPart[]) {
       using _ = await createRawVolume(pool, warmVolume(image.template, image.id, part), 1);
     }
@@ -516,7 +519,7 @@ async function makeWarmImage(
   return {
     kind: wanted.kind,
     async [Symbol.asyncDispose]() {
-      using pool = await connection.lookupPool("libvirt-gci");
+      using pool = await StoragePool.lookup(connection, "libvirt-gci");
       await deleteWarmImage(pool, image);
     },
   };
@@ -526,7 +529,7 @@ async function makeWarmImage(
 async function startForeign({ connection }: TestStage, name: string): Promise<AsyncDisposable> {
   const xml = `<domain type="test"><name>${name}</name><memory>65536</memory>
     <os><type>hvm</type></os></domain>`;
-  const domain = await connection.createDomain(name, xml, 0);
+  const domain = await Domain.create(connection, name, xml, 0);
   return {
     async [Symbol.asyncDispose]() {
       using _ = domain;
@@ -541,7 +544,7 @@ Deno.test("a machine that waits, is of no use and cannot be removed fails no job
     await using image = await makeWarmImage(wants);
     const name = newStandbyName();
     await using _ = await startForeign(stage, name);
-    using pool = await stage.connection.lookupPool("libvirt-gci");
+    using pool = await StoragePool.lookup(stage.connection, "libvirt-gci");
     await letWait(pool, { name, kind: image.kind });
     await prepare(JOB, {}, wants);
     const warnings = stage.warnings.join("\n");
@@ -556,7 +559,7 @@ Deno.test("a job that waits its turn tries a machine that comes to wait meanwhil
     await using image = await makeWarmImage(wants);
     const name = newStandbyName();
     await using _ = await startForeign(stage, name);
-    using pool = await stage.connection.lookupPool("libvirt-gci");
+    using pool = await StoragePool.lookup(stage.connection, "libvirt-gci");
     await prepare({ ...JOB, machine: "first" }, {}, stage);
     const prepared = prepare(JOB, {}, wants);
     while (!stage.lines.join().includes("Waiting for")) await sleep(10);
@@ -574,7 +577,7 @@ Deno.test("a job over its project's limit takes no machine that waits", () =>
     await using image = await makeWarmImage(wants);
     const name = newStandbyName();
     await using _ = await startForeign(stage, name);
-    using pool = await stage.connection.lookupPool("libvirt-gci");
+    using pool = await StoragePool.lookup(stage.connection, "libvirt-gci");
     await prepare({ ...JOB, machine: "first" }, {}, stage);
     await letWait(pool, { name, kind: image.kind });
     const prepared = prepare(JOB, {}, wants);

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { StoragePool } from "../../src/libvirt/storage_pool.ts";
+import { Domain } from "../../src/libvirt/domain.ts";
 import assert from "node:assert/strict";
 import { loadProc } from "../../ffi/proc.ts";
 import { DEFAULT_CONFIG } from "../../src/settings/load.ts";
@@ -108,7 +110,7 @@ const LOST: readonly {
       STORAGE_VOL_CREATE_XML: hangUp,
     },
     body: async (connection) => {
-      using pool = await connection.lookupPool("disks");
+      using pool = await StoragePool.lookup(connection, "disks");
       await claimName(pool, "m", await newOwner(JOB));
     },
   },
@@ -145,7 +147,7 @@ const LOST: readonly {
     doing: 'set the network filter of the machine "m"',
     answers: { DOMAIN_GET_XML_DESC: hangUp },
     body: async (connection) => {
-      using domain = await connection.lookupDomain("m");
+      using domain = await Domain.lookup(connection, "m");
       const card = { mac: "52:54:00:01:02:03", address: "192.0.2.7", leasedUntil: null };
       const machine = { ...await newMachine(), filter: "libvirt-gci-m", card };
       const connect = () => Connection.open(connection.uri);
@@ -192,5 +194,8 @@ Deno.test("a daemon that does not answer the start of a machine is at fault, and
 Deno.test("an error of a connection that holds is no loss of it", async () => {
   await using libvirtd = new TestLibvirtd({});
   await using connection = await Connection.open(libvirtd.uri);
-  await assert.rejects(connection.lookupPool("p"), { name: "LibvirtError", isLost: false });
+  await assert.rejects(StoragePool.lookup(connection, "p"), {
+    name: "LibvirtError",
+    isLost: false,
+  });
 });

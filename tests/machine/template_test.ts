@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { StoragePool } from "../../src/libvirt/storage_pool.ts";
+import { Domain } from "../../src/libvirt/domain.ts";
 import assert from "node:assert/strict";
 import { SystemFailure } from "../../src/errors.ts";
 import type { Connection } from "../../src/libvirt/connection.ts";
@@ -39,7 +41,8 @@ function debian(connection: Connection): Promise<Template> {
 async function startDomain(connection: Connection, source: string, more = ""): Promise<void> {
   const disk = `<source ${source}/><target dev="vda"/>${more}`;
   const type = source.startsWith("pool") ? "volume" : "file";
-  using _ = await connection.createDomain(
+  using _ = await Domain.create(
+    connection,
     "install",
     `<domain type="test"><name>install</name><memory>65536</memory><os><type>hvm</type></os>
       <devices><disk type="${type}">${disk}</disk></devices></domain>`,
@@ -48,7 +51,7 @@ async function startDomain(connection: Connection, source: string, more = ""): P
 }
 
 async function replace(connection: Connection, gib: number): Promise<void> {
-  using pool = await connection.lookupPool("base_imgs");
+  using pool = await StoragePool.lookup(connection, "base_imgs");
   using old = await pool.lookupVolume("debian-12.qcow2");
   await old.delete();
   const xml = `<volume><name>debian-12.qcow2</name><capacity unit="GiB">${gib}</capacity>
@@ -134,11 +137,11 @@ Deno.test("a machine of a template that was replaced meanwhile is the host's fau
       (error) => error instanceof SystemFailure && /was replaced or written to/.test(error.message),
     );
     await replacing;
-    assert.equal(await connection.findDomain(JOB.machine), null);
-    using pool = await connection.lookupPool("libvirt-gci");
+    assert.equal(await Domain.find(connection, JOB.machine), null);
+    using pool = await StoragePool.lookup(connection, "libvirt-gci");
     assert.deepEqual(await pool.volumeNames(), ["somebody.qcow2"]);
     await prepare(JOB, {}, stage); // as GitLab Runner does
-    using domain = await connection.lookupDomain(JOB.machine);
+    using domain = await Domain.lookup(connection, JOB.machine);
     await domain.destroy();
   }
   assert.equal(await connection.close(), 0, "a handle is left");

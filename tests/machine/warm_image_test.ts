@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import assert from "node:assert/strict";
 import { createOverlay, createRawVolume } from "../../src/machine/storage/volumes.ts";
 import {
@@ -38,7 +39,7 @@ const IMAGE = { template: "t", id: "0123456789" };
 
 Deno.test("the disk of a warm image stays while a machine's disk stands on it", async () => {
   await using connection = await openTestHost();
-  using pool = await connection.lookupPool("libvirt-gci");
+  using pool = await StoragePool.lookup(connection, "libvirt-gci");
   const disk = warmVolume(IMAGE.template, IMAGE.id, "disk");
   using base = await createRawVolume(pool, disk, 1);
   const template = { path: await base.path(), format: "raw", capacityBytes: 1 };

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { StoragePool } from "../../src/libvirt/storage_pool.ts";
+import { Domain } from "../../src/libvirt/domain.ts";
 import assert from "node:assert/strict";
 import { fileSystemSpace } from "../../ffi/proc.ts";
 import { DEFAULT_CONFIG } from "../../src/settings/load.ts";
@@ -275,7 +277,7 @@ Deno.test("the free space of a pool on this host is what others than root can wr
   await using connection = await openTestHost();
   const xml = `<pool type="dir"><name>here</name><target><path>${path}</path></target></pool>`;
   {
-    using pool = await connection.definePool("here", xml);
+    using pool = await StoragePool.define(connection, "here", xml);
     await pool.buildAndStart();
   }
   const config = { ...DEFAULT_CONFIG, overlayPool: "here" };
@@ -310,7 +312,7 @@ Deno.test("prepare's steps and machines are counted, in few calls of libvirt", (
     assert((samples.get("libvirt_gci_overlay_pool_capacity_bytes") ?? 0) > 1e9);
     assert(!samples.has("libvirt_gci_machines_disk_bytes"));
 
-    using domain = await connection.lookupDomain("second");
+    using domain = await Domain.lookup(connection, "second");
     await domain.destroy();
     const collected = meter(file, stage.warnings, { stage: "gc" });
     await collected.measure(stage);
@@ -323,7 +325,7 @@ Deno.test("prepare's steps and machines are counted, in few calls of libvirt", (
     assert.deepEqual(stage.warnings, []);
 
     async function diskBytes(): Promise<number> {
-      using pool = await connection.lookupPool("libvirt-gci");
+      using pool = await StoragePool.lookup(connection, "libvirt-gci");
       let sum = 0;
       for (const name of await pool.volumeNames()) {
         if (name === "somebody.qcow2") continue;

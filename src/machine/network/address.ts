@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { Network } from "../../libvirt/network.ts";
 import { isIP } from "node:net";
 import { virsh } from "../../shell.ts";
 import { type Failure, SystemFailure } from "../../errors.ts";
@@ -169,7 +170,7 @@ async function guestsAmong(
   connection: Connection,
 ): Promise<string[]> {
   if (addresses.length === 0) return [];
-  using network = await connection.lookupNetwork(name);
+  using network = await Network.lookup(connection, name);
   const networkXml = await network.xml();
   const host = readHostNetwork();
   const { addresses: own, others } = hostAddresses(host, named);

@@ -5,7 +5,7 @@ import { SystemFailure } from "../../errors.ts";
 import { addressOf } from "../../ipv4.ts";
 import type { Connection } from "../../libvirt/connection.ts";
 import { isLibvirtError, LibvirtError, orNull, VIR_ERR } from "../../libvirt/error.ts";
-import type { DhcpLease, Network } from "../../libvirt/network.ts";
+import { type DhcpLease, Network } from "../../libvirt/network.ts";
 import { sha256 } from "../../sha256.ts";
 import { xml } from "../../xml.ts";
 import { randomMac } from "../domain_xml.ts";
@@ -46,7 +46,7 @@ export async function takeCard(
   take: TakeCard,
 ): Promise<Card | null> {
   try {
-    using network = await connection.lookupNetwork(networkName);
+    using network = await Network.lookup(connection, networkName);
     return await tryTake(connection, network, take);
   } catch (cause) {
     if (!(cause instanceof LibvirtError)) throw cause;
@@ -105,7 +105,7 @@ export async function leasedAddress(
   networkName: string,
   { mac, address, leasedUntil }: Card,
 ): Promise<string | null> {
-  using network = await connection.lookupNetwork(networkName);
+  using network = await Network.lookup(connection, networkName);
   const lease = (await leasesOf(network)).find((lease) =>
     lease.mac === mac &&
     // What an earlier machine has leased does not tell, unless it is for ever.
@@ -120,7 +120,7 @@ export async function forAnotherGuest(
   networkName: string,
   card: Card,
 ): Promise<Card> {
-  using network = await connection.lookupNetwork(networkName);
+  using network = await Network.lookup(connection, networkName);
   const lease = (await leasesOf(network)).find(({ mac }) => mac === card.mac);
   return { ...card, leasedUntil: lease?.until ?? null };
 }

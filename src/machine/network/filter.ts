@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { NetworkFilter } from "../../libvirt/network_filter.ts";
 import type { Connection } from "../../libvirt/connection.ts";
 import { isLibvirtError, VIR_ERR } from "../../libvirt/error.ts";
 import { SystemFailure } from "../../errors.ts";
@@ -40,7 +41,7 @@ export async function createFilter(
 ): Promise<boolean> {
   const name = filterName(machine);
   try {
-    using _ = await connection.defineNetworkFilter(name, filterXml(name, isolation).toString());
+    using _ = await NetworkFilter.define(connection, name, filterXml(name, isolation).toString());
     return true;
   } catch (cause) {
     if (isolation.uuid !== null && isLibvirtError(cause, VIR_ERR.OPERATION_FAILED)) return false;
@@ -60,7 +61,7 @@ const RELEASE_ATTEMPTS = 20;
 
 /** Whether the machine had a filter, which is gone now. Its domain has to be gone before. */
 export async function deleteFilter(connection: Connection, machine: string): Promise<boolean> {
-  using filter = await connection.findNetworkFilter(filterName(machine));
+  using filter = await NetworkFilter.find(connection, filterName(machine));
   if (filter === null) return false;
   for (let attempt = 1;; attempt++) {
     try {

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { Network } from "../../libvirt/network.ts";
 import { virsh } from "../../shell.ts";
 import { SystemFailure } from "../../errors.ts";
 import { readCidrs } from "../../ipv4.ts";
@@ -26,7 +27,7 @@ export async function requireNetwork(
       advice: "Set network to a network of that host, or run libvirt-gci there",
     });
   }
-  using network = await connection.findNetwork(name);
+  using network = await Network.find(connection, name);
   if (network !== null && await network.isActive()) {
     const xml = await network.xml();
     if (settings.isolate && settings.hostAddresses.length === 0) {

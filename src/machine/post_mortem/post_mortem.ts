@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { StoragePool } from "../../libvirt/storage_pool.ts";
 import { virsh } from "../../shell.ts";
 import { explain, SystemFailure } from "../../errors.ts";
 import { reasonOf } from "../../reason.ts";
@@ -70,7 +71,7 @@ async function examine(
   const isNew = config.postMortems > 0;
   const [console, { files, missing }] = await Promise.all([
     inPart(stage, async (connection) => {
-      using pool = await connection.lookupPool(config.overlayPool);
+      using pool = await StoragePool.lookup(connection, config.overlayPool);
       const end = await readConsole({ connection, pool, machine }, CONSOLE_END_BYTES);
       return end && new TextDecoder().decode(end);
     }),

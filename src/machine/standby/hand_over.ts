@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { Domain } from "../../libvirt/domain.ts";
 import { explain } from "../../errors.ts";
 import { letIn } from "../../guest/identity.ts";
 import { openSsh } from "../../guest/ready.ts";
@@ -79,7 +80,7 @@ async function handOver(
   stage: Stage,
 ): Promise<MachineRecord> {
   const { connection, log, progress, signal } = stage;
-  using domain = await connection.lookupDomain(standby);
+  using domain = await Domain.lookup(connection, standby);
   const waited = await readRecord(domain);
   if (waited === null) throw new Error(`The domain "${standby}" has no record`);
   await refuseEnded(domain);

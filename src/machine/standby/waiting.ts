@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { Domain } from "../../libvirt/domain.ts";
 import type { Connection } from "../../libvirt/connection.ts";
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
 import type { MachineSettings } from "../../settings/machine_settings.ts";
@@ -40,7 +41,7 @@ export function waitingIn(volumes: readonly string[]): Standby[] {
 
 /** Whether its guest runs: after a boot of the host, only its volumes are left. */
 export async function isAlive({ name }: Standby, connection: Connection): Promise<boolean> {
-  using domain = await connection.findDomain(name);
+  using domain = await Domain.find(connection, name);
   return domain !== null && await domain.state() === "active";
 }
 

@@ -2,7 +2,7 @@
 import { orFailure } from "../../errors.ts";
 import type { Connection } from "../../libvirt/connection.ts";
 import { isLibvirtError, orNull, VIR_ERR } from "../../libvirt/error.ts";
-import type { StoragePool } from "../../libvirt/storage_pool.ts";
+import { StoragePool } from "../../libvirt/storage_pool.ts";
 import type { Volume } from "../../libvirt/volume.ts";
 import { sleep } from "../../wait.ts";
 import { xml } from "../../xml.ts";
@@ -172,7 +172,7 @@ async function openPool(
 ): Promise<AsyncDisposable & { readonly pool: StoragePool }> {
   for (let attempt = 1;; attempt++) {
     try {
-      const pool = await connection.createPool(name, dirPoolXml(name, path));
+      const pool = await StoragePool.create(connection, name, dirPoolXml(name, path));
       const close = async (): Promise<void> => {
         using _ = pool;
         await pool.stop();
@@ -188,7 +188,7 @@ async function openPool(
 
 /** Somebody was killed while it looked. */
 async function stopLeftover(connection: Connection, name: string): Promise<void> {
-  using pool = await connection.findPool(name);
+  using pool = await StoragePool.find(connection, name);
   await pool?.stop();
 }
 

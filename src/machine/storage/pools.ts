@@ -2,7 +2,7 @@
 import { makePool, poolPath, virsh } from "../../shell.ts";
 import { SystemFailure } from "../../errors.ts";
 import type { Connection } from "../../libvirt/connection.ts";
-import type { StoragePool } from "../../libvirt/storage_pool.ts";
+import { StoragePool } from "../../libvirt/storage_pool.ts";
 import { sleep } from "../../wait.ts";
 import { xml } from "../../xml.ts";
 import { throwIfLost } from "../lost_connection.ts";
@@ -12,7 +12,7 @@ export async function findActivePool(
   connection: Connection,
   name: string,
 ): Promise<StoragePool | null> {
-  const pool = await connection.findPool(name);
+  const pool = await StoragePool.find(connection, name);
   using undo = new DisposableStack();
   undo.use(pool);
   if (pool === null || !await pool.isActive()) return null;
@@ -26,7 +26,7 @@ export async function lookupActivePool(
   name: string,
   key: string,
 ): Promise<StoragePool> {
-  const pool = await connection.findPool(name);
+  const pool = await StoragePool.find(connection, name);
   if (pool === null) {
     throw new SystemFailure({
       fault: "storage",
@@ -54,13 +54,13 @@ export async function lookupActivePool(
  * SystemFailure.
  */
 export async function createDirPool(connection: Connection, name: string): Promise<void> {
-  using found = await connection.findPool(name);
+  using found = await StoragePool.find(connection, name);
   if (found !== null) {
     await becomesActive(connection, name); // another job's prepare may be about to start it
     return;
   }
   try {
-    using pool = await connection.definePool(name, dirPoolXml(name, poolPath(name)));
+    using pool = await StoragePool.define(connection, name, dirPoolXml(name, poolPath(name)));
     await pool.buildAndStart();
   } catch (cause) {
     throwIfLost(cause, `made the storage pool "${name}"`);
@@ -76,7 +76,7 @@ export async function createDirPool(connection: Connection, name: string): Promi
 
 async function becomesActive(connection: Connection, name: string): Promise<boolean> {
   for (let attempt = 0; attempt < 20; attempt++) {
-    using pool = await connection.findPool(name);
+    using pool = await StoragePool.find(connection, name);
     if (pool !== null && await pool.isActive()) return true;
     await sleep(100);
   }

@@ -2,7 +2,7 @@
 import { BuildFailure, SystemFailure } from "../../errors.ts";
 import type { Connection } from "../../libvirt/connection.ts";
 import { isLibvirtError, VIR_ERR } from "../../libvirt/error.ts";
-import type { StoragePool } from "../../libvirt/storage_pool.ts";
+import { StoragePool } from "../../libvirt/storage_pool.ts";
 import { find, rootOf, textAt } from "../../read_xml.ts";
 import { lookupActivePool } from "./pools.ts";
 import { isMachineVolume } from "./volumes.ts";
@@ -66,7 +66,7 @@ export async function listTemplateVolumes(
  * another version has another size, and QEMU opens whatever has the name now. Throws SystemFailure.
  */
 export async function requireUnchanged(connection: Connection, template: Template): Promise<void> {
-  using pool = await connection.lookupPool(template.pool);
+  using pool = await StoragePool.lookup(connection, template.pool);
   using volume = await pool.findVolume(template.volume);
   const now = volume && readVolumeXml(await volume.xml());
   if (now?.modified === template.modified && now.capacityBytes === template.capacityBytes) return;

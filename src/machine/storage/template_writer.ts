@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { Domain } from "../../libvirt/domain.ts";
 import { virsh } from "../../shell.ts";
 import { SystemFailure } from "../../errors.ts";
 import type { Connection } from "../../libvirt/connection.ts";
@@ -60,7 +61,7 @@ async function findWriter(
   connection: Connection,
   { path, pool, volume }: Pick<Template, "path" | "pool" | "volume">,
 ): Promise<string | null> {
-  const domains = await connection.activeDomains();
+  const domains = await Domain.listActive(connection);
   using handles = new DisposableStack();
   for (const domain of domains) handles.use(domain);
   for (const domain of domains) {

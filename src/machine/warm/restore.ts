@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { Domain } from "../../libvirt/domain.ts";
 import { isSeenByPeers } from "../../../ffi/peers.ts";
 import { withSpliced } from "../../../ffi/pipe.ts";
 import { explain } from "../../errors.ts";
@@ -42,7 +43,7 @@ export async function restoreInPlace(
   const spliced = { before, file: await ram.path(), offset: beforeRam.length };
   try {
     return await withSpliced(spliced, async (path) => {
-      await connection.restoreDomain(path, flags);
+      await Domain.restore(connection, path, flags);
       return true;
     }) ?? false;
   } catch (error) {

@@ -3,9 +3,9 @@ import { explain } from "../../errors.ts";
 import { becomeAnother, type Identity } from "../../guest/identity.ts";
 import { makeKeyPair } from "../../guest/key.ts";
 import type { Connection } from "../../libvirt/connection.ts";
-import { type Domain, VIR_DOMAIN_SAVE_RESET_NVRAM } from "../../libvirt/domain.ts";
+import { Domain, VIR_DOMAIN_SAVE_RESET_NVRAM } from "../../libvirt/domain.ts";
 import { isLibvirtError } from "../../libvirt/error.ts";
-import type { StoragePool } from "../../libvirt/storage_pool.ts";
+import { StoragePool } from "../../libvirt/storage_pool.ts";
 import { refuseEnded } from "../network/address.ts";
 import { interfaceXml, type MachineDomain, openAtFirst } from "../domain_xml.ts";
 import type { MachineRecord } from "../metadata.ts";
@@ -118,7 +118,7 @@ async function start(
   await restore({ ...machine, record, overlayPath }, { image, ...making }, stage);
 
   using undo = new DisposableStack();
-  const domain = undo.use(await connection.lookupDomain(name));
+  const domain = undo.use(await Domain.lookup(connection, name));
   const hasCard = settings.network !== "none";
   if (hasCard) {
     // The kernel sees it, and what would ask for an address stands still until the guest is another.
@@ -168,7 +168,7 @@ async function restore(
   { config, connect, signal, warn }: Stage,
 ): Promise<void> {
   await using connection = await connect(Math.max(config.callSeconds, RESTORE_SECONDS));
-  using pool = await connection.lookupPool(poolName);
+  using pool = await StoragePool.lookup(connection, poolName);
   using ram = await pool.lookupVolume(warmVolume(image.template, image.id, "ram"));
   const saved = await ram.download(0, image.bytesBeforeRam);
   const beforeRam = withSavedXml(saved, xmlForMachine(savedXml(saved), machine));
@@ -180,7 +180,7 @@ async function restore(
     await copy.upload(beforeRam);
     timer.end("RAM");
     signal.throwIfAborted();
-    await connection.restoreDomain(await copy.path(), flags);
+    await Domain.restore(connection, await copy.path(), flags);
   }
   await requireUnchanged(connection, machine.disk.template);
   timer.end("resume");
@@ -212,8 +212,8 @@ async function createFrozenOverlay(
 
 /** Removes what an attempt made, so that the machine can boot. */
 async function undo(machine: string, poolName: string, connection: Connection): Promise<void> {
-  using pool = await connection.lookupPool(poolName);
-  using domain = await connection.findDomain(machine);
+  using pool = await StoragePool.lookup(connection, poolName);
+  using domain = await Domain.find(connection, machine);
   await domain?.destroy();
   await deleteVolume(pool, volumeName(machine, "ram"));
   await deleteVolume(pool, volumeName(machine, "overlay"));
