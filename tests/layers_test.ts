@@ -80,6 +80,25 @@ Deno.test("no import points to a higher layer", () => {
   assert.deepEqual(upward, []);
 });
 
+/** All files that a file imports, and those that they import, and so on. */
+function closureOf(file: string): Set<string> {
+  const closure = new Set<string>();
+  const files = [file];
+  for (const one of files) {
+    for (const { path } of importsOf(one, PROGRAM.get(one) ?? "")) {
+      if (closure.has(path)) continue;
+      closure.add(path);
+      files.push(path);
+    }
+  }
+  return closure;
+}
+
+Deno.test("no file of libvirt's handles or below imports itself by way of others", () => {
+  const files = [...PROGRAM.keys()].filter((file) => /^(src\/libvirt|ffi)\//.test(file));
+  assert.deepEqual(files.filter((file) => closureOf(file).has(file)), []);
+});
+
 Deno.test("each layer is there", () => {
   const files = [...PROGRAM.keys()];
   assert.deepEqual(LAYERS.filter((_, i) => !files.some((file) => layerOf(file) === i)), []);

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { NetworkFilter } from "../libvirt/network_filter.ts";
 import { restartDaemons } from "../shell.ts";
 import { isNetworkAdmin } from "../machine/network/link_local.ts";
 import { install } from "./install.ts";
@@ -15,7 +16,7 @@ const BRIDGED = "net.bridge.bridge-nf-call-iptables";
 /** Whether libvirt has its driver for the filters that bind a machine to its addresses. */
 export async function checkFilters(context: DoctorContext): Promise<Finding[]> {
   if (!isolates(context) || context.connection instanceof Error) return [];
-  if (await context.connection.hasNetworkFilters()) {
+  if (await NetworkFilter.list(context.connection) !== null) {
     return [ok("libvirt can make network filters")];
   }
   return [

@@ -3,13 +3,8 @@ import { type Libvirt, loadLibvirt, type Pointer } from "../../ffi/libvirt.ts";
 import { type LibvirtQemu, loadLibvirtQemu, qemuSymbols } from "../../ffi/libvirt_qemu.ts";
 import { borrowedString, cBytes, cString, OutCell, pointerAt } from "../../ffi/memory.ts";
 import { type CallTime, inTime, lost, noAnswer, timeToOpen } from "./call_time.ts";
-import { Domain, VIR_CONNECT_LIST_DOMAINS_ACTIVE } from "./domain.ts";
-import { errorBuffer, LibvirtError, orNull, takeError, VIR_ERR } from "./error.ts";
-import { Network } from "./network.ts";
-import { FilterBinding, NetworkFilter } from "./network_filter.ts";
-import { FREE, type Kind } from "./handle.ts";
+import { errorBuffer, LibvirtError, takeError, VIR_ERR } from "./error.ts";
 import { loadWithAdvice, openError } from "./open_error.ts";
-import { StoragePool } from "./storage_pool.ts";
 
 /** The functions that may ask the daemon: each goes through {@linkcode Connection.call}. */
 export type CallName = {
@@ -50,6 +45,16 @@ type LocalName =
   | "virStorageVolGetName"
   | "free";
 
+/** The functions that give a handle back. */
+export type FreeName =
+  | "virDomainFree"
+  | "virNetworkFree"
+  | "virNWFilterFree"
+  | "virNWFilterBindingFree"
+  | "virStoragePoolFree"
+  | "virStorageVolFree"
+  | "virStreamFree";
+
 /** How long calls may take, and who is told of them. */
 export interface ConnectionOptions extends CallTime {
   /** Told of each call that ends: for `--debug`. */
@@ -57,7 +62,6 @@ export interface ConnectionOptions extends CallTime {
 }
 
 const CLOSE_MS = 3000;
-const UUID_STRING_BYTES = 37; // VIR_UUID_STRING_BUFLEN
 
 /**
  * A connection to a hypervisor.
@@ -227,10 +231,10 @@ export class Connection implements AsyncDisposable {
   }
 
   /** For handles: gives one back in its turn, or leaks it where a call is stuck that may use it. */
-  release<K extends Kind>(kind: K, pointer: Pointer<K>): void {
-    const free = this.#libvirt[FREE[kind]] as (pointer: Pointer<K>) => number;
+  release(free: FreeName, pointer: Deno.PointerObject): void {
+    const give = this.#libvirt[free] as (pointer: Deno.PointerObject) => number;
     this.#turn = this.#turn.then(() => {
-      if (!this.#stuck) free(pointer);
+      if (!this.#stuck) give(pointer);
     });
   }
 
@@ -244,158 +248,23 @@ export class Connection implements AsyncDisposable {
     return this.callForString("virConnectGetCapabilities", this.#pointer);
   }
 
-  /** The domains that run. The caller disposes of each. */
-  activeDomains(): Promise<Domain[]> {
-    return this.#listDomains(VIR_CONNECT_LIST_DOMAINS_ACTIVE);
-  }
-
-  /** The domains that run or are defined. The caller disposes of each. */
-  allDomains(): Promise<Domain[]> {
-    return this.#listDomains(0);
-  }
-
-  async #listDomains(flags: number): Promise<Domain[]> {
-    const pointers = await this.callForList("virConnectListAllDomains", this.#pointer, flags);
-    return pointers.map((pointer) =>
-      new Domain(this, pointer, borrowedString(this.#libvirt.virDomainGetName(pointer)) ?? "")
-    );
-  }
-
   /** The version of the daemon's libvirt: 9001002 is 9.1.2. */
   async libVersion(): Promise<number> {
     const version = new BigUint64Array(1);
-    await this.call("virConnectGetLibVersion", this.#pointer, version);
+    await this.ask("virConnectGetLibVersion", version);
     return Number(version[0]);
   }
 
   /** The hypervisor's version, counted likewise. */
   async hypervisorVersion(): Promise<number> {
     const version = new BigUint64Array(1);
-    await this.call("virConnectGetVersion", this.#pointer, version);
+    await this.ask("virConnectGetVersion", version);
     return Number(version[0]);
-  }
-
-  /** The domain of this name. Throws {@linkcode LibvirtError} if there is none. */
-  async lookupDomain(name: string): Promise<Domain> {
-    const pointer = await this.call("virDomainLookupByName", this.#pointer, cString(name));
-    return new Domain(this, pointer, name);
-  }
-
-  /** The domain of this name, or null if there is none. */
-  findDomain(name: string): Promise<Domain | null> {
-    return orNull(VIR_ERR.NO_DOMAIN, this.lookupDomain(name));
-  }
-
-  /**
-   * Starts a transient domain of this name and XML. `flags` are those of virDomainCreateFlags. The
-   * caller disposes of the handle; the domain runs on.
-   */
-  async createDomain(name: string, domainXml: string, flags: number): Promise<Domain> {
-    const pointer = await this.call(
-      "virDomainCreateXML",
-      this.#pointer,
-      cString(domainXml),
-      flags,
-    );
-    return new Domain(this, pointer, name);
-  }
-
-  /**
-   * Starts the domain whose RAM and XML are in this file of the hypervisor's host, where it was when
-   * it was saved. `flags` are of virDomainSaveRestoreFlags.
-   */
-  async restoreDomain(path: string, flags: number): Promise<void> {
-    await this.call("virDomainRestoreFlags", this.#pointer, cString(path), null, flags);
-  }
-
-  /** The network of this name. Throws {@linkcode LibvirtError} if there is none. */
-  async lookupNetwork(name: string): Promise<Network> {
-    const pointer = await this.call("virNetworkLookupByName", this.#pointer, cString(name));
-    return new Network(this, pointer, name);
-  }
-
-  /** The network of this name, or null if there is none. */
-  findNetwork(name: string): Promise<Network | null> {
-    return orNull(VIR_ERR.NO_NETWORK, this.lookupNetwork(name));
-  }
-
-  /** Defines a network filter of this name and XML, which stays until it is undefined. */
-  async defineNetworkFilter(name: string, filterXml: string): Promise<NetworkFilter> {
-    const pointer = await this.call("virNWFilterDefineXML", this.#pointer, cString(filterXml));
-    return new NetworkFilter(this, pointer, name);
-  }
-
-  /** The network filter of this name, or null if there is none, or a driver without any. */
-  async findNetworkFilter(name: string): Promise<NetworkFilter | null> {
-    const lookup = this.call("virNWFilterLookupByName", this.#pointer, cString(name));
-    const pointer = await orNull(VIR_ERR.NO_NWFILTER, orNull(VIR_ERR.NO_SUPPORT, lookup));
-    return pointer && new NetworkFilter(this, pointer, name);
-  }
-
-  /** What binds a filter to this device of the host, or null if nothing does. */
-  async findFilterBinding(device: string): Promise<FilterBinding | null> {
-    const lookup = this.call("virNWFilterBindingLookupByPortDev", this.#pointer, cString(device));
-    const pointer = await orNull(VIR_ERR.NO_NWFILTER_BINDING, lookup);
-    return pointer && new FilterBinding(this, pointer);
-  }
-
-  /** Whether the driver has network filters. */
-  async hasNetworkFilters(): Promise<boolean> {
-    return await this.#listFilters() !== null;
-  }
-
-  /** The names of all network filters; none where the driver has no filters. */
-  async networkFilterNames(): Promise<string[]> {
-    return (await this.#listFilters() ?? []).map(({ name }) => name);
-  }
-
-  /** The UUIDs of all network filters, likewise. */
-  async networkFilterUuids(): Promise<string[]> {
-    return (await this.#listFilters() ?? []).map(({ uuid }) => uuid);
-  }
-
-  async #listFilters(): Promise<{ readonly name: string; readonly uuid: string }[] | null> {
-    const list = this.callForList("virConnectListAllNWFilters", this.#pointer, 0);
-    return (await orNull(VIR_ERR.NO_SUPPORT, list))?.map((pointer) => {
-      const name = borrowedString(this.#libvirt.virNWFilterGetName(pointer)) ?? "";
-      const uuid = new Uint8Array(UUID_STRING_BYTES);
-      this.#libvirt.virNWFilterGetUUIDString(pointer, uuid);
-      this.release("virNWFilter", pointer);
-      return { name, uuid: new TextDecoder().decode(uuid.subarray(0, -1)) };
-    }) ?? null;
-  }
-
-  /** The storage pool of this name. Throws {@linkcode LibvirtError} if there is none. */
-  async lookupPool(name: string): Promise<StoragePool> {
-    const pointer = await this.call("virStoragePoolLookupByName", this.#pointer, cString(name));
-    return new StoragePool(this, pointer, name);
-  }
-
-  /** The storage pool of this name, or null if there is none. */
-  findPool(name: string): Promise<StoragePool | null> {
-    return orNull(VIR_ERR.NO_STORAGE_POOL, this.lookupPool(name));
-  }
-
-  /** Makes and starts a storage pool of this name and XML that is gone when it is stopped. */
-  async createPool(name: string, poolXml: string): Promise<StoragePool> {
-    const pointer = await this.call("virStoragePoolCreateXML", this.#pointer, cString(poolXml), 0);
-    return new StoragePool(this, pointer, name);
-  }
-
-  /** Defines a persistent storage pool of this name and XML, inactive at first. */
-  async definePool(name: string, poolXml: string): Promise<StoragePool> {
-    const pointer = await this.call(
-      "virStoragePoolDefineXML",
-      this.#pointer,
-      cString(poolXml),
-      0,
-    );
-    return new StoragePool(this, pointer, name);
   }
 
   /** Closes the connection and gives the references left: more than 0 is a handle not disposed of. */
   close(): Promise<number> {
-    return this.call("virConnectClose", this.#pointer);
+    return this.ask("virConnectClose");
   }
 
   /** Closes the connection if that is soon done. It never throws: what was done with it counts. */

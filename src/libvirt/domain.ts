@@ -72,7 +72,7 @@ export interface Interface {
 export class Domain extends Handle<"virDomain"> {
   readonly name: string;
 
-  constructor(connection: Connection, pointer: Pointer<"virDomain">, name: string) {
+  private constructor(connection: Connection, pointer: Pointer<"virDomain">, name: string) {
     super(connection, "virDomain", pointer);
     this.name = name;
   }

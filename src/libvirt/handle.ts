@@ -5,6 +5,7 @@ import type {
   CallParameters,
   CallResult,
   Connection,
+  FreeName,
   MethodName,
   OtherParameters,
 } from "./connection.ts";
@@ -18,7 +19,7 @@ export const FREE = {
   virStoragePool: "virStoragePoolFree",
   virStorageVol: "virStorageVolFree",
   virStream: "virStreamFree",
-} as const;
+} as const satisfies Record<string, FreeName>;
 
 /** The C structures that there are handles of. */
 export type Kind = keyof typeof FREE;
@@ -84,7 +85,7 @@ export abstract class Handle<K extends Kind> implements Disposable {
 
   #freeUnused(): void {
     if (this.#isDisposed && this.#borrowers === 0) {
-      this.connection.release(this.#kind, this.#pointer);
+      this.connection.release(FREE[this.#kind], this.#pointer);
     }
   }
 }

@@ -24,7 +24,7 @@ export interface DhcpLease {
 export class Network extends Handle<"virNetwork"> {
   readonly name: string;
 
-  constructor(connection: Connection, pointer: Pointer<"virNetwork">, name: string) {
+  private constructor(connection: Connection, pointer: Pointer<"virNetwork">, name: string) {
     super(connection, "virNetwork", pointer);
     this.name = name;
   }

@@ -11,7 +11,7 @@ const UUID_STRING_BYTES = 37; // VIR_UUID_STRING_BUFLEN
 export class NetworkFilter extends Handle<"virNWFilter"> {
   readonly name: string;
 
-  constructor(connection: Connection, pointer: Pointer<"virNWFilter">, name: string) {
+  private constructor(connection: Connection, pointer: Pointer<"virNWFilter">, name: string) {
     super(connection, "virNWFilter", pointer);
     this.name = name;
   }
@@ -43,7 +43,7 @@ export class NetworkFilter extends Handle<"virNWFilter"> {
       const name = borrowedString(connection.local.virNWFilterGetName(pointer)) ?? "";
       const uuid = new Uint8Array(UUID_STRING_BYTES);
       connection.local.virNWFilterGetUUIDString(pointer, uuid);
-      connection.release("virNWFilter", pointer);
+      connection.release("virNWFilterFree", pointer);
       return { name, uuid: new TextDecoder().decode(uuid.subarray(0, -1)) };
     });
   }
@@ -59,7 +59,7 @@ export class NetworkFilter extends Handle<"virNWFilter"> {
  * removes it with the card. Whoever gets the handle disposes of it, which leaves the binding as it is.
  */
 export class FilterBinding extends Handle<"virNWFilterBinding"> {
-  constructor(connection: Connection, pointer: Pointer<"virNWFilterBinding">) {
+  private constructor(connection: Connection, pointer: Pointer<"virNWFilterBinding">) {
     super(connection, "virNWFilterBinding", pointer);
   }
 

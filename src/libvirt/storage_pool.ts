@@ -15,7 +15,7 @@ export class StoragePool extends Handle<"virStoragePool"> {
   /** The URI of its hypervisor. */
   readonly uri: string;
 
-  constructor(connection: Connection, pointer: Pointer<"virStoragePool">, name: string) {
+  private constructor(connection: Connection, pointer: Pointer<"virStoragePool">, name: string) {
     super(connection, "virStoragePool", pointer);
     this.uri = connection.uri;
     this.name = name;
@@ -127,7 +127,7 @@ export class StoragePool extends Handle<"virStoragePool"> {
     const pointers = await this.lend((pool) => this.connection.callForList(list, pool, 0));
     return pointers.map((pointer) => {
       const name = borrowedString(this.connection.local.virStorageVolGetName(pointer)) ?? "";
-      this.connection.release("virStorageVol", pointer);
+      this.connection.release("virStorageVolFree", pointer);
       return name;
     });
   }

@@ -5,6 +5,7 @@ import { namesOfKeyFiles } from "../guest/key_file.ts";
 import { isMachineName } from "../job/job.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import { isLibvirtError } from "../libvirt/error.ts";
+import { NetworkFilter } from "../libvirt/network_filter.ts";
 import { filterName } from "./network/filter.ts";
 import { findOwner, isFresh, type Owner, type OwnerFound, whyUnneeded } from "./owner.ts";
 import { findActivePool, refreshPool } from "./storage/pools.ts";
@@ -57,7 +58,8 @@ export async function findMachines(
       machineOf(name).volumes.push(...volumes);
     }
   }
-  for (const machine of machinesWithFilter(await connection.networkFilterNames())) {
+  const filters = await NetworkFilter.list(connection) ?? [];
+  for (const machine of machinesWithFilter(filters.map(({ name }) => name))) {
     machineOf(machine).hasFilter = true;
   }
   for (const name of await namesOfKeyFiles(keyDirectory)) {

@@ -18,7 +18,7 @@ function watch(connection: Connection): string[] {
     return result;
   }) as typeof call;
   connection.release = (...args) => {
-    seen.push(FREE[args[0]]);
+    seen.push(args[0]);
     release.apply(connection, args);
   };
   return seen;

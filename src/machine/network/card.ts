@@ -6,6 +6,7 @@ import { addressOf } from "../../ipv4.ts";
 import type { Connection } from "../../libvirt/connection.ts";
 import { isLibvirtError, LibvirtError, orNull, VIR_ERR } from "../../libvirt/error.ts";
 import { type DhcpLease, Network } from "../../libvirt/network.ts";
+import { NetworkFilter } from "../../libvirt/network_filter.ts";
 import { sha256 } from "../../sha256.ts";
 import { xml } from "../../xml.ts";
 import { randomMac } from "../domain_xml.ts";
@@ -69,7 +70,8 @@ async function tryTake(
     const dhcp = findDhcp(await network.xml());
     if (dhcp === null) return null;
     const leases = await leasesOf(network);
-    const taken = new Set(await connection.networkFilterUuids());
+    const filters = await NetworkFilter.list(connection) ?? [];
+    const taken = new Set(filters.map(({ uuid }) => uuid));
     for (const { mac, ip } of dhcp.hosts.filter(({ id }) => id === OURS)) {
       const uuid = await uuidOf(network.name, mac);
       const own = leases.filter((lease) => lease.mac === mac);
