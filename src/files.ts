@@ -35,6 +35,23 @@ export function refuseUntrusted(
   }
 }
 
+/** What the promise gives, or null if the file that it is about is not there, or is there no more. */
+export async function orMissing<T>(result: Promise<T>): Promise<T | null> {
+  try {
+    return await result;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound || error instanceof Deno.errors.NotADirectory) {
+      return null;
+    }
+    throw error;
+  }
+}
+
+/** Whether there may be such a file or directory: false only if it is certain that there is none. */
+export async function mayExist(path: string): Promise<boolean> {
+  return await orMissing(Deno.stat(path)).catch(() => true) !== null;
+}
+
 /** The directory of a path. Without node:path, which would cost every call 10 ms. */
 export function directoryOf(path: string): string {
   const slash = path.lastIndexOf("/");

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { isKernelFile, readKernelFile } from "../../ffi/proc.ts";
+import { orMissing } from "../files.ts";
 import type { DoctorContext } from "./check.ts";
 
 type Root = Pick<DoctorContext, "root">;
@@ -7,13 +8,13 @@ type Root = Pick<DoctorContext, "root">;
 /** The text of a file of the host, or null if there is none. Throws if it may not be read. */
 export function readHostFile({ root }: Root, path: string): Promise<string | null> {
   if (isOfKernel(root, path)) return Promise.resolve(readKernelFile(path));
-  return orNull(Deno.readTextFile(root + path));
+  return orMissing(Deno.readTextFile(root + path));
 }
 
 /** Whether there is such a file or directory below /sys. */
 export async function isInSys({ root }: Root, path: string): Promise<boolean> {
   if (isOfKernel(root, path)) return isKernelFile(path);
-  return await orNull(Deno.stat(root + path)) !== null;
+  return await orMissing(Deno.stat(root + path)) !== null;
 }
 
 /** Whether Deno would not read this file without all permissions. */
@@ -28,7 +29,7 @@ export function readIfAllowed(context: Root, path: string): Promise<string | nul
 
 /** What is known of a file of the host, behind links, or null if there is none. */
 export function statHostFile({ root }: Root, path: string): Promise<Deno.FileInfo | null> {
-  return orNull(Deno.stat(root + path));
+  return orMissing(Deno.stat(root + path));
 }
 
 /** As {@linkcode statHostFile}, and null too if this user may not look. */
@@ -36,22 +37,12 @@ export function statIfAllowed(context: Root, path: string): Promise<Deno.FileInf
   return orNullIfDenied(statHostFile(context, path));
 }
 
-/** Whether there may be such a file: false only where this user can look and there is none. */
-export async function mayExist(context: Root, path: string): Promise<boolean> {
-  try {
-    return await statHostFile(context, path) !== null;
-  } catch (error) {
-    if (error instanceof Deno.errors.PermissionDenied) return true;
-    throw error;
-  }
-}
-
 const PROGRAM_DIRECTORIES = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
 /** Whether the host has this program where daemons look for it. */
 export async function hasProgram({ root }: Root, name: string): Promise<boolean> {
   // Not behind links: those of /etc/alternatives lead out of any other root.
-  const found = PROGRAM_DIRECTORIES.map((path) => orNull(Deno.lstat(`${root}${path}/${name}`)));
+  const found = PROGRAM_DIRECTORIES.map((path) => orMissing(Deno.lstat(`${root}${path}/${name}`)));
   return (await Promise.all(found)).some((info) => info !== null);
 }
 
@@ -59,17 +50,6 @@ export async function hasProgram({ root }: Root, name: string): Promise<boolean>
 export function readLibvirtSetting(text: string | null, key: string): string | null {
   const line = new RegExp(`^\\s*${key}\\s*=\\s*(.*?)\\s*$`, "m").exec(text ?? "");
   return line?.[1]?.replace(/^"(.*)"$/, "$1") ?? null;
-}
-
-async function orNull<T>(reading: Promise<T>): Promise<T | null> {
-  try {
-    return await reading;
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound || error instanceof Deno.errors.NotADirectory) {
-      return null;
-    }
-    throw error;
-  }
 }
 
 async function orNullIfDenied<T>(reading: Promise<T | null>): Promise<T | null> {

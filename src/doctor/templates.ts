@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { Config } from "../settings/load.ts";
 import { BuildFailure } from "../errors.ts";
+import { mayExist } from "../files.ts";
 import type { MachineSettings } from "../settings/machine_settings.ts";
 import { chooseTemplate, namedTemplates } from "../policy/template_choice.ts";
 import { command, virsh } from "../shell.ts";
 import { type DoctorContext, type HostDomain, isLocal } from "./check.ts";
 import { type Finding, ok, problem, warning } from "./finding.ts";
-import { mayExist, statIfAllowed } from "./host_files.ts";
+import { statIfAllowed } from "./host_files.ts";
 import { chainOf, readTemplateHost, type TemplateHost, type VolumeFacts } from "./template_host.ts";
 
 const GIB = 1024 ** 3;
@@ -87,7 +88,7 @@ async function checkChain(
   context: DoctorContext,
 ): Promise<Finding[]> {
   if (!isLocal(context)) return [];
-  const there = await Promise.all(below.map((file) => mayExist(context, file)));
+  const there = await Promise.all(below.map((file) => mayExist(context.root + file)));
   return below.filter((_, i) => !there[i]).map((file) =>
     problem(`The template "${name}" stands on ${file}, which is not there`, {
       meaning: "A machine on it does not start",

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { orFailure, SystemFailure } from "../errors.ts";
+import { orMissing } from "../files.ts";
 
 const ADVICE =
   "Let this user alone write to that directory; or, if it is another user's, set HOME " +
@@ -37,7 +38,7 @@ export async function writeKeyFile(
 
 /** Deletes the file, if it is there. Throws SystemFailure. */
 export async function deleteKeyFile(file: string): Promise<boolean> {
-  const removed = orNull(Deno.remove(file).then(() => true));
+  const removed = orMissing(Deno.remove(file).then(() => true));
   const what = `Cannot delete the machine's key "${file}"`;
   return await orFailure(removed, { what, advice: ADVICE }) ?? false;
 }
@@ -46,23 +47,11 @@ const KEY_ENDING = keyFile("", "").slice(1);
 
 /** The names before the ends of such files in this directory, if there is one. Throws SystemFailure. */
 export async function namesOfKeyFiles(directory: string): Promise<string[]> {
-  const listed = orNull(Array.fromAsync(Deno.readDir(directory), ({ name }) => name));
+  const listed = orMissing(Array.fromAsync(Deno.readDir(directory), ({ name }) => name));
   const what = `Cannot look for machines' keys in "${directory}"`;
   const files = await orFailure(listed, { what, advice: ADVICE }) ?? [];
   return files.filter((file) => file.endsWith(KEY_ENDING))
     .map((file) => file.slice(0, -KEY_ENDING.length));
-}
-
-/** Null if there is no such file. */
-async function orNull<T>(result: Promise<T>): Promise<T | null> {
-  try {
-    return await result;
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound || error instanceof Deno.errors.NotADirectory) {
-      return null;
-    }
-    throw error;
-  }
 }
 
 /**

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { hasProcess, isKernelFile, readProc, readProcLink } from "../../ffi/proc.ts";
+import { mayExist } from "../files.ts";
 import { isLibvirtError, orNull, VIR_ERR } from "../libvirt/error.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
 import type { Volume } from "../libvirt/volume.ts";
@@ -107,7 +108,7 @@ export async function whyUnneeded(
   const isByHand = attemptDir === "" && runner === "";
   if (isByHand || owner.host === "" || owner.host !== await hostMark()) return null;
   const runs = isRunning(runner);
-  if (attemptDir !== "" && await exists(attemptDir)) {
+  if (attemptDir !== "" && await mayExist(attemptDir)) {
     return runs || owner.isRunner === "" ? null : "its runner is gone";
   }
   if (runs) return isGoneFor(runner, attemptDir) ? "its attempt is over" : null;
@@ -213,16 +214,6 @@ function isRunning(mark: string): boolean {
   if (mark === "") return false;
   const pid = Number.parseInt(mark);
   return processMark(pid) === mark || readProc(`${pid}/stat`) === null && hasProcess(pid);
-}
-
-/** Whether there is such a directory: false only if it is certain that there is none. */
-async function exists(path: string): Promise<boolean> {
-  try {
-    await Deno.lstat(path);
-    return true;
-  } catch (error) {
-    return !(error instanceof Deno.errors.NotFound || error instanceof Deno.errors.NotADirectory);
-  }
 }
 
 /** What this host is called. */

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { withUmask } from "../../ffi/proc.ts";
 import { SystemFailure } from "../errors.ts";
-import { directoryOf, refuseUntrusted } from "../files.ts";
+import { directoryOf, orMissing, refuseUntrusted } from "../files.ts";
 import { sleep } from "../wait.ts";
 import {
   addObservation,
@@ -38,15 +38,15 @@ export async function addToMetricsFile(
   try {
     const samples = await readMetricsFile(file, warn);
     addObservation(samples, observation);
-    await removeIfThere(next); // what one who was killed has left
+    await orMissing(Deno.remove(next)); // what one who was killed has left
     {
       using written = createReadable(next);
       await writeAll(written, metricsText(samples, observation.version));
     }
     await Deno.rename(next, file);
   } finally {
-    await removeIfThere(next);
-    await removeIfThere(lock);
+    await orMissing(Deno.remove(next));
+    await orMissing(Deno.remove(lock));
   }
 }
 
@@ -59,12 +59,6 @@ function createReadable(path: string): Deno.FsFile {
     0o022,
     () => Deno.openSync(path, { write: true, createNew: true, mode: 0o644 }),
   );
-}
-
-async function removeIfThere(path: string): Promise<void> {
-  await Deno.remove(path).catch((error) => {
-    if (!(error instanceof Deno.errors.NotFound)) throw error;
-  });
 }
 
 async function writeAll(file: Deno.FsFile, text: string): Promise<void> {
@@ -103,24 +97,15 @@ async function openOwn(path: string): Promise<Deno.FsFile | null> {
   } catch (error) {
     if (!(error instanceof Deno.errors.AlreadyExists)) throw error;
   }
-  try {
-    const { isFile, uid } = await Deno.lstat(path);
-    return isFile && uid === Deno.uid() ? await Deno.open(path, { read: true, write: true }) : null;
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return null;
-    throw error;
-  }
+  const there = await orMissing(Deno.lstat(path));
+  if (there === null || !there.isFile || there.uid !== Deno.uid()) return null;
+  return await orMissing(Deno.open(path, { read: true, write: true }));
 }
 
 /** Whether the path still means this file, and is no link: who had the lock before has removed it. */
 async function isAt(path: string, file: Deno.FsFile): Promise<boolean> {
-  try {
-    const [there, here] = await Promise.all([Deno.lstat(path), file.stat()]);
-    return there.ino === here.ino && there.dev === here.dev;
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return false;
-    throw error;
-  }
+  const [there, here] = await Promise.all([orMissing(Deno.lstat(path)), file.stat()]);
+  return there?.ino === here.ino && there.dev === here.dev;
 }
 
 async function readMetricsFile(file: string, warn: (line: string) => void): Promise<Samples> {
@@ -140,11 +125,7 @@ async function readMetricsFile(file: string, warn: (line: string) => void): Prom
 
 /** Empty if there is no such file; null if it is none that we could have written. */
 async function readText(file: string): Promise<string | null> {
-  try {
-    const { isFile, size } = await Deno.stat(file);
-    return isFile && size <= MOST_BYTES ? await Deno.readTextFile(file) : null;
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return "";
-    throw error;
-  }
+  const there = await orMissing(Deno.stat(file));
+  if (there === null) return "";
+  return there.isFile && there.size <= MOST_BYTES ? await Deno.readTextFile(file) : null;
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { orFailure } from "../../errors.ts";
+import { orMissing } from "../../files.ts";
 import type { Connection } from "../../libvirt/connection.ts";
 import { isLibvirtError, orNull, VIR_ERR } from "../../libvirt/error.ts";
 import { StoragePool } from "../../libvirt/storage_pool.ts";
@@ -130,11 +131,11 @@ function fileIn(directory: string, name: string): GuestFile {
   return {
     name,
     read: (mostBytes) => {
-      const read = orGone(readEnd(path, mostBytes));
+      const read = orMissing(readEnd(path, mostBytes));
       return orFailure(read, { what: `Cannot read "${path}"`, advice, fault: "storage" });
     },
     delete: async () => {
-      const removed = orGone(Deno.remove(path));
+      const removed = orMissing(Deno.remove(path));
       await orFailure(removed, { what: `Cannot remove "${path}"`, advice, fault: "storage" });
     },
   };
@@ -152,15 +153,6 @@ async function readEnd(path: string, mostBytes: number): Promise<Uint8Array> {
     length += read;
   }
   return bytes.subarray(0, length);
-}
-
-async function orGone<T>(result: Promise<T>): Promise<T | null> {
-  try {
-    return await result;
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return null;
-    throw error;
-  }
 }
 
 const ATTEMPTS = 10;
