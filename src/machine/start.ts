@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { FilterBinding, NetworkFilter } from "../libvirt/network_filter.ts";
+import { GIB } from "../bytes.ts";
 import { virsh } from "../shell.ts";
 import { SystemFailure } from "../errors.ts";
 import type { Connection } from "../libvirt/connection.ts";
@@ -90,7 +91,7 @@ export function createDisk(
   },
 ): Promise<string> {
   return orExplain(pool, machine, async () => {
-    const capacityBytes = (diskGib ?? 0) * 1024 ** 3;
+    const capacityBytes = (diskGib ?? 0) * GIB;
     using overlay = await createOverlay(pool, volume, { template, capacityBytes });
     return await overlay.path();
   });

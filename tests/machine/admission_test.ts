@@ -143,7 +143,10 @@ Deno.test("what is unknown or not limited keeps no machine", () => {
 
 Deno.test("a full pool is worth a wait while a machine may give space back", () => {
   const space = { total: 100 * GIB, available: 0.5 * GIB };
-  assert.match(shortage({ space }) ?? "", /^wait; space .*, where 1 GiB stay free; 0\.5 of 100\.0/);
+  assert.match(
+    shortage({ space }) ?? "",
+    /^wait; space .*, where 1 GiB stay free; 0\.5 of 100 GiB/,
+  );
   assert.match(shortage({ space, hasOthers: false }) ?? "", /^never; .*no machine is there/);
   assert.match(shortage({ space }, { reserveDiskGib: 101 }) ?? "", /^never/);
 });
@@ -631,7 +634,7 @@ Deno.test("a pool that is full beside another machine is waited for", () =>
   withBed(async ({ stage }) => {
     await startPrepare("m-1", { ...stage, config: { ...stage.config, reserveDiskGib: 0 } }).done;
     const second = startPrepare("m-2", stage);
-    await second.said(/^Waiting for space in the pool .* \([\d.]+ of 100\.0 GiB are free\)$/m);
+    await second.said(/^Waiting for space in the pool .* \([\d.]+ of 100 GiB are free\)$/m);
     second.abort();
     await assert.rejects(second.done, /cancelled/);
     await cleanup("m-1", stage);

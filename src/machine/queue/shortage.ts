@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { GIB, gib } from "../../bytes.ts";
 import type { Amount } from "./host_load.ts";
 import type { Turn } from "./queue_entry.ts";
 
@@ -40,8 +41,6 @@ export interface Shortage {
   /** Whether waiting cannot help: then `figures` says why, as a sentence of its own. */
   readonly isHopeless: boolean;
 }
-
-const GIB = 1024 ** 3;
 
 /** What the machine has to wait for, or null if it may start now. */
 export function findShortage(load: HostLoad, limits: AdmissionLimits): Shortage | null {
@@ -111,8 +110,4 @@ function shortageOfMachines(
     what: "a machine to end",
     figures: `${running.size} of ${maxMachines} machine${maxMachines === 1 ? "" : "s"} run`,
   };
-}
-
-function gib(bytes: number): string {
-  return (bytes / GIB).toFixed(1);
 }
