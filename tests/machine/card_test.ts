@@ -146,7 +146,10 @@ Deno.test("a network's DHCP is read whatever stands before it", () => {
   assert.deepEqual(dhcp, {
     host: "192.168.1.1",
     ipIndex: 2,
-    ranges: [{ first: base + 250, last: base + 254 }, { first: base + 2, last: base + 3 }],
+    ranges: [
+      { first: base + 250, last: base + 254, leaseHours: 1 },
+      { first: base + 2, last: base + 3, leaseHours: 1 },
+    ],
     hosts: [{ mac: "52:54:00:00:00:01", id: "", ip: "192.168.1.3" }],
   });
   assert.equal(addressOf(addressNumber("255.168.1.254")), "255.168.1.254");

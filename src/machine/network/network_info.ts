@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import type { XmlElement } from "@rgrove/parse-xml";
 import { BlockList, isIPv4, isIPv6 } from "node:net";
 import { addressNumber } from "../../ipv4.ts";
 import { childrenOf, find, rootOf } from "../../read_xml.ts";
@@ -98,35 +99,53 @@ export interface DhcpHost {
   readonly ip: string;
 }
 
+/** Addresses for guests, as numbers: the first, the last, and for how long; Infinity is for ever. */
+export interface DhcpRange {
+  readonly first: number;
+  readonly last: number;
+  readonly leaseHours: number;
+}
+
 /** What a network's DHCP server gives to guests, by IPv4. */
 export interface Dhcp {
   /** The host's own address there. */
   readonly host: string;
   /** Which `<ip>` of the network it is, from 0. */
   readonly ipIndex: number;
-  /** Of addresses as numbers; a range has its last one too. */
-  readonly ranges: readonly { readonly first: number; readonly last: number }[];
+  readonly ranges: readonly DhcpRange[];
   readonly hosts: readonly DhcpHost[];
 }
 
 /** Reads it from a network's XML; null where libvirt gives no addresses. libvirt allows one for IPv4. */
 export function findDhcp(networkXml: string): Dhcp | null {
-  const all = childrenOf(rootOf(networkXml), "ip");
-  for (const [ipIndex, ip] of all.entries()) {
+  return readDhcp(rootOf(networkXml));
+}
+
+/** As {@linkcode findDhcp}, of the XML's `<network>`. */
+export function readDhcp(network: XmlElement | null): Dhcp | null {
+  for (const [ipIndex, ip] of childrenOf(network, "ip").entries()) {
     const dhcp = find(ip, "dhcp");
-    const ranges = childrenOf(dhcp, "range").map(({ attributes: { start = "", end = "" } }) => ({
-      first: addressNumber(start),
-      last: addressNumber(end),
-    }));
+    const ranges = childrenOf(dhcp, "range").map(readRange);
     if ((ip.attributes["family"] ?? "ipv4") !== "ipv4" || ranges.length === 0) continue;
-    const hosts = childrenOf(dhcp, "host").map((
-      { attributes: { mac = "", id = "", ip = "" } },
-    ) => ({
-      ...{ mac, id, ip },
-    }));
+    const hosts = childrenOf(dhcp, "host").map((host) => {
+      const { mac = "", id = "", ip = "" } = host.attributes;
+      return { mac, id, ip };
+    });
     return { host: ip.attributes["address"] ?? "", ipIndex, ranges, hosts };
   }
   return null;
+}
+
+function readRange(range: XmlElement): DhcpRange {
+  const { start = "", end = "" } = range.attributes;
+  // dnsmasq leases for an hour where the network does not say.
+  const { expiry = "60", unit = "minutes" } = find(range, "lease")?.attributes ?? {};
+  const perHour = unit === "hours" ? 1 : unit === "seconds" ? 3600 : 60;
+  return {
+    first: addressNumber(start),
+    last: addressNumber(end),
+    leaseHours: expiry === "0" ? Infinity : Number(expiry) / perHour,
+  };
 }
 
 /** The MAC addresses of a domain's cards whose link libvirt has down, by its XML. */

@@ -4,7 +4,9 @@ import type { Connection } from "../../libvirt/connection.ts";
 import { isLibvirtError, VIR_ERR } from "../../libvirt/error.ts";
 import { StoragePool } from "../../libvirt/storage_pool.ts";
 import { find, rootOf, textAt } from "../../read_xml.ts";
+import type { StoragePool } from "../../libvirt/storage_pool.ts";
 import { lookupActivePool } from "./pools.ts";
+import { readVolumeXml } from "./volume_xml.ts";
 import { isMachineVolume } from "./volumes.ts";
 
 /** A base image that overlays stand on. */
@@ -83,7 +85,8 @@ async function findFirst(pool: StoragePool, volumes: readonly string[]): Promise
     using volume = await pool.findVolume(name);
     if (volume === null) continue;
     const path = await volume.path();
-    const template = { pool: pool.name, volume: name, path, ...readVolumeXml(await volume.xml()) };
+    const { format, capacityBytes, modified } = readVolumeXml(await volume.xml());
+    const template = { pool: pool.name, volume: name, path, format, capacityBytes, modified };
     if (name.endsWith(".qcow2") && template.format !== "qcow2") throw corrupt(template);
     return template;
   }
@@ -110,22 +113,13 @@ async function refresh(pool: StoragePool): Promise<boolean> {
   }
 }
 
-/** What a volume's XML states. */
-function readVolumeXml(
-  volumeXml: string,
-): Pick<Template, "format" | "capacityBytes" | "modified"> {
-  const root = rootOf(volumeXml);
-  const format = find(root, "target", "format")?.attributes["type"];
-  return {
-    format: format ?? "raw",
-    capacityBytes: Number(textAt(root, "capacity") ?? 0),
-    modified: textAt(root, "target", "timestamps", "mtime") ?? "",
-  };
+/** Whether a volume of this name may hold a template: it is not a machine's, nor in the making. */
+export function isTemplateVolume(name: string): boolean {
+  return !isMachineVolume(name) && !name.startsWith(".");
 }
 
 async function templateVolumes(pool: StoragePool): Promise<string[]> {
-  const isInTheMaking = (volume: string): boolean => volume.startsWith(".");
   return (await pool.volumeNames()).filter((volume) =>
-    !isMachineVolume(volume) && !isInTheMaking(volume) && volume !== "lost+found"
+    isTemplateVolume(volume) && volume !== "lost+found"
   );
 }

@@ -6,7 +6,7 @@ import { explain } from "../../errors.ts";
 import type { Connection } from "../../libvirt/connection.ts";
 import { isLibvirtError } from "../../libvirt/error.ts";
 import type { Volume } from "../../libvirt/volume.ts";
-import { childrenOf, rootOf, textAt } from "../../read_xml.ts";
+import { securityModels } from "../security_models.ts";
 import { isSparse } from "./saved_image.ts";
 
 /** A daemon of this host, reached by its own socket, and not by one that somebody forwards. */
@@ -58,7 +58,5 @@ export async function restoreInPlace(
  * which allows a machine its files, finds none at a pipe's path (src/security/virt-aa-helper.c).
  */
 export function confines(capabilitiesXml: string): boolean {
-  const [host] = childrenOf(rootOf(capabilitiesXml), "host");
-  const models = childrenOf(host, "secmodel").map((model) => textAt(model, "model") ?? "");
-  return models.some((model) => model !== "none" && model !== "dac");
+  return securityModels(capabilitiesXml).some((model) => model !== "none" && model !== "dac");
 }
