@@ -8,8 +8,7 @@ import { addToMetricsFile } from "./metrics_file.ts";
 import type { Counted, Gauges, Phase, Result } from "./metrics.ts";
 
 const WRITE_ADVICE =
-  "Have metrics_file in a directory that is there, and that this user alone may " +
-  "write to";
+  "Have metrics_file in a directory that is there, and that this user alone may write to";
 const GAUGES_MS = 1000;
 const GAUGES_OF_GC_MS = 60_000;
 
@@ -53,14 +52,18 @@ export class Meter {
     if (failure === null && stage === "prepare") this.#phases.push(["total", seconds]);
     try {
       await addToMetricsFile(file, {
-        ...{ version, stage, result: resultOf(failure) },
+        version,
+        stage,
+        result: resultOf(failure),
         fault: failure === null ? null : faultOf(failure),
-        ...{ phases: this.#phases, gauges: this.#gauges },
+        phases: this.#phases,
+        gauges: this.#gauges,
       }, { warn });
     } catch (cause) {
       const what = `This stage is missing in the metrics in "${file}"`;
-      const advice = cause instanceof SystemFailure ? undefined : WRITE_ADVICE;
-      warn(explain(new SystemFailure({ what, cause, ...advice && { advice } })));
+      const hasAdvice = cause instanceof SystemFailure;
+      const failure = hasAdvice ? { what, cause } : { what, cause, advice: WRITE_ADVICE };
+      warn(explain(new SystemFailure(failure)));
     }
   }
 }
