@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { Config } from "../settings/load.ts";
 import { bootTemplate } from "../doctor/boot.ts";
-import { doctor, type GroupedFinding } from "../doctor/checks.ts";
-import { libvirtFacts } from "../doctor/libvirt_facts.ts";
+import { type GroupedFinding, runChecks } from "../doctor/checks.ts";
 import { type Job, makeUpMachineName } from "../job/job.ts";
 import { Connection } from "../libvirt/connection.ts";
 import { readHostNetwork } from "../machine/network/host_addresses.ts";
@@ -35,9 +34,16 @@ export async function findingsOfHost(
   } catch (error) {
     connection = error instanceof Error ? error : new Error(String(error));
   }
-  return await doctor({
-    ...{ config, configError, connection, home, program, root: "", checkSeconds: CHECK_SECONDS },
-    ...{ factsOf: libvirtFacts, kvm: kvmRunsGuests, hostNetwork: readHostNetwork },
+  return await runChecks({
+    config,
+    configError,
+    connection,
+    kvm: kvmRunsGuests,
+    hostNetwork: readHostNetwork,
+    home,
+    program,
+    root: "",
+    checkSeconds: CHECK_SECONDS,
   });
 }
 
@@ -63,9 +69,17 @@ export function findingsOfJob(template: string, stage: Stage): Promise<GroupedFi
 
 function jobByHand(machine: string, template: string): Job {
   return {
-    ...{ machine, template, isTemplateFromOperator: true, byHand: true },
-    ...{ id: null, project: null, isProtected: null, timeoutSeconds: null, attemptDir: null },
-    ...{ services: [], configCaller: null },
+    machine,
+    template,
+    isTemplateFromOperator: true,
+    byHand: true,
+    id: null,
+    project: null,
+    isProtected: null,
+    timeoutSeconds: null,
+    attemptDir: null,
+    services: [],
+    configCaller: null,
     requests: { vcpus: null, memoryMib: null, diskGib: null, keepMinutes: null, nested: null },
   };
 }

@@ -4,27 +4,7 @@ import { type Connection, isLocalUri } from "../libvirt/connection.ts";
 import type { HostNetwork } from "../machine/network/host_addresses.ts";
 import type { KvmAnswer } from "../machine/kvm/kvm_probe.ts";
 import type { MachineSettings } from "../settings/machine_settings.ts";
-import type { Finding } from "./finding.ts";
-
-/** A domain of the host, whoever made it. */
-export interface HostDomain {
-  readonly name: string;
-  readonly isActive: boolean;
-  readonly xml: string;
-}
-
-/** What only the doctor asks libvirt. */
-export interface LibvirtFacts {
-  /** The daemon's version, as libvirt counts it: 9001002 is 9.1.2. */
-  readonly libVersion: () => Promise<number>;
-  /** QEMU's, counted likewise. */
-  readonly hypervisorVersion: () => Promise<number>;
-  /** All domains, started or only defined. */
-  readonly domains: () => Promise<readonly HostDomain[]>;
-  /** Whether the pool, or the network, starts with the host. */
-  readonly poolAutostarts: (name: string) => Promise<boolean>;
-  readonly networkAutostarts: (name: string) => Promise<boolean>;
-}
+import type { Found } from "./finding.ts";
 
 /** What the checks look at. */
 export interface DoctorContext {
@@ -33,8 +13,6 @@ export interface DoctorContext {
   readonly configError: unknown;
   /** The connection to libvirt, or why there is none. */
   readonly connection: Connection | Error;
-  /** How to ask it what only the doctor wants to know. */
-  readonly factsOf: (connection: Connection) => LibvirtFacts;
   /** Whether KVM runs guests here. */
   readonly kvm: () => Promise<KvmAnswer>;
   /** What the kernel says of the network that this process is in. */
@@ -49,8 +27,34 @@ export interface DoctorContext {
   readonly checkSeconds: number;
 }
 
+/** The same, with a connection to libvirt. */
+export interface LibvirtContext extends DoctorContext {
+  readonly connection: Connection;
+}
+
 /** Looks at one thing of the host. It may throw, which is a problem too. */
-export type Check = (context: DoctorContext) => Promise<Finding[]>;
+export type Check = (context: DoctorContext) => Found | Promise<Found>;
+
+/** Checks of one subject. The file that has them exports their group; checks.ts lists all groups. */
+export interface Group {
+  readonly name: string;
+  readonly checks: readonly Check[];
+}
+
+/** Marks a check that finds nothing without libvirt, which is a finding of its own. */
+export function needsLibvirt(check: (context: LibvirtContext) => Found | Promise<Found>): Check {
+  return (context) => isConnected(context) ? check(context) : null;
+}
+
+/** Marks a check that finds nothing where the hypervisor's files are not those of this host. */
+export function needsLocalHost(check: Check): Check {
+  return (context) => isLocal(context) ? check(context) : null;
+}
+
+/** Whether there is a connection to libvirt. */
+export function isConnected(context: DoctorContext): context is LibvirtContext {
+  return !(context.connection instanceof Error);
+}
 
 /** Whether the files of this host are those of the hypervisor's. */
 export function isLocal({ config }: DoctorContext): boolean {
@@ -59,5 +63,5 @@ export function isLocal({ config }: DoctorContext): boolean {
 
 /** The settings of all machines that there may be: the general ones, and those of templates. */
 export function allMachines({ machine, templates }: Config): MachineSettings[] {
-  return [machine, ...[...templates.values()].map((template) => template.machine)];
+  return [machine].concat(Array.from(templates.values(), (template) => template.machine));
 }

@@ -1,76 +1,60 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { within } from "../wait.ts";
-import type { Check, DoctorContext } from "./check.ts";
-import { checkDaemon, checkEmulator } from "./daemon.ts";
-import { type Finding, problem } from "./finding.ts";
-import { checkSwap, checkThreads } from "./hardening.ts";
-import {
-  checkBridgeTracking,
-  checkCapability,
-  checkFilterPrograms,
-  checkFilters,
-  checkFirewall,
-} from "./filters.ts";
-import { checkKeys } from "./keys.ts";
-import { checkEmulation, checkKvm, checkKvmDevice, checkNested } from "./kvm.ts";
-import { checkNetworks } from "./networks.ts";
-import { checkOverlayPool, checkTemplatePool } from "./storage.ts";
 import { explain } from "../errors.ts";
-import { checkReach } from "./reachable.ts";
-import { checkRunner } from "./runner.ts";
-import { checkSecurityModules } from "./security_modules.ts";
-import { checkSettings } from "./settings_check.ts";
-import { checkTemplates } from "./templates.ts";
-import { checkWarmImages } from "./warm_check.ts";
+import { within } from "../wait.ts";
+import type { DoctorContext, Group } from "./check.ts";
+import { group as libvirt } from "./daemon.ts";
+import { group as isolation } from "./filters.ts";
+import { type Finding, type Found, listFindings, problem } from "./finding.ts";
+import { group as hardening } from "./hardening.ts";
+import { group as keys } from "./keys.ts";
+import { group as kvm } from "./kvm.ts";
+import { group as network } from "./networks.ts";
+import { group as runner } from "./runner.ts";
+import { group as securityModules } from "./security_modules.ts";
+import { group as settings } from "./settings_check.ts";
+import { group as storage } from "./storage.ts";
+import { group as templates } from "./templates.ts";
 
 /** A finding, and what it is about. */
 export interface GroupedFinding extends Finding {
   readonly group: string;
 }
 
-/** Checks by group, in the order in which a host is set up. */
-const GROUPS: Readonly<Record<string, readonly Check[]>> = {
-  "settings": [checkSettings],
-  "libvirt": [checkDaemon, checkEmulator],
-  "KVM": [checkEmulation, checkKvm, checkKvmDevice, checkNested],
-  "storage": [checkTemplatePool, checkOverlayPool],
-  "network": [checkNetworks],
-  "isolation": [
-    checkFilters,
-    checkCapability,
-    checkBridgeTracking,
-    checkFilterPrograms,
-    checkFirewall,
-    checkReach,
-  ],
-  "templates": [checkTemplates, checkWarmImages],
-  "SSH keys": [checkKeys],
-  "security modules": [checkSecurityModules],
-  "hardening": [checkThreads, checkSwap],
-  "GitLab Runner": [checkRunner],
-};
+/** In the order in which a host is set up. */
+const GROUPS: readonly Group[] = [
+  settings,
+  libvirt,
+  kvm,
+  storage,
+  network,
+  isolation,
+  templates,
+  keys,
+  securityModules,
+  hardening,
+  runner,
+];
 
 /** Looks at all that jobs need of this host. It never throws. */
-export async function doctor(context: DoctorContext): Promise<GroupedFinding[]> {
-  const groups = Object.entries(GROUPS).map(([group, checks]) => examine(group, checks, context));
-  return (await Promise.all(groups)).flat();
+export async function runChecks(context: DoctorContext): Promise<GroupedFinding[]> {
+  return (await Promise.all(GROUPS.map((group) => examine(group, context)))).flat();
 }
 
 /** What these checks find. One that fails, or takes too long, keeps no other from its findings. */
 export async function examine(
-  group: string,
-  checks: readonly Check[],
+  { name, checks }: Group,
   context: DoctorContext,
 ): Promise<GroupedFinding[]> {
-  const findings = checks.map(async (check): Promise<Finding[]> => {
+  const found = checks.map(async (check): Promise<Found> => {
+    const look = async (): Promise<Finding[]> => listFindings(await check(context));
     try {
-      const found = await within(check(context), context.checkSeconds * 1000);
-      return found ?? [unfinished(group, `no answer within ${context.checkSeconds} s`)];
+      return await within(look(), context.checkSeconds * 1000) ??
+        unfinished(name, `no answer within ${context.checkSeconds} s`);
     } catch (error) {
-      return [unfinished(group, explain(error))];
+      return unfinished(name, explain(error));
     }
   });
-  return (await Promise.all(findings)).flat().map((finding) => ({ group, ...finding }));
+  return listFindings(await Promise.all(found)).map((finding) => ({ group: name, ...finding }));
 }
 
 function unfinished(group: string, reason: string): Finding {

@@ -1,20 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { command } from "../shell.ts";
-import { install } from "./install.ts";
+import { explain } from "../errors.ts";
+import { childrenOf, find, rootOf } from "../read_xml.ts";
+import { reasonOf } from "../reason.ts";
 import type { Config } from "../settings/load.ts";
-import { allMachines, type DoctorContext, isLocal } from "./check.ts";
-import { type Finding, ok, problem, warning } from "./finding.ts";
+import { command } from "../shell.ts";
+import {
+  allMachines,
+  type DoctorContext,
+  type Group,
+  isConnected,
+  isLocal,
+  type LibvirtContext,
+  needsLibvirt,
+} from "./check.ts";
+import { type Finding, type Found, ok, problem, warning } from "./finding.ts";
 import { hasProgram, statHostFile } from "./host_files.ts";
 import { findGroupName, permissionsOf, readOwnUser } from "./host_users.ts";
-import { childrenOf, find, rootOf } from "../read_xml.ts";
-import { explain } from "../errors.ts";
-import { reasonOf } from "../reason.ts";
+import { install } from "./install.ts";
+
+export const group: Group = { name: "libvirt", checks: [checkDaemon, needsLibvirt(checkEmulator)] };
 
 /** One daemon for all, or one for QEMU beside others: whichever listens, serves. */
-const DAEMONS = [
-  { socket: "/run/libvirt/virtqemud-sock", program: "virtqemud" },
-  { socket: "/run/libvirt/libvirt-sock", program: "libvirtd" },
-] as const;
+const SOCKETS = ["/run/libvirt/virtqemud-sock", "/run/libvirt/libvirt-sock"];
 const SPLIT_DAEMONS = ["virtqemud", "virtnetworkd", "virtstoraged", "virtnwfilterd", "virtlogd"];
 /** The oldest libvirt for all machines, and for those with these settings. */
 const OLDEST = 6_001_000;
@@ -22,42 +29,41 @@ const OLDEST_WITH_SYSTEMD_LOGIN = 6_005_000; // it gives files by fw_cfg
 const OLDEST_WITH_EFI = 8_001_000; // it resets a machine's NVRAM
 
 /** The library, the daemon, and whether this user may manage it. */
-export async function checkDaemon(context: DoctorContext): Promise<Finding[]> {
-  const { connection, config, factsOf } = context;
-  if (connection instanceof Error) {
-    const remedy = await connectRemedy(context);
-    const reason = remedy === null ? explain(connection) : reasonOf(connection);
-    return [
-      problem(`There is no connection to libvirt at "${config.uri}"`, {
-        meaning: `${reason}\nNo job starts. ` +
-          "Pools, networks, filters and templates are not checked",
-        remedy,
-      }),
-    ];
-  }
-  const facts = factsOf(connection);
-  const version = await facts.libVersion();
-  const oldest = oldestFor(config);
-  const hypervisor = versionWords(await facts.hypervisorVersion());
+export async function checkDaemon(context: DoctorContext): Promise<Found> {
+  if (!isConnected(context)) return await noConnection(context);
   const { name } = await readOwnUser(context);
   return [
-    version < oldest
-      ? problem(`The daemon is libvirt ${versionWords(version)}`, {
-        meaning: "It lacks what libvirt-gci or a machine of the settings needs: use libvirt " +
-          `${versionWords(oldest)} or newer`,
-      })
-      : ok(
-        `libvirt ${versionWords(version)} answers at "${config.uri}", with QEMU ${hypervisor}`,
-      ),
+    await checkVersion(context),
     ok(`The user ${name} may manage libvirt`),
-    ...isLocal(context) ? [] : [
-      warning("The hypervisor is on another host", {
-        meaning: "Its KVM, firewall, security modules and directories are not checked: " +
-          "run libvirt-gci doctor there. It isolates machines by libvirt's filters alone, which do " +
-          "not close its own addresses to them: see SECURITY.md",
-      }),
-    ],
+    isLocal(context) ? null : warning("The hypervisor is on another host", {
+      meaning: "Its KVM, firewall, security modules and directories are not checked: " +
+        "run libvirt-gci doctor there. It isolates machines by libvirt's filters alone, which do " +
+        "not close its own addresses to them: see SECURITY.md",
+    }),
   ];
+}
+
+async function noConnection(context: DoctorContext): Promise<Finding> {
+  const remedy = await connectRemedy(context);
+  const { connection } = context;
+  const reason = remedy === null ? explain(connection) : reasonOf(connection);
+  return problem(`There is no connection to libvirt at "${context.config.uri}"`, {
+    meaning: `${reason}\nNo job starts. Pools, networks, filters and templates are not checked`,
+    remedy,
+  });
+}
+
+async function checkVersion({ connection, config }: LibvirtContext): Promise<Finding> {
+  const version = await connection.libVersion();
+  const oldest = oldestFor(config);
+  if (version < oldest) {
+    return problem(`The daemon is libvirt ${versionWords(version)}`, {
+      meaning: "It lacks what libvirt-gci or a machine of the settings needs: use libvirt " +
+        `${versionWords(oldest)} or newer`,
+    });
+  }
+  const qemu = versionWords(await connection.hypervisorVersion());
+  return ok(`libvirt ${versionWords(version)} answers at "${config.uri}", with QEMU ${qemu}`);
 }
 
 function oldestFor(config: Config): number {
@@ -66,37 +72,35 @@ function oldestFor(config: Config): number {
   return machines.some(({ login }) => login === "systemd") ? OLDEST_WITH_SYSTEMD_LOGIN : OLDEST;
 }
 
+function versionWords(version: number): string {
+  return [version / 1_000_000, version / 1000 % 1000, version % 1000].map(Math.floor).join(".");
+}
+
 /** Whether libvirt has found a QEMU for the host's architecture. */
-export async function checkEmulator(context: DoctorContext): Promise<Finding[]> {
-  if (context.connection instanceof Error) return [];
-  return await emulatorFindings(await context.connection.capabilities(), context);
+export async function checkEmulator(context: LibvirtContext): Promise<Finding> {
+  return await emulatorFinding(await context.connection.capabilities(), context);
 }
 
 /** What libvirt's capabilities (https://libvirt.org/formatcaps.html) say of machines. */
-export async function emulatorFindings(
+export async function emulatorFinding(
   capabilities: string,
   context: Pick<DoctorContext, "root">,
-): Promise<Finding[]> {
+): Promise<Finding> {
   const root = rootOf(capabilities);
   const arch = find(root, "host", "cpu", "arch")?.text ?? "?";
   const guests = childrenOf(root, "guest").map((guest) => find(guest, "arch")?.attributes["name"]);
-  if (guests.includes(arch)) return [ok(`libvirt starts machines of the host's kind, ${arch}`)];
-  return [
-    problem(`libvirt finds no QEMU for ${arch}`, {
-      meaning: "No machine starts",
-      remedy: await install(context, {
-        debian: "qemu-system",
-        fedora: "qemu-kvm",
-        arch: "qemu-base",
-      }),
-    }),
-  ];
+  if (guests.includes(arch)) return ok(`libvirt starts machines of the host's kind, ${arch}`);
+  const packages = { debian: "qemu-system", fedora: "qemu-kvm", arch: "qemu-base" };
+  return problem(`libvirt finds no QEMU for ${arch}`, {
+    meaning: "No machine starts",
+    remedy: await install(context, packages),
+  });
 }
 
 /** What lets this user in, as far as the daemon's socket tells; null if it tells nothing. */
 async function connectRemedy(context: DoctorContext): Promise<string | null> {
   if (!isLocal(context) || !/^qemu:.*\/system$/.test(context.config.uri)) return null;
-  for (const { socket } of DAEMONS) {
+  for (const socket of SOCKETS) {
     const info = await statHostFile(context, socket);
     if (info === null) continue;
     const user = await readOwnUser(context);
@@ -108,18 +112,12 @@ async function connectRemedy(context: DoctorContext): Promise<string | null> {
   }
   if (await hasProgram(context, "libvirtd")) return "systemctl enable --now libvirtd.socket";
   if (await hasProgram(context, "virtqemud")) {
-    return command(
-      ...["systemctl", "enable", "--now"],
-      ...SPLIT_DAEMONS.map((name) => `${name}.socket`),
-    );
+    const sockets = SPLIT_DAEMONS.map((name) => `${name}.socket`);
+    return command("systemctl", "enable", "--now", ...sockets);
   }
   return await install(context, {
     debian: "libvirt-daemon-system qemu-system libvirt-clients",
     fedora: "libvirt-daemon-kvm libvirt-client",
     arch: "libvirt qemu-base dnsmasq iptables-nft",
   });
-}
-
-function versionWords(version: number): string {
-  return [version / 1_000_000, version / 1000 % 1000, version % 1000].map(Math.floor).join(".");
 }

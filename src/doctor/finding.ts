@@ -14,6 +14,15 @@ export interface Finding {
   readonly remedy: string | null;
 }
 
+/** What a check gives: one finding, none, or a list of these. */
+export type Found = Finding | null | readonly Found[];
+
+/** All that were found, in order. */
+export function listFindings(found: Found): Finding[] {
+  if (found === null) return [];
+  return "level" in found ? [found] : found.flatMap(listFindings);
+}
+
 /** What makes more of a fact than that it is well. */
 interface Weight {
   readonly meaning: string;

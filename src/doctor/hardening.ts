@@ -1,83 +1,78 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { command, restartDaemons } from "../shell.ts";
-import { type DoctorContext, isLocal } from "./check.ts";
-import { type Finding, ok, warning } from "./finding.ts";
+import { type DoctorContext, type Group, isConnected, needsLocalHost } from "./check.ts";
+import { type Finding, type Found, ok, warning } from "./finding.ts";
 import { isInSys, readHostFile, readIfAllowed, readLibvirtSetting } from "./host_files.ts";
+
+export const group: Group = {
+  name: "hardening",
+  checks: [needsLocalHost(checkThreads), needsLocalHost(checkSwap)],
+};
 
 const SMT = "/sys/devices/system/cpu/smt";
 const QEMU_CONF = "/etc/libvirt/qemu.conf";
 const FIRST_WITH_CORE_SCHEDULING = 8_009_000;
 
 /** Whether machines share cores of the processor: each of its threads shows much of the other. */
-export async function checkThreads(context: DoctorContext): Promise<Finding[]> {
-  if (!isLocal(context)) return [];
+export async function checkThreads(context: DoctorContext): Promise<Finding> {
   if ((await readHostFile(context, `${SMT}/active`))?.trim() !== "1") {
-    return [ok("No machines share a core of the processor: SMT is off")];
+    return ok("No machines share a core of the processor: SMT is off");
   }
-  const meaning =
-    "By the caches of a core, a job can find out what a machine on its other thread " +
-    "works with, keys too";
+  const meaning = "By the caches of a core, a job can find out what a machine on its other " +
+    "thread works with, keys too";
   let text: string | null;
   try {
     text = await readHostFile(context, QEMU_CONF);
   } catch (error) {
     if (!(error instanceof Deno.errors.PermissionDenied)) throw error;
-    return [
-      warning(`SMT is on, and this user may not read ${QEMU_CONF}`, {
-        meaning: `${meaning}, unless "sched_core" is set there: run libvirt-gci doctor as root`,
-      }),
-    ];
+    return warning(`SMT is on, and this user may not read ${QEMU_CONF}`, {
+      meaning: `${meaning}, unless "sched_core" is set there: run libvirt-gci doctor as root`,
+    });
   }
   const setting = readLibvirtSetting(text, "sched_core");
   if (setting !== null && setting !== "none") {
-    return [ok(`No machines share a core of the processor: sched_core is ${setting}`)];
+    return ok(`No machines share a core of the processor: sched_core is ${setting}`);
   }
-  return [
-    warning("SMT is on, and machines share cores of the processor", {
-      meaning,
-      remedy: await canScheduleCores(context)
-        ? `sed -i '/^ *sched_core/d' ${QEMU_CONF} && ` +
-          `echo 'sched_core = "full"' >> ${QEMU_CONF} && ${restartDaemons("libvirtd", "virtqemud")}`
-        : `echo off > ${SMT}/control # until the next boot; for good: nosmt in the kernel's arguments`,
-    }),
-  ];
+  return warning("SMT is on, and machines share cores of the processor", {
+    meaning,
+    remedy: await canScheduleCores(context)
+      ? `sed -i '/^ *sched_core/d' ${QEMU_CONF} && ` +
+        `echo 'sched_core = "full"' >> ${QEMU_CONF} && ${restartDaemons("libvirtd", "virtqemud")}`
+      : `echo off > ${SMT}/control # until the next boot; for good: nosmt in the kernel's arguments`,
+  });
 }
 
 /** Whether libvirt and the kernel certainly know `sched_core`: with any other, libvirt does not start. */
 async function canScheduleCores(context: DoctorContext): Promise<boolean> {
-  const { connection, factsOf } = context;
-  if (connection instanceof Error) return false;
-  if (await factsOf(connection).libVersion() < FIRST_WITH_CORE_SCHEDULING) return false;
+  if (!isConnected(context)) return false;
+  if (await context.connection.libVersion() < FIRST_WITH_CORE_SCHEDULING) return false;
   const release = await readHostFile(context, "/proc/sys/kernel/osrelease");
   const kernel = await readIfAllowed(context, `/boot/config-${release?.trim()}`);
   return /^CONFIG_SCHED_CORE=y$/m.test(kernel ?? "");
 }
 
 /** Whether what machines have in memory gets to the host's disk as it is. */
-export async function checkSwap(context: DoctorContext): Promise<Finding[]> {
-  if (!isLocal(context)) return [];
+export async function checkSwap(context: DoctorContext): Promise<Found> {
   const [, ...lines] = (await readHostFile(context, "/proc/swaps") ?? "").trim().split("\n");
-  if (lines.length === 0) return [ok("No swap is active")];
+  if (lines.length === 0) return ok("No swap is active");
   const findings = await Promise.all(lines.map((line) => checkOneSwap(line, context)));
-  const found = findings.filter((finding) => finding !== null);
-  return found.length > 0 ? found : [ok("What is swapped out stays in memory, or is encrypted")];
+  if (findings.some((finding) => finding !== null)) return findings;
+  return ok("What is swapped out stays in memory, or is encrypted");
 }
 
 async function checkOneSwap(line: string, context: DoctorContext): Promise<Finding | null> {
   const [escaped = "", type] = line.split(/\s+/);
   const path = escaped.replace(/\\(\d{3})/g, (_, octal) => String.fromCharCode(parseInt(octal, 8)));
   if (type !== "file" && await keepsSecret(path.replace(/^\/dev\//, ""), context)) return null;
-  return warning(
-    type === "file"
-      ? `Swap is active in the file ${path}, which is encrypted only where its file system is`
-      : `Swap is active and not encrypted: ${path}`,
-    {
-      meaning: "What a job has in memory, its secrets too, gets to the host's disk and is still " +
-        "there when its machine is gone",
-      remedy: `${command("swapoff", path)} # and take it out of /etc/fstab, or encrypt it: in ` +
-        "/etc/crypttab, with /dev/urandom and swap",
-    },
-  );
+  const subject = type === "file"
+    ? `Swap is active in the file ${path}, which is encrypted only where its file system is`
+    : `Swap is active and not encrypted: ${path}`;
+  return warning(subject, {
+    meaning: "What a job has in memory, its secrets too, gets to the host's disk and is still " +
+      "there when its machine is gone",
+    remedy: `${command("swapoff", path)} # and take it out of /etc/fstab, or encrypt it: in ` +
+      "/etc/crypttab, with /dev/urandom and swap",
+  });
 }
 
 const MOST_MAPPED_DEVICES = 128;

@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { readKey } from "../guest/key.ts";
-import { command } from "../shell.ts";
-import { allMachines, type DoctorContext } from "./check.ts";
-import { type Finding, ok, problem, warning } from "./finding.ts";
 import { reasonOf } from "../reason.ts";
+import { command } from "../shell.ts";
+import { allMachines, type DoctorContext, type Group } from "./check.ts";
+import { type Finding, ok, problem, warning } from "./finding.ts";
+
+export const group: Group = { name: "SSH keys", checks: [checkKeys] };
 
 /** The private keys for templates that know theirs already. */
 export async function checkKeys(context: DoctorContext): Promise<Finding[]> {
   const machines = allMachines(context.config).filter(({ login }) => login === "template");
   const files = new Set(machines.map(({ key }) => key));
-  return await Promise.all([...files].map((file) => checkKey(file, context)));
+  return await Promise.all(Array.from(files, (file) => checkKey(file, context)));
 }
 
 async function checkKey(file: string | null, { root, home = "" }: DoctorContext): Promise<Finding> {
@@ -23,15 +25,13 @@ async function checkKey(file: string | null, { root, home = "" }: DoctorContext)
       remedy: command("chmod", "600", key.file),
     });
   } catch (error) {
-    return problem(
-      file === null
-        ? "There is no SSH key for login: template"
-        : `The SSH key ${file} is of no use`,
-      {
-        meaning: `${reasonOf(error)}\nNo job starts whose template has login: template`,
-        remedy: remedyOf(error, file ?? "~/.ssh/id_ed25519"),
-      },
-    );
+    const subject = file === null
+      ? "There is no SSH key for login: template"
+      : `The SSH key ${file} is of no use`;
+    return problem(subject, {
+      meaning: `${reasonOf(error)}\nNo job starts whose template has login: template`,
+      remedy: remedyOf(error, file ?? "~/.ssh/id_ed25519"),
+    });
   }
 }
 

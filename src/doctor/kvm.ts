@@ -1,7 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { command, restartDaemons } from "../shell.ts";
 import { EMULATION } from "../machine/kvm/kvm_fault.ts";
-import { allMachines, type DoctorContext, isLocal } from "./check.ts";
+import { command, restartDaemons } from "../shell.ts";
+import {
+  allMachines,
+  type DoctorContext,
+  type Group,
+  isConnected,
+  needsLocalHost,
+} from "./check.ts";
 import { type Finding, ok, problem, warning } from "./finding.ts";
 import { readHostFile, readIfAllowed, readLibvirtSetting, statHostFile } from "./host_files.ts";
 import {
@@ -12,53 +18,53 @@ import {
   readOwnUser,
 } from "./host_users.ts";
 
+export const group: Group = {
+  name: "KVM",
+  checks: [
+    checkEmulation,
+    needsLocalHost(checkKvm),
+    needsLocalHost(checkKvmDevice),
+    needsLocalHost(checkNested),
+  ],
+};
+
 const NO_START = "With domain_type: kvm, machines do not start";
 
 /** Whether machines are emulated because the settings say so. */
-export function checkEmulation({ config }: DoctorContext): Promise<Finding[]> {
-  if (!allMachines(config).some(({ domainType }) => domainType === "qemu")) {
-    return Promise.resolve([]);
-  }
-  return Promise.resolve([
-    warning("The settings have machines emulated: domain_type is qemu", {
-      meaning: `Set domain_type: kvm where KVM works: ${EMULATION}`,
-    }),
-  ]);
+export function checkEmulation({ config }: DoctorContext): Finding | null {
+  if (!allMachines(config).some(({ domainType }) => domainType === "qemu")) return null;
+  return warning("The settings have machines emulated: domain_type is qemu", {
+    meaning: `Set domain_type: kvm where KVM works: ${EMULATION}`,
+  });
 }
 
 /** Whether KVM runs a guest, found by running one, where the settings have machines use it. */
-export async function checkKvm(context: DoctorContext): Promise<Finding[]> {
-  const usesKvm = allMachines(context.config).some(({ domainType }) => domainType === "kvm");
-  if (!isLocal(context) || !usesKvm) return [];
+export async function checkKvm(context: DoctorContext): Promise<Finding | null> {
+  if (!allMachines(context.config).some(({ domainType }) => domainType === "kvm")) return null;
   const answer = await context.kvm();
   if (answer.works) {
-    const { connection } = context;
-    return [offerFinding(connection instanceof Error ? null : await connection.capabilities())];
+    return isConnected(context)
+      ? offerFinding(await context.connection.capabilities())
+      : ok("KVM runs guests");
   }
   const device = await statHostFile(context, "/dev/kvm");
   if (answer.works === null && device !== null) {
     const { name } = await readOwnUser(context);
-    return [
-      warning("Nobody knows whether KVM runs guests", {
-        meaning: `${answer.reason}. Run doctor as root, or let this user try it`,
-        remedy: command("usermod", "--append", "--groups", "kvm", name),
-      }),
-    ];
+    return warning("Nobody knows whether KVM runs guests", {
+      meaning: `${answer.reason}. Run doctor as root, or let this user try it`,
+      remedy: command("usermod", "--append", "--groups", "kvm", name),
+    });
   }
-  return [
-    problem("KVM runs no guest here", {
-      meaning: `${answer.reason}. With domain_type: kvm, machines hang or do not start. ` +
-        `With domain_type: qemu they do, but ${EMULATION}`,
-      remedy: device === null ? "modprobe kvm_intel || modprobe kvm_amd" : null,
-    }),
-  ];
+  return problem("KVM runs no guest here", {
+    meaning: `${answer.reason}. With domain_type: kvm, machines hang or do not start. ` +
+      `With domain_type: qemu they do, but ${EMULATION}`,
+    remedy: device === null ? "modprobe kvm_intel || modprobe kvm_amd" : null,
+  });
 }
 
 /** Whether libvirt offers the KVM that works; it keeps what it once found out about QEMU. */
-export function offerFinding(capabilities: string | null): Finding {
-  if (capabilities === null || /<domain type=["']kvm/.test(capabilities)) {
-    return ok("KVM runs guests");
-  }
+export function offerFinding(capabilities: string): Finding {
+  if (/<domain type=["']kvm/.test(capabilities)) return ok("KVM runs guests");
   return problem("KVM runs guests, and libvirt does not offer it", {
     meaning:
       `${NO_START}. libvirt asked QEMU when KVM was not there, or QEMU's user may not use it`,
@@ -67,57 +73,49 @@ export function offerFinding(capabilities: string | null): Finding {
 }
 
 /** Whether the user as whom libvirt runs QEMU may open /dev/kvm. */
-export async function checkKvmDevice(context: DoctorContext): Promise<Finding[]> {
-  if (!isLocal(context)) return [];
+export async function checkKvmDevice(context: DoctorContext): Promise<Finding | null> {
   const device = await statHostFile(context, "/dev/kvm");
-  if (device === null) return []; // checkKvm() says so
+  if (device === null) return null; // checkKvm() says so
   const user = await findQemuUser(context);
-  if (user === null) return [];
+  if (user === null) return null;
   if ((permissionsOf(user, device) & 0o6) === 0o6) {
-    return [ok(`QEMU's user, ${user.name}, may open /dev/kvm`)];
+    return ok(`QEMU's user, ${user.name}, may open /dev/kvm`);
   }
   const group = await findGroupName(context, device.gid ?? -1);
   const canJoin = group !== null && group !== "root" && ((device.mode ?? 0) & 0o060) === 0o060;
-  return [
-    warning(`QEMU's user, ${user.name}, may not open /dev/kvm`, {
-      meaning: "libvirt asks QEMU anew at each start of a machine what it can, which takes 13 s. " +
-        NO_START,
-      remedy: canJoin
-        ? command("usermod", "--append", "--groups", group, user.name)
-        : "chown root:kvm /dev/kvm && chmod 660 /dev/kvm",
-    }),
-  ];
+  return warning(`QEMU's user, ${user.name}, may not open /dev/kvm`, {
+    meaning: "libvirt asks QEMU anew at each start of a machine what it can, which takes 13 s. " +
+      NO_START,
+    remedy: canJoin
+      ? command("usermod", "--append", "--groups", group, user.name)
+      : "chown root:kvm /dev/kvm && chmod 660 /dev/kvm",
+  });
 }
 
 /** Whether guests can have KVM too, where the settings let them. */
-export async function checkNested(context: DoctorContext): Promise<Finding[]> {
+export async function checkNested(context: DoctorContext): Promise<Finding | null> {
   const { config } = context;
   const machines = allMachines(config);
-  const wanted = machines.some(({ nested }) => nested);
-  const allowed = machines.some(({ allowNested }) => allowNested) ||
+  const isWanted = machines.some(({ nested }) => nested);
+  const isAllowed = machines.some(({ allowNested }) => allowNested) ||
     config.rules.some(({ allowNested }) => allowNested === true);
-  if (!isLocal(context) || !(wanted || allowed)) return [];
-  const finding = wanted ? problem : warning;
+  if (!isWanted && !isAllowed) return null;
+  const finding = isWanted ? problem : warning;
+  const meaning = "The settings have nested or allow_nested, and guests get no /dev/kvm";
   for (const module of ["kvm_intel", "kvm_amd"]) {
     const value = await readHostFile(context, `/sys/module/${module}/parameters/nested`);
     if (value === null) continue;
-    if (/^[1Y]/.test(value)) return [ok(`The guests of ${module} can have KVM`)];
-    return [
-      finding(`Nested virtualisation is off in ${module}`, {
-        meaning: "The settings have nested or allow_nested, and guests get no /dev/kvm",
-        remedy: `echo "options ${module} nested=1" > /etc/modprobe.d/libvirt-gci.conf && ` +
-          `modprobe -r ${module} && modprobe ${module} # while no machine runs`,
-      }),
-    ];
+    if (/^[1Y]/.test(value)) return ok(`The guests of ${module} can have KVM`);
+    return finding(`Nested virtualisation is off in ${module}`, {
+      meaning,
+      remedy: `echo "options ${module} nested=1" > /etc/modprobe.d/libvirt-gci.conf && ` +
+        `modprobe -r ${module} && modprobe ${module} # while no machine runs`,
+    });
   }
-  return [
-    finding(
-      "The host's KVM has no nested virtualisation: neither kvm_intel nor kvm_amd is loaded",
-      {
-        meaning: "The settings have nested or allow_nested, and guests get no /dev/kvm",
-      },
-    ),
-  ];
+  return finding(
+    "The host's KVM has no nested virtualisation: neither kvm_intel nor kvm_amd is loaded",
+    { meaning },
+  );
 }
 
 /** The user of qemu.conf, else the one that the distribution made; null if nobody can tell. */

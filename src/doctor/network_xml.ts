@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { XmlElement } from "@rgrove/parse-xml";
+import { type Dhcp, readDhcp } from "../machine/network/network_info.ts";
+import { childrenOf, find, rootOf } from "../read_xml.ts";
 import { virsh } from "../shell.ts";
 import { allMachines, type DoctorContext } from "./check.ts";
-import { type Finding, ok, problem, warning } from "./finding.ts";
-import { addressNumber } from "../ipv4.ts";
-import { childrenOf, find, rootOf } from "../read_xml.ts";
+import { type Finding, type Found, ok, problem, warning } from "./finding.ts";
 
 /** Kinds of networks whose bridge and addresses are not libvirt's. */
 const FOREIGN = ["bridge", "private", "vepa", "passthrough", "hostdev"];
@@ -17,51 +17,42 @@ interface NetworkContext extends Pick<DoctorContext, "config"> {
 }
 
 /** What a network's XML (https://libvirt.org/formatnetwork.html) means for machines in it. */
-export function networkFindings(networkXml: string, context: NetworkContext): Finding[] {
+export function networkFindings(networkXml: string, context: NetworkContext): Found {
   const { name } = context;
   const root = rootOf(networkXml);
   if (FOREIGN.includes(find(root, "forward")?.attributes["mode"] ?? "")) {
-    return [
-      warning(`libvirt serves no addresses in the network "${name}"`, {
-        meaning: "A machine is found there by its guest agent, or by the host's ARP table, and " +
-          "isolate knows neither its neighbours nor its gateway",
-      }),
-    ];
+    return warning(`libvirt serves no addresses in the network "${name}"`, {
+      meaning: "A machine is found there by its guest agent, or by the host's ARP table, and " +
+        "isolate knows neither its neighbours nor its gateway",
+    });
   }
-  return [...checkBridge(root, context), ...checkDhcp(root, context)];
-}
-
-/** A spanning tree holds back each port of a bridge while it listens, and again while it learns. */
-function checkBridge(root: XmlElement | null, context: NetworkContext): Finding[] {
-  const { stp = "on", delay = "0" } = find(root, "bridge")?.attributes ?? {};
-  if (stp === "off") return []; // the kernel then heeds no delay
-  const seconds = 2 * Math.max(SHORTEST_DELAY, Number(delay));
+  const dhcp = readDhcp(root);
   return [
-    warning(`The bridge of the network "${context.name}" has STP`, {
-      meaning: `Each machine waits ${seconds} s before it reaches the network`,
-      remedy: edit(context, "at <bridge>, set stp='off' delay='0'"),
-    }),
+    checkBridge(root, context),
+    dhcp === null ? noDhcp(context) : [checkRanges(dhcp, context), checkPing(root, context)],
   ];
 }
 
-function checkDhcp(root: XmlElement | null, context: NetworkContext): Finding[] {
-  const { name } = context;
-  const dhcp = childrenOf(root, "ip")
-    .filter(({ attributes }) => (attributes["family"] ?? "ipv4") === "ipv4")
-    .map((ip) => find(ip, "dhcp")).find((dhcp) => dhcp !== undefined);
-  if (dhcp === undefined) {
-    return [
-      problem(`The network "${name}" has no DHCP`, {
-        meaning: "A machine gets no address, and its job fails after address_seconds",
-        remedy: edit(
-          context,
-          "into <ip>, put <dhcp><range start='192.168.122.2' end='192.168.122.254'/></dhcp>, with " +
-            "addresses of that <ip>",
-        ),
-      }),
-    ];
-  }
-  return [checkRanges(childrenOf(dhcp, "range"), context), ...checkPing(root, context)];
+/** A spanning tree holds back each port of a bridge while it listens, and again while it learns. */
+function checkBridge(root: XmlElement | null, context: NetworkContext): Finding | null {
+  const { stp = "on", delay = "0" } = find(root, "bridge")?.attributes ?? {};
+  if (stp === "off") return null; // the kernel then heeds no delay
+  const seconds = 2 * Math.max(SHORTEST_DELAY, Number(delay));
+  return warning(`The bridge of the network "${context.name}" has STP`, {
+    meaning: `Each machine waits ${seconds} s before it reaches the network`,
+    remedy: edit(context, "at <bridge>, set stp='off' delay='0'"),
+  });
+}
+
+function noDhcp(context: NetworkContext): Finding {
+  return problem(`The network "${context.name}" has no DHCP`, {
+    meaning: "A machine gets no address, and its job fails after address_seconds",
+    remedy: edit(
+      context,
+      "into <ip>, put <dhcp><range start='192.168.122.2' end='192.168.122.254'/></dhcp>, with " +
+        "addresses of that <ip>",
+    ),
+  });
 }
 
 /** Whether the network keeps the addresses of all machines there, for that they are isolated. */
@@ -73,14 +64,11 @@ function areKept({ config, name }: NetworkContext): boolean {
  * A machine that is not isolated has a MAC address of its own, and so takes a new lease; the others
  * have those of machines before them.
  */
-function checkRanges(ranges: readonly XmlElement[], context: NetworkContext): Finding {
+function checkRanges({ ranges }: Dhcp, context: NetworkContext): Finding {
   const { name } = context;
   const isReused = areKept(context);
-  const sizes = ranges.map(({ attributes: { start = "", end = "" } }) =>
-    addressNumber(end) - addressNumber(start) + 1
-  );
-  const size = sizes.reduce((sum, size) => sum + size, 0);
-  const hours = Math.max(...ranges.map(leaseHours));
+  const size = ranges.reduce((sum, { first, last }) => sum + last - first + 1, 0);
+  const hours = Math.max(...ranges.map(({ leaseHours }) => leaseHours));
   const perHour = size / hours;
   const lease = Number.isFinite(hours) ? `leased for ${hoursWords(hours)}` : "leased for ever";
   const subject = `The network "${name}" has ${size} addresses, ${lease}`;
@@ -98,41 +86,24 @@ function checkRanges(ranges: readonly XmlElement[], context: NetworkContext): Fi
 }
 
 /** The server pings no address that the network keeps. */
-function checkPing(root: XmlElement | null, context: NetworkContext): Finding[] {
-  if (areKept(context)) return [];
-  const options = childrenOf(find(root, "dnsmasq:options"), "dnsmasq:option")
-    .map(({ attributes }) => attributes["value"]);
-  if (options.includes("no-ping")) return [];
-  return [
-    warning(`The DHCP server of the network "${context.name}" pings each address first`, {
-      meaning: "Each machine that is not isolated waits up to 3 s for its address",
-      remedy: edit(
-        context,
-        "at <network>, add xmlns:dnsmasq='http://libvirt.org/schemas/network/dnsmasq/1.0', and " +
-          "before </network> put <dnsmasq:options><dnsmasq:option value='no-ping'/></dnsmasq:options>",
-      ),
-    }),
-  ];
+function checkPing(root: XmlElement | null, context: NetworkContext): Finding | null {
+  if (areKept(context)) return null;
+  const options = childrenOf(find(root, "dnsmasq:options"), "dnsmasq:option");
+  if (options.some(({ attributes }) => attributes["value"] === "no-ping")) return null;
+  return warning(`The DHCP server of the network "${context.name}" pings each address first`, {
+    meaning: "Each machine that is not isolated waits up to 3 s for its address",
+    remedy: edit(
+      context,
+      "at <network>, add xmlns:dnsmasq='http://libvirt.org/schemas/network/dnsmasq/1.0', and " +
+        "before </network> put <dnsmasq:options><dnsmasq:option value='no-ping'/></dnsmasq:options>",
+    ),
+  });
 }
 
 /** Changes hold from the next start, which takes the network from the machines in it. */
-function edit(context: NetworkContext, what: string): string {
-  const { name } = context;
-  const restart = [
-    virsh(context.config, "net-destroy", name),
-    virsh(context.config, "net-start", name),
-  ];
-  return [
-    `${virsh(context.config, "net-edit", name)} # ${what}`,
-    `${restart.join(" && ")} # while no machine runs`,
-  ].join("\n");
-}
-
-/** dnsmasq leases for an hour where the network does not say. */
-function leaseHours(range: XmlElement): number {
-  const { expiry = "60", unit = "minutes" } = find(range, "lease")?.attributes ?? {};
-  if (expiry === "0") return Infinity;
-  return Number(expiry) / (unit === "hours" ? 1 : unit === "seconds" ? 3600 : 60);
+function edit({ config, name }: NetworkContext, what: string): string {
+  const restart = `${virsh(config, "net-destroy", name)} && ${virsh(config, "net-start", name)}`;
+  return `${virsh(config, "net-edit", name)} # ${what}\n${restart} # while no machine runs`;
 }
 
 function hoursWords(hours: number): string {

@@ -5,27 +5,28 @@ import type { Connection } from "../libvirt/connection.ts";
 import { hostAddresses, whyUnseen } from "../machine/network/host_addresses.ts";
 import { readSubnets } from "../machine/network/network_info.ts";
 import type { MachineSettings } from "../settings/machine_settings.ts";
-import { allMachines, type DoctorContext, isLocal } from "./check.ts";
-import { type Finding, ok, problem, warning } from "./finding.ts";
+import { allMachines, isLocal, type LibvirtContext } from "./check.ts";
+import { type Finding, type Found, ok, problem, warning } from "./finding.ts";
 
 const METADATA: Cidr = { address: "169.254.169.254", prefix: 32 };
 const PRIVATE = readCidrs(["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"]);
 
 /** What jobs reach of the host, and by way of it. */
-export async function checkReach(context: DoctorContext): Promise<Finding[]> {
-  const { connection, config } = context;
-  if (connection instanceof Error) return [];
-  const machines = allMachines(config).filter(({ network }) => network !== "none");
-  const networks = await xmlsOf(machines, connection);
+export async function checkReach(context: LibvirtContext): Promise<Found> {
+  const machines = allMachines(context.config).filter(({ network }) => network !== "none");
+  const networks = await xmlsOf(machines, context.connection);
   const isolated = machines.filter(({ isolate }) => isolate);
-  const findings = machines.some(({ isolate }) => !isolate) ? [notIsolated()] : [];
-  if (isolated.length === 0) return findings;
+  const notIsolated = machines.length === isolated.length ? null : warning(
+    "Machines that are not isolated reach the host, each other and all networks",
+    { meaning: "isolate is false in the settings, for all machines or for those of a template" },
+  );
+  if (isolated.length === 0) return notIsolated;
   return [
-    ...findings,
-    ...unseen(isolated, networks, context),
+    notIsolated,
+    unseen(isolated, networks, context),
     open(isolated, networks, context),
     metadata(isolated),
-    ...isLocal(context) ? [privateNetworks(isolated, networks, context)] : [],
+    isLocal(context) ? privateNetworks(isolated, networks, context) : null,
   ];
 }
 
@@ -42,37 +43,32 @@ async function xmlsOf(
   return found;
 }
 
-function notIsolated(): Finding {
-  return warning("Machines that are not isolated reach the host, each other and all networks", {
-    meaning: "isolate is false in the settings, for all machines or for those of a template",
-  });
-}
-
 function unseen(
   isolated: readonly MachineSettings[],
   networks: ReadonlyMap<string, string>,
-  context: DoctorContext,
-): Finding[] {
+  context: LibvirtContext,
+): Found {
   const unnamed = isolated.filter(({ hostAddresses }) => hostAddresses.length === 0);
-  return [...new Set(unnamed.map(({ network }) => network))].flatMap((name) => {
+  return unique(unnamed.map(({ network }) => network)).map((name) => {
     const xml = networks.get(name);
-    if (xml === undefined) return []; // which is a finding of its own
+    if (xml === undefined) return null; // which is a finding of its own
     const reason = whyUnseen(xml, { isLocal: isLocal(context), host: context.hostNetwork() });
-    if (reason === null) return [];
-    return [
-      problem(`The addresses that machines of "${name}" must not reach are unknown: ${reason}`, {
+    if (reason === null) return null;
+    return problem(
+      `The addresses that machines of "${name}" must not reach are unknown: ${reason}`,
+      {
         meaning: "No job starts whose machine is to be isolated. host_addresses is the setting " +
           "for them",
         remedy: "ip -4 address # on the machines' host: what belongs into host_addresses",
-      }),
-    ];
+      },
+    );
   });
 }
 
 function open(
   isolated: readonly MachineSettings[],
   networks: ReadonlyMap<string, string>,
-  { hostNetwork }: DoctorContext,
+  { hostNetwork }: LibvirtContext,
 ): Finding {
   const ports = unique(isolated.flatMap(({ hostPorts }) => hostPorts));
   const services = "Of the host, isolated machines reach DHCP and DNS of their network";
@@ -82,7 +78,7 @@ function open(
     .map(({ host }) => host);
   const named = withPorts.flatMap((machine) => machine.hostAddresses);
   const { addresses } = hostAddresses(hostNetwork(), named);
-  const where = unique([...gateways, ...addresses]).join(", ");
+  const where = unique(gateways.concat(addresses)).join(", ");
   return ok(`${services}, and by host_ports ${ports.join(", ")} at ${where}`);
 }
 
@@ -103,9 +99,9 @@ function metadata(isolated: readonly MachineSettings[]): Finding {
 function privateNetworks(
   isolated: readonly MachineSettings[],
   networks: ReadonlyMap<string, string>,
-  { hostNetwork }: DoctorContext,
+  { hostNetwork }: LibvirtContext,
 ): Finding {
-  const own = [...networks.values()].flatMap(readSubnets)
+  const own = Array.from(networks.values()).flatMap(readSubnets)
     .map(({ host, prefix }) => ({ address: host, prefix }));
   const reached = hostNetwork().routes.filter((route) =>
     route.type === "UNICAST" && PRIVATE.some((network) => covers(network, route)) &&
@@ -126,5 +122,5 @@ function isBlocked(network: Cidr, { blockedNetworks }: MachineSettings): boolean
 }
 
 function unique(texts: readonly string[]): string[] {
-  return [...new Set(texts)];
+  return Array.from(new Set(texts));
 }

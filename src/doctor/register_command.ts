@@ -14,12 +14,11 @@ export const STAGE_ARGS = {
  * of GitLab, the token and the name are for a person to replace.
  */
 export function registerCommand(program: string): string {
-  return command(
-    ...["gitlab-runner", "register", "--non-interactive", "--url", "https://gitlab.com"],
-    ...["--token", "TOKEN", "--name", "my-vm-host", "--executor", "custom"],
-    ...Object.entries(STAGE_ARGS).flatMap(([stage, args]) => [
-      ...[`--custom-${stage}-exec`, program],
-      ...args.flatMap((arg) => [`--custom-${stage}-args`, arg]),
-    ]),
-  );
+  const start = "gitlab-runner register --non-interactive --url https://gitlab.com " +
+    "--token TOKEN --name my-vm-host --executor custom";
+  const stages = Object.entries(STAGE_ARGS).flatMap(([stage, args]) => {
+    const words = args.flatMap((arg) => [`--custom-${stage}-args`, arg]);
+    return [`--custom-${stage}-exec`, program].concat(words);
+  });
+  return `${start} ${command(...stages)}`;
 }

@@ -16,28 +16,22 @@ export function findingsText(
   findings: readonly GroupedFinding[],
   paint: Paint = noPaint,
 ): string {
-  const groups = new Set(findings.map(({ group }) => group));
-  const lines = [...groups].flatMap((group) => [
-    toVisible(group),
-    ...findings.filter((finding) => finding.group === group)
-      .flatMap((finding) => linesOf(finding, paint)),
-    "",
-  ]);
-  return [...lines, summary(findings)].join("\n");
+  const lines: string[] = [];
+  for (const [group, itsFindings] of Map.groupBy(findings, ({ group }) => group)) {
+    lines.push(toVisible(group), ...itsFindings.flatMap((it) => linesOf(it, paint)), "");
+  }
+  return lines.concat(summary(findings)).join("\n");
 }
 
 function linesOf(
   { level, subject, meaning, remedy }: GroupedFinding,
   paint: Paint,
 ): string[] {
-  const [first = "", ...rest] = toVisible(subject).split("\n");
   const mark = paint(LEVEL_COLOURS[level], level) + " ".repeat(MARK_WIDTH - level.length);
-  return [
-    `  ${mark}${first}`,
-    ...[...rest, ...meaning === "" ? [] : toVisible(meaning).split("\n").flatMap(wrap)]
-      .map((line) => INDENT + line),
-    ...(remedy === null ? [] : toVisible(remedy).split("\n")).map((line) => `${INDENT}> ${line}`),
-  ];
+  const [first = "", ...below] = toVisible(subject).split("\n");
+  if (meaning !== "") below.push(...toVisible(meaning).split("\n").flatMap(wrap));
+  if (remedy !== null) below.push(...toVisible(remedy).split("\n").map((line) => `> ${line}`));
+  return [`  ${mark}${first}`].concat(below.map((line) => INDENT + line));
 }
 
 /** The words in lines that are short enough to read, as far as their lengths let them. */

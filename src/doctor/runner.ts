@@ -1,28 +1,30 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { DoctorContext } from "./check.ts";
-import { type Finding, ok, problem, warning } from "./finding.ts";
+import type { DoctorContext, Group } from "./check.ts";
+import { type Finding, type Found, listFindings, ok, problem, warning } from "./finding.ts";
 import { readHostFile, statHostFile } from "./host_files.ts";
 import { registerCommand, STAGE_ARGS } from "./register_command.ts";
 import { EDIT, FILE, parseRunnerConfig, type Runner, type RunnerConfig } from "./runner_config.ts";
 import { checkMemory, checkTimeouts } from "./runner_limits.ts";
 
+export const group: Group = { name: "GitLab Runner", checks: [checkRunner] };
+
 const STAGES = ["config", "prepare", "run", "cleanup"] as const;
 
 /** GitLab Runner's settings, if this user may read them. */
-export async function checkRunner(context: DoctorContext): Promise<Finding[]> {
+export async function checkRunner(context: DoctorContext): Promise<Found> {
   const config = await readRunnerConfig(context);
-  if ("level" in config) return [config];
+  if ("level" in config) return config;
   const runners = config.runners.filter(callsUs);
   if (runners.length === 0) {
-    return [
-      warning(`No runner in ${FILE} calls libvirt-gci`, {
-        meaning: "GitLab gives this host no job for it, unless by a program of another name",
-        remedy: registerCommand(context.program),
-      }),
-    ];
+    return warning(`No runner in ${FILE} calls libvirt-gci`, {
+      meaning: "GitLab gives this host no job for it, unless by a program of another name",
+      remedy: registerCommand(context.program),
+    });
   }
-  const findings = await Promise.all(runners.map((runner) => checkOne(runner, context)));
-  return [...findings.flat(), ...await checkMemory({ ...config, runners }, context)];
+  return [
+    await Promise.all(runners.map((runner) => checkOne(runner, context))),
+    await checkMemory({ concurrent: config.concurrent, runners }, context),
+  ];
 }
 
 /** A section that names no program yet is taken for ours; a wrapper has our name in its own. */
@@ -55,42 +57,34 @@ async function readRunnerConfig(context: DoctorContext): Promise<RunnerConfig | 
 }
 
 async function checkOne(runner: Runner, context: DoctorContext): Promise<Finding[]> {
-  const findings = [
-    ...await checkPrograms(runner, context),
-    ...checkDirectories(runner, context),
-    ...checkTimeouts(runner, context),
-  ];
-  return findings.length > 0
-    ? findings
-    : [ok(`The runner "${runner.name}" calls libvirt-gci for each stage`)];
+  const findings = listFindings([
+    await Promise.all(STAGES.map((stage) => checkProgram(stage, runner, context))),
+    checkDirectories(runner, context),
+    checkTimeouts(runner, context),
+  ]);
+  if (findings.length > 0) return findings;
+  return [ok(`The runner "${runner.name}" calls libvirt-gci for each stage`)];
 }
 
-async function checkPrograms({ name, custom }: Runner, context: DoctorContext): Promise<Finding[]> {
-  const findings: Finding[] = [];
-  for (const stage of STAGES) {
-    const program = custom[`${stage}_exec`];
-    if (program === "") {
-      if (stage !== "config") findings.push(unsetProgram(stage, name, context));
-      continue;
-    }
-    const info = await statHostFile(context, program);
-    if (info === null || ((info.mode ?? 0) & 0o111) === 0) {
-      findings.push(
-        problem(`The runner "${name}" cannot run "${program}", its ${stage}_exec`, {
-          meaning: info === null ? "There is no such file: each job fails" : "Each job fails",
-          remedy: info === null ? EDIT : `chmod +x ${program}`,
-        }),
-      );
-    } else if (/libvirt-gci$/.test(program) && !custom[`${stage}_args`].includes(stage)) {
-      findings.push(
-        problem(`The ${stage}_args of the runner "${name}" lack the command "${stage}"`, {
-          meaning: "Each job fails",
-          remedy: `${EDIT} # ${argsLine(stage)}`,
-        }),
-      );
-    }
+async function checkProgram(
+  stage: typeof STAGES[number],
+  { name, custom }: Runner,
+  context: DoctorContext,
+): Promise<Finding | null> {
+  const program = custom[`${stage}_exec`];
+  if (program === "") return stage === "config" ? null : unsetProgram(stage, name, context);
+  const info = await statHostFile(context, program);
+  if (info === null || ((info.mode ?? 0) & 0o111) === 0) {
+    return problem(`The runner "${name}" cannot run "${program}", its ${stage}_exec`, {
+      meaning: info === null ? "There is no such file: each job fails" : "Each job fails",
+      remedy: info === null ? EDIT : `chmod +x ${program}`,
+    });
   }
-  return findings;
+  if (!/libvirt-gci$/.test(program) || custom[`${stage}_args`].includes(stage)) return null;
+  return problem(`The ${stage}_args of the runner "${name}" lack the command "${stage}"`, {
+    meaning: "Each job fails",
+    remedy: `${EDIT} # ${argsLine(stage)}`,
+  });
 }
 
 function unsetProgram(
@@ -108,14 +102,12 @@ function unsetProgram(
 function checkDirectories(
   { name, builds_dir, cache_dir, custom }: Runner,
   context: DoctorContext,
-): Finding[] {
-  if (custom.config_exec !== "" || (builds_dir !== "" && cache_dir !== "")) return [];
-  return [
-    problem(`The runner "${name}" has neither config_exec nor builds_dir and cache_dir`, {
-      meaning: "GitLab Runner does not know where the guest is to build: each job fails",
-      remedy: callRemedy("config", context),
-    }),
-  ];
+): Finding | null {
+  if (custom.config_exec !== "" || (builds_dir !== "" && cache_dir !== "")) return null;
+  return problem(`The runner "${name}" has neither config_exec nor builds_dir and cache_dir`, {
+    meaning: "GitLab Runner does not know where the guest is to build: each job fails",
+    remedy: callRemedy("config", context),
+  });
 }
 
 function callRemedy(stage: typeof STAGES[number], { program }: DoctorContext): string {

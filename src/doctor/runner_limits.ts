@@ -49,32 +49,28 @@ export function checkTimeouts({ name, custom }: Runner, { config }: DoctorContex
 export async function checkMemory(
   { concurrent, runners }: RunnerConfig,
   context: DoctorContext,
-): Promise<Finding[]> {
+): Promise<Finding | null> {
   const sum = runners.reduce((sum, { limit }) => sum + (limit || Infinity), 0);
   const { maxMachines, overcommitMemory } = context.config;
   const jobs = Math.min(concurrent, sum);
   if (maxMachines !== null && maxMachines < jobs) {
-    return [
-      warning(`${jobs} jobs may come at once, and max_machines is ${maxMachines}`, {
-        meaning: "When all are busy, jobs wait in prepare, while another host could take them",
-        remedy: `${EDIT} # concurrent = ${maxMachines}`,
-      }),
-    ];
+    return warning(`${jobs} jobs may come at once, and max_machines is ${maxMachines}`, {
+      meaning: "When all are busy, jobs wait in prepare, while another host could take them",
+      remedy: `${EDIT} # concurrent = ${maxMachines}`,
+    });
   }
   const text = await readHostFile(context, "/proc/meminfo");
-  const totalKib = Number(/^MemTotal:\s+(\d+) kB$/m.exec(text ?? "")?.[1] ?? NaN);
+  const totalKib = /^MemTotal:\s+(\d+) kB$/m.exec(text ?? "")?.[1];
+  if (totalKib === undefined) return null;
   const largest = Math.max(...allMachines(context.config).map(({ memoryMib }) => memoryMib));
-  const totalMib = Math.floor(totalKib / 1024);
+  const totalMib = Math.floor(Number(totalKib) / 1024);
   const subject = `${jobs} machine${jobs === 1 ? "" : "s"} at once, of up to ` +
     `${largest} MiB, and the host has ${totalMib} MiB`;
-  if (Number.isNaN(totalMib)) return [];
-  if (jobs * largest <= totalMib) return [ok(subject)];
-  return [
-    warning(subject, {
-      meaning: overcommitMemory
-        ? "When all are busy, the host swaps, or the kernel kills machines: their jobs fail"
-        : "When all are busy, jobs wait in prepare until there is memory for their machines",
-      remedy: `${EDIT} # concurrent = ${Math.max(1, Math.floor(totalMib / largest))}`,
-    }),
-  ];
+  if (jobs * largest <= totalMib) return ok(subject);
+  return warning(subject, {
+    meaning: overcommitMemory
+      ? "When all are busy, the host swaps, or the kernel kills machines: their jobs fail"
+      : "When all are busy, jobs wait in prepare until there is memory for their machines",
+    remedy: `${EDIT} # concurrent = ${Math.max(1, Math.floor(totalMib / largest))}`,
+  });
 }

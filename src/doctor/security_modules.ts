@@ -1,95 +1,93 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { StoragePool } from "../libvirt/storage_pool.ts";
+import { securityModels } from "../machine/security_models.ts";
+import { rootOf, textAt } from "../read_xml.ts";
 import { poolPath, restartDaemons } from "../shell.ts";
-import { type DoctorContext, isLocal } from "./check.ts";
-import { type Finding, ok, warning } from "./finding.ts";
-import { install } from "./install.ts";
+import { type DoctorContext, type Group, isConnected, needsLocalHost } from "./check.ts";
+import { type Finding, type Found, ok, warning } from "./finding.ts";
 import { isInSys, readHostFile, readIfAllowed, readLibvirtSetting } from "./host_files.ts";
-import { childrenOf, find, rootOf, textAt } from "../read_xml.ts";
+import { install } from "./install.ts";
 
+export const group: Group = {
+  name: "security modules",
+  checks: [needsLocalHost(checkSecurityModules)],
+};
+
+const QEMU_CONF = "/etc/libvirt/qemu.conf";
 const HELPER = "usr.lib.libvirt.virt-aa-helper";
 const MEANING = "A guest that breaks out of QEMU reaches the disks of all other machines";
+const PACKAGES = { debian: "apparmor", fedora: "selinux-policy-targeted", arch: "apparmor" };
 
 /** AppArmor or SELinux, and where each says that it stopped a machine. */
-export async function checkSecurityModules(context: DoctorContext): Promise<Finding[]> {
-  if (!isLocal(context)) return [];
-  const driver = readLibvirtSetting(
-    await readIfAllowed(context, "/etc/libvirt/qemu.conf"),
-    "security_driver",
-  );
-  const appArmor = await hasAppArmor(context);
+export async function checkSecurityModules(context: DoctorContext): Promise<Found> {
   const enforce = await readIfAllowed(context, "/sys/fs/selinux/enforce");
-  if (!appArmor && enforce === null) {
-    const packages = { debian: "apparmor", fedora: "selinux-policy-targeted", arch: "apparmor" };
-    return [
-      warning("Neither AppArmor nor SELinux is active", {
-        meaning: MEANING,
-        remedy: `${await install(context, packages)} # and boot the host with it`,
-      }),
-    ];
+  const hasAppArmor = await isAppArmorOn(context);
+  if (!hasAppArmor && enforce === null) {
+    return warning("Neither AppArmor nor SELinux is active", {
+      meaning: MEANING,
+      remedy: `${await install(context, PACKAGES)} # and boot the host with it`,
+    });
   }
-  const name = appArmor ? "AppArmor" : "SELinux";
-  if (driver !== null && /\bnone\b/.test(driver)) {
-    return [
-      warning(`${name} is active, and libvirt does not use it: security_driver is none`, {
-        meaning: MEANING,
-        remedy: "sed -i 's/^ *security_driver/#&/' /etc/libvirt/qemu.conf && " +
-          restartDaemons("libvirtd", "virtqemud"),
-      }),
-    ];
-  }
-  const { connection } = context;
-  if (
-    !(connection instanceof Error) &&
-    !confinesBy(name.toLowerCase(), await connection.capabilities())
-  ) {
-    return [
-      warning(`${name} is active, and libvirt does not use it: it was not there when it started`, {
-        meaning: MEANING,
-        remedy: (appArmor ? "systemctl restart apparmor.service && " : "") +
-          restartDaemons("libvirtd", "virtqemud"),
-      }),
-    ];
-  }
-  if (appArmor) {
+  const unused = await whyUnused(hasAppArmor ? "AppArmor" : "SELinux", context);
+  if (unused !== null) return unused;
+  if (hasAppArmor) {
     return [
       ok(`AppArmor confines machines; what it denies: journalctl -k -g 'apparmor="DENIED"'`),
-      ...await checkHelperProfile(context),
+      await checkHelperProfile(context),
     ];
   }
   if (enforce?.trim() === "1") {
-    return [ok("SELinux confines machines; what it denies: ausearch -m AVC -ts recent")];
+    return ok("SELinux confines machines; what it denies: ausearch -m AVC -ts recent");
   }
-  return [
-    warning("SELinux is permissive: it only logs, to be read by ausearch -m AVC -ts recent", {
+  return warning("SELinux is permissive: it only logs, to be read by ausearch -m AVC -ts recent", {
+    meaning: MEANING,
+    remedy: "setenforce 1 && sed -i 's/^SELINUX=.*/SELINUX=enforcing/' /etc/selinux/config",
+  });
+}
+
+async function isAppArmorOn(context: DoctorContext): Promise<boolean> {
+  const enabled = await readIfAllowed(context, "/sys/module/apparmor/parameters/enabled");
+  return enabled?.trim() === "Y" || await isInSys(context, "/sys/kernel/security/apparmor");
+}
+
+/** That libvirt does not use the module that is active; null if it does, as far as can be seen. */
+async function whyUnused(
+  name: "AppArmor" | "SELinux",
+  context: DoctorContext,
+): Promise<Finding | null> {
+  const subject = `${name} is active, and libvirt does not use it`;
+  const restart = restartDaemons("libvirtd", "virtqemud");
+  const conf = await readIfAllowed(context, QEMU_CONF);
+  if (/\bnone\b/.test(readLibvirtSetting(conf, "security_driver") ?? "")) {
+    return warning(`${subject}: security_driver is none`, {
       meaning: MEANING,
-      remedy: "setenforce 1 && sed -i 's/^SELINUX=.*/SELINUX=enforcing/' /etc/selinux/config",
-    }),
-  ];
+      remedy: `sed -i 's/^ *security_driver/#&/' ${QEMU_CONF} && ${restart}`,
+    });
+  }
+  if (!isConnected(context)) return null;
+  if (confinesBy(name.toLowerCase(), await context.connection.capabilities())) return null;
+  const load = name === "AppArmor" ? "systemctl restart apparmor.service && " : "";
+  return warning(`${subject}: it was not there when it started`, {
+    meaning: MEANING,
+    remedy: load + restart,
+  });
 }
 
 /** Whether libvirt confines machines by this, as its capabilities have it; true where they do not say. */
 export function confinesBy(model: string, capabilities: string): boolean {
-  const models = childrenOf(find(rootOf(capabilities), "host"), "secmodel")
-    .map((element) => textAt(element, "model"));
+  const models = securityModels(capabilities);
   return !models.includes("dac") || models.includes(model); // which QEMU's driver always has
-}
-
-async function hasAppArmor(context: DoctorContext): Promise<boolean> {
-  const enabled = await readIfAllowed(context, "/sys/module/apparmor/parameters/enabled");
-  return enabled?.trim() === "Y" ||
-    await isInSys(context, "/sys/kernel/security/apparmor");
 }
 
 /**
  * libvirt has virt-aa-helper read the header of each disk, to let the machine read the template
  * below it. The helper is confined too: by its file's ending, or by directories.
  */
-async function checkHelperProfile(context: DoctorContext): Promise<Finding[]> {
+async function checkHelperProfile(context: DoctorContext): Promise<Finding | null> {
+  if (!isConnected(context)) return null;
   const { connection, config } = context;
-  if (connection instanceof Error) return [];
   const profile = await readHostFile(context, `/etc/apparmor.d/${HELPER}`);
-  if (profile === null) return [];
+  if (profile === null) return null;
   using pool = await StoragePool.find(connection, config.overlayPool);
   const path = pool === null
     ? poolPath(config.overlayPool) // which prepare makes
@@ -97,12 +95,10 @@ async function checkHelperProfile(context: DoctorContext): Promise<Finding[]> {
   const own = await readHostFile(context, `/etc/apparmor.d/local/${HELPER}`) ?? "";
   const isKnown = /^\/(media|mnt|opt|srv|var\/lib\/libvirt\/images)\//.test(`${path}/`) ||
     `${profile}\n${own}`.includes(`${path}/`);
-  if (isKnown) return [];
-  return [
-    warning(`AppArmor keeps virt-aa-helper from reading the disks in ${path}`, {
-      meaning: 'A machine may fail to start with "Could not open backing file: Permission denied"',
-      remedy: `echo '"${path}/**" r,' >> /etc/apparmor.d/local/${HELPER} && ` +
-        `apparmor_parser -r /etc/apparmor.d/${HELPER}`,
-    }),
-  ];
+  if (isKnown) return null;
+  return warning(`AppArmor keeps virt-aa-helper from reading the disks in ${path}`, {
+    meaning: 'A machine may fail to start with "Could not open backing file: Permission denied"',
+    remedy: `echo '"${path}/**" r,' >> /etc/apparmor.d/local/${HELPER} && ` +
+      `apparmor_parser -r /etc/apparmor.d/${HELPER}`,
+  });
 }

@@ -1,107 +1,100 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { StoragePool } from "../libvirt/storage_pool.ts";
+import { GIB, gib } from "../bytes.ts";
+import { type Amount, poolSpace } from "../machine/queue/host_load.ts";
+import { rootOf, textAt } from "../read_xml.ts";
 import { DEFAULT_OVERLAY_POOL } from "../settings/load.ts";
 import { command, makePool, virsh } from "../shell.ts";
-import { type Check, type DoctorContext, isLocal } from "./check.ts";
-import { type Finding, ok, problem, warning } from "./finding.ts";
+import {
+  type DoctorContext,
+  type Group,
+  isLocal,
+  type LibvirtContext,
+  needsLibvirt,
+} from "./check.ts";
+import { type Finding, type Found, ok, problem, warning } from "./finding.ts";
 import { readHostFile, statHostFile } from "./host_files.ts";
 import { readOwnUser } from "./host_users.ts";
-import { poolSpace } from "../machine/queue/host_load.ts";
-import { rootOf, textAt } from "../read_xml.ts";
 
-const GIB = 1024 ** 3;
+export const group: Group = {
+  name: "storage",
+  checks: [needsLibvirt(checkTemplatePool), needsLibvirt(checkOverlayPool)],
+};
+
 const WRITABLE_BY_OTHERS = 0o022;
 
-/** The pool of templates. */
-export const checkTemplatePool: Check = (context) =>
-  checkPool(context, { name: context.config.templatePool, key: "template_pool" });
-
-/** The pool of machines' disks. */
-export const checkOverlayPool: Check = (context) =>
-  checkPool(context, { name: context.config.overlayPool, key: "overlay_pool" });
-
+/** A pool of the settings, and which setting names it. */
 interface PoolName {
   readonly name: string;
   readonly key: "template_pool" | "overlay_pool";
 }
 
-async function checkPool(context: DoctorContext, poolName: PoolName): Promise<Finding[]> {
-  const { connection, factsOf } = context;
-  const { name, key } = poolName;
-  if (connection instanceof Error) return [];
+/** The pool of templates. */
+export function checkTemplatePool(context: LibvirtContext): Promise<Found> {
+  return checkPool({ name: context.config.templatePool, key: "template_pool" }, context);
+}
+
+/** The pool of machines' disks. */
+export function checkOverlayPool(context: LibvirtContext): Promise<Found> {
+  return checkPool({ name: context.config.overlayPool, key: "overlay_pool" }, context);
+}
+
+async function checkPool({ name, key }: PoolName, context: LibvirtContext): Promise<Found> {
+  const { connection, config } = context;
   using pool = await StoragePool.find(connection, name);
-  if (pool === null) return [missingPool(context, poolName)];
-  const autostart = await factsOf(connection).poolAutostarts(name)
-    ? []
-    : [noAutostart(context, name)];
+  if (pool === null) return missingPool({ name, key }, context);
+  const autostart = await pool.autostarts()
+    ? null
+    : warning(`The storage pool "${name}" does not start with the host`, {
+      meaning: "After a reboot, no job starts",
+      remedy: virsh(config, "pool-autostart", name),
+    });
   if (!await pool.isActive()) {
-    return [
-      problem(`The storage pool "${name}" is not active`, {
-        meaning: "No job starts",
-        remedy: virsh(context.config, "pool-start", name),
-      }),
-      ...autostart,
-    ];
+    const remedy = virsh(config, "pool-start", name);
+    const inactive = `The storage pool "${name}" is not active`;
+    return [problem(inactive, { meaning: "No job starts", remedy }), autostart];
   }
   const root = rootOf(await pool.xml());
   const type = root?.attributes["type"] ?? "";
   if (key === "overlay_pool" && !/^(dir|fs|netfs)$/.test(type)) {
-    return [
-      problem(`The storage pool "${name}" is of the type ${type}`, {
-        meaning:
-          "Machines' disks are files: no job starts. Set overlay_pool to a pool of the type " +
-          "dir, fs or netfs",
-      }),
-    ];
+    return problem(`The storage pool "${name}" is of the type ${type}`, {
+      meaning: "Machines' disks are files: no job starts. Set overlay_pool to a pool of the type " +
+        "dir, fs or netfs",
+    });
   }
   const path = textAt(root, "target", "path") ?? "";
-  const { total: capacity, available } = await poolSpace(connection, pool);
-  const local = isLocal(context);
-  const fileSystem = local ? await fileSystemOf(context, path) : null;
   return [
-    checkSpace(poolName, {
-      ...{ capacity, available, path },
-      where: fileSystem === null ? path : `${path} (${fileSystem})`,
-    }),
-    ...autostart,
-    ...local && key === "overlay_pool" ? await checkOwner(context, path) : [],
+    await checkSpace({ name, key, path }, await poolSpace(connection, pool), context),
+    autostart,
+    isLocal(context) && key === "overlay_pool" ? await checkOwner(path, context) : null,
   ];
 }
 
-function missingPool(context: DoctorContext, { name, key }: PoolName): Finding {
+function missingPool({ name, key }: PoolName, { config }: DoctorContext): Finding {
   if (key === "overlay_pool" && name === DEFAULT_OVERLAY_POOL) {
     return ok(`The storage pool "${name}" is made by the first job`);
   }
   return problem(`There is no storage pool "${name}"`, {
     meaning: `No job starts. If another pool is meant, set ${key}`,
-    remedy: makePool(context.config, name),
+    remedy: makePool(config, name),
   });
 }
 
-function noAutostart(context: DoctorContext, name: string): Finding {
-  return warning(`The storage pool "${name}" does not start with the host`, {
-    meaning: "After a reboot, no job starts",
-    remedy: virsh(context.config, "pool-autostart", name),
-  });
-}
-
-function checkSpace(
-  { name, key }: PoolName,
-  { capacity, available, path, where }: {
-    readonly capacity: number;
-    readonly available: number;
-    readonly path: string;
-    readonly where: string;
-  },
-): Finding {
-  const subject = `The storage pool "${name}"`;
-  const percent = Math.floor(available / capacity * 100);
-  const space = `${gib(available)} of ${gib(capacity)} GiB free (${percent} %)`;
-  if (percent >= 15 && available >= 10 * GIB) return ok(`${subject}: ${space} in ${where}`);
+async function checkSpace(
+  { name, key, path }: PoolName & { readonly path: string },
+  { total, available }: Amount,
+  context: DoctorContext,
+): Promise<Finding> {
+  const fileSystem = isLocal(context) ? await fileSystemOf(path, context) : null;
+  const where = fileSystem === null ? path : `${path} (${fileSystem})`;
+  const percent = Math.floor(available / total * 100);
+  const space = `${gib(available)} of ${gib(total)} GiB free (${percent} %) in ${where}`;
   const grows = key === "overlay_pool";
-  if (!grows && available >= 10 * GIB) return ok(`${subject}: ${space} in ${where}`);
+  if (available >= 10 * GIB && (percent >= 15 || !grows)) {
+    return ok(`The storage pool "${name}": ${space}`);
+  }
   const finding = grows && percent < 5 && available < 20 * GIB ? problem : warning;
-  return finding(`${subject} has little space: ${space} in ${where}`, {
+  return finding(`The storage pool "${name}" has little space: ${space}`, {
     meaning: grows
       ? "A machine whose disk cannot grow is halted, and its job fails as the host's fault"
       : "There may be no room for another template",
@@ -109,29 +102,23 @@ function checkSpace(
   });
 }
 
-function gib(bytes: number): string {
-  return (bytes / GIB).toFixed(bytes < 10 * GIB ? 1 : 0);
-}
-
 /** Who may write to the directory may exchange the disk of a job's machine. */
-async function checkOwner(context: DoctorContext, path: string): Promise<Finding[]> {
+async function checkOwner(path: string, context: DoctorContext): Promise<Finding | null> {
   const info = await statHostFile(context, path);
-  if (info === null) return [];
+  if (info === null) return null;
   const { uid: own } = await readOwnUser(context);
   const isForeign = info.uid !== 0 && info.uid !== own;
   if (!isForeign && ((info.mode ?? 0) & WRITABLE_BY_OTHERS) === 0) {
-    return [ok(`Nobody else may write to ${path}`)];
+    return ok(`Nobody else may write to ${path}`);
   }
-  return [
-    problem(`Others may write to ${path}`, {
-      meaning: "They may exchange the disks of machines, and so read the secrets of jobs",
-      remedy: `${command("chown", "root", path)} && ${command("chmod", "go-w", path)}`,
-    }),
-  ];
+  return problem(`Others may write to ${path}`, {
+    meaning: "They may exchange the disks of machines, and so read the secrets of jobs",
+    remedy: `${command("chown", "root", path)} && ${command("chmod", "go-w", path)}`,
+  });
 }
 
 /** The kind of the file system that holds the path, or null if nobody can tell. */
-async function fileSystemOf(context: DoctorContext, path: string): Promise<string | null> {
+async function fileSystemOf(path: string, context: DoctorContext): Promise<string | null> {
   const mounts = (await readHostFile(context, "/proc/self/mounts") ?? "").trimEnd().split("\n")
     .map((line) => line.split(" "))
     .filter(([, at = ""]) => at === "/" || path === at || path.startsWith(`${at}/`));

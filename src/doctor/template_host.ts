@@ -1,26 +1,31 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { Domain } from "../libvirt/domain.ts";
+import type { Connection } from "../libvirt/connection.ts";
 import { orNull, VIR_ERR } from "../libvirt/error.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
 import { findActivePool } from "../machine/storage/pools.ts";
-import { isMachineVolume, machineOfVolume } from "../machine/storage/volumes.ts";
-import { find, rootOf, textAt } from "../read_xml.ts";
+import { isTemplateVolume } from "../machine/storage/template.ts";
 import { writtenDisks } from "../machine/storage/template_writer.ts";
-import type { DoctorContext, HostDomain } from "./check.ts";
+import { readVolumeXml, type VolumeFacts } from "../machine/storage/volume_xml.ts";
+import { machineOfVolume } from "../machine/storage/volumes.ts";
+import type { LibvirtContext } from "./check.ts";
 
-/** A volume, as its XML has it. */
-export interface VolumeFacts {
+/** A domain of the host, whoever made it. */
+export interface HostDomain {
   readonly name: string;
-  readonly path: string;
-  readonly format: string;
-  readonly capacity: number;
-  /** The path of the file that it stands on; null if it stands alone. */
-  readonly backing: string | null;
+  readonly isActive: boolean;
+  readonly xml: string;
+}
+
+/** A volume of the pool of templates. */
+export interface TemplateVolume extends VolumeFacts {
+  readonly name: string;
 }
 
 /** The templates of a host, and who uses them. */
 export interface TemplateHost {
   /** The volumes of the template pool, by path. */
-  readonly volumes: ReadonlyMap<string, VolumeFacts>;
+  readonly volumes: ReadonlyMap<string, TemplateVolume>;
   /** The paths of the machines' disks that stand on the file of a path. */
   readonly overlays: ReadonlyMap<string, readonly string[]>;
   /** The domains that write to the file of a path. */
@@ -28,24 +33,30 @@ export interface TemplateHost {
 }
 
 /** Reads them; null if the pool of templates cannot be used. */
-export async function readTemplateHost(context: DoctorContext): Promise<TemplateHost | null> {
+export async function readTemplateHost(context: LibvirtContext): Promise<TemplateHost | null> {
   const { connection, config } = context;
-  if (connection instanceof Error) return null;
   using pool = await findActivePool(connection, config.templatePool);
   if (pool === null) return null;
-  const volumes = await readVolumes(
-    pool,
-    (name) => !isMachineVolume(name) && !name.startsWith("."), // one in the making
-  );
+  const volumes = await readVolumes(pool, isTemplateVolume);
   return {
     volumes: new Map(volumes.map((volume) => [volume.path, volume])),
     overlays: await readOverlays(context),
-    writers: findWriters(volumes, await context.factsOf(connection).domains(), context),
+    writers: findWriters(volumes, await listDomains(connection), context),
   };
 }
 
+async function listDomains(connection: Connection): Promise<HostDomain[]> {
+  const domains: HostDomain[] = [];
+  for (const handle of await Domain.listAll(connection)) {
+    using domain = handle;
+    const xml = await orNull(VIR_ERR.NO_DOMAIN, domain.xml()); // it may end at any moment
+    if (xml !== null) domains.push({ name: domain.name, isActive: await domain.isActive(), xml });
+  }
+  return domains;
+}
+
 /** The volume's file and all that it stands on, as far as the pool knows them. */
-export function chainOf(volume: VolumeFacts, { volumes }: TemplateHost): string[] {
+export function chainOf(volume: TemplateVolume, { volumes }: TemplateHost): string[] {
   const chain = [volume.path];
   let next = volume.backing;
   while (next !== null && !chain.includes(next)) {
@@ -58,45 +69,39 @@ export function chainOf(volume: VolumeFacts, { volumes }: TemplateHost): string[
 async function readVolumes(
   pool: StoragePool,
   isWanted: (name: string) => boolean,
-): Promise<VolumeFacts[]> {
-  const volumes: VolumeFacts[] = [];
+): Promise<TemplateVolume[]> {
+  const volumes: TemplateVolume[] = [];
   for (const name of (await pool.volumeNames()).filter(isWanted).sort()) {
     using volume = await pool.findVolume(name);
     if (volume === null) continue;
     const volumeXml = await orNull(VIR_ERR.NO_STORAGE_VOL, volume.xml());
     if (volumeXml === null) continue; // its file is gone, as that of a machine soon may be
-    const root = rootOf(volumeXml);
-    const format = find(root, "target", "format")?.attributes["type"] ?? "raw";
-    if (format === "dir") continue; // such as lost+found
-    volumes.push({
-      name,
-      path: textAt(root, "target", "path") ?? "",
-      format,
-      capacity: Number(textAt(root, "capacity")),
-      backing: textAt(root, "backingStore", "path"),
-    });
+    const facts = readVolumeXml(volumeXml);
+    if (facts.format !== "dir") volumes.push({ name, ...facts }); // such as lost+found
   }
   return volumes;
 }
 
-async function readOverlays({ connection, config }: DoctorContext): Promise<Map<string, string[]>> {
+async function readOverlays(
+  { connection, config }: LibvirtContext,
+): Promise<Map<string, string[]>> {
   const overlays = new Map<string, string[]>();
-  if (connection instanceof Error) return overlays;
   using pool = await findActivePool(connection, config.overlayPool);
   if (pool === null) return overlays;
-  for (
-    const { path, backing } of await readVolumes(pool, (name) => machineOfVolume(name) !== null)
-  ) {
-    if (backing !== null) overlays.set(backing, [...overlays.get(backing) ?? [], path]);
+  const isMachines = (name: string): boolean => machineOfVolume(name) !== null;
+  for (const { path, backing } of await readVolumes(pool, isMachines)) {
+    if (backing === null) continue;
+    const paths = overlays.get(backing) ?? [];
+    overlays.set(backing, paths.concat(path));
   }
   return overlays;
 }
 
 /** Our own machines write to their overlays, which the XML has above the template. */
 function findWriters(
-  volumes: readonly VolumeFacts[],
+  volumes: readonly TemplateVolume[],
   domains: readonly HostDomain[],
-  { config }: DoctorContext,
+  { config }: LibvirtContext,
 ): Map<string, HostDomain[]> {
   const writers = new Map<string, HostDomain[]>();
   for (const domain of domains) {
@@ -105,7 +110,7 @@ function findWriters(
         ? volumes.find(({ name }) => name === volume)?.path
         : undefined;
       const path = own ?? named;
-      if (path !== undefined) writers.set(path, [...writers.get(path) ?? [], domain]);
+      if (path !== undefined) writers.set(path, (writers.get(path) ?? []).concat(domain));
     }
   }
   return writers;

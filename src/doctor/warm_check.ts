@@ -1,69 +1,81 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { BuildFailure, SystemFailure } from "../errors.ts";
+import type { Connection } from "../libvirt/connection.ts";
+import type { StoragePool } from "../libvirt/storage_pool.ts";
+import { isAlive, standbyKind, waitingIn } from "../machine/standby/waiting.ts";
+import { findActivePool } from "../machine/storage/pools.ts";
 import { findTemplate, type Template } from "../machine/storage/template.ts";
 import { chooseWarmImage } from "../machine/warm/warm_image.ts";
-import { findActivePool } from "../machine/storage/pools.ts";
-import { isAlive, standbyKind, waitingIn } from "../machine/standby/waiting.ts";
-import { BuildFailure, SystemFailure } from "../errors.ts";
 import { type TemplateChoice, templatesToResume } from "../policy/template_choice.ts";
-import type { DoctorContext } from "./check.ts";
-import { type Finding, ok, warning } from "./finding.ts";
+import type { LibvirtContext } from "./check.ts";
+import { type Finding, type Found, ok, warning } from "./finding.ts";
 
 /** Whether the templates of the settings whose machines are to be resumed can be. */
-export async function checkWarmImages(context: DoctorContext): Promise<Finding[]> {
+export async function checkWarmImages(context: LibvirtContext): Promise<Found> {
   const choices = templatesToResume(context.config);
-  return (await Promise.all(choices.map((choice) => checkWarmImage(choice, context)))).flat();
+  return await Promise.all(choices.map((choice) => checkWarmImage(choice, context)));
 }
 
-async function checkWarmImage(
-  { name, settings, ...choice }: TemplateChoice,
-  { connection, config }: DoctorContext,
-): Promise<Finding[]> {
-  if (connection instanceof Error) return []; // checkDaemon() says so
-  let template: Template;
+async function checkWarmImage(choice: TemplateChoice, context: LibvirtContext): Promise<Found> {
+  const { connection, config } = context;
+  const { name, settings } = choice;
+  const template = await templateOf(choice, context);
+  if (template === null) return null;
+  using pool = await findActivePool(connection, config.overlayPool);
+  if (pool === null) return missingImage(name, null);
+  const of = { name, template, settings };
+  const { image, changes } = await chooseWarmImage(connection, pool, of);
+  if (image === null) return missingImage(name, changes);
+  const kind = await standbyKind({ imageId: image.id, settings });
+  return [
+    ok(`The warm image of "${name}" holds: made ${image.created}`),
+    checkWaiting(name, await countWaiting(kind, pool, connection), settings.standby),
+  ];
+}
+
+/** The template; null if there is none, as checkTemplates() says. */
+async function templateOf(
+  choice: TemplateChoice,
+  { connection, config }: LibvirtContext,
+): Promise<Template | null> {
   try {
-    template = await findTemplate(connection, {
-      ...{ ...choice, name, pool: config.templatePool, advise: () => "" },
-    });
+    const wanted = { ...choice, pool: config.templatePool, advise: () => "" };
+    return await findTemplate(connection, wanted);
   } catch (error) {
-    // checkTemplates() says so.
-    if (error instanceof BuildFailure || error instanceof SystemFailure) return [];
+    if (error instanceof BuildFailure || error instanceof SystemFailure) return null;
     throw error;
   }
-  using pool = await findActivePool(connection, config.overlayPool);
-  const of = { name, template, settings };
-  const { image, changes } = pool
-    ? await chooseWarmImage(connection, pool, of)
-    : { image: null, changes: null };
-  if (pool !== null && image !== null) {
-    const kind = await standbyKind({ imageId: image.id, settings });
-    let waiting = 0;
-    for (const standby of waitingIn(await pool.volumeNames())) {
-      if (standby.kind === kind && await isAlive(standby, connection)) waiting++;
-    }
-    return [
-      ok(`The warm image of "${name}" holds: made ${image.created}`),
-      ...checkWaiting(name, { waiting, wanted: settings.standby }),
-    ];
-  }
-  const why = changes === null
+}
+
+function missingImage(name: string, changes: string | null): Finding {
+  const subject = changes === null
     ? `The template "${name}" has no warm image`
     : `The warm image of "${name}" was made before a change of ${changes}`;
-  const meaning = "Its machines boot, which takes longer";
-  return [warning(why, { meaning, remedy: `libvirt-gci warm ${name}` })];
+  return warning(subject, {
+    meaning: "Its machines boot, which takes longer",
+    remedy: `libvirt-gci warm ${name}`,
+  });
+}
+
+async function countWaiting(
+  kind: string,
+  pool: StoragePool,
+  connection: Connection,
+): Promise<number> {
+  let count = 0;
+  for (const standby of waitingIn(await pool.volumeNames())) {
+    if (standby.kind === kind && await isAlive(standby, connection)) count++;
+  }
+  return count;
 }
 
 /** Whether as many machines wait for jobs as the settings want. */
-function checkWaiting(
-  template: string,
-  { waiting, wanted }: { readonly waiting: number; readonly wanted: number },
-): Finding[] {
-  if (wanted === 0) return [];
-  const what = `${waiting} of ${wanted} machines of "${template}" wait for a job`;
-  if (waiting >= wanted) return [ok(what)];
-  return [
-    warning(what, {
-      meaning: "The next jobs wait longer; after a job it is so for a moment, or there was no room",
-      remedy: "libvirt-gci standby",
-    }),
-  ];
+function checkWaiting(template: string, waiting: number, wanted: number): Finding | null {
+  if (wanted === 0) return null;
+  const subject = `${waiting} of ${wanted} machines of "${template}" wait for a job`;
+  if (waiting >= wanted) return ok(subject);
+  return warning(subject, {
+    meaning: "The next jobs wait longer; after a job it is so for a moment, or there was no room",
+    remedy: "libvirt-gci standby",
+  });
 }

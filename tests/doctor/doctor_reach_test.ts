@@ -3,19 +3,10 @@ import assert from "node:assert/strict";
 import type { Finding } from "../../src/doctor/finding.ts";
 import { checkReach } from "../../src/doctor/reachable.ts";
 import type { Route } from "../../src/machine/network/host_addresses.ts";
-import {
-  allOk,
-  doctorHost,
-  HOST_NETWORK,
-  type HostDifferences,
-  only,
-} from "../fakes/test_doctor.ts";
-import { openTestHost } from "../fakes/test_host.ts";
+import { allOk, HOST_NETWORK, type HostDifferences, look, only } from "../fakes/test_doctor.ts";
 
-async function reach(differences: HostDifferences): Promise<Finding[]> {
-  await using connection = await openTestHost();
-  await using host = await doctorHost({ connection, ...differences });
-  return await checkReach(host);
+function reach(differences: HostDifferences): Promise<Finding[]> {
+  return look(checkReach, differences);
 }
 
 function about(findings: readonly Finding[], words: RegExp): Finding[] {
@@ -51,12 +42,17 @@ Deno.test("doctor warns of a cloud's metadata that jobs reach", async () => {
 });
 
 Deno.test("doctor warns of private networks that jobs reach, but for those that are blocked", async () => {
-  const to = (address: string, prefix: number, type = "UNICAST"): Route => ({
-    ...{ address, prefix, type },
-  });
+  const to = (address: string, prefix: number, type = "UNICAST"): Route => (
+    { address, prefix, type }
+  );
   const routes = [
-    ...[to("0.0.0.0", 0), to("192.0.2.0", 24), to("127.99.0.0", 24), to("10.9.9.9", 32, "LOCAL")],
-    ...[to("192.168.1.0", 24), to("172.17.0.0", 16), to("10.0.0.0", 8)],
+    to("0.0.0.0", 0),
+    to("192.0.2.0", 24),
+    to("127.99.0.0", 24),
+    to("10.9.9.9", 32, "LOCAL"),
+    to("192.168.1.0", 24),
+    to("172.17.0.0", 16),
+    to("10.0.0.0", 8),
   ];
   const hostNetwork = () => ({ ...HOST_NETWORK, routes });
   const found = (blockedNetworks: readonly string[]) =>

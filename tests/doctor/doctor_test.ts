@@ -2,91 +2,110 @@
 import assert from "node:assert/strict";
 import { parseConfig } from "../../src/settings/load.ts";
 import { bootTemplate } from "../../src/doctor/boot.ts";
+import type { Check } from "../../src/doctor/check.ts";
 import { virsh } from "../../src/shell.ts";
 import { install } from "../../src/doctor/install.ts";
-import { checkDaemon, checkEmulator, emulatorFindings } from "../../src/doctor/daemon.ts";
-import { doctor, examine, type GroupedFinding } from "../../src/doctor/checks.ts";
-import { ok, problem, warning } from "../../src/doctor/finding.ts";
+import { checkDaemon, checkEmulator, emulatorFinding } from "../../src/doctor/daemon.ts";
+import { examine, type GroupedFinding, runChecks } from "../../src/doctor/checks.ts";
+import { type Finding, ok, problem, warning } from "../../src/doctor/finding.ts";
 import { failureOf, findingsJson, findingsText } from "../../src/doctor/report.ts";
 import { checkSettings } from "../../src/doctor/settings_check.ts";
 import { SystemFailure } from "../../src/errors.ts";
 import { Connection } from "../../src/libvirt/connection.ts";
-import { allOk, doctorHost, only } from "../fakes/test_doctor.ts";
-import { openTestHost } from "../fakes/test_host.ts";
+import {
+  allOk,
+  answerCalls,
+  doctorHost,
+  type HostDifferences,
+  look,
+  NO_LIBVIRT,
+  notOk,
+  only,
+} from "../fakes/test_doctor.ts";
 
 // In libvirt's test driver there is no KVM, no network has options of dnsmasq, and no pool but ours has a filter.
 const UNKNOWN_TO_TEST_DRIVER =
   /pings each address|has STP|leased for|network filters|does not offer it/;
 
+async function findingsOn(differences: HostDifferences): Promise<GroupedFinding[]> {
+  await using host = await doctorHost(differences);
+  return await runChecks(host);
+}
+
 Deno.test("a host that is set up well has nothing but ok in every group", async () => {
-  await using connection = await openTestHost();
-  await using host = await doctorHost({ connection });
-  const findings = await doctor(host);
+  const findings = await findingsOn({});
   allOk(findings.filter(({ subject }) => !UNKNOWN_TO_TEST_DRIVER.test(subject)));
-  assert.deepEqual([...new Set(findings.map(({ group }) => group))], [
-    ...["settings", "libvirt", "KVM", "storage", "network", "isolation", "templates"],
-    ...["security modules", "hardening", "GitLab Runner"],
-  ]);
+  assert.equal(
+    [...new Set(findings.map(({ group }) => group))].join(", "),
+    "settings, libvirt, KVM, storage, network, isolation, templates, security modules, " +
+      "hardening, GitLab Runner",
+  );
 });
 
-Deno.test("doctor() goes on without libvirt", async () => {
-  await using host = await doctorHost();
-  const findings = await doctor(host);
+Deno.test("doctor goes on without libvirt", async () => {
+  const findings = await findingsOn({ connection: NO_LIBVIRT });
   const problems = findings.filter(({ level }) => level !== "ok");
   assert.deepEqual(problems.map(({ group }) => group), ["libvirt"]);
   assert(findings.some(({ group }) => group === "GitLab Runner"));
+  assert(!findings.some(({ group }) => /storage|network|templates/.test(group)));
 });
 
+/** What a group has with this check, and one that is ok. */
+function examineOne(check: Check, differences: HostDifferences = {}): Promise<Finding[]> {
+  const group = { name: "x", checks: [check, () => ok("All is well")] };
+  return look((host) => examine(group, host), { connection: NO_LIBVIRT, ...differences });
+}
+
 Deno.test("a check that fails is a problem, and keeps no other from its findings", async () => {
-  await using host = await doctorHost();
   const failure = new SystemFailure({
     what: "It broke",
     cause: new Error("the disk is on fire"),
     advice: "Fetch water",
   });
-  const findings = await examine("fire", [
-    () => Promise.reject(failure),
-    () => Promise.resolve([ok("All is well")]),
-  ], host);
-  assert.deepEqual(findings.map(({ level }) => level), ["problem", "ok"]);
+  const [found, other] = await examineOne(() => Promise.reject(failure));
+  assert.deepEqual([found?.level, other?.level], ["problem", "ok"]);
   assert.match(
-    findings[0]?.meaning ?? "",
+    found?.meaning ?? "",
     /^It broke\nbecause: the disk is on fire\nWhat to do: Fetch water\n/,
   );
-  assert.equal(findings[0]?.remedy, null, "what is no command is no remedy");
+  assert.equal(found?.remedy, null, "what is no command is no remedy");
 });
 
 Deno.test("a check that throws at once is a problem too", async () => {
-  await using host = await doctorHost();
-  const findings = await examine("x", [() => {
-    throw new TypeError("wrong");
-  }], host);
+  const findings = notOk(
+    await examineOne(() => {
+      throw new TypeError("wrong");
+    }),
+  );
   assert.match(only(findings, "problem", /A check of x did not come to an end/).meaning, /wrong/);
 });
 
 Deno.test("a check that takes too long is given up", async () => {
-  await using host = await doctorHost({ checkSeconds: 0.05 });
-  const findings = await examine("x", [
-    () => Promise.withResolvers<never>().promise,
-    () => Promise.resolve([ok("All is well")]),
-  ], host);
-  assert.deepEqual(findings.map(({ level }) => level), ["problem", "ok"]);
-  assert.match(findings[0]?.meaning ?? "", /no answer within 0.05 s/);
+  const never = () => Promise.withResolvers<never>().promise;
+  const [found, other] = await examineOne(never, { checkSeconds: 0.05 });
+  assert.deepEqual([found?.level, other?.level], ["problem", "ok"]);
+  assert.match(found?.meaning ?? "", /no answer within 0.05 s/);
+});
+
+Deno.test("a check gives one finding, none, or lists of these, and all are told in order", async () => {
+  const findings = await examineOne(() => [ok("1"), null, [ok("2"), [ok("3")]]]);
+  assert.deepEqual(findings.map(({ subject }) => subject), ["1", "2", "3", "All is well"]);
+  assert.deepEqual((await examineOne(() => null)).map(({ subject }) => subject), ["All is well"]);
 });
 
 Deno.test("settings with mistakes are a problem that names each", async () => {
-  await using host = await doctorHost({ configError: errorOf("vcpus: 0\nmemmory_mib: 5\n") });
-  const { meaning } = only(await checkSettings(host), "problem", /cannot be used/);
+  const configError = errorOf("vcpus: 0\nmemmory_mib: 5\n");
+  const found = await look(checkSettings, { configError });
+  const { meaning } = only(found, "problem", /cannot be used/);
   assert.match(meaning, /config.yaml:1:\d+: .*vcpus/);
   assert.match(meaning, /config.yaml:2:\d+: .*memmory_mib/);
   assert.match(meaning, /^What to do: Edit "\/config.yaml"/m);
 });
 
 Deno.test("settings without mistakes are ok", async () => {
-  await using host = await doctorHost();
-  only(await checkSettings(host), "ok", /^There is no file with settings/);
-  await using other = await doctorHost({ config: { file: "/etc/c.yaml" } });
-  only(await checkSettings(other), "ok", /"\/etc\/c.yaml" have no mistake; they name 0 templates/);
+  only(await look(checkSettings), "ok", /^There is no file with settings/);
+  const found = await look(checkSettings, { config: { file: "/etc/c.yaml" } });
+  only(found, "ok", /"\/etc\/c.yaml" have no mistake; they name 0 templates/);
 });
 
 function errorOf(yaml: string): unknown {
@@ -98,71 +117,61 @@ function errorOf(yaml: string): unknown {
 }
 
 Deno.test("a daemon that answers is told with its version and QEMU's", async () => {
-  await using connection = await openTestHost();
-  await using host = await doctorHost({ connection });
-  const [version, user] = await checkDaemon(host);
+  const [version, user] = await look(checkDaemon);
   assert.match(version?.subject ?? "", /^libvirt 9\.0\.0 answers .* with QEMU 7\.2\.22$/);
   assert.equal(user?.level, "ok");
-  only(await checkEmulator(host), "ok", /starts machines of the host's kind, i686/);
+  only(await look(checkEmulator), "ok", /starts machines of the host's kind, i686/);
 });
 
 Deno.test("a daemon that is too old is a problem", async () => {
-  await using connection = await openTestHost();
   for (
-    const [yaml, version, oldest] of [
-      ["", 6_000_000, "6.1.0"],
-      ["login: systemd", 6_001_000, "6.5.0"],
-      ["templates: { old: { firmware: efi } }", 8_000_000, "8.1.0"],
+    const [yaml, virConnectGetLibVersion, oldest] of [
+      ["", 6_000_000n, "6.1.0"],
+      ["login: systemd", 6_001_000n, "6.5.0"],
+      ["templates: { old: { firmware: efi } }", 8_000_000n, "8.1.0"],
     ] as const
   ) {
-    const facts = { libVersion: () => Promise.resolve(version) };
-    await using host = await doctorHost({ connection, facts, config: parseConfig(yaml, "x") });
-    const [found] = await checkDaemon(host);
-    assert.equal(found?.level, "problem");
-    assert(found?.meaning.endsWith(`use libvirt ${oldest} or newer`), found?.meaning);
+    const libvirt: HostDifferences["libvirt"] = (it) =>
+      answerCalls(it, { virConnectGetLibVersion });
+    const { meaning } = only(
+      notOk(await look(checkDaemon, { yaml, libvirt })),
+      "problem",
+      /libvirt/,
+    );
+    assert(meaning.endsWith(`use libvirt ${oldest} or newer`), meaning);
   }
 });
 
 Deno.test("libvirt without a QEMU for this host is a problem", async () => {
-  await using host = await doctorHost();
-  const capabilities = `
-    <capabilities>
-      <host><cpu><arch>x86_64</arch></cpu></host>
-      <guest><os_type>hvm</os_type><arch name="aarch64"/></guest>
-    </capabilities>
-  `;
-  const { remedy } = only(
-    await emulatorFindings(capabilities, host),
-    "problem",
-    /no QEMU for x86_64/,
-  );
+  const guest = '<guest><os_type>hvm</os_type><arch name="aarch64"/></guest>';
+  const capabilities =
+    `<capabilities><host><cpu><arch>x86_64</arch></cpu></host>${guest}</capabilities>`;
+  const found = await look((host) => emulatorFinding(capabilities, host));
+  const { remedy } = only(found, "problem", /no QEMU for x86_64/);
   assert.equal(remedy, "apt-get install qemu-system");
 });
 
 const REFUSED = await Connection.open("qemu+unix:///system?socket=/nonexistent").catch((it) => it);
 
 Deno.test("without a daemon, the remedy starts the one that is installed", async () => {
+  const split = "virtqemud virtnetworkd virtstoraged virtnwfilterd virtlogd".split(" ");
   for (
     const [program, remedy] of [
       ["libvirtd", "systemctl enable --now libvirtd.socket"],
-      [
-        "virtqemud",
-        "systemctl enable --now virtqemud.socket virtnetworkd.socket virtstoraged.socket " +
-        "virtnwfilterd.socket virtlogd.socket",
-      ],
+      ["virtqemud", `systemctl enable --now ${split.map((it) => `${it}.socket`).join(" ")}`],
       ["other", "apt-get install libvirt-daemon-system qemu-system libvirt-clients"],
     ]
   ) {
     const files = { [`/usr/sbin/${program}`]: { text: "", mode: 0o755 } };
-    await using host = await doctorHost({ connection: REFUSED, files });
-    const found = only(await checkDaemon(host), "problem", /no connection .* "qemu:\/\/\/system"/);
+    const findings = await look(checkDaemon, { connection: REFUSED, files });
+    const found = only(findings, "problem", /no connection .* "qemu:\/\/\/system"/);
     assert.match(found.meaning, /Cannot connect.*\nNo job starts/);
     assert.equal(found.remedy, remedy);
   }
 });
 
 Deno.test("a user whom the daemon's socket does not let in is told which group does", async () => {
-  await using host = await doctorHost({
+  const findings = await look(checkDaemon, {
     connection: REFUSED,
     files: {
       "/etc/group": `libvirt:x:${Deno.gid()}:\n`,
@@ -171,39 +180,32 @@ Deno.test("a user whom the daemon's socket does not let in is told which group d
       "/run/libvirt/libvirt-sock": { text: "", mode: 0o770 },
     },
   });
-  const { remedy } = only(await checkDaemon(host), "problem", /no connection/);
+  const { remedy } = only(findings, "problem", /no connection/);
   assert.equal(remedy, "usermod --append --groups libvirt alice # then log in again");
 });
 
 Deno.test("a user whom the daemon's socket lets in gets libvirt's own advice", async () => {
-  await using host = await doctorHost({
-    connection: REFUSED,
-    files: { "/run/libvirt/libvirt-sock": { text: "", mode: 0o777 } },
-  });
-  const { meaning } = only(await checkDaemon(host), "problem", /no connection/);
+  const files = { "/run/libvirt/libvirt-sock": { text: "", mode: 0o777 } };
+  const findings = await look(checkDaemon, { connection: REFUSED, files });
+  const { meaning } = only(findings, "problem", /no connection/);
   assert(meaning.includes(`\nWhat to do: ${REFUSED.advice}\n`), meaning);
 });
 
 Deno.test("a hypervisor elsewhere is told, and this host's files are not looked at", async () => {
-  await using host = await doctorHost({
+  const findings = await findingsOn({
     connection: REFUSED,
     config: { uri: "qemu+ssh://elsewhere/system" },
     files: {
-      ...{ "/usr/sbin/ebtables": undefined, "/dev/kvm": undefined },
+      "/usr/sbin/ebtables": undefined,
+      "/dev/kvm": undefined,
       "/sys/devices/system/cpu/smt/active": "1\n",
       "/proc/swaps": "Filename Type Size Used Priority\n/dev/sda2 partition 1 0 -2\n",
     },
     kvm: () => Promise.reject(new Error("asked for KVM")),
   });
-  const findings = await doctor(host);
-  assert.deepEqual(
-    findings.filter(({ level }) => level !== "ok").map(({ group }) => group),
-    ["libvirt"],
-  );
-  assert.deepEqual(
-    findings.filter(({ group }) => /KVM|isolation|security|hardening/.test(group)),
-    [],
-  );
+  const problems = findings.filter(({ level }) => level !== "ok");
+  assert.deepEqual(problems.map(({ group }) => group), ["libvirt"]);
+  assert(!findings.some(({ group }) => /KVM|isolation|security|hardening/.test(group)));
 });
 
 const FINDINGS: readonly GroupedFinding[] = [
@@ -265,62 +267,66 @@ Deno.test("a remedy can be pasted whatever the names in it are", async () => {
     virsh({ uri: "qemu:///system" }, "pool-start", "it's mine; rm -r /"),
     "virsh -c qemu:///system pool-start 'it'\\''s mine; rm -r /'",
   );
-  await using host = await doctorHost({
-    files: { "/etc/os-release": 'ID="rocky"\nID_LIKE="rhel centos fedora"\n' },
-  });
   const packages = { debian: "a", fedora: "b c", arch: "d" };
-  assert.equal(await install(host, packages), "dnf install b c");
-  await using arch = await doctorHost({ files: { "/etc/os-release": "ID=arch\n" } });
-  assert.equal(await install(arch, packages), "pacman -S d");
+  for (
+    const [release, words] of [
+      ['ID="rocky"\nID_LIKE="rhel centos fedora"\n', "dnf install b c"],
+      ["ID=arch\n", "pacman -S d"],
+    ] as const
+  ) {
+    await using host = await doctorHost({ files: { "/etc/os-release": release } });
+    assert.equal(await install(host, packages), words);
+  }
 });
+
+/** Runs a script with these programs in its PATH: the names, and the status that each ends with. */
+async function runWith(programs: Record<string, number>, script: string): Promise<string> {
+  const bin = await Deno.makeTempDir({ prefix: "libvirt-gci-test-" });
+  for (const [program, status] of Object.entries(programs)) {
+    await Deno.writeTextFile(`${bin}/${program}`, `#!/bin/sh\nexit ${status}\n`, { mode: 0o755 });
+  }
+  const shell = new Deno.Command("/bin/sh", { args: ["-c", script], env: { PATH: bin } });
+  const { stdout } = await shell.output();
+  await Deno.remove(bin, { recursive: true });
+  return new TextDecoder().decode(stdout);
+}
 
 Deno.test("bootTemplate() runs a whole job and says what each stage took", async () => {
   const stages: string[] = [];
   const findings = await bootTemplate("debian-12", {
     prepare: () => Promise.resolve(void stages.push("prepare")),
-    run: async (script) => {
+    run: (script) => {
       stages.push("run");
-      const { stdout } = await new Deno.Command("/bin/sh", {
-        args: ["-c", script],
-        env: { PATH: "/nonexistent" },
-      }).output();
-      return new TextDecoder().decode(stdout);
+      return runWith({}, script);
     },
     cleanup: () => Promise.resolve(void stages.push("cleanup")),
   });
   assert.deepEqual(stages, ["prepare", "run", "cleanup"]);
   assert.deepEqual(
-    findings.map(({ level, subject }) => [level, subject.replace(/[\d.]+ s/, "N s")]),
+    findings.map(({ level, subject }) => `${level}: ${subject.replace(/[\d.]+ s/, "N s")}`),
     [
-      ["ok", "prepare: N s"],
-      ["ok", "run: N s"],
-      ["problem", 'The template "debian-12" has no git that runs'],
-      ["warning", 'The template "debian-12" has no gitlab-runner that runs'],
-      ["ok", "cleanup: N s"],
+      "ok: prepare: N s",
+      "ok: run: N s",
+      'problem: The template "debian-12" has no git that runs',
+      'warning: The template "debian-12" has no gitlab-runner that runs',
+      "ok: cleanup: N s",
     ],
   );
 });
 
 Deno.test("bootTemplate() counts a program that does not run as missing, and says how to install it", async () => {
-  const bin = await Deno.makeTempDir({ prefix: "libvirt-gci-test-" });
-  for (const [program, status] of [["git", 0], ["gitlab-runner", 126]] as const) {
-    await Deno.writeTextFile(`${bin}/${program}`, `#!/bin/sh\nexit ${status}\n`, { mode: 0o755 });
-  }
   const findings = await bootTemplate("debian-12", {
     prepare: () => Promise.resolve(),
-    run: async (script) => {
-      const args = ["-c", script];
-      const { stdout } = await new Deno.Command("/bin/sh", { args, env: { PATH: bin } }).output();
-      return new TextDecoder().decode(stdout);
-    },
+    run: (script) => runWith({ "git": 0, "gitlab-runner": 126 }, script),
     cleanup: () => Promise.resolve(),
   });
-  await Deno.remove(bin, { recursive: true });
-  const [missing, ...others] = findings.filter(({ level }) => level !== "ok");
-  assert.deepEqual(others, []);
-  assert.equal(missing?.subject, 'The template "debian-12" has no gitlab-runner that runs');
+  const { meaning } = only(
+    notOk(findings),
+    "warning",
+    /"debian-12" has no gitlab-runner that runs$/,
+  );
   assert.match(
-    missing.meaning,
+    meaning,
     /^A job passes without its artifacts and caches\. Copy .* make_base_image\.sh --replace VM$/,
   );
 });

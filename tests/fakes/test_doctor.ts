@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import { dirname } from "node:path";
-import { poolPath } from "../../src/shell.ts";
-import { type Config, DEFAULT_CONFIG } from "../../src/settings/load.ts";
-import type { DoctorContext, LibvirtFacts } from "../../src/doctor/check.ts";
-import type { Finding, Level } from "../../src/doctor/finding.ts";
+import type { DoctorContext, LibvirtContext } from "../../src/doctor/check.ts";
+import { type Finding, type Found, type Level, listFindings } from "../../src/doctor/finding.ts";
+import { type CallName, Connection } from "../../src/libvirt/connection.ts";
 import type { HostNetwork } from "../../src/machine/network/host_addresses.ts";
+import { type Config, DEFAULT_CONFIG, parseConfig } from "../../src/settings/load.ts";
 import type { MachineSettings } from "../../src/settings/machine_settings.ts";
+import { poolPath } from "../../src/shell.ts";
+import { openTestHost } from "./test_host.ts";
 
 /** A file of a made-up host: its text, and its mode if it is not 644. Null is a directory. */
 export type HostFile = string | null | { readonly text: string | null; readonly mode: number };
@@ -82,39 +84,38 @@ export const HOST_NETWORK: HostNetwork = {
 };
 
 /** What is different on a host of a test. */
-export interface HostDifferences extends Partial<Omit<DoctorContext, "config" | "factsOf">> {
+export interface HostDifferences extends Partial<Omit<DoctorContext, "config">> {
   readonly files?: HostTree;
-  readonly facts?: Partial<LibvirtFacts>;
+  /** Changes libvirt's test driver first. */
+  readonly libvirt?: (connection: Connection) => unknown;
   readonly config?: Partial<Config>;
+  /** Settings as a file has them, instead of `config`. */
+  readonly yaml?: string;
   readonly machine?: Partial<MachineSettings>;
 }
 
-const NO_LIBVIRT = new Error("nobody connected to libvirt in this test");
+/** For a host without libvirt. */
+export const NO_LIBVIRT = new Error("nobody connected to libvirt in this test");
 
 /** A host on which jobs run well, but for these differences. Its files go when it is disposed of. */
 export async function doctorHost(
-  { files, facts, config, machine, ...differences }: HostDifferences = {},
-): Promise<DoctorContext & AsyncDisposable> {
+  { files, libvirt, config, yaml, machine, ...differences }: HostDifferences = {},
+): Promise<LibvirtContext & AsyncDisposable> {
+  const stack = new AsyncDisposableStack();
   const root = await Deno.makeTempDir({ prefix: "libvirt-gci-test-" });
+  stack.defer(() => Deno.remove(root, { recursive: true }));
   for (const [path, file] of Object.entries({ ...HEALTHY, ...files })) {
     if (file !== undefined) await make(root + path, file);
   }
+  const connection = differences.connection ?? stack.use(await openTestHost());
+  if (connection instanceof Connection) {
+    answerCalls(connection, ANSWERS);
+    await libvirt?.(connection);
+  }
+  const settings = { ...DEFAULT_CONFIG, ...yaml === undefined ? config : parseConfig(yaml, "x") };
   return {
-    config: {
-      ...DEFAULT_CONFIG,
-      ...config,
-      machine: { ...DEFAULT_CONFIG.machine, ...config?.machine, ...machine },
-    },
+    config: { ...settings, machine: { ...settings.machine, ...machine } },
     configError: null,
-    connection: NO_LIBVIRT,
-    factsOf: () => ({
-      libVersion: () => Promise.resolve(9_000_000),
-      hypervisorVersion: () => Promise.resolve(7_002_022),
-      domains: () => Promise.resolve([]),
-      poolAutostarts: () => Promise.resolve(true),
-      networkAutostarts: () => Promise.resolve(true),
-      ...facts,
-    }),
     kvm: () => Promise.resolve({ works: true }),
     hostNetwork: () => HOST_NETWORK,
     home: "/root",
@@ -122,8 +123,43 @@ export async function doctorHost(
     root,
     checkSeconds: 10,
     ...differences,
-    [Symbol.asyncDispose]: () => Deno.remove(root, { recursive: true }),
+    connection: connection as Connection, // an error is for checks that take any host
+    [Symbol.asyncDispose]: () => stack.disposeAsync(),
   };
+}
+
+/** What a check finds on a host of {@linkcode doctorHost}. */
+export async function look(
+  check: (context: LibvirtContext) => Found | Promise<Found>,
+  differences: HostDifferences = {},
+): Promise<Finding[]> {
+  await using host = await doctorHost(differences);
+  return listFindings(await check(host));
+}
+
+/** Results of calls: a call that writes to its last parameter writes this there. */
+type Answers = Partial<Record<CallName, bigint | number>>;
+
+/** What libvirt's test driver does not know, or has otherwise. */
+const ANSWERS: Answers = {
+  virConnectGetLibVersion: 9_000_000n,
+  virConnectGetVersion: 7_002_022n,
+  virStoragePoolGetAutostart: 1,
+  virNetworkGetAutostart: 1,
+};
+
+/** Has libvirt answer these calls so. */
+export function answerCalls(connection: Connection, answers: Answers): void {
+  const { call } = connection;
+  const answer = (...args: Parameters<typeof call>): Promise<unknown> => {
+    const given = answers[args[0]];
+    if (given === undefined) return call.apply(connection, args);
+    const written: unknown = args.at(-1);
+    if (!ArrayBuffer.isView(written)) return Promise.resolve(given);
+    (written as unknown as (bigint | number)[])[0] = given;
+    return Promise.resolve(0);
+  };
+  connection.call = answer as typeof call;
 }
 
 async function make(path: string, file: HostFile): Promise<void> {
@@ -137,7 +173,8 @@ async function make(path: string, file: HostFile): Promise<void> {
 }
 
 /** The one finding of a check, which has to be of this level, and its subject like this. */
-export function only(findings: readonly Finding[], level: Level, subject: RegExp): Finding {
+export function only(found: Found, level: Level, subject: RegExp): Finding {
+  const findings = listFindings(found);
   assert.deepEqual(findings.map((finding) => finding.level), [level], JSON.stringify(findings));
   const [finding] = findings;
   assert(finding);
@@ -145,7 +182,12 @@ export function only(findings: readonly Finding[], level: Level, subject: RegExp
   return finding;
 }
 
+/** The findings that are not ok. */
+export function notOk(found: Found): Finding[] {
+  return listFindings(found).filter(({ level }) => level !== "ok");
+}
+
 /** Fails unless all is well. */
-export function allOk(findings: readonly Finding[]): void {
-  assert.deepEqual(findings.filter(({ level }) => level !== "ok"), []);
+export function allOk(found: Found): void {
+  assert.deepEqual(notOk(found), []);
 }

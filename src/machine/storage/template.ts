@@ -2,9 +2,8 @@
 import { BuildFailure, SystemFailure } from "../../errors.ts";
 import type { Connection } from "../../libvirt/connection.ts";
 import { isLibvirtError, VIR_ERR } from "../../libvirt/error.ts";
-import { StoragePool } from "../../libvirt/storage_pool.ts";
 import { find, rootOf, textAt } from "../../read_xml.ts";
-import type { StoragePool } from "../../libvirt/storage_pool.ts";
+import { StoragePool } from "../../libvirt/storage_pool.ts";
 import { lookupActivePool } from "./pools.ts";
 import { readVolumeXml } from "./volume_xml.ts";
 import { isMachineVolume } from "./volumes.ts";
