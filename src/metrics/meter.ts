@@ -8,7 +8,7 @@ import { addToMetricsFile } from "./metrics_file.ts";
 import type { Counted, Gauges, Phase, Result } from "./metrics.ts";
 
 const WRITE_ADVICE =
-  "Have metrics_file in a directory that is there, and that this user alone may write to";
+  "Set metrics_file to a file in a directory that exists and that only this user can write to";
 const GAUGES_MS = 1000;
 const GAUGES_OF_GC_MS = 60_000;
 
@@ -60,7 +60,7 @@ export class Meter {
         gauges: this.#gauges,
       }, { warn });
     } catch (cause) {
-      const what = `This stage is missing in the metrics in "${file}"`;
+      const what = `Cannot count this stage in the metrics file "${file}"`;
       const hasAdvice = cause instanceof SystemFailure;
       const failure = hasAdvice ? { what, cause } : { what, cause, advice: WRITE_ADVICE };
       warn(explain(new SystemFailure(failure)));

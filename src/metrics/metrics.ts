@@ -62,20 +62,20 @@ const FAMILIES: readonly Family[] = [
   {
     name: `${PREFIX}stages`,
     type: "counter",
-    help: "Calls of a stage, by whose fault they ended.",
+    help: "Stages that ended, by result.",
     samples: COUNTED.flatMap((stage) => RESULTS.map((result) => stageSample(stage, result))),
   },
   {
     name: `${PREFIX}failures`,
     type: "counter",
-    help: "Calls of a stage that failed, by what was at fault.",
+    help: "Stages that failed, by cause.",
     samples: FAULTS.map(failureSample),
   },
   {
     name: DURATION,
     type: "histogram",
     unit: "seconds",
-    help: "What prepare took: each of its steps, and all of it where it succeeded.",
+    help: "Duration of prepare: of each step, and in total if it succeeded.",
     samples: PHASES.flatMap((phase) => [
       BOUNDS.map((bound) => bucketSample(phase, bound)),
       bucketSample(phase, "+Inf"),
@@ -86,12 +86,13 @@ const FAMILIES: readonly Family[] = [
   {
     name: `${PREFIX}machines`,
     type: "gauge",
-    help: "Machines with volumes in the overlay pool. A stopped one is being made, or left over.",
+    help:
+      "Machines with volumes in the overlay pool. A stopped one is being created, or was left behind.",
     samples: [`${PREFIX}machines{state="running"}`, `${PREFIX}machines{state="stopped"}`],
   },
-  bytes("machines_disk", "What the volumes of all machines take, as gc last saw it."),
+  bytes("machines_disk", "Space that the volumes of all machines take, as of the last gc."),
   bytes("overlay_pool_capacity", "The size of the overlay pool."),
-  bytes("overlay_pool_available", "What machines can still write there."),
+  bytes("overlay_pool_available", "The free space in the overlay pool."),
 ];
 
 function bytes(what: string, help: string): Family {
@@ -144,7 +145,12 @@ export function metricsText(samples: Samples, version: string): string {
   const build = `${PREFIX}build_info`;
   const sample = `${build}{version="${version}"}`;
   const families: readonly Family[] = [
-    { name: build, type: "gauge", help: "The version that wrote this last.", samples: [sample] },
+    {
+      name: build,
+      type: "gauge",
+      help: "The version that last wrote this file.",
+      samples: [sample],
+    },
     ...FAMILIES,
   ];
   return families.map((family) => familyText(family, samples.set(sample, 1))).join("") + END;

@@ -192,7 +192,7 @@ Deno.test("who holds the file up costs a stage a second and its counts, no more"
       assert(elapsed > 900 && elapsed < 3000, `${elapsed} ms`);
       assert.match(
         warnings.join(),
-        /missing in the metrics in ".*"\nbecause: Others write .* than 1 s/,
+        /Cannot count this stage .*\nbecause: Another process has kept .* for 1 s/,
       );
       await Deno.remove(`${file}.lock`);
     }
@@ -217,7 +217,10 @@ Deno.test("an empty file is begun, a damaged one anew with a warning, once", () 
       await Deno.writeTextFile(file, damaged);
       const warnings: string[] = [];
       await addToMetricsFile(file, RUN, { warn: (line) => warnings.push(line) });
-      assert.match(warnings.join("|"), /^The metrics in "[^|]*" were damaged: they begin anew$/);
+      assert.match(
+        warnings.join("|"),
+        /^The metrics in "[^|]*" were damaged, so they start again from zero$/,
+      );
       await add(file, RUN);
       assert.equal((await samplesIn(file)).get(RUNS), 2);
     }
@@ -227,14 +230,17 @@ Deno.test("a file that is not ours stays as it is", () =>
   withFile(async (file) => {
     for (const text of ["node_cpu 1\n", "# TYPE node_cpu gauge\n# EOF\n", "\0".repeat(10)]) {
       await Deno.writeTextFile(file, text);
-      await assert.rejects(add(file, RUN), /is not of libvirt-gci, so it stays as it is/);
+      await assert.rejects(
+        add(file, RUN),
+        /was not written by libvirt-gci, so it is left as it is/,
+      );
       assert.equal(await Deno.readTextFile(file), text);
     }
     await Deno.writeTextFile(file, `# TYPE libvirt_gci_x gauge\n${"#".repeat(1024 * 1024)}`);
-    await assert.rejects(add(file, RUN), /is not of libvirt-gci/);
+    await assert.rejects(add(file, RUN), /was not written by libvirt-gci/);
     await Deno.remove(file);
     await new Deno.Command("mkfifo", { args: [file] }).output();
-    await assert.rejects(add(file, RUN), /is not of libvirt-gci/);
+    await assert.rejects(add(file, RUN), /was not written by libvirt-gci/);
   }));
 
 function meter(file: string, warnings: string[], options: Partial<MeterOptions> = {}): Meter {
@@ -247,7 +253,7 @@ Deno.test("a stage whose counts cannot be written does not fail, and says so", a
   await meter("/nonexistent/gci.prom", warnings).end(null);
   assert.match(
     warnings.join("|"),
-    /^This stage is missing in the metrics in "\/nonexistent\/gci\.prom"\nbecause: no such file.*\nWhat to do: Have [^|]*$/,
+    /^Cannot count this stage in the metrics file "\/nonexistent\/gci\.prom"\nbecause: no such file.*\nWhat to do: Set metrics_file [^|]*$/,
   );
 });
 
@@ -359,10 +365,10 @@ Deno.test("who may write to the directory has no file of others written, or made
     await add(file, RUN);
     assert.equal((await samplesIn(file)).get(RUNS), 1);
     await Deno.symlink(secret, `${file}.lock`);
-    await assert.rejects(add(file, RUN, 0), /Others write to/);
+    await assert.rejects(add(file, RUN, 0), /Another process has kept/);
     await Deno.remove(`${file}.lock`);
     await Deno.symlink(`${file}.made`, `${file}.lock`);
-    await assert.rejects(add(file, RUN, 0), /Others write to/);
+    await assert.rejects(add(file, RUN, 0), /Another process has kept/);
     await assert.rejects(Deno.stat(`${file}.made`), Deno.errors.NotFound);
     assert.equal(await Deno.readTextFile(secret), "secret");
     assert.equal(((await Deno.stat(secret)).mode ?? 0) & 0o777, 0o600);
@@ -396,7 +402,7 @@ for (
         await meter(file, warnings).end(null); // the stage itself does not fail
         assert.match(
           warnings.join("|"),
-          /^This stage is missing in the metrics in ".*gci\.prom"\n/,
+          /^Cannot count this stage in the metrics file ".*gci\.prom"\n/,
         );
         assert.match(warnings.join("|"), why);
         await assert.rejects(Deno.stat(file), Deno.errors.NotFound);
