@@ -265,7 +265,7 @@ Deno.test("doctor finds mistakes in the settings, and goes on without them", asy
     findings.some(({ level, meaning }) => level === "problem" && /nonsense/.test(meaning)),
     stdout,
   );
-  assert.match(stderr, /not ready for jobs/);
+  assert.match(stderr, /The host is not ready: /);
 });
 
 /** The home in /etc/passwd, which need not be that of the tests. */

@@ -16,14 +16,14 @@ export interface BootStages {
 const PROGRAMS = {
   "git": {
     finding: problem,
-    meaning: "A job cannot get its sources",
-    remedy: "Install it in the VM that the template was made of",
+    meaning: "Jobs cannot get their sources",
+    remedy: "Install it in the VM that the template was made from",
   },
   "gitlab-runner": {
     finding: warning,
-    meaning: "A job passes without its artifacts and caches",
+    meaning: "Jobs run without artifacts and caches",
     remedy:
-      "Copy the host's gitlab-runner to /usr/local/bin of the VM that the template was made of",
+      "Copy the host's gitlab-runner to /usr/local/bin of the VM that the template was made from",
   },
 } as const;
 
@@ -69,9 +69,9 @@ function missingPrograms(template: string, output: string): Finding[] {
   return Object.entries(PROGRAMS)
     .filter(([program]) => lines.includes(`missing ${program}`))
     .map(([program, { finding, meaning, remedy }]) =>
-      finding(`The template "${template}" has no ${program} that runs`, {
+      finding(`The template "${template}" has no working ${program}`, {
         meaning:
-          `${meaning}. ${remedy}, then make the template anew: make_base_image.sh --replace VM`,
+          `${meaning}. ${remedy}, then create the template again: make_base_image.sh --replace VM`,
       })
     );
 }

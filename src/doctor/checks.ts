@@ -58,7 +58,7 @@ export async function examine(
 }
 
 function unfinished(group: string, reason: string): Finding {
-  return problem(`A check of ${group} did not come to an end`, {
-    meaning: `${reason}\nWhat it would have found is unknown`,
+  return problem(`A check of ${group} did not finish`, {
+    meaning: `${reason}\nIts results are missing`,
   });
 }

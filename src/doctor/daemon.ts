@@ -34,11 +34,11 @@ export async function checkDaemon(context: DoctorContext): Promise<Found> {
   const { name } = await readOwnUser(context);
   return [
     await checkVersion(context),
-    ok(`The user ${name} may manage libvirt`),
+    ok(`The user ${name} can manage libvirt`),
     isLocal(context) ? null : warning("The hypervisor is on another host", {
-      meaning: "Its KVM, firewall, security modules and directories are not checked: " +
-        "run libvirt-gci doctor there. It isolates machines by libvirt's filters alone, which do " +
-        "not close its own addresses to them: see SECURITY.md",
+      meaning: "Its KVM, firewall, security modules and directories are not checked: run " +
+        "libvirt-gci doctor there. Only libvirt's filters isolate machines there, and these do " +
+        "not block that host's own addresses: see SECURITY.md",
     }),
   ];
 }
@@ -47,8 +47,8 @@ async function noConnection(context: DoctorContext): Promise<Finding> {
   const remedy = await connectRemedy(context);
   const { connection } = context;
   const reason = remedy === null ? explain(connection) : reasonOf(connection);
-  return problem(`There is no connection to libvirt at "${context.config.uri}"`, {
-    meaning: `${reason}\nNo job starts. Pools, networks, filters and templates are not checked`,
+  return problem(`No connection to libvirt at "${context.config.uri}"`, {
+    meaning: `${reason}\nNo job can start. Pools, networks, filters and templates are not checked`,
     remedy,
   });
 }
@@ -57,13 +57,12 @@ async function checkVersion({ connection, config }: LibvirtContext): Promise<Fin
   const version = await connection.libVersion();
   const oldest = oldestFor(config);
   if (version < oldest) {
-    return problem(`The daemon is libvirt ${versionWords(version)}`, {
-      meaning: "It lacks what libvirt-gci or a machine of the settings needs: use libvirt " +
-        `${versionWords(oldest)} or newer`,
+    return problem(`libvirt ${versionWords(version)} is too old`, {
+      meaning: `With these settings, libvirt-gci needs libvirt ${versionWords(oldest)} or newer`,
     });
   }
   const qemu = versionWords(await connection.hypervisorVersion());
-  return ok(`libvirt ${versionWords(version)} answers at "${config.uri}", with QEMU ${qemu}`);
+  return ok(`Connected to libvirt ${versionWords(version)} with QEMU ${qemu} at "${config.uri}"`);
 }
 
 function oldestFor(config: Config): number {
@@ -89,10 +88,10 @@ export async function emulatorFinding(
   const root = rootOf(capabilities);
   const arch = find(root, "host", "cpu", "arch")?.text ?? "?";
   const guests = childrenOf(root, "guest").map((guest) => find(guest, "arch")?.attributes["name"]);
-  if (guests.includes(arch)) return ok(`libvirt starts machines of the host's kind, ${arch}`);
+  if (guests.includes(arch)) return ok(`libvirt has a QEMU for this host's architecture, ${arch}`);
   const packages = { debian: "qemu-system", fedora: "qemu-kvm", arch: "qemu-base" };
   return problem(`libvirt finds no QEMU for ${arch}`, {
-    meaning: "No machine starts",
+    meaning: "No machine can start",
     remedy: await install(context, packages),
   });
 }

@@ -38,7 +38,7 @@ const BRIDGED = "net.bridge.bridge-nf-call-iptables";
 export async function checkFilters(context: LibvirtContext): Promise<Finding | null> {
   if (!isolates(context)) return null;
   if (await NetworkFilter.list(context.connection) !== null) {
-    return ok("libvirt can make network filters");
+    return ok("libvirt supports network filters");
   }
   const packages = {
     debian: "libvirt-daemon-config-nwfilter",
@@ -46,8 +46,8 @@ export async function checkFilters(context: LibvirtContext): Promise<Finding | n
     arch: "libvirt",
   };
   const restart = restartDaemons("libvirtd", "virtnwfilterd");
-  return problem("libvirt cannot make network filters", {
-    meaning: "No job starts whose machine is to be isolated",
+  return problem("libvirt does not support network filters", {
+    meaning: "Jobs with an isolated machine cannot start",
     remedy: `${await install(context, packages)} && ${restart}`,
   });
 }
@@ -56,30 +56,33 @@ export async function checkFilters(context: LibvirtContext): Promise<Finding | n
 export async function checkBridgeTracking(context: DoctorContext): Promise<Finding | null> {
   if (!isolates(context)) return null;
   const value = await readHostFile(context, `/proc/sys/${BRIDGED.replaceAll(".", "/")}`);
-  if (value?.trim() === "1") return ok("The kernel tracks the connections of machines");
-  return warning(`The kernel does not track the connections of machines: ${BRIDGED} is not 1`, {
-    meaning: "From the port of its SSH server, a guest may open connections to ports of the " +
-      "host above 32767, although it is isolated",
-    remedy: `modprobe br_netfilter && sysctl ${BRIDGED}=1 && ` +
-      "echo br_netfilter > /etc/modules-load.d/libvirt-gci.conf && " +
-      `echo ${BRIDGED}=1 > /etc/sysctl.d/90-libvirt-gci.conf`,
-  });
+  if (value?.trim() === "1") return ok("The kernel tracks the connections of bridged machines");
+  return warning(
+    `The kernel does not track the connections of bridged machines: ${BRIDGED} is not 1`,
+    {
+      meaning: "From the port of its SSH server, an isolated guest can connect to ports of the " +
+        "host above 32767",
+      remedy: `modprobe br_netfilter && sysctl ${BRIDGED}=1 && ` +
+        "echo br_netfilter > /etc/modules-load.d/libvirt-gci.conf && " +
+        `echo ${BRIDGED}=1 > /etc/sysctl.d/90-libvirt-gci.conf`,
+    },
+  );
 }
 
 /** What of isolation is not libvirt's, and takes a capability. */
 export async function checkCapability(context: DoctorContext): Promise<Finding | null> {
   if (!isolates(context)) return null;
   if (isNetworkAdmin(await readHostFile(context, "/proc/self/status") ?? "")) {
-    return ok("With CAP_NET_ADMIN, libvirt-gci does for isolated machines what libvirt does not");
+    return ok("With CAP_NET_ADMIN, libvirt-gci isolates machines where libvirt's filters do not");
   }
   const { name } = await readOwnUser(context);
   return warning(
-    `${name} has not the capability CAP_NET_ADMIN, so libvirt alone isolates machines`,
+    `${name} lacks the capability CAP_NET_ADMIN, so only libvirt isolates machines`,
     {
-      meaning: "A guest can send link-local frames past its filter: UDP to services of the host, " +
-        "IPv6 routes, STP where the network's bridge has it. And answers to connections of who " +
-        "had its address before reach the next guest. Give GitLab Runner's unit the capability, " +
-        `as ${DROP_IN} does`,
+      meaning: "A guest can send link-local frames past its filter: UDP to the host's services, " +
+        "IPv6 routes, and STP if the network's bridge uses it. Replies to connections of the " +
+        "guest that had its address before reach it too. Give GitLab Runner's unit the " +
+        `capability, as ${DROP_IN} does`,
     },
   );
 }
@@ -90,10 +93,10 @@ export async function checkFilterPrograms(context: DoctorContext): Promise<Findi
   const programs = ["ebtables", "iptables"];
   const found = await Promise.all(programs.map((name) => hasProgram(context, name)));
   const missing = programs.filter((_, i) => !found[i]);
-  if (missing.length === 0) return ok("libvirt has ebtables and iptables for its filters");
+  if (missing.length === 0) return ok("The host has ebtables and iptables for libvirt's filters");
   const names = missing.join(" ");
   return problem(`The host has no ${missing.join(" and no ")}`, {
-    meaning: "libvirt's filters need both: no job starts whose machine is to be isolated",
+    meaning: "libvirt's filters need both: jobs with an isolated machine cannot start",
     remedy: await install(context, { debian: names, fedora: names, arch: "iptables-nft" }),
   });
 }
@@ -105,21 +108,21 @@ export async function checkFirewall(context: DoctorContext): Promise<Finding | n
   if (backend === null) return isConnected(context) ? await defaultFirewall(context) : null;
   const program = backend === "nftables" ? "nft" : "iptables";
   if (await hasProgram(context, program)) {
-    return ok(`libvirt makes the firewall rules of networks with ${backend}`);
+    return ok(`libvirt uses ${backend} for the firewall rules of networks`);
   }
   const packages = program === "nft"
     ? { debian: "nftables", fedora: "nftables", arch: "nftables" }
     : { debian: "iptables", fedora: "iptables-nft", arch: "iptables-nft" };
   return problem(
-    `libvirt is to make firewall rules with ${backend}, and the host has no ${program}`,
-    { meaning: "No network starts, and so no job", remedy: await install(context, packages) },
+    `libvirt is set to use ${backend} for firewall rules, but the host has no ${program}`,
+    { meaning: "No network can start, and so no job", remedy: await install(context, packages) },
   );
 }
 
 async function defaultFirewall({ connection }: LibvirtContext): Promise<Finding> {
   return await connection.libVersion() < FIRST_WITH_NFTABLES
-    ? ok("libvirt makes the firewall rules of networks with iptables, as all before 10.4")
-    : ok("libvirt itself chooses what makes the firewall rules of networks");
+    ? ok("libvirt uses iptables for the firewall rules of networks, as before 10.4")
+    : ok("libvirt chooses the backend for the firewall rules of networks");
 }
 
 function isolates({ config }: DoctorContext): boolean {

@@ -16,29 +16,29 @@ const FIRST_WITH_CORE_SCHEDULING = 8_009_000;
 /** Whether machines share cores of the processor: each of its threads shows much of the other. */
 export async function checkThreads(context: DoctorContext): Promise<Finding> {
   if ((await readHostFile(context, `${SMT}/active`))?.trim() !== "1") {
-    return ok("No machines share a core of the processor: SMT is off");
+    return ok("Machines do not share CPU cores: SMT is off");
   }
-  const meaning = "By the caches of a core, a job can find out what a machine on its other " +
-    "thread works with, keys too";
+  const meaning = "Through the caches of a core, a job can find out what a machine on the core's " +
+    "other thread works with, keys included";
   let text: string | null;
   try {
     text = await readHostFile(context, QEMU_CONF);
   } catch (error) {
     if (!(error instanceof Deno.errors.PermissionDenied)) throw error;
-    return warning(`SMT is on, and this user may not read ${QEMU_CONF}`, {
-      meaning: `${meaning}, unless "sched_core" is set there: run libvirt-gci doctor as root`,
+    return warning(`SMT is on, and this user cannot read ${QEMU_CONF}`, {
+      meaning: `${meaning}, unless "sched_core" is set there. Run libvirt-gci doctor as root`,
     });
   }
   const setting = readLibvirtSetting(text, "sched_core");
   if (setting !== null && setting !== "none") {
-    return ok(`No machines share a core of the processor: sched_core is ${setting}`);
+    return ok(`Machines do not share CPU cores: sched_core is ${setting}`);
   }
-  return warning("SMT is on, and machines share cores of the processor", {
+  return warning("SMT is on, and machines share CPU cores", {
     meaning,
     remedy: await canScheduleCores(context)
       ? `sed -i '/^ *sched_core/d' ${QEMU_CONF} && ` +
         `echo 'sched_core = "full"' >> ${QEMU_CONF} && ${restartDaemons("libvirtd", "virtqemud")}`
-      : `echo off > ${SMT}/control # until the next boot; for good: nosmt in the kernel's arguments`,
+      : `echo off > ${SMT}/control # until the next boot; to keep it off, boot with nosmt`,
   });
 }
 
@@ -57,7 +57,7 @@ export async function checkSwap(context: DoctorContext): Promise<Found> {
   if (lines.length === 0) return ok("No swap is active");
   const findings = await Promise.all(lines.map((line) => checkOneSwap(line, context)));
   if (findings.some((finding) => finding !== null)) return findings;
-  return ok("What is swapped out stays in memory, or is encrypted");
+  return ok("All swap is encrypted, or stays in memory");
 }
 
 async function checkOneSwap(line: string, context: DoctorContext): Promise<Finding | null> {
@@ -65,12 +65,12 @@ async function checkOneSwap(line: string, context: DoctorContext): Promise<Findi
   const path = escaped.replace(/\\(\d{3})/g, (_, octal) => String.fromCharCode(parseInt(octal, 8)));
   if (type !== "file" && await keepsSecret(path.replace(/^\/dev\//, ""), context)) return null;
   const subject = type === "file"
-    ? `Swap is active in the file ${path}, which is encrypted only where its file system is`
-    : `Swap is active and not encrypted: ${path}`;
+    ? `The swap file ${path} is encrypted only if its file system is`
+    : `The swap on ${path} is not encrypted`;
   return warning(subject, {
-    meaning: "What a job has in memory, its secrets too, gets to the host's disk and is still " +
-      "there when its machine is gone",
-    remedy: `${command("swapoff", path)} # and take it out of /etc/fstab, or encrypt it: in ` +
+    meaning: "The memory of jobs, secrets included, is written to the host's disk and is still " +
+      "there when their machines are gone",
+    remedy: `${command("swapoff", path)} # and remove it from /etc/fstab, or encrypt it: in ` +
       "/etc/crypttab, with /dev/urandom and swap",
   });
 }

@@ -19,17 +19,17 @@ async function checkKey(file: string | null, { root, home = "" }: DoctorContext)
     const place = file === null || file.startsWith("~/") ? file : root + file;
     const key = await readKey(place, root + home);
     const { mode } = await Deno.stat(key.file);
-    if (((mode ?? 0) & 0o077) === 0) return ok(`The SSH key ${key.file} can be used`);
-    return warning(`Others than its owner may read the SSH key ${key.file}`, {
-      meaning: "They may log in to machines",
+    if (((mode ?? 0) & 0o077) === 0) return ok(`The SSH key ${key.file} is usable`);
+    return warning(`Other users can read the SSH key ${key.file}`, {
+      meaning: "They could log in to machines",
       remedy: command("chmod", "600", key.file),
     });
   } catch (error) {
     const subject = file === null
-      ? "There is no SSH key for login: template"
-      : `The SSH key ${file} is of no use`;
+      ? "No SSH key for login: template"
+      : `Cannot use the SSH key ${file}`;
     return problem(subject, {
-      meaning: `${reasonOf(error)}\nNo job starts whose template has login: template`,
+      meaning: `${reasonOf(error)}\nJobs cannot start if their template has login: template`,
       remedy: remedyOf(error, file ?? "~/.ssh/id_ed25519"),
     });
   }

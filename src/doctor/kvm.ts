@@ -28,13 +28,13 @@ export const group: Group = {
   ],
 };
 
-const NO_START = "With domain_type: kvm, machines do not start";
+const NO_START = "Machines with domain_type: kvm do not start";
 
 /** Whether machines are emulated because the settings say so. */
 export function checkEmulation({ config }: DoctorContext): Finding | null {
   if (!allMachines(config).some(({ domainType }) => domainType === "qemu")) return null;
-  return warning("The settings have machines emulated: domain_type is qemu", {
-    meaning: `Set domain_type: kvm where KVM works: ${EMULATION}`,
+  return warning("Machines are emulated: domain_type is qemu", {
+    meaning: `If KVM works here, set domain_type: kvm, since ${EMULATION}`,
   });
 }
 
@@ -45,29 +45,28 @@ export async function checkKvm(context: DoctorContext): Promise<Finding | null> 
   if (answer.works) {
     return isConnected(context)
       ? offerFinding(await context.connection.capabilities())
-      : ok("KVM runs guests");
+      : ok("KVM works");
   }
   const device = await statHostFile(context, "/dev/kvm");
   if (answer.works === null && device !== null) {
     const { name } = await readOwnUser(context);
-    return warning("Nobody knows whether KVM runs guests", {
-      meaning: `${answer.reason}. Run doctor as root, or let this user try it`,
+    return warning("Cannot tell whether KVM works", {
+      meaning: `${answer.reason}. Run doctor as root, or let this user open /dev/kvm`,
       remedy: command("usermod", "--append", "--groups", "kvm", name),
     });
   }
-  return problem("KVM runs no guest here", {
+  return problem("KVM does not work", {
     meaning: `${answer.reason}. With domain_type: kvm, machines hang or do not start. ` +
-      `With domain_type: qemu they do, but ${EMULATION}`,
+      `domain_type: qemu works without KVM, but ${EMULATION}`,
     remedy: device === null ? "modprobe kvm_intel || modprobe kvm_amd" : null,
   });
 }
 
 /** Whether libvirt offers the KVM that works; it keeps what it once found out about QEMU. */
 export function offerFinding(capabilities: string): Finding {
-  if (/<domain type=["']kvm/.test(capabilities)) return ok("KVM runs guests");
-  return problem("KVM runs guests, and libvirt does not offer it", {
-    meaning:
-      `${NO_START}. libvirt asked QEMU when KVM was not there, or QEMU's user may not use it`,
+  if (/<domain type=["']kvm/.test(capabilities)) return ok("KVM works");
+  return problem("KVM works, but libvirt does not offer it", {
+    meaning: `${NO_START}. KVM was missing when libvirt probed QEMU, or QEMU's user cannot use it`,
     remedy: restartDaemons("libvirtd", "virtqemud"),
   });
 }
@@ -79,13 +78,12 @@ export async function checkKvmDevice(context: DoctorContext): Promise<Finding | 
   const user = await findQemuUser(context);
   if (user === null) return null;
   if ((permissionsOf(user, device) & 0o6) === 0o6) {
-    return ok(`QEMU's user, ${user.name}, may open /dev/kvm`);
+    return ok(`QEMU's user ${user.name} can open /dev/kvm`);
   }
   const group = await findGroupName(context, device.gid ?? -1);
   const canJoin = group !== null && group !== "root" && ((device.mode ?? 0) & 0o060) === 0o060;
-  return warning(`QEMU's user, ${user.name}, may not open /dev/kvm`, {
-    meaning: "libvirt asks QEMU anew at each start of a machine what it can, which takes 13 s. " +
-      NO_START,
+  return warning(`QEMU's user ${user.name} cannot open /dev/kvm`, {
+    meaning: "libvirt probes QEMU again each time a machine starts, which takes 13 s. " + NO_START,
     remedy: canJoin
       ? command("usermod", "--append", "--groups", group, user.name)
       : "chown root:kvm /dev/kvm && chmod 660 /dev/kvm",
@@ -101,11 +99,11 @@ export async function checkNested(context: DoctorContext): Promise<Finding | nul
     config.rules.some(({ allowNested }) => allowNested === true);
   if (!isWanted && !isAllowed) return null;
   const finding = isWanted ? problem : warning;
-  const meaning = "The settings have nested or allow_nested, and guests get no /dev/kvm";
+  const meaning = "The settings have nested or allow_nested, but guests get no /dev/kvm";
   for (const module of ["kvm_intel", "kvm_amd"]) {
     const value = await readHostFile(context, `/sys/module/${module}/parameters/nested`);
     if (value === null) continue;
-    if (/^[1Y]/.test(value)) return ok(`The guests of ${module} can have KVM`);
+    if (/^[1Y]/.test(value)) return ok(`Nested virtualisation is on in ${module}`);
     return finding(`Nested virtualisation is off in ${module}`, {
       meaning,
       remedy: `echo "options ${module} nested=1" > /etc/modprobe.d/libvirt-gci.conf && ` +
@@ -113,7 +111,7 @@ export async function checkNested(context: DoctorContext): Promise<Finding | nul
     });
   }
   return finding(
-    "The host's KVM has no nested virtualisation: neither kvm_intel nor kvm_amd is loaded",
+    "Nested virtualisation is not available: neither kvm_intel nor kvm_amd is loaded",
     { meaning },
   );
 }

@@ -21,9 +21,9 @@ export function networkFindings(networkXml: string, context: NetworkContext): Fo
   const { name } = context;
   const root = rootOf(networkXml);
   if (FOREIGN.includes(find(root, "forward")?.attributes["mode"] ?? "")) {
-    return warning(`libvirt serves no addresses in the network "${name}"`, {
-      meaning: "A machine is found there by its guest agent, or by the host's ARP table, and " +
-        "isolate knows neither its neighbours nor its gateway",
+    return warning(`libvirt does not serve addresses in the network "${name}"`, {
+      meaning: "Machines there are found only by their guest agent or the host's ARP table, and " +
+        "isolate cannot block their neighbours and their gateway",
     });
   }
   const dhcp = readDhcp(root);
@@ -38,18 +38,18 @@ function checkBridge(root: XmlElement | null, context: NetworkContext): Finding 
   const { stp = "on", delay = "0" } = find(root, "bridge")?.attributes ?? {};
   if (stp === "off") return null; // the kernel then heeds no delay
   const seconds = 2 * Math.max(SHORTEST_DELAY, Number(delay));
-  return warning(`The bridge of the network "${context.name}" has STP`, {
-    meaning: `Each machine waits ${seconds} s before it reaches the network`,
-    remedy: edit(context, "at <bridge>, set stp='off' delay='0'"),
+  return warning(`The bridge of the network "${context.name}" uses STP`, {
+    meaning: `Each machine waits ${seconds} s until it can use the network`,
+    remedy: edit(context, "in <bridge>, set stp='off' delay='0'"),
   });
 }
 
 function noDhcp(context: NetworkContext): Finding {
   return problem(`The network "${context.name}" has no DHCP`, {
-    meaning: "A machine gets no address, and its job fails after address_seconds",
+    meaning: "Machines get no address, and their jobs fail after address_seconds",
     remedy: edit(
       context,
-      "into <ip>, put <dhcp><range start='192.168.122.2' end='192.168.122.254'/></dhcp>, with " +
+      "in <ip>, add <dhcp><range start='192.168.122.2' end='192.168.122.254'/></dhcp>, with " +
         "addresses of that <ip>",
     ),
   });
@@ -70,17 +70,17 @@ function checkRanges({ ranges }: Dhcp, context: NetworkContext): Finding {
   const size = ranges.reduce((sum, { first, last }) => sum + last - first + 1, 0);
   const hours = Math.max(...ranges.map(({ leaseHours }) => leaseHours));
   const perHour = size / hours;
-  const lease = Number.isFinite(hours) ? `leased for ${hoursWords(hours)}` : "leased for ever";
+  const lease = Number.isFinite(hours) ? `leased for ${hoursWords(hours)}` : "leased forever";
   const subject = `The network "${name}" has ${size} addresses, ${lease}`;
-  const range = "widen <range start='…' end='…'>, or put <lease expiry='10' unit='minutes'/> in it";
+  const range = "widen <range start='…' end='…'>, or add <lease expiry='10' unit='minutes'/> to it";
   if (size >= FEWEST_ADDRESSES && (isReused || perHour >= FEWEST_MACHINES_PER_HOUR)) {
     return ok(subject);
   }
   return warning(subject, {
     meaning: isReused
-      ? `Of more than ${size} machines at once, the jobs fail: there is no address for them`
-      : `After ${size} machines in that time, the next gets no address and its job fails: ` +
-        "a lease outlives its machine",
+      ? `With more than ${size} machines at once, jobs fail because there are no addresses left`
+      : `After ${size} machines in that time, the next gets no address and its job fails, ` +
+        "because leases outlive their machines",
     remedy: edit(context, range),
   });
 }
@@ -90,12 +90,12 @@ function checkPing(root: XmlElement | null, context: NetworkContext): Finding | 
   if (areKept(context)) return null;
   const options = childrenOf(find(root, "dnsmasq:options"), "dnsmasq:option");
   if (options.some(({ attributes }) => attributes["value"] === "no-ping")) return null;
-  return warning(`The DHCP server of the network "${context.name}" pings each address first`, {
+  return warning(`The DHCP server of the network "${context.name}" pings addresses first`, {
     meaning: "Each machine that is not isolated waits up to 3 s for its address",
     remedy: edit(
       context,
-      "at <network>, add xmlns:dnsmasq='http://libvirt.org/schemas/network/dnsmasq/1.0', and " +
-        "before </network> put <dnsmasq:options><dnsmasq:option value='no-ping'/></dnsmasq:options>",
+      "in <network>, set xmlns:dnsmasq='http://libvirt.org/schemas/network/dnsmasq/1.0', and " +
+        "before </network> add <dnsmasq:options><dnsmasq:option value='no-ping'/></dnsmasq:options>",
     ),
   });
 }

@@ -32,8 +32,8 @@ async function checkNetwork(context: LibvirtContext, name: string): Promise<Foun
 
 function missingNetwork(name: string, { config }: LibvirtContext): Finding {
   const define = virsh(config, "net-define", "/usr/share/libvirt/networks/default.xml");
-  return problem(`There is no network "${name}"`, {
-    meaning: 'No job starts whose machine is to be in it. "network" is a setting',
+  return problem(`The network "${name}" does not exist`, {
+    meaning: 'Jobs in this network cannot start. The setting "network" names it',
     remedy: name === "default"
       ? `${define} && ${virsh(config, "net-start", "default")}`
       : virsh(config, "net-list", "--all"),
@@ -49,11 +49,11 @@ export function startFindings(
   if (isActive && autostarts) return ok(`The network "${name}" is active`);
   return [
     isActive ? null : problem(`The network "${name}" is not active`, {
-      meaning: "No job starts whose machine is to be in it",
+      meaning: "Jobs in this network cannot start",
       remedy: virsh(context.config, "net-start", name),
     }),
-    autostarts ? null : warning(`The network "${name}" does not start with the host`, {
-      meaning: "After a reboot, no job starts whose machine is to be in it",
+    autostarts ? null : warning(`The network "${name}" does not start at boot`, {
+      meaning: "After a reboot, jobs in this network cannot start",
       remedy: virsh(context.config, "net-autostart", name),
     }),
   ];

@@ -17,8 +17,8 @@ export async function checkReach(context: LibvirtContext): Promise<Found> {
   const networks = await xmlsOf(machines, context.connection);
   const isolated = machines.filter(({ isolate }) => isolate);
   const notIsolated = machines.length === isolated.length ? null : warning(
-    "Machines that are not isolated reach the host, each other and all networks",
-    { meaning: "isolate is false in the settings, for all machines or for those of a template" },
+    "Machines without isolation can reach the host, each other and all networks",
+    { meaning: "isolate is false, for all machines or for those of a template" },
   );
   if (isolated.length === 0) return notIsolated;
   return [
@@ -55,11 +55,11 @@ function unseen(
     const reason = whyUnseen(xml, { isLocal: isLocal(context), host: context.hostNetwork() });
     if (reason === null) return null;
     return problem(
-      `The addresses that machines of "${name}" must not reach are unknown: ${reason}`,
+      `Cannot tell which addresses to block for machines in "${name}": ${reason}`,
       {
-        meaning: "No job starts whose machine is to be isolated. host_addresses is the setting " +
-          "for them",
-        remedy: "ip -4 address # on the machines' host: what belongs into host_addresses",
+        meaning: "Jobs with an isolated machine cannot start. Name the addresses in " +
+          "host_addresses",
+        remedy: "ip -4 address # on the machines' host: put these into host_addresses",
       },
     );
   });
@@ -71,26 +71,25 @@ function open(
   { hostNetwork }: LibvirtContext,
 ): Finding {
   const ports = unique(isolated.flatMap(({ hostPorts }) => hostPorts));
-  const services = "Of the host, isolated machines reach DHCP and DNS of their network";
-  if (ports.length === 0) return ok(`${services}, and no port else`);
+  const services = "On the host, isolated machines can reach DHCP and DNS of their network";
+  if (ports.length === 0) return ok(`${services}, and no other port`);
   const withPorts = isolated.filter(({ hostPorts }) => hostPorts.length > 0);
   const gateways = withPorts.flatMap(({ network }) => readSubnets(networks.get(network) ?? NONE))
     .map(({ host }) => host);
   const named = withPorts.flatMap((machine) => machine.hostAddresses);
   const { addresses } = hostAddresses(hostNetwork(), named);
   const where = unique(gateways.concat(addresses)).join(", ");
-  return ok(`${services}, and by host_ports ${ports.join(", ")} at ${where}`);
+  return ok(`${services}, and the host_ports ${ports.join(", ")} at ${where}`);
 }
 
 const NONE = "<network/>";
 
 function metadata(isolated: readonly MachineSettings[]): Finding {
   if (isolated.every((machine) => isBlocked(METADATA, machine))) {
-    return ok(`Isolated machines do not reach ${METADATA.address}, the metadata of clouds`);
+    return ok(`Isolated machines cannot reach ${METADATA.address}, the cloud's metadata service`);
   }
-  return warning(`Isolated machines reach ${METADATA.address}, the metadata of clouds`, {
-    meaning:
-      "In a cloud, whoever asks there gets the host's credentials. Put 169.254.0.0/16 into " +
+  return warning(`Isolated machines can reach ${METADATA.address}, the cloud's metadata service`, {
+    meaning: "In a cloud, it gives the host's credentials to whoever asks. Add 169.254.0.0/16 to " +
       "blocked_networks",
   });
 }
@@ -109,10 +108,10 @@ function privateNetworks(
     !isolated.every((machine) => isBlocked(route, machine))
   ).map(cidrText);
   if (reached.length === 0) {
-    return ok("Isolated machines reach no private network that the host has a route of its own to");
+    return ok("Isolated machines can reach no private network that the host has its own route to");
   }
-  return warning(`Isolated machines reach private networks: ${reached.join(", ")}`, {
-    meaning: "Each job can talk with all that is there. If none has to, put these networks into " +
+  return warning(`Isolated machines can reach private networks: ${reached.join(", ")}`, {
+    meaning: "Jobs can connect to everything there. If they need not, add these networks to " +
       "blocked_networks, beside 169.254.0.0/16",
   });
 }

@@ -54,7 +54,7 @@ export function findingsJson(findings: readonly GroupedFinding[]): string {
 /** The failure to end with if there is a problem; null if there is none. */
 export function failureOf(findings: readonly GroupedFinding[]): SystemFailure | null {
   if (count(findings, "problem") === 0) return null;
-  return new SystemFailure({ what: `This host is not ready for jobs: ${summary(findings)}` });
+  return new SystemFailure({ what: `The host is not ready: ${summary(findings)}` });
 }
 
 function summary(findings: readonly GroupedFinding[]): string {
@@ -62,7 +62,9 @@ function summary(findings: readonly GroupedFinding[]): string {
     const number = count(findings, level);
     return `${number} ${level}${number === 1 ? "" : "s"}`;
   };
-  return `${words("problem")}, ${words("warning")}, ${count(findings, "ok")} ok`;
+  const passed = count(findings, "ok");
+  const checks = `${passed} check${passed === 1 ? "" : "s"} passed`;
+  return `${words("problem")}, ${words("warning")}, ${checks}`;
 }
 
 function count(findings: readonly GroupedFinding[], level: Level): number {

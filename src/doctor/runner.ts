@@ -17,7 +17,7 @@ export async function checkRunner(context: DoctorContext): Promise<Found> {
   const runners = config.runners.filter(callsUs);
   if (runners.length === 0) {
     return warning(`No runner in ${FILE} calls libvirt-gci`, {
-      meaning: "GitLab gives this host no job for it, unless by a program of another name",
+      meaning: "This host gets no jobs for it, unless a program of another name calls it",
       remedy: registerCommand(context.program),
     });
   }
@@ -38,19 +38,19 @@ async function readRunnerConfig(context: DoctorContext): Promise<RunnerConfig | 
   try {
     const toml = await readHostFile(context, FILE);
     if (toml !== null) return parseRunnerConfig(toml);
-    return warning(`There is no ${FILE}`, {
-      meaning: "GitLab gives this host no job, unless its runner has its settings elsewhere",
+    return warning(`${FILE} does not exist`, {
+      meaning: "This host gets no jobs from GitLab, unless its runner's settings are elsewhere",
       remedy: registerCommand(context.program),
     });
   } catch (error) {
     if (error instanceof Deno.errors.PermissionDenied) {
-      return warning(`This user may not read ${FILE}`, {
-        meaning: "GitLab Runner's settings are not checked: run libvirt-gci doctor as root",
+      return warning(`This user cannot read ${FILE}`, {
+        meaning: "GitLab Runner's settings are not checked. Run libvirt-gci doctor as root",
       });
     }
     if (!(error instanceof SyntaxError)) throw error;
     return problem(`GitLab Runner cannot read ${FILE}`, {
-      meaning: `${error.message}. It takes no job, or goes on with what it read before`,
+      meaning: `${error.message}. It takes no jobs, or keeps the settings that it read before`,
       remedy: EDIT,
     });
   }
@@ -76,13 +76,13 @@ async function checkProgram(
   const info = await statHostFile(context, program);
   if (info === null || ((info.mode ?? 0) & 0o111) === 0) {
     return problem(`The runner "${name}" cannot run "${program}", its ${stage}_exec`, {
-      meaning: info === null ? "There is no such file: each job fails" : "Each job fails",
+      meaning: info === null ? "The file does not exist, so every job fails" : "Every job fails",
       remedy: info === null ? EDIT : `chmod +x ${program}`,
     });
   }
   if (!/libvirt-gci$/.test(program) || custom[`${stage}_args`].includes(stage)) return null;
   return problem(`The ${stage}_args of the runner "${name}" lack the command "${stage}"`, {
-    meaning: "Each job fails",
+    meaning: "Every job fails",
     remedy: `${EDIT} # ${argsLine(stage)}`,
   });
 }
@@ -93,7 +93,9 @@ function unsetProgram(
   context: DoctorContext,
 ): Finding {
   return problem(`The runner "${name}" has no ${stage}_exec`, {
-    meaning: stage === "cleanup" ? "Machines stay for ever after their jobs" : "Each job fails",
+    meaning: stage === "cleanup"
+      ? "Machines stay after their jobs, until gc removes them"
+      : "Every job fails",
     remedy: callRemedy(stage, context),
   });
 }
@@ -105,7 +107,7 @@ function checkDirectories(
 ): Finding | null {
   if (custom.config_exec !== "" || (builds_dir !== "" && cache_dir !== "")) return null;
   return problem(`The runner "${name}" has neither config_exec nor builds_dir and cache_dir`, {
-    meaning: "GitLab Runner does not know where the guest is to build: each job fails",
+    meaning: "GitLab Runner does not know where to build in the guest, so every job fails",
     remedy: callRemedy("config", context),
   });
 }

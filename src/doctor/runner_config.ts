@@ -50,7 +50,7 @@ export function parseRunnerConfig(toml: string): RunnerConfig {
   const result = v.safeParse(schema, parseToml(toml));
   if (result.success) return result.output;
   const keys = result.issues.map((issue) => v.getDotPath(issue) ?? "?");
-  throw new SyntaxError(`these keys have values of a wrong kind: ${keys.join(", ")}`);
+  throw new SyntaxError(`these keys have values of the wrong type: ${keys.join(", ")}`);
 }
 
 function parseToml(toml: string): unknown {
@@ -58,6 +58,6 @@ function parseToml(toml: string): unknown {
     return parse(toml);
   } catch (error) {
     if (!(error instanceof TomlError)) throw error;
-    throw new SyntaxError(`it is no TOML at line ${error.line}, column ${error.column}`);
+    throw new SyntaxError(`the TOML is invalid at line ${error.line}, column ${error.column}`);
   }
 }

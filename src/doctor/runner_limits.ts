@@ -17,28 +17,28 @@ export function checkTimeouts({ name, custom }: Runner, { config }: DoctorContex
     {
       key: "prepare_exec_timeout",
       least: config.admissionSeconds + boot,
-      meaning: "A machine that waits long or boots slowly is killed before admission_seconds, " +
-        "address_seconds and ssh_seconds are over, and the job's log does not say why",
+      meaning: "GitLab Runner kills a prepare that waits or boots for longer, even within " +
+        "admission_seconds, address_seconds and ssh_seconds, and the job's log does not say why",
     },
     {
       key: "cleanup_exec_timeout",
       least: SHORTEST_CLEANUP_SECONDS,
-      meaning: "A cleanup that is killed leaves the machine",
+      meaning: "A cleanup that is killed leaves its machine behind",
     },
     {
       key: "graceful_kill_timeout",
       least: SHORTEST_CLEANUP_SECONDS,
-      meaning: "A job that is cancelled while its machine starts is killed before prepare has " +
-        "undone what it did",
+      meaning: "If a job is cancelled while its machine starts, prepare is killed before it has " +
+        "removed what it created",
     },
     {
       key: "force_kill_timeout",
       least: SHORTEST_FORCE_SECONDS,
-      meaning: "GitLab Runner gives up a stage while the kernel still ends it",
+      meaning: "GitLab Runner gives a stage up before the kernel has ended it",
     },
   ] as const;
   return limits.filter(({ key, least }) => custom[key] < least).map(({ key, least, meaning }) =>
-    warning(`The runner "${name}" has the ${key} ${custom[key]}`, {
+    warning(`The ${key} of the runner "${name}" is only ${custom[key]} s`, {
       meaning,
       remedy: `${EDIT} # ${key} = ${least}, or more`,
     })
@@ -54,8 +54,8 @@ export async function checkMemory(
   const { maxMachines, overcommitMemory } = context.config;
   const jobs = Math.min(concurrent, sum);
   if (maxMachines !== null && maxMachines < jobs) {
-    return warning(`${jobs} jobs may come at once, and max_machines is ${maxMachines}`, {
-      meaning: "When all are busy, jobs wait in prepare, while another host could take them",
+    return warning(`Up to ${jobs} jobs can run at once, but max_machines is ${maxMachines}`, {
+      meaning: "Surplus jobs wait in prepare, although another host could take them",
       remedy: `${EDIT} # concurrent = ${maxMachines}`,
     });
   }
@@ -69,8 +69,8 @@ export async function checkMemory(
   if (jobs * largest <= totalMib) return ok(subject);
   return warning(subject, {
     meaning: overcommitMemory
-      ? "When all are busy, the host swaps, or the kernel kills machines: their jobs fail"
-      : "When all are busy, jobs wait in prepare until there is memory for their machines",
+      ? "If all are busy, the host swaps, or the kernel kills machines and their jobs fail"
+      : "If all are busy, surplus jobs wait in prepare for memory",
     remedy: `${EDIT} # concurrent = ${Math.max(1, Math.floor(totalMib / largest))}`,
   });
 }

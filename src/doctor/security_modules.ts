@@ -15,7 +15,7 @@ export const group: Group = {
 
 const QEMU_CONF = "/etc/libvirt/qemu.conf";
 const HELPER = "usr.lib.libvirt.virt-aa-helper";
-const MEANING = "A guest that breaks out of QEMU reaches the disks of all other machines";
+const MEANING = "A guest that breaks out of QEMU can access the disks of all other machines";
 const PACKAGES = { debian: "apparmor", fedora: "selinux-policy-targeted", arch: "apparmor" };
 
 /** AppArmor or SELinux, and where each says that it stopped a machine. */
@@ -25,21 +25,21 @@ export async function checkSecurityModules(context: DoctorContext): Promise<Foun
   if (!hasAppArmor && enforce === null) {
     return warning("Neither AppArmor nor SELinux is active", {
       meaning: MEANING,
-      remedy: `${await install(context, PACKAGES)} # and boot the host with it`,
+      remedy: `${await install(context, PACKAGES)} # then enable it, and reboot`,
     });
   }
   const unused = await whyUnused(hasAppArmor ? "AppArmor" : "SELinux", context);
   if (unused !== null) return unused;
   if (hasAppArmor) {
     return [
-      ok(`AppArmor confines machines; what it denies: journalctl -k -g 'apparmor="DENIED"'`),
+      ok(`AppArmor confines machines. To see what it denies: journalctl -k -g 'apparmor="DENIED"'`),
       await checkHelperProfile(context),
     ];
   }
   if (enforce?.trim() === "1") {
-    return ok("SELinux confines machines; what it denies: ausearch -m AVC -ts recent");
+    return ok("SELinux confines machines. To see what it denies: ausearch -m AVC -ts recent");
   }
-  return warning("SELinux is permissive: it only logs, to be read by ausearch -m AVC -ts recent", {
+  return warning("SELinux is permissive and only logs violations: ausearch -m AVC -ts recent", {
     meaning: MEANING,
     remedy: "setenforce 1 && sed -i 's/^SELINUX=.*/SELINUX=enforcing/' /etc/selinux/config",
   });
@@ -55,7 +55,7 @@ async function whyUnused(
   name: "AppArmor" | "SELinux",
   context: DoctorContext,
 ): Promise<Finding | null> {
-  const subject = `${name} is active, and libvirt does not use it`;
+  const subject = `${name} is active, but libvirt does not use it`;
   const restart = restartDaemons("libvirtd", "virtqemud");
   const conf = await readIfAllowed(context, QEMU_CONF);
   if (/\bnone\b/.test(readLibvirtSetting(conf, "security_driver") ?? "")) {
@@ -67,7 +67,7 @@ async function whyUnused(
   if (!isConnected(context)) return null;
   if (confinesBy(name.toLowerCase(), await context.connection.capabilities())) return null;
   const load = name === "AppArmor" ? "systemctl restart apparmor.service && " : "";
-  return warning(`${subject}: it was not there when it started`, {
+  return warning(`${subject}: it was not active when libvirt started`, {
     meaning: MEANING,
     remedy: load + restart,
   });
@@ -96,7 +96,7 @@ async function checkHelperProfile(context: DoctorContext): Promise<Finding | nul
   const isKnown = /^\/(media|mnt|opt|srv|var\/lib\/libvirt\/images)\//.test(`${path}/`) ||
     `${profile}\n${own}`.includes(`${path}/`);
   if (isKnown) return null;
-  return warning(`AppArmor keeps virt-aa-helper from reading the disks in ${path}`, {
+  return warning(`AppArmor does not let virt-aa-helper read the disks in ${path}`, {
     meaning: 'A machine may fail to start with "Could not open backing file: Permission denied"',
     remedy: `echo '"${path}/**" r,' >> /etc/apparmor.d/local/${HELPER} && ` +
       `apparmor_parser -r /etc/apparmor.d/${HELPER}`,

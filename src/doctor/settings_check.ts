@@ -9,12 +9,12 @@ export const group: Group = { name: "settings", checks: [checkSettings] };
 export function checkSettings({ configError, config }: DoctorContext): Finding {
   if (configError !== null) {
     return problem("The settings cannot be used", {
-      meaning: `${explain(configError)}\nEach stage of each job fails. ` +
-        "What follows is for the default settings",
+      meaning: `${explain(configError)}\nEvery job fails. ` +
+        "The checks below use the default settings",
     });
   }
   const { file, templates: { size } } = config;
-  if (file === null) return ok("There is no file with settings: the defaults hold");
-  const templates = `they name ${size} template${size === 1 ? "" : "s"}`;
-  return ok(`The settings in "${file}" have no mistake; ${templates}`);
+  if (file === null) return ok("No settings file: using the defaults");
+  const templates = `${size} template${size === 1 ? "" : "s"}`;
+  return ok(`The settings in "${file}" are valid and name ${templates}`);
 }

@@ -45,21 +45,22 @@ async function checkPool({ name, key }: PoolName, context: LibvirtContext): Prom
   if (pool === null) return missingPool({ name, key }, context);
   const autostart = await pool.autostarts()
     ? null
-    : warning(`The storage pool "${name}" does not start with the host`, {
-      meaning: "After a reboot, no job starts",
+    : warning(`The storage pool "${name}" does not start at boot`, {
+      meaning: "After a reboot, no job can start",
       remedy: virsh(config, "pool-autostart", name),
     });
   if (!await pool.isActive()) {
     const remedy = virsh(config, "pool-start", name);
     const inactive = `The storage pool "${name}" is not active`;
-    return [problem(inactive, { meaning: "No job starts", remedy }), autostart];
+    return [problem(inactive, { meaning: "No job can start", remedy }), autostart];
   }
   const root = rootOf(await pool.xml());
   const type = root?.attributes["type"] ?? "";
   if (key === "overlay_pool" && !/^(dir|fs|netfs)$/.test(type)) {
-    return problem(`The storage pool "${name}" is of the type ${type}`, {
-      meaning: "Machines' disks are files: no job starts. Set overlay_pool to a pool of the type " +
-        "dir, fs or netfs",
+    return problem(`The storage pool "${name}" has the type ${type}`, {
+      meaning:
+        "Machines' disks must be files, so no job can start. Set overlay_pool to a pool of " +
+        "type dir, fs or netfs",
     });
   }
   const path = textAt(root, "target", "path") ?? "";
@@ -72,10 +73,10 @@ async function checkPool({ name, key }: PoolName, context: LibvirtContext): Prom
 
 function missingPool({ name, key }: PoolName, { config }: DoctorContext): Finding {
   if (key === "overlay_pool" && name === DEFAULT_OVERLAY_POOL) {
-    return ok(`The storage pool "${name}" is made by the first job`);
+    return ok(`The first job will create the storage pool "${name}"`);
   }
-  return problem(`There is no storage pool "${name}"`, {
-    meaning: `No job starts. If another pool is meant, set ${key}`,
+  return problem(`The storage pool "${name}" does not exist`, {
+    meaning: `No job can start. To use another pool, set ${key}`,
     remedy: makePool(config, name),
   });
 }
@@ -94,9 +95,9 @@ async function checkSpace(
     return ok(`The storage pool "${name}": ${space}`);
   }
   const finding = grows && percent < 5 && available < 20 * GIB ? problem : warning;
-  return finding(`The storage pool "${name}" has little space: ${space}`, {
+  return finding(`The storage pool "${name}" has little free space: ${space}`, {
     meaning: grows
-      ? "A machine whose disk cannot grow is halted, and its job fails as the host's fault"
+      ? "A machine is paused if its disk cannot grow, and its job fails as a system failure"
       : "There may be no room for another template",
     remedy: command("du", "--human-readable", "--all", "--max-depth=1", path),
   });
@@ -109,10 +110,10 @@ async function checkOwner(path: string, context: DoctorContext): Promise<Finding
   const { uid: own } = await readOwnUser(context);
   const isForeign = info.uid !== 0 && info.uid !== own;
   if (!isForeign && ((info.mode ?? 0) & WRITABLE_BY_OTHERS) === 0) {
-    return ok(`Nobody else may write to ${path}`);
+    return ok(`Only this user and root can write to ${path}`);
   }
-  return problem(`Others may write to ${path}`, {
-    meaning: "They may exchange the disks of machines, and so read the secrets of jobs",
+  return problem(`Other users can write to ${path}`, {
+    meaning: "They could replace the disks of machines, and so read the secrets of jobs",
     remedy: `${command("chown", "root", path)} && ${command("chmod", "go-w", path)}`,
   });
 }

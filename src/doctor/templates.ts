@@ -42,7 +42,7 @@ export async function checkTemplates(context: LibvirtContext): Promise<Found> {
 }
 
 function noTemplate(pool: string): Finding {
-  return problem(`The storage pool "${pool}" has no template`, {
+  return problem(`The storage pool "${pool}" has no templates`, {
     meaning: "Every job fails",
     remedy: "make_base_image/make_base_image.sh VM",
   });
@@ -55,8 +55,8 @@ function missingTemplates(volumes: readonly TemplateVolume[], context: DoctorCon
     !volumes.some(({ name }) => choice.volumes.includes(name))
   );
   return missing.map((choice) =>
-    problem(`The settings name the template "${choice.name}", and it is not there`, {
-      meaning: `A job that asks for it fails: there is no volume ` +
+    problem(`The settings name the template "${choice.name}", which does not exist`, {
+      meaning: `Jobs that ask for it fail: there is no volume ` +
         choice.volumes.map((name) => `"${name}"`).join(" or "),
       remedy: virsh(context.config, "pool-refresh", config.templatePool) + " && " +
         virsh(context.config, "vol-list", config.templatePool),
@@ -81,15 +81,15 @@ async function checkTemplate(
     checkSize(volume, settingsOf(name, context), context.config),
   ]);
   if (findings.length > 0) return findings;
-  const users = overlays.length === 1 ? "1 machine stands" : `${overlays.length} machines stand`;
+  const users = overlays.length === 1 ? "1 machine" : `${overlays.length} machines`;
   const size = Math.ceil(capacityBytes / GIB);
-  return [ok(`The template "${name}": ${format}, ${size} GiB; ${users} on it`)];
+  return [ok(`The template "${name}": ${format}, ${size} GiB, used by ${users}`)];
 }
 
 function checkFormat({ name, path, format }: TemplateVolume): Finding | null {
   if (format === "qcow2" || format === "raw") return null;
   return warning(`The template "${name}" has the format ${format}`, {
-    meaning: "Machines need one that is qcow2 or raw: a job that asks for it fails",
+    meaning: "Templates must be qcow2 or raw: jobs that ask for this one fail",
     remedy: command("qemu-img", "convert", "-O", "qcow2", path, `${path}.qcow2`),
   });
 }
@@ -102,8 +102,8 @@ async function checkChain(
   if (!isLocal(context)) return [];
   const there = await Promise.all(below.map((file) => mayExist(context.root + file)));
   return below.filter((_, i) => !there[i]).map((file) =>
-    problem(`The template "${name}" stands on ${file}, which is not there`, {
-      meaning: "A machine on it does not start",
+    problem(`The template "${name}" is based on ${file}, which does not exist`, {
+      meaning: "Machines of this template cannot start",
     })
   );
 }
@@ -115,16 +115,16 @@ function writerProblem(
   context: DoctorContext,
 ): Finding {
   const what = machines === 0
-    ? "corrupts each machine that is made from it"
-    : `corrupts the ${machines} that stand${machines === 1 ? "s" : ""} on it`;
+    ? "corrupts every machine that is created from it"
+    : `corrupts the ${machines} machine${machines === 1 ? "" : "s"} based on it`;
   const subject = `The template "${name}" is the disk of the domain "${domain}"`;
   return isActive
-    ? problem(`${subject}, which runs`, {
-      meaning: `What it writes ${what}. Shut it down, and give it a disk of its own`,
+    ? problem(`${subject}, which is running`, {
+      meaning: `Whatever it writes ${what}. Shut it down, and give it its own disk`,
       remedy: virsh(context.config, "shutdown", domain),
     })
     : problem(subject, {
-      meaning: `Starting it ${what}. Give it a disk of its own`,
+      meaning: `Starting it ${what}. Give it its own disk`,
       remedy: virsh(context.config, "edit", domain),
     });
 }
@@ -148,9 +148,9 @@ async function checkChanged(
   const harmedBy = (file: typeof disks[number]): number =>
     disks.filter(({ born }) => file.born < born && born < file.written).length;
   return files.filter((file) => harmedBy(file) > 0).map((file) =>
-    warning(`Somebody wrote to the template "${volume.name}" while machines stand on it`, {
+    warning(`The template "${volume.name}" was modified while machines used it`, {
       meaning: `${file.path} is newer than the disks of ${harmedBy(file)} of them, which may be ` +
-        "damaged. Run their jobs again, and change a template by make_base_image.sh --replace only",
+        "damaged. Retry their jobs, and change templates only by make_base_image.sh --replace",
     })
   );
 }
@@ -166,9 +166,8 @@ function checkSize(
   const most = Math.min(settings.maxDiskGib ?? Infinity, machine.maxDiskGib ?? Infinity);
   if (gib <= most) return null;
   const has = rules.some(({ maxDiskGib }) => (maxDiskGib ?? 0) >= gib) ? warning : problem;
-  return has(`The template "${name}" has ${gib} GiB, and max_disk_gib is ${most}`, {
-    meaning:
-      "A job that asks for it fails, unless a rule allows more. Raise max_disk_gib, or make " +
+  return has(`The template "${name}" has ${gib} GiB, but max_disk_gib is ${most}`, {
+    meaning: "Jobs that ask for it fail, unless a rule allows more. Raise max_disk_gib, or make " +
       "the template smaller",
   });
 }

@@ -28,7 +28,7 @@ async function checkWarmImage(choice: TemplateChoice, context: LibvirtContext): 
   if (image === null) return missingImage(name, changes);
   const kind = await standbyKind({ imageId: image.id, settings });
   return [
-    ok(`The warm image of "${name}" holds: made ${image.created}`),
+    ok(`The warm image of "${name}" is up to date, created ${image.created}`),
     checkWaiting(name, await countWaiting(kind, pool, connection), settings.standby),
   ];
 }
@@ -50,9 +50,9 @@ async function templateOf(
 function missingImage(name: string, changes: string | null): Finding {
   const subject = changes === null
     ? `The template "${name}" has no warm image`
-    : `The warm image of "${name}" was made before a change of ${changes}`;
+    : `The warm image of "${name}" is out of date: ${changes} changed`;
   return warning(subject, {
-    meaning: "Its machines boot, which takes longer",
+    meaning: "Its machines boot instead, which is slower",
     remedy: `libvirt-gci warm ${name}`,
   });
 }
@@ -72,10 +72,11 @@ async function countWaiting(
 /** Whether as many machines wait for jobs as the settings want. */
 function checkWaiting(template: string, waiting: number, wanted: number): Finding | null {
   if (wanted === 0) return null;
-  const subject = `${waiting} of ${wanted} machines of "${template}" wait for a job`;
+  const subject = `${waiting} of ${wanted} standby machines of "${template}" are ready`;
   if (waiting >= wanted) return ok(subject);
   return warning(subject, {
-    meaning: "The next jobs wait longer; after a job it is so for a moment, or there was no room",
+    meaning:
+      "The next jobs start more slowly. This is normal just after a job; else there was no room",
     remedy: "libvirt-gci standby",
   });
 }

@@ -39,14 +39,14 @@ import {
 const BROKEN_KVM = { works: false, reason: "KVM starts but a guest's kernel never boots" } as const;
 
 Deno.test("KVM that runs guests is ok", async () => {
-  only(await look(checkKvm, { connection: NO_LIBVIRT }), "ok", /^KVM runs guests$/);
+  only(await look(checkKvm, { connection: NO_LIBVIRT }), "ok", /^KVM works$/);
 });
 
 Deno.test("KVM that runs no guest is a problem, and what to set instead has its price", async () => {
   const findings = await look(checkKvm, { kvm: () => Promise.resolve(BROKEN_KVM) });
-  const { meaning, remedy } = only(findings, "problem", /runs no guest/);
+  const { meaning, remedy } = only(findings, "problem", /KVM does not work/);
   assert.match(meaning, /never boots. With domain_type: kvm, machines hang or do not start/);
-  assert.match(meaning, /domain_type: qemu .*slow and, .*no security boundary/);
+  assert.match(meaning, /domain_type: qemu works .*slow and, .*no security boundary/);
   assert.equal(remedy, null);
 });
 
@@ -62,14 +62,14 @@ Deno.test("without /dev/kvm, the remedy loads the module", async () => {
   const reason = "/dev/kvm does not exist";
   const files = { "/dev/kvm": undefined };
   const kvm = () => Promise.resolve({ works: null, reason });
-  const { remedy } = only(await look(checkKvm, { kvm, files }), "problem", /runs no guest/);
+  const { remedy } = only(await look(checkKvm, { kvm, files }), "problem", /KVM does not work/);
   assert.equal(remedy, "modprobe kvm_intel || modprobe kvm_amd");
   assert.deepEqual(await look(checkKvmDevice, { files }), []);
 });
 
 Deno.test("KVM that this user may not try is a warning", async () => {
   const kvm = () => Promise.resolve({ works: null, reason: "no permission on /dev/kvm" });
-  const { meaning } = only(await look(checkKvm, { kvm }), "warning", /Nobody knows/);
+  const { meaning } = only(await look(checkKvm, { kvm }), "warning", /Cannot tell/);
   assert.match(meaning, /no permission/);
 });
 
@@ -80,7 +80,7 @@ Deno.test("nobody asks for KVM where no machine uses it", async () => {
 
 Deno.test("KVM that works and libvirt does not offer is a problem", async () => {
   const offer = "<capabilities><guest><arch><domain type='kvm'/></arch></guest></capabilities>";
-  only(offerFinding(offer), "ok", /KVM runs guests/);
+  only(offerFinding(offer), "ok", /KVM works/);
   const { remedy } = only(offerFinding("<capabilities/>"), "problem", /does not offer it/);
   // Of one daemon and of those that share its work, whichever run: none is begun beside another.
   assert.equal(remedy, "systemctl try-restart 'libvirtd.service*' 'virtqemud.service*'");
@@ -93,7 +93,7 @@ Deno.test("/dev/kvm that QEMU's user may not open is a warning, by qemu.conf and
   const joined = { "/etc/group": `kvm:x:${Deno.gid()}:libvirt-qemu\n` };
   const root = { "/etc/libvirt/qemu.conf": 'user = "+0"\n' };
   for (const files of [{}, { ...closed, ...joined }, { ...closed, ...root }]) {
-    only(await look(checkKvmDevice, { files }), "ok", /may open \/dev\/kvm/);
+    only(await look(checkKvmDevice, { files }), "ok", /can open \/dev\/kvm/);
   }
   for (
     const [files, remedy] of [
@@ -102,7 +102,7 @@ Deno.test("/dev/kvm that QEMU's user may not open is a warning, by qemu.conf and
     ] as const
   ) {
     const findings = await look(checkKvmDevice, { files });
-    const found = only(findings, "warning", /user, libvirt-qemu, may not open \/dev\/kvm/);
+    const found = only(findings, "warning", /user libvirt-qemu cannot open \/dev\/kvm/);
     assert.match(found.meaning, /13 s/);
     assert.equal(found.remedy, remedy);
   }
@@ -132,7 +132,7 @@ Deno.test("an isolated machine needs filters, ebtables, iptables and tracking", 
   const files = { "/usr/sbin/ebtables": undefined, [TRACKING]: undefined };
   const [filters] = await look(checkFilters, { files });
   if (filters?.level !== "ok") { // libvirt's test driver has them since 10.0
-    const { remedy } = only(filters ?? null, "problem", /cannot make network filters/);
+    const { remedy } = only(filters ?? null, "problem", /does not support network filters/);
     assert.match(remedy ?? "", /^apt-get install libvirt-daemon-config-nwfilter && /);
   }
   const programs = await look(checkFilterPrograms, { files });
@@ -154,7 +154,7 @@ Deno.test("who has not the capability CAP_NET_ADMIN isolates machines by libvirt
   only(admin, "ok", /^With CAP_NET_ADMIN/);
   const files = having("0000000000000000");
   const findings = await look(checkCapability, { files });
-  const { meaning } = only(findings, "warning", /^ci has not the capability/);
+  const { meaning } = only(findings, "warning", /^ci lacks the capability/);
   assert.match(meaning, /link-local/);
   const dropIn = /as (\S+) does/.exec(meaning)?.[1] ?? "";
   assert.match(
@@ -188,13 +188,13 @@ Deno.test("the firewall's backend is told, and a problem without its program", a
   const since = (virConnectGetLibVersion: bigint): HostDifferences => ({
     libvirt: (connection) => answerCalls(connection, { virConnectGetLibVersion }),
   });
-  only(await look(checkFirewall, since(9_000_000n)), "ok", /with iptables, as all before 10.4/);
+  only(await look(checkFirewall, since(9_000_000n)), "ok", /uses iptables .*, as before 10.4/);
   only(await look(checkFirewall, since(10_004_000n)), "ok", /chooses/);
   const without = await look(checkFirewall, { files: nftables });
-  const { remedy } = only(without, "problem", /nftables, .* has no nft$/);
+  const { remedy } = only(without, "problem", /nftables .* has no nft$/);
   assert.equal(remedy, "apt-get install nftables");
   const both = { ...nftables, "/usr/sbin/nft": "" };
-  only(await look(checkFirewall, { files: both }), "ok", /with nftables/);
+  only(await look(checkFirewall, { files: both }), "ok", /uses nftables/);
 });
 
 const { privateKey } = await makeKeyPair();
@@ -205,13 +205,13 @@ function lookAtKey(key: string | null, files: HostTree): Promise<Finding[]> {
 
 Deno.test("a key that only its owner may read is ok", async () => {
   const files = { "/etc/key": { text: privateKey, mode: 0o600 } };
-  only(await lookAtKey("/etc/key", files), "ok", /\/etc\/key can be used/);
+  only(await lookAtKey("/etc/key", files), "ok", /\/etc\/key is usable/);
 });
 
 Deno.test("a key that others may read is a warning", async () => {
   const files = { "/root/key": { text: privateKey, mode: 0o640 } };
   const findings = await lookAtKey("~/key", files);
-  const { remedy } = only(findings, "warning", /Others .* may read .*\/root\/key/);
+  const { remedy } = only(findings, "warning", /Other users can read .*\/root\/key/);
   assert.match(remedy ?? "", /^chmod 600 .*\/root\/key$/);
 });
 
@@ -225,9 +225,9 @@ Deno.test("a key that is missing, encrypted or none is a problem", async () => {
     ] as const
   ) {
     const files = text === null ? {} : { "/etc/key": { text, mode: 0o600 } };
-    const subject = key === null ? /no SSH key/ : /of no use/;
+    const subject = key === null ? /^No SSH key/ : /^Cannot use/;
     const found = only(await lookAtKey(key, files), "problem", subject);
-    assert.match(found.meaning, /No job starts whose template has login: template$/);
+    assert.match(found.meaning, /Jobs cannot start if their template has login: template$/);
     assert.equal(found.remedy, remedy);
   }
 });
@@ -251,9 +251,9 @@ Deno.test("the security module is told, with where it logs", async () => {
   const mounted = { [ENABLED]: "N\n", "/sys/kernel/security/apparmor": null };
   for (
     const [files, words] of [
-      [APPARMOR, /AppArmor confines machines; .*journalctl -k/],
+      [APPARMOR, /AppArmor confines machines\. .*journalctl -k/],
       [mounted, /AppArmor confines machines/],
-      [SELINUX, /SELinux confines machines; .*ausearch -m AVC/],
+      [SELINUX, /SELinux confines machines\. .*ausearch -m AVC/],
     ] as const
   ) {
     only(await look(checkSecurityModules, { files }), "ok", words);
@@ -302,7 +302,7 @@ Deno.test("a security module that libvirt is not to use, or did not find, is a w
     const told = await look(checkSecurityModules, { files: { ...files, ...conf } });
     only(told, "warning", /security_driver is none/);
     const late = await look(checkSecurityModules, { files, libvirt });
-    const { remedy } = only(late, "warning", /was not there when it started/);
+    const { remedy } = only(late, "warning", /was not active when libvirt started/);
     assert.match(remedy ?? "", /try-restart 'libvirtd.service\*'/);
   }
 });
@@ -320,7 +320,7 @@ Deno.test("SMT without core scheduling is a warning", async () => {
       { ...CORES, [QEMU_CONF]: 'sched_core = "vcpus"\n' },
     ]
   ) {
-    only(await look(checkThreads, { files }), "ok", /^No machines share a core/);
+    only(await look(checkThreads, { files }), "ok", /^Machines do not share CPU cores/);
   }
   for (const conf of ['#sched_core = "full"\n', 'sched_core = "none"\n', undefined]) {
     const findings = await look(checkThreads, { files: { ...CORES, [QEMU_CONF]: conf } });
@@ -357,7 +357,7 @@ Deno.test({
   ignore: IS_ROOT,
   async fn() {
     const files = { ...CORES, [QEMU_CONF]: { text: 'sched_core = "full"\n', mode: 0o000 } };
-    only(await look(checkThreads, { files }), "warning", /may not read .*qemu.conf/);
+    only(await look(checkThreads, { files }), "warning", /cannot read .*qemu.conf/);
   },
 });
 
@@ -391,7 +391,7 @@ Deno.test("without swap, or with swap that nobody can read later, all is well", 
       ["/dev/dm-1", mapped({ "dm-1": ["LVM", "dm-0"], "dm-0": ["CRYPT-LUKS2", "sda3"] })],
     ] as const
   ) {
-    only(await lookAtSwap([device], files), "ok", /stays in memory, or is encrypted$/);
+    only(await lookAtSwap([device], files), "ok", /^All swap is encrypted, or stays in memory$/);
   }
 });
 
@@ -407,15 +407,15 @@ Deno.test("swap that is not encrypted is a warning for each", async () => {
   const findings = await lookAtSwap(open.concat("/dev/zram0"), files);
   assert.deepEqual(
     findings.map(({ level, subject }) => `${level}: ${subject}`),
-    open.map((path) => `warning: Swap is active and not encrypted: ${path}`),
+    open.map((path) => `warning: The swap on ${path} is not encrypted`),
   );
-  assert.match(findings[0]?.meaning ?? "", /its secrets too/);
+  assert.match(findings[0]?.meaning ?? "", /secrets included/);
   assert.match(findings[0]?.remedy ?? "", /^swapoff \/dev\/sda2 # .*crypttab/);
 });
 
 Deno.test("of a swap file, the doctor says what it is encrypted by", async () => {
   const findings = await lookAtSwap(["/swap\\040file file"]);
-  const subject = /in the file \/swap file, which .* only where its file system/;
+  const subject = /The swap file \/swap file is .* only if its file system/;
   assert.match(only(findings, "warning", subject).remedy ?? "", /^swapoff '\/swap file' # /);
 });
 
@@ -553,10 +553,28 @@ for (
     ['"run", "--', '"run --', "problem", /lack .* "run"/, /\["run", "--script"\]$/],
     ['["prepare"]', '["cleanup"]', "problem", /prepare_args .* lack/, /= \["prepare"\]/],
     ['p_exec = "/usr', 'p_exec = "/opt', "problem", /cannot run "\/opt\/local/, /config.toml$/],
-    [CUSTOM, "graceful_kill_timeout = 10", "warning", /graceful_\w+ 10$/, /= 30, or more/],
-    [CUSTOM, "force_kill_timeout = 1", "warning", /force_kill_timeout 1$/, /= 5, or more/],
-    [CUSTOM, "cleanup_exec_timeout = 5", "warning", /cleanup_\w+ 5$/, /= 30, or more/],
-    [CUSTOM, "prepare_exec_timeout = 60", "warning", /prepare_\w+ 60$/, /= 2100, or more/],
+    [
+      CUSTOM,
+      "graceful_kill_timeout = 10",
+      "warning",
+      /^The graceful_\w+ .* 10 s$/,
+      /= 30, or more/,
+    ],
+    [
+      CUSTOM,
+      "force_kill_timeout = 1",
+      "warning",
+      /^The force_kill_timeout .* 1 s$/,
+      /= 5, or more/,
+    ],
+    [CUSTOM, "cleanup_exec_timeout = 5", "warning", /^The cleanup_\w+ .* 5 s$/, /= 30, or more/],
+    [
+      CUSTOM,
+      "prepare_exec_timeout = 60",
+      "warning",
+      /^The prepare_\w+ .* 60 s$/,
+      /= 2100, or more/,
+    ],
     ["concurrent = 4", "concurrent = 8", "warning", /8 machines at once/, /# concurrent = 7$/],
     ["concurrent = 4", "concurrent = ", "problem", /cannot read/, /config.toml$/],
     ['"glrt-secret"', '"glrt-secret', "problem", /cannot read/, /config.toml$/],
@@ -592,14 +610,21 @@ Deno.test("limits of runners bound the memory, and the largest template counts",
 
 Deno.test("more jobs than max_machines would wait in prepare", async () => {
   const findings = await lookAtRunner({}, { yaml: "max_machines: 3" });
-  const found = only(findings.slice(1), "warning", /4 jobs may come at once.*max_machines is 3/);
+  const found = only(
+    findings.slice(1),
+    "warning",
+    /^Up to 4 jobs can run at once, but max_machines is 3$/,
+  );
   assert.match(found.remedy ?? "", /# concurrent = 3$/);
   allOk(await lookAtRunner({}, { yaml: "max_machines: 4" }));
 });
 
 Deno.test("what becomes of jobs without memory depends on overcommit_memory", async () => {
   for (
-    const [overcommit, meaning] of [[false, /jobs wait in prepare/], [true, /swaps/]] as const
+    const [overcommit, meaning] of [[false, /surplus jobs wait in prepare/], [
+      true,
+      /swaps/,
+    ]] as const
   ) {
     const yaml = `memory_mib: 8192\novercommit_memory: ${overcommit}`;
     const found = only((await lookAtRunner({}, { yaml })).slice(1), "warning", /8192 MiB/);
@@ -612,7 +637,7 @@ Deno.test("no config.toml is a warning", async () => {
   only(
     await look(checkRunner, { files }),
     "warning",
-    /There is no \/etc\/gitlab-runner\/config.toml/,
+    /\/etc\/gitlab-runner\/config.toml does not exist/,
   );
 });
 
@@ -621,6 +646,6 @@ Deno.test({
   ignore: IS_ROOT,
   async fn() {
     const files = { [FILE]: { text: TOML, mode: 0o000 } };
-    only(await look(checkRunner, { files }), "warning", /may not read/);
+    only(await look(checkRunner, { files }), "warning", /cannot read/);
   },
 });

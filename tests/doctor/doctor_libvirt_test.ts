@@ -42,25 +42,25 @@ Deno.test("pools that are active and have space are ok, with their file system",
   const overlays = await look(checkOverlayPool);
   allOk(overlays);
   assert.match(overlays[0]?.subject ?? "", /"libvirt-gci": 99 of 100 GiB free/);
-  assert.match(overlays[1]?.subject ?? "", /^Nobody else may write to/);
+  assert.match(overlays[1]?.subject ?? "", /^Only this user and root can write to/);
 });
 
 Deno.test("a pool that is missing is a problem, but for the one that the first job makes", async () => {
   const config = { templatePool: "no such", overlayPool: "none" };
   const noTemplates = await look(checkTemplatePool, { config });
-  const { remedy } = only(noTemplates, "problem", /no storage pool "no such"/);
+  const { remedy } = only(noTemplates, "problem", /"no such" does not exist/);
   assert.match(
     remedy ?? "",
     /pool-define-as 'no such' dir .* && virsh .* pool-autostart 'no such'$/,
   );
   const noOverlays = await look(checkOverlayPool, { config });
-  const { meaning } = only(noOverlays, "problem", /no storage pool "none"/);
+  const { meaning } = only(noOverlays, "problem", /"none" does not exist/);
   assert.match(meaning, /set overlay_pool/);
   await using connection = await openHostWithout("libvirt-gci");
   only(
     await look(checkOverlayPool, { connection }),
     "ok",
-    /"libvirt-gci" is made by the first job/,
+    /^The first job will create the storage pool "libvirt-gci"/,
   );
 });
 
@@ -69,7 +69,7 @@ Deno.test("a pool for machines' disks that has no files is a problem", async () 
     libvirt: (it) => definePool(it, { name: "vg0", type: "logical", starts: true }),
     config: { overlayPool: "vg0" },
   });
-  only(findings, "problem", /"vg0" is of the type logical/);
+  only(findings, "problem", /"vg0" has the type logical/);
 });
 
 Deno.test("a pool that is not active is a problem, and no autostart a warning", async () => {
@@ -127,7 +127,7 @@ for (const [free, level] of [[21, "warning"], [19, "problem"]] as const) {
           ? Promise.resolve(xml)
           : callForString.apply(connection, args)) as typeof callForString;
     };
-    const { subject } = only(await look(checkOverlayPool, { libvirt }), level, /little space/);
+    const { subject } = only(await look(checkOverlayPool, { libvirt }), level, /little free space/);
     assert.ok(subject.includes(`${free} of 1024 GiB free`));
   });
 }
@@ -135,7 +135,7 @@ for (const [free, level] of [[21, "warning"], [19, "problem"]] as const) {
 Deno.test("a directory of disks that others may write to is a problem", async () => {
   const files = { [OVERLAYS]: { text: null, mode: 0o775 } };
   const found = only(notOk(await look(checkOverlayPool, { files })), "problem", /./);
-  assert.match(found.meaning, /exchange the disks/);
+  assert.match(found.meaning, /replace the disks/);
   assert.equal(found.remedy, `chown root ${OVERLAYS} && chmod go-w ${OVERLAYS}`);
 });
 
@@ -172,7 +172,7 @@ Deno.test("STP is a warning that says how long each machine waits", () => {
     const bridge = `<bridge name='virbr0' ${attributes}/>`;
     const stp = only(notOk(networkFindings(networkXml({ bridge }), N)), "warning", /STP/);
     assert.match(stp.meaning, new RegExp(`waits ${seconds} s`));
-    assert.match(stp.remedy ?? "", /net-edit n # at <bridge>, set stp='off' delay='0'\n/);
+    assert.match(stp.remedy ?? "", /net-edit n # in <bridge>, set stp='off' delay='0'\n/);
   }
 });
 
@@ -192,7 +192,7 @@ Deno.test("dnsmasq without no-ping is a warning, unless it has no address to cho
 
 Deno.test("a network without DHCP is a problem", () => {
   const { remedy } = only(networkFindings(networkXml({ dhcp: "" }), N), "problem", /has no DHCP/);
-  assert.match(remedy ?? "", /into <ip>, put <dhcp>/);
+  assert.match(remedy ?? "", /in <ip>, add <dhcp>/);
   const ipv6 = "<ip family='ipv6' address='fd00::1' prefix='64'><dhcp/></ip>";
   only(networkFindings(networkXml({ ip: () => ipv6 }), N), "problem", /has no DHCP/);
 });
@@ -200,11 +200,11 @@ Deno.test("a network without DHCP is a problem", () => {
 Deno.test("a range that throw-away machines use up is a warning", () => {
   for (
     const [end, lease, isolate, level, subject] of [
-      ["10.0.0.254", "expiry='0'", true, "ok", /leased for ever/],
+      ["10.0.0.254", "expiry='0'", true, "ok", /leased forever/],
       ["10.0.0.16", "", true, "warning", /has 15 addresses/],
       ["10.0.0.16", "", false, "warning", /has 15 addresses/],
       ["10.0.0.254", "expiry='24' unit='hours'", false, "warning", /leased for 24 h/],
-      ["10.0.0.254", "expiry='0'", false, "warning", /leased for ever/],
+      ["10.0.0.254", "expiry='0'", false, "warning", /leased forever/],
       ["10.0.0.17", "expiry='600' unit='seconds'", false, "ok", /16 .* for 10 min/],
       ["10.0.3.254", "expiry='24' unit='hours'", false, "ok", /1021 addresses/],
     ] as const
@@ -217,7 +217,7 @@ Deno.test("a range that throw-away machines use up is a warning", () => {
 
 Deno.test("a network on a bridge of somebody else's is a warning", () => {
   const xml = "<network><name>n</name><forward mode='bridge'/><bridge name='br0'/></network>";
-  only(networkFindings(xml, N), "warning", /serves no addresses/);
+  only(networkFindings(xml, N), "warning", /does not serve addresses/);
 });
 
 Deno.test("each network that the settings name is looked at, and none that is missing passes", async () => {
@@ -225,11 +225,14 @@ Deno.test("each network that the settings name is looked at, and none that is mi
   const findings = await look(checkNetworks, { yaml });
   assert(findings.some(({ level, subject }) => level === "ok" && /"default"/.test(subject)));
   const missing = findings.filter(({ level }) => level === "problem");
-  assert.match(only(missing, "problem", /no network "elsewhere"/).remedy ?? "", /net-list --all$/);
+  assert.match(
+    only(missing, "problem", /"elsewhere" does not exist/).remedy ?? "",
+    /net-list --all$/,
+  );
 
   await using connection = await openHostWithout("default");
   const bare = await look(checkNetworks, { connection });
-  const { remedy } = only(bare, "problem", /no network "default"/);
+  const { remedy } = only(bare, "problem", /"default" does not exist/);
   assert.match(remedy ?? "", /net-define .*default.xml && virsh .* net-start default$/);
   assert.deepEqual(await look(checkNetworks, { connection, machine: { network: "none" } }), []);
 });
@@ -250,8 +253,8 @@ Deno.test("each template is told with its format, its size and its machines", as
   const libvirt = (it: Connection) => createOverlay(it, "m", DEBIAN);
   const findings = await look(checkTemplates, { libvirt });
   assert.deepEqual(findings.map(({ subject }) => subject), [
-    'The template "debian-12.qcow2": qcow2, 4 GiB; 1 machine stands on it',
-    'The template "old-name": raw, 2 GiB; 0 machines stand on it',
+    'The template "debian-12.qcow2": qcow2, 4 GiB, used by 1 machine',
+    'The template "old-name": raw, 2 GiB, used by 0 machines',
   ]);
   allOk(findings);
 });
@@ -260,8 +263,8 @@ Deno.test("a template that the settings name and nobody made is a problem", asyn
   const yaml = "default_template: fedora\ntemplates: { x: { volume: x-v3 }, debian-12: {} }";
   const missing = notOk(await look(checkTemplates, { yaml }));
   assert.deepEqual(missing.map(({ level, subject }) => [level, subject]), [
-    ["problem", 'The settings name the template "x", and it is not there'],
-    ["problem", 'The settings name the template "fedora", and it is not there'],
+    ["problem", 'The settings name the template "x", which does not exist'],
+    ["problem", 'The settings name the template "fedora", which does not exist'],
   ]);
   assert.match(missing[0]?.meaning ?? "", /no volume "x-v3"$/);
   assert.match(missing[0]?.remedy ?? "", /pool-refresh base_imgs && virsh .* vol-list base_imgs$/);
@@ -275,7 +278,7 @@ Deno.test("a pool without templates is a problem", async () => {
       await volume.delete();
     }
   };
-  only(await look(checkTemplates, { libvirt }), "problem", /"base_imgs" has no template/);
+  only(await look(checkTemplates, { libvirt }), "problem", /"base_imgs" has no templates/);
 });
 
 Deno.test("a template that is neither qcow2 nor raw is a warning, and a directory is no template", async () => {
@@ -293,7 +296,7 @@ Deno.test("a template that stands on a file is a problem only without that file"
   const libvirt = (it: Connection) =>
     createVolume(it, "base_imgs", { name: "top.qcow2", backing: "/srv/base.img" });
   const found = notOk(await look(checkTemplates, { libvirt }));
-  only(found, "problem", /"top.qcow2" stands on \/srv\/base.img, which is not there/);
+  only(found, "problem", /"top.qcow2" is based on \/srv\/base.img, which does not exist/);
   allOk(await look(checkTemplates, { libvirt, files: { "/srv/base.img": "" } }));
 });
 
@@ -312,7 +315,7 @@ Deno.test(
     await sleep(clockTick);
     await Deno.writeTextFile(host.root + DEBIAN, "by hand");
     const found = notOk(await checkTemplates(host));
-    const { meaning } = only(found, "warning", /wrote to the template "debian-12.qcow2" while/);
+    const { meaning } = only(found, "warning", /The template "debian-12.qcow2" was modified while/);
     assert.match(meaning, /^\/var.*debian-12.qcow2 is newer than the disks of 1 of them/);
 
     await Deno.writeTextFile(`${host.root}${DEBIAN}.new`, "a new version");
@@ -341,8 +344,8 @@ Deno.test("a domain whose disk is a template's is a problem, running or not", as
       };
       const found = notOk(await look(checkTemplates, { libvirt }));
       const { subject, meaning, remedy } = only(found, "problem", /debian-12.*the domain "vm"/);
-      assert.equal(/which runs$/.test(subject), isActive);
-      assert.match(meaning, /corrupts each machine that is made from it/);
+      assert.equal(/which is running$/.test(subject), isActive);
+      assert.match(meaning, /corrupts every machine that is created from it/);
       assert.equal(remedy, `virsh -c qemu:///system ${isActive ? "shutdown" : "edit"} vm`);
     }
   }
@@ -356,7 +359,10 @@ Deno.test("a domain that writes to what a template stands on is a problem too", 
   };
   const found = (await look(checkTemplates, { libvirt, files: { [DEBIAN]: "" } }))
     .filter(({ subject }) => /"top.qcow2"/.test(subject));
-  assert.match(only(found, "problem", /domain "vm"/).meaning, /corrupts the 2 that stand on it/);
+  assert.match(
+    only(found, "problem", /domain "vm"/).meaning,
+    /corrupts the 2 machines based on it/,
+  );
 });
 
 Deno.test("a machine of ours, and a disk that is only read, harm no template", async () => {
@@ -384,7 +390,7 @@ Deno.test("a template that is larger than max_disk_gib is a problem", async () =
     ] as const
   ) {
     const found = notOk(await look(checkTemplates, { yaml }));
-    only(found, level, /"debian-12.qcow2" has 4 GiB, and max_disk_gib is 3/);
+    only(found, level, /"debian-12.qcow2" has 4 GiB, but max_disk_gib is 3/);
   }
 });
 

@@ -16,27 +16,31 @@ function about(findings: readonly Finding[], words: RegExp): Finding[] {
 Deno.test("doctor says what isolated machines reach of the host", async () => {
   const closed = await reach({});
   allOk(closed);
-  only(about(closed, /Of the host/), "ok", /reach DHCP and DNS of their network, and no port else/);
+  only(
+    about(closed, /On the host/),
+    "ok",
+    /reach DHCP and DNS of their network, and no other port/,
+  );
   const machine = { hostPorts: ["tcp/3142"], hostAddresses: ["198.51.100.7/24"] };
   only(
-    about(await reach({ machine }), /Of the host/),
+    about(await reach({ machine }), /On the host/),
     "ok",
-    /by host_ports tcp\/3142 at 127\.99\.0\.1, 192\.0\.2\.7, 198\.51\.100\.7$/,
+    /the host_ports tcp\/3142 at 127\.99\.0\.1, 192\.0\.2\.7, 198\.51\.100\.7$/,
   );
 });
 
 Deno.test("doctor says so where machines are not isolated, or have no network", async () => {
-  only(await reach({ machine: { isolate: false } }), "warning", /^Machines that are not isolated/);
+  only(await reach({ machine: { isolate: false } }), "warning", /^Machines without isolation/);
   assert.deepEqual(await reach({ machine: { network: "none" } }), []);
 });
 
 Deno.test("doctor warns of a cloud's metadata that jobs reach", async () => {
-  only(about(await reach({}), /metadata/), "ok", /do not reach 169\.254\.169\.254/);
+  only(about(await reach({}), /metadata/), "ok", /cannot reach 169\.254\.169\.254/);
   for (const blockedNetworks of [[], ["10.0.0.0/8"], ["169.254.169.0/25"]]) {
     const found = about(await reach({ machine: { blockedNetworks } }), /metadata/);
     assert.match(
-      only(found, "warning", /machines reach 169\.254\.169\.254/).meaning,
-      /credentials\. Put 169\.254\.0\.0\/16 into blocked_networks/,
+      only(found, "warning", /machines can reach 169\.254\.169\.254/).meaning,
+      /credentials .*\. Add 169\.254\.0\.0\/16 to blocked_networks/,
     );
   }
 });
@@ -73,8 +77,8 @@ Deno.test("doctor warns of private networks that jobs reach, but for those that 
 
 Deno.test("a host whose addresses doctor cannot see is a problem, unless the settings name them", async () => {
   const hostNetwork = () => ({ ...HOST_NETWORK, isInitial: false });
-  const unknown = about(await reach({ hostNetwork }), /unknown/);
-  const { meaning, remedy } = only(unknown, "problem", /machines of "default" .* in a container/);
+  const unknown = about(await reach({ hostNetwork }), /Cannot tell/);
+  const { meaning, remedy } = only(unknown, "problem", /machines in "default": .* in a container/);
   assert.match(meaning, /host_addresses/);
   assert.match(remedy ?? "", /^ip -4 address #/);
   allOk(await reach({ hostNetwork, machine: { hostAddresses: ["192.0.2.7/24"] } }));

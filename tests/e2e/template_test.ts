@@ -55,7 +55,7 @@ e2eTest("a template is the disk of a started domain or of machines, never of bot
   assert.match(refused.stderr, /What to do: Shut it down: virsh -c \S+ shutdown gci-e2e-owner,/);
   assert.match(
     stdout,
-    /\\"lite.qcow2\\" is the disk of the domain \\"gci-e2e-owner\\", which runs/,
+    /\\"lite.qcow2\\" is the disk of the domain \\"gci-e2e-owner\\", which is running/,
   );
 
   const prepared = await call(["prepare", "-d", "lite", "-m", machine]);

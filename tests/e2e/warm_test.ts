@@ -204,7 +204,7 @@ async function isMadeOnce(): Promise<void> {
   );
   assert.doesNotMatch(await done(call(["gc"])), /warm image/);
   const { stdout } = await call(["doctor"], { settings: WARM });
-  assert.match(stdout, new RegExp(`The warm image of "${TEMPLATE}" holds`));
+  assert.match(stdout, new RegExp(`The warm image of "${TEMPLATE}" is up to date`));
 }
 
 /** A job runs in a resumed machine; in one that boots after a change, with a warning. */
