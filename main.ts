@@ -14,27 +14,27 @@ const LOOK_MS = 1000;
 const BY_RUNNER = "GitLab Runner cancelled the stage: the job was cancelled or timed out, " +
   "or the runner is shutting down";
 
-const { endWith, runProgram } = await import("./src/program.ts");
+const { runProgram } = await import("./src/program.ts");
 const { ownPrinter, sinkTo } = await import("./src/cli/terminal.ts");
 const env = Deno.env.toObject(); // without the variables that are no UTF-8
 // systemd gives its services none, such as GitLab Runner.
 if (!env["HOME"]) env["HOME"] = (await import("node:os")).homedir();
-const printer = ownPrinter(env);
 
 // Deno itself would exit with 1, by which GitLab blames the job.
-globalThis.addEventListener("unhandledrejection", async (event) => {
+const uncaught = Promise.withResolvers<never>();
+globalThis.addEventListener("unhandledrejection", (event) => {
   event.preventDefault();
-  Deno.exit(await endWith(event.reason, { env, printer }));
+  uncaught.reject(event.reason);
 });
-globalThis.addEventListener("error", async (event) => {
+globalThis.addEventListener("error", (event) => {
   event.preventDefault();
-  Deno.exit(await endWith(event.error, { env, printer }));
+  uncaught.reject(event.error);
 });
 
 const status = await runProgram({
   ...{ args: Deno.args, env, version, exit: Deno.exit, signal: await cancellation() },
-  ...{ stdin: Deno.stdin, printer, startInBackground },
-  program: Deno.build.standalone ? Deno.execPath() : "/usr/local/bin/libvirt-gci",
+  ...{ printer: ownPrinter(env), uncaught: uncaught.promise, startInBackground },
+  path: Deno.build.standalone ? Deno.execPath() : "/usr/local/bin/libvirt-gci",
   stdout: sinkTo(Deno.stdout, "standard output"),
   stderr: sinkTo(Deno.stderr, "standard error"),
 });

@@ -12,7 +12,7 @@ import { exitStatus } from "../src/cli/exit_status.ts";
 import type { CallName, Connection } from "../src/libvirt/connection.ts";
 import { LibvirtError, VIR_ERR } from "../src/libvirt/error.ts";
 import { cleanup } from "../src/machine/remove.ts";
-import { gc } from "../src/machine/unneeded.ts";
+import { gc } from "../src/commands/gc.ts";
 import { prepare } from "../src/commands/prepare.ts";
 import { run } from "../src/commands/run.ts";
 import type { Stage } from "../src/machine/context.ts";

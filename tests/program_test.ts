@@ -367,16 +367,16 @@ for (
     [["frob"], /frob/],
     [["prepare", "--frob"], /--frob/],
     [["prepare", "--distro"], /--distro/],
-    [["run"], /needs a script, or a command behind --/],
+    [["run"], /needs a script, or a command after --/],
     [["run", "script", "--", "true"], /not both/],
-    [["cleanup", "--", "true"], /takes nothing behind --/],
-    [["explain", "--", "true"], /takes nothing behind --/],
+    [["cleanup", "--", "true"], /takes nothing after --/],
+    [["explain", "--", "true"], /takes nothing after --/],
     [["explain", "--variables", "/nonexistent"], /Cannot read the variables/],
     [["cleanup"], /Which machine\?/],
     [["cleanup", "--all", "--machine", "m"], /--machine or --all, not both/],
     [["warm", "--drop"], /needs the templates whose warm images/],
     [["gc", "--older-than", "2 weeks"], /Write a number and s, m, h or d/],
-    [["gc", "--", "true"], /takes nothing behind --/],
+    [["gc", "--", "true"], /takes nothing after --/],
     [["run", "-m", "a/b", "--", "true"], /"a\/b" is no name/],
     [["cleanup", "--machine", ""], /"" is no name/],
   ] as const
@@ -388,22 +388,38 @@ for (
   });
 }
 
-Deno.test("each command has help", async () => {
-  for (
-    const command of [
-      "config",
-      "prepare",
-      "run",
-      "cleanup",
-      "gc",
-      ...["list", "keep", "ssh", "logs", "console", "doctor", "explain", "warm", "standby"],
-    ]
-  ) {
+Deno.test("each file of src/commands is a command of its name, with help", async () => {
+  const files = [...Deno.readDirSync(new URL("src/commands", ROOT))];
+  const commands = files.map(({ name }) => name.replace(/\.ts$/, ""));
+  const { stdout } = await program(["--debug", "--config", "prepare", "--help"]); // a file's name
+  const listed = [...stdout.matchAll(/^ {2}([a-z]+) +[A-Z]/gm)].map(([, name = ""]) => name);
+  assert.deepEqual(listed.toSorted(), [...commands, "completions", "help"].toSorted());
+  for (const command of commands) {
     const { status, stdout } = await program([command, "--help"]);
-    assert.equal(status, 0);
-    assert.match(stdout, new RegExp(`Usage: libvirt-gci ${command}`));
+    assert.equal(status, 0, command);
+    assert.match(stdout, new RegExp(`^Usage: libvirt-gci ${command} .*\n\n[A-Z].*\\.\n`));
   }
 });
+
+Deno.test("an error that nothing catches is told, and is the host's fault", async () => {
+  const { code, stderr } = await new Deno.Command(Deno.execPath(), {
+    args: ["eval", "--quiet", LOST, "logs", "mine"],
+    cwd: ROOT,
+    env: { BUILD_FAILURE_EXIT_CODE: "11", SYSTEM_FAILURE_EXIT_CODE: "22" },
+  }).output();
+  assert.equal(code, 22);
+  assert.equal(new TextDecoder().decode(stderr), "libvirt-gci: nobody waits for this\n");
+});
+
+/** The program, where a call of libvirt fails beside what waits for it. */
+const LOST = `
+  import { Connection } from "./src/libvirt/connection.ts";
+  Connection.open = () => {
+    Promise.reject(new Error("nobody waits for this"));
+    return new Promise(() => setTimeout(() => {}, 60_000));
+  };
+  await import("./main.ts");
+`;
 
 Deno.test("there are completions for five shells", async () => {
   for (const shell of ["bash", "zsh", "fish", "nu", "pwsh"]) {

@@ -32,6 +32,27 @@ export function ownTerminal(type: string | undefined): Terminal | null {
   };
 }
 
+/** Puts a yes-or-no question to the person at the terminal. */
+export type Ask = (question: string) => Promise<boolean>;
+
+/** Asks on `stdout`, where anything but yes is no, a cancel too; null if nobody is at a terminal. */
+export function askAtTerminal(
+  { stdout, signal }: {
+    readonly stdout: (bytes: Uint8Array) => Promise<void>;
+    readonly signal: AbortSignal;
+  },
+): Ask | null {
+  if (!Deno.stdin.isTerminal()) return null;
+  return async (question) => {
+    await stdout(new TextEncoder().encode(`${question} [y/N] `));
+    const buffer = new Uint8Array(64);
+    const cancelled = Promise.withResolvers<null>();
+    signal.addEventListener("abort", () => cancelled.resolve(null));
+    const length = await Promise.race([Deno.stdin.read(buffer), cancelled.promise]);
+    return /^\s*y(es)?\s*$/i.test(new TextDecoder().decode(buffer.subarray(0, length ?? 0)));
+  };
+}
+
 /** Prints on the program's own output, and its errors on that of errors. */
 export function ownPrinter(env: Env): Printer {
   return new Printer({

@@ -1,10 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { Config } from "../settings/load.ts";
+import { message } from "@optique/core/message";
+import { distroOption } from "../cli/arguments.ts";
+import { defineCommand } from "../cli/command.ts";
 import { BuildFailure } from "../errors.ts";
-import { CALLER_VARIABLE, type Job, MACHINE_VARIABLE } from "../job/job.ts";
+import { CALLER_VARIABLE, type Job, jobFromEnv, MACHINE_VARIABLE } from "../job/job.ts";
 import { processMark } from "../machine/owner.ts";
-import type { MachineSettings } from "../settings/machine_settings.ts";
 import { decide } from "../policy/decide.ts";
+import type { Config } from "../settings/load.ts";
+import type { MachineSettings } from "../settings/machine_settings.ts";
+
+export const command = defineCommand("config", {
+  description: message`Print the JSON that GitLab Runner expects from its config_exec.`,
+  fields: { distro: distroOption },
+  run: async ({ distro }, { env, settings, version, printer }) => {
+    const config = await settings();
+    // The machine's name is what this command is to find out.
+    const job = await jobFromEnv({ ...env, [MACHINE_VARIABLE]: undefined }, { distro });
+    printer.print(configJson(job, config, version));
+  },
+});
 
 /**
  * GitLab Runner's answer from a config_exec, one JSON object

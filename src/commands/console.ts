@@ -1,12 +1,31 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { message } from "@optique/core/message";
+import { machineArgument, switchFlag } from "../cli/arguments.ts";
+import { defineCommand } from "../cli/command.ts";
+import { ownTerminal, type Terminal } from "../cli/terminal.ts";
 import { SystemFailure } from "../errors.ts";
+import { consoleLines } from "../guest/console_text.ts";
+import { checkMachineName } from "../job/job.ts";
 import type { ConsoleSession, Domain, DomainState } from "../libvirt/domain.ts";
 import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
-import { consoleLines } from "../guest/console_text.ts";
-import { sleep, within } from "../wait.ts";
-import { lookupMachine } from "../machine/ready_machine.ts";
-import type { Terminal } from "../cli/terminal.ts";
 import type { Stage } from "../machine/context.ts";
+import { lookupMachine } from "../machine/ready_machine.ts";
+import { sleep, within } from "../wait.ts";
+
+export const command = defineCommand("console", {
+  description:
+    message`Connect your terminal to a machine's serial console, until you type ^] or the machine ends.`,
+  footer: message`Without a terminal, it prints the console's output until the machine ends.`,
+  fields: {
+    machine: machineArgument,
+    force: switchFlag("--force", message`Take the console over from another session.`),
+  },
+  check: ({ machine }) => checkMachineName(machine),
+  run: async ({ machine, force }, { env, onHost }) => {
+    const terminal = ownTerminal(env["TERM"]);
+    await onHost((stage) => openConsole(machine, { force, terminal, stage }));
+  },
+});
 
 /** What the console needs of a stage. */
 export type ConsoleStage = Pick<

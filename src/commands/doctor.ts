@@ -1,15 +1,61 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { Config } from "../settings/load.ts";
+import { message } from "@optique/core/message";
+import { optional } from "@optique/core/modifiers";
+import { option } from "@optique/core/primitives";
+import { string } from "@optique/core/valueparser";
+import { jsonFlag } from "../cli/arguments.ts";
+import { defineCommand, type Program } from "../cli/command.ts";
 import { bootTemplate } from "../doctor/boot.ts";
 import { type GroupedFinding, runChecks } from "../doctor/checks.ts";
+import { failureOf, findingsJson, findingsText } from "../doctor/report.ts";
 import { type Job, makeUpMachineName } from "../job/job.ts";
 import { Connection } from "../libvirt/connection.ts";
-import { readHostNetwork } from "../machine/network/host_addresses.ts";
+import type { Stage } from "../machine/context.ts";
 import { kvmRunsGuests } from "../machine/kvm/kvm_probe.ts";
+import { readHostNetwork } from "../machine/network/host_addresses.ts";
 import { cleanup } from "../machine/remove.ts";
+import { type Config, DEFAULT_CONFIG } from "../settings/load.ts";
 import { prepare } from "./prepare.ts";
 import { run } from "./run.ts";
-import type { Stage } from "../machine/context.ts";
+
+export const command = defineCommand("doctor", {
+  description: message`Check whether this host can run jobs, and how to fix what is wrong.`,
+  footer: message`The exit status is 2 if there is a problem, and 0 if there are only warnings.`,
+  fields: {
+    boot: optional(
+      option("--boot", string({ metavar: "TEMPLATE" }), {
+        description: message`Also run a whole job on this template.`,
+      }),
+    ),
+    json: jsonFlag,
+  },
+  run: (options, program) => examineHost(options, program),
+});
+
+/** Prints what is right and wrong with this host. Throws SystemFailure if there is a problem. */
+async function examineHost(
+  { boot, json }: { readonly boot?: string | undefined; readonly json: boolean },
+  { env, path: program, signal, printer, settings, onHost }: Program,
+): Promise<void> {
+  let config = DEFAULT_CONFIG;
+  let configError: unknown = null;
+  try {
+    config = await settings();
+  } catch (error) {
+    configError = error; // a finding, like all others
+  }
+  const home = env["HOME"];
+  const findings = await findingsOfHost({ config, configError, home, program, signal });
+  if (boot !== undefined) {
+    await onHost(async (stage) => {
+      findings.push(...await findingsOfJob(boot, stage));
+    }, config);
+  }
+  if (json) printer.print(findingsJson(findings));
+  else printer.printVisible(findingsText(findings, printer.paint));
+  const failure = failureOf(findings);
+  if (failure !== null) throw failure;
+}
 
 const CHECK_SECONDS = 20;
 const CALL_SECONDS = 10;

@@ -1,11 +1,47 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { Config } from "../settings/load.ts";
+import { message, optionName } from "@optique/core/message";
+import { optional } from "@optique/core/modifiers";
+import { option } from "@optique/core/primitives";
+import { string } from "@optique/core/valueparser";
+import { distroOption, jsonFlag, switchFlag } from "../cli/arguments.ts";
+import { defineCommand } from "../cli/command.ts";
+import { toTable } from "../cli/table.ts";
 import { BuildFailure, explain } from "../errors.ts";
 import { type Env, type Job, jobFromEnv } from "../job/job.ts";
-import { decide, type Decision, findRule, type RuleSearch } from "../policy/decide.ts";
-import { quoted, toVisible } from "../quoted.ts";
-import type { Size } from "../policy/size_choice.ts";
 import { withVariablesOf } from "../job/variables_file.ts";
+import { decide, type Decision, findRule, type RuleSearch } from "../policy/decide.ts";
+import type { Size } from "../policy/size_choice.ts";
+import { quoted, toVisible } from "../quoted.ts";
+import type { Config } from "../settings/load.ts";
+
+export const command = defineCommand("explain", {
+  description: message`Show what a job would get, and why, without connecting to libvirt.`,
+  footer:
+    message`By hand, the job's variables in the environment have the prefix CUSTOM_ENV_, as for the stages. In ${
+      optionName("--variables")
+    } they need no prefix.`,
+  fields: {
+    distro: distroOption,
+    project: optional(
+      option("--project", string({ metavar: "PATH" }), {
+        description: message`The full path of the job's project, as GitLab would report it.`,
+      }),
+    ),
+    protected: switchFlag("--protected", message`Treat the job's branch or tag as protected.`),
+    variables: optional(
+      option("--variables", string({ metavar: "FILE" }), {
+        description: message`A file with the job's variables, one KEY=VALUE per line.`,
+      }),
+    ),
+    json: jsonFlag,
+  },
+  run: async (options, { env, settings, printer }) => {
+    const config = await settings();
+    const { text, refusal } = explainJob(await jobToExplain(options, env), config, options);
+    printer.print(text);
+    if (refusal !== null) throw refusal;
+  },
+});
 
 /** What the command line says of the job. By hand, it stands for what GitLab would say. */
 export interface ExplainOptions {
@@ -168,9 +204,4 @@ function jsonOfSize({ value, from, cap, capFrom }: Size<number | null>): object 
 
 function toJson(value: object): string {
   return toVisible(JSON.stringify(value, null, 2));
-}
-
-function toTable(rows: readonly (readonly [string, string])[]): string {
-  const width = Math.max(...rows.map(([name]) => name.length)) + 2;
-  return rows.map(([name, words]) => name.padEnd(width) + words).join("\n");
 }

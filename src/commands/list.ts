@@ -7,10 +7,14 @@ import { waitingIn } from "../machine/standby/waiting.ts";
 import { isLive, longestTurnSeconds, turnsOf } from "../machine/queue/queue_entry.ts";
 import { volumeName } from "../machine/storage/volumes.ts";
 import type { Connection } from "../libvirt/connection.ts";
-import { Domain, type DomainState } from "../libvirt/domain.ts";
 import { isKept } from "../machine/metadata.ts";
 import { noPaint, type Paint } from "../cli/paint.ts";
 import { toVisible } from "../quoted.ts";
+import { message } from "@optique/core/message";
+import { jsonFlag } from "../cli/arguments.ts";
+import { defineCommand, type Program } from "../cli/command.ts";
+import { toTable } from "../cli/table.ts";
+import { Domain, type DomainState } from "../libvirt/domain.ts";
 import {
   findMachines,
   type FindStage,
@@ -18,6 +22,25 @@ import {
   lookupNeed,
   type Need,
 } from "../machine/inventory.ts";
+
+export const command = defineCommand("list", {
+  description: message`List the machines of libvirt-gci, and the leftovers of earlier ones.`,
+  footer:
+    message`States: standby, which waits for a job; waiting, for room on the host; starting; ready; crashed, by a kernel panic; halted, because the host cannot write to its disk; kept, after its job; orphan, which runs although nobody needs it; leftover, which does not run.`,
+  fields: { json: jsonFlag },
+  run: ({ json }, { onHost, printer }) => onHost((stage) => printList(stage, { json, printer })),
+});
+
+async function printList(
+  stage: FindStage,
+  { json, printer }: { readonly json: boolean; readonly printer: Program["printer"] },
+): Promise<void> {
+  const machines = await listMachines(stage);
+  if (json) return printer.print(listJson(machines));
+  printer.printVisible(listTable(machines, printer.paint));
+  const images = await listWarmImages(stage);
+  if (images.length > 0) printer.printVisible(`\n${warmTable(images)}`);
+}
 
 /** A machine as the command `list` shows it; null is what nothing says. */
 export interface ListedMachine {
@@ -168,27 +191,11 @@ const STATE_COLOURS = {
 /** The machines as a table for people, a line each, fit to print. */
 export function listTable(machines: readonly ListedMachine[], paint: Paint = noPaint): string {
   const rows = [HEAD, ...machines.map(rowOf)];
-  return tableOf(rows, (padded, { row, column, cell }) => {
+  return toTable(rows, (padded, { row, column, text }) => {
     const state = machines[row - 1]?.state;
     if (state === undefined || column !== STATE_COLUMN) return padded;
-    return paint(STATE_COLOURS[state], cell) + padded.slice(cell.length);
+    return paint(STATE_COLOURS[state], text) + padded.slice(text.length);
   });
-}
-
-/** The rows as a table; `paintCell` gets each cell filled up to the width of its column. */
-function tableOf(
-  rows: readonly (readonly string[])[],
-  paintCell: (padded: string, at: { row: number; column: number; cell: string }) => string = (
-    padded,
-  ) => padded,
-): string {
-  const widths = (rows[0] ?? []).map((_, i) =>
-    Math.max(...rows.map((row) => (row[i] ?? "").length))
-  );
-  return rows.map((cells, row) =>
-    cells.map((cell, column) => paintCell(cell.padEnd(widths[column] ?? 0), { row, column, cell }))
-      .join("  ").trimEnd()
-  ).join("\n");
 }
 
 function remaining(until: string | null): string {
@@ -250,7 +257,7 @@ const WARM_HEAD = ["WARM IMAGE OF", "AGE", "MACHINES", "DISK"];
 
 /** The warm images as a table for people, a line each. */
 export function warmTable(images: readonly ListedWarmImage[]): string {
-  return tableOf([
+  return toTable([
     WARM_HEAD,
     ...images.map(({ template, created, machines, diskBytes }) => [
       toCell(template),

@@ -1,10 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { message } from "@optique/core/message";
+import { machineArgument } from "../cli/arguments.ts";
+import { defineCommand } from "../cli/command.ts";
 import { SystemFailure } from "../errors.ts";
 import { consoleLines } from "../guest/console_text.ts";
-import { findActivePool } from "../machine/storage/pools.ts";
-import { readConsole } from "../machine/storage/guest_files.ts";
+import { checkMachineName } from "../job/job.ts";
 import type { Stage } from "../machine/context.ts";
 import { domainName } from "../machine/lookup.ts";
+import { readConsole } from "../machine/storage/guest_files.ts";
+import { findActivePool } from "../machine/storage/pools.ts";
+
+export const command = defineCommand("logs", {
+  description: message`Print the output of a machine's serial console.`,
+  fields: { machine: machineArgument },
+  check: ({ machine }) => checkMachineName(machine),
+  run: ({ machine }, { onHost }) => onHost((stage) => logs(machine, stage)),
+});
 
 /** Prints what is kept of the machine's serial console. Throws SystemFailure if there is none. */
 export async function logs(

@@ -1,25 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { Domain } from "../libvirt/domain.ts";
+import { message, optionName } from "@optique/core/message";
+import { optional } from "@optique/core/modifiers";
+import { option } from "@optique/core/primitives";
+import { string } from "@optique/core/valueparser";
+import { distroOption, machineOption } from "../cli/arguments.ts";
+import { defineCommand } from "../cli/command.ts";
 import { explain, SystemFailure } from "../errors.ts";
-import { type Job, makeUpMachineName } from "../job/job.ts";
+import { type Job, jobFromEnv, makeUpMachineName } from "../job/job.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
-import type { MachineSettings } from "../settings/machine_settings.ts";
-import { forAnotherGuest } from "../machine/network/card.ts";
-import type { Subnet } from "../machine/network/network_info.ts";
-import { newOwner } from "../machine/owner.ts";
-import type { MachineRecord } from "../machine/metadata.ts";
-import { CHANNEL_ADDRESS } from "../machine/ssh_channel.ts";
-import { claimName, createVolumes } from "../machine/start.ts";
-import { findTemplate, listTemplateVolumes, type Template } from "../machine/storage/template.ts";
-import { volumeName } from "../machine/storage/volumes.ts";
-import { decide, type Decision } from "../policy/decide.ts";
-import { TemplateRefusal } from "../policy/template_choice.ts";
-import { admit } from "../machine/queue/admission.ts";
-import { cleanupAnyway } from "../machine/remove.ts";
-import { sweep } from "../machine/unneeded.ts";
-import { isolate, requireNetwork } from "../machine/network/isolation.ts";
-import { createLogin, volumeContents } from "../machine/login.ts";
+import type { Stage } from "../machine/context.ts";
 import {
   boot,
   type DiskSource,
@@ -28,11 +19,52 @@ import {
   newRecord,
   type Wanted,
 } from "../machine/create.ts";
-import { lookupOverlayPool } from "../machine/storage/overlay_pool.ts";
+import { createLogin, volumeContents } from "../machine/login.ts";
+import type { MachineRecord } from "../machine/metadata.ts";
+import { forAnotherGuest } from "../machine/network/card.ts";
+import { isolate, requireNetwork } from "../machine/network/isolation.ts";
+import type { Subnet } from "../machine/network/network_info.ts";
+import { stepsByHand } from "../machine/next_steps.ts";
+import { newOwner } from "../machine/owner.ts";
+import { admit } from "../machine/queue/admission.ts";
 import { waitForProject } from "../machine/queue/project_limit.ts";
-import { warnOfServices } from "./services.ts";
-import type { Stage } from "../machine/context.ts";
+import { cleanupAnyway } from "../machine/remove.ts";
+import { CHANNEL_ADDRESS } from "../machine/ssh_channel.ts";
+import { claimName, createVolumes } from "../machine/start.ts";
 import { StepTimer } from "../machine/steps.ts";
+import { lookupOverlayPool } from "../machine/storage/overlay_pool.ts";
+import { findTemplate, listTemplateVolumes, type Template } from "../machine/storage/template.ts";
+import { volumeName } from "../machine/storage/volumes.ts";
+import { sweep } from "../machine/unneeded.ts";
+import { decide, type Decision } from "../policy/decide.ts";
+import { TemplateRefusal } from "../policy/template_choice.ts";
+import { quoted } from "../quoted.ts";
+import type { MachineSettings } from "../settings/machine_settings.ts";
+
+export const command = defineCommand("prepare", {
+  description: message`Start a machine for the job and wait until it accepts logins.`,
+  footer: message`By hand, a machine without ${
+    optionName("--machine")
+  } gets a generated name, which is printed.`,
+  fields: {
+    distro: distroOption,
+    machine: machineOption,
+    keyFile: optional(
+      option("--ssh-key-file", string({ metavar: "PATH" }), {
+        description: message`The private key to log in with, instead of the one in the settings.`,
+      }),
+    ),
+  },
+  countedAs: () => "prepare",
+  refills: true,
+  run: async (options, { env, onHost, printer }) => {
+    const job = await jobFromEnv(env, options);
+    await onHost(async (stage) => {
+      const { name, record } = await prepare(job, options, stage);
+      if (job.byHand) stepsByHand(name, record).forEach((line) => printer.print(line));
+    });
+  },
+});
 
 /** What the command line says to prepare. */
 export interface PrepareOptions {
@@ -97,6 +129,19 @@ export async function prepare(
   return { name, record };
 }
 
+const MOST_NAMES = 10;
+
+/** Says that nobody starts the job's `services:`, if it has any. */
+function warnOfServices({ services }: Job, { warn }: Stage): void {
+  if (services.length === 0) return;
+  const names = services.slice(0, MOST_NAMES).map(quoted).join(", ");
+  const more = services.length > MOST_NAMES ? `, and ${services.length - MOST_NAMES} more` : "";
+  warn(
+    `This job's services are not started: ${names}${more}. libvirt-gci starts no containers: ` +
+      "start what the job needs in its script, in the machine, or install it in the template",
+  );
+}
+
 /** As decide(), but a refusal names the templates that are there. */
 async function decideHere(job: Job, { config, connection }: Stage): Promise<Decision> {
   try {
@@ -152,17 +197,6 @@ async function make(
   const card = machine.card &&
     await forAnotherGuest(stage.connection, settings.network, machine.card);
   return await boot({ ...machine, card }, making, stage);
-}
-
-/** What a person can do with the machine, a line each. */
-export function howToGoOn({ name, record }: PreparedMachine): string[] {
-  const { key, port, user, address } = record;
-  const ssh = `, or ssh -i ${key} ${port === "22" ? "" : `-p ${port} `}${user}@${address}`;
-  return [
-    `Log in:   libvirt-gci ssh ${name}${address === CHANNEL_ADDRESS ? "" : ssh}`,
-    `Run:      libvirt-gci run --machine ${name} -- COMMAND`,
-    `Clean up: libvirt-gci cleanup --machine ${name}`,
-  ];
 }
 
 /** The size to make the disk, which is the template's own at least. Throws SystemFailure. */

@@ -1,19 +1,87 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { BuildFailure, type Fault, faultOf, ScriptFailure, SystemFailure } from "../errors.ts";
+import { message } from "@optique/core/message";
+import { optional } from "@optique/core/modifiers";
+import { argument } from "@optique/core/primitives";
+import { string } from "@optique/core/valueparser";
+import { machineOption, switchFlag } from "../cli/arguments.ts";
+import { defineCommand, PROGRAM } from "../cli/command.ts";
+import { reportScriptStatus } from "../cli/exit_status.ts";
+import {
+  BuildFailure,
+  type Fault,
+  faultOf,
+  orFailure,
+  ScriptFailure,
+  SystemFailure,
+  UsageError,
+} from "../errors.ts";
+import { commandLine } from "../guest/command_line.ts";
 import { GuestFull, GuestSilent, runScript } from "../guest/script.ts";
+import { jobFromEnv, requireMachine } from "../job/job.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import { Domain, type DomainState } from "../libvirt/domain.ts";
-import { endedFailure } from "../machine/network/address.ts";
-import { sleep, within } from "../wait.ts";
+import type { Stage } from "../machine/context.ts";
 import { isFirstFailure, type JobScript, noteFailure, notePass } from "../machine/kept.ts";
+import { domainName } from "../machine/lookup.ts";
+import { endedFailure } from "../machine/network/address.ts";
 import {
   logIn,
   lookupReadyMachine,
   noteAnswer,
   type OurMachine,
 } from "../machine/ready_machine.ts";
-import type { Stage } from "../machine/context.ts";
-import { domainName } from "../machine/lookup.ts";
+import { sleep, within } from "../wait.ts";
+
+export const command = defineCommand("run", {
+  description: message`Run a script, or the command after ${"--"}, in the machine.`,
+  footer: message`By hand: libvirt-gci run --machine NAME -- COMMAND [ARG...]`,
+  fields: {
+    machine: machineOption,
+    script: switchFlag("--script", message`Optional: the next argument is always the script.`),
+    path: optional(
+      argument(string({ metavar: "PATH" }), {
+        description: message`The script, a file on this host.`,
+      }),
+    ),
+    stage: optional(
+      argument(string({ metavar: "STAGE" }), {
+        description: message`GitLab's name for the script, such as build_script.`,
+      }),
+    ),
+  },
+  takesCommand: true,
+  check: ({ path }, guestCommand) => {
+    if ((path === undefined) === (guestCommand !== null && guestCommand.length > 0)) return;
+    throw new UsageError({
+      what: path === undefined
+        ? "The command run needs a script, or a command after --"
+        : `The command run takes a script or a command, not both: "${path}" and --`,
+      advice:
+        `Say ${PROGRAM} run --script PATH, or ${PROGRAM} run --machine NAME -- COMMAND [ARG...]`,
+    });
+  },
+  countedAs: () => "run",
+  run: async (options, { env, guestCommand, say, onHost }) => {
+    // The file stays from stage to stage, and may hold the status of an earlier script.
+    await reportScriptStatus(null, env);
+    const job = await jobFromEnv(env, options);
+    const machine = requireMachine(job);
+    const script = await readScript(options.path, guestCommand);
+    const ofJob = job.byHand ? null : { name: options.stage ?? "script", say };
+    await onHost((stage) => run(machine, script, stage, ofJob));
+  },
+});
+
+async function readScript(
+  path: string | undefined,
+  guestCommand: readonly string[] | null,
+): Promise<Uint8Array> {
+  if (guestCommand !== null) return new TextEncoder().encode(commandLine(guestCommand));
+  return await orFailure(Deno.readFile(path ?? ""), {
+    what: `Cannot read the script "${path}"`,
+    advice: "Check that the file exists and that this user may read it",
+  });
+}
 
 const WATCH_MS = 2000;
 const WATCH_END_MS = 1000;

@@ -1,8 +1,34 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { Terminal } from "../cli/terminal.ts";
-import { ScriptFailure, SystemFailure } from "../errors.ts";
-import { logIn, lookupReadyMachine } from "../machine/ready_machine.ts";
+import { message } from "@optique/core/message";
+import { machineArgument } from "../cli/arguments.ts";
+import { defineCommand, PROGRAM } from "../cli/command.ts";
+import { ownTerminal, type Terminal } from "../cli/terminal.ts";
+import { ScriptFailure, SystemFailure, UsageError } from "../errors.ts";
+import { commandLine } from "../guest/command_line.ts";
+import { checkMachineName } from "../job/job.ts";
 import type { Stage } from "../machine/context.ts";
+import { logIn, lookupReadyMachine } from "../machine/ready_machine.ts";
+
+export const command = defineCommand("ssh", {
+  description:
+    message`Open a shell in a machine at your terminal, or run the command after ${"--"} there.`,
+  fields: { machine: machineArgument },
+  takesCommand: true,
+  check: ({ machine }) => checkMachineName(machine),
+  run: async ({ machine }, { env, guestCommand, onHost }) => {
+    const terminal = ownTerminal(env["TERM"]);
+    if (terminal === null) throw noTerminal(machine);
+    const line = guestCommand === null ? null : commandLine(guestCommand);
+    await onHost((stage) => ssh(machine, { command: line, terminal, stage }));
+  },
+});
+
+function noTerminal(machine: string): UsageError {
+  return new UsageError({
+    what: "The command ssh needs a terminal",
+    advice: `Run a command, which needs none: ${PROGRAM} run --machine ${machine} -- COMMAND`,
+  });
+}
 
 /**
  * Gives a person a shell in the machine, or runs a command there, with their terminal. Throws

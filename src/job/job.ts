@@ -196,7 +196,8 @@ export function isMachineName(name: string): boolean {
   return /^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/.test(name);
 }
 
-function checkMachineName(machine: string): void {
+/** Throws UsageError if no machine of ours can have this name. */
+export function checkMachineName(machine: string): void {
   if (isMachineName(machine)) return;
   throw new UsageError({
     what: `The machine's name ${JSON.stringify(machine)} is no name for a machine`,

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { explain, orFailure, UsageError } from "../errors.ts";
+import { explain, orFailure } from "../errors.ts";
 import { deleteKeyFile, isKeyFileOf, keyFile, writeKeyFile } from "../guest/key_file.ts";
 import type { Connection } from "../libvirt/connection.ts";
+import { moment } from "./owner.ts";
 import { Domain } from "../libvirt/domain.ts";
-import { hostName, moment } from "./owner.ts";
+import { stepsWithKept } from "./next_steps.ts";
 import { findRecord, isKept, type MachineRecord, writeRecord } from "./metadata.ts";
-import { CHANNEL_ADDRESS } from "./ssh_channel.ts";
 import { quoted } from "../quoted.ts";
-import { lookupReadyMachine } from "./ready_machine.ts";
 import type { Stage } from "./context.ts";
 import { findDomainOf } from "./lookup.ts";
 
@@ -67,7 +66,7 @@ async function note(
       `after the job, until ${moment(promisedUntil)} or later, with all that the job left there, ` +
       "secrets too",
   );
-  howToGoOn(machine, record).forEach(say);
+  stepsWithKept(machine, record).forEach(say);
 }
 
 /** How many machines were kept, or will be when their jobs end. */
@@ -93,16 +92,6 @@ export async function notePass(domain: Domain, { name, say }: JobScript): Promis
   } catch (error) {
     say(`The machine is kept although the stage ${quoted(name)} passed now: ${explain(error)}`);
   }
-}
-
-/** What a person can do with a machine that is kept, a line each. */
-function howToGoOn(machine: string, { address }: MachineRecord): string[] {
-  const where = address === CHANNEL_ADDRESS ? "" : ` (${address})`;
-  return [
-    `Log in:    libvirt-gci ssh ${machine}, on the host "${hostName()}"${where}`,
-    `Keep:      libvirt-gci keep ${machine} --extend 1h`,
-    `Remove:    libvirt-gci cleanup --machine ${machine}`,
-  ];
 }
 
 /**
@@ -132,7 +121,7 @@ export async function keepAfterJob(
     ? ""
     : `: the stage ${quoted(record.failed)} of its job failed`;
   stage.log(`Kept the machine "${domain.name}" until ${moment(keptUntil)}${failed}`);
-  howToGoOn(domain.name, record).forEach(stage.log);
+  stepsWithKept(domain.name, record).forEach(stage.log);
   return true;
 }
 
@@ -153,28 +142,4 @@ async function moveKey(machine: string, file: string, directory: string): Promis
   });
   await deleteKeyFile(lasting); // of a cleanup that was killed here
   return await writeKeyFile(directory, machine, privateKey);
-}
-
-/**
- * Keeps a job's machine so much longer, or, while its job runs, after that. Throws UsageError for a
- * machine by hand, and SystemFailure if it is gone, not ours, or not ready.
- */
-export async function keep(
-  machine: string,
-  extendSeconds: number,
-  stage: Pick<Stage, "connection" | "config" | "log">,
-): Promise<void> {
-  using ready = await lookupReadyMachine(machine, stage);
-  const { domain, record } = ready;
-  if (record.attemptDir === "") {
-    throw new UsageError({
-      what: `The machine "${machine}" was made by hand, so it stays as it is`,
-      advice: `Remove it when nobody needs it: libvirt-gci cleanup --machine ${machine}`,
-    });
-  }
-  const start = Math.max(Date.now(), Date.parse(record.keptUntil) || 0);
-  const keptUntil = new Date(start + extendSeconds * 1000).toISOString();
-  const deadline = isKept(record) ? keptUntil : record.deadline;
-  await writeRecord(domain, { ...record, keptUntil, deadline });
-  stage.log(`The machine "${machine}" is kept until ${moment(keptUntil)}`);
 }

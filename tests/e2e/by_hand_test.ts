@@ -7,7 +7,7 @@ e2eTest(
   async (t) => {
     const prepared = await call(["prepare", "--distro", "lite"]);
     assert.equal(prepared.status, 0, prepared.stderr);
-    const machine = /Clean up: libvirt-gci cleanup --machine (\S+)/.exec(prepared.stdout)?.[1] ??
+    const machine = /Remove: +libvirt-gci cleanup --machine (\S+)/.exec(prepared.stdout)?.[1] ??
       "";
     try {
       assert.match(machine, /^gci-lite-[0-9a-f]{8}$/);

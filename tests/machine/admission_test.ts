@@ -31,7 +31,7 @@ import {
 } from "../../src/machine/storage/volumes.ts";
 import { admit, admitNow } from "../../src/machine/queue/admission.ts";
 import { cleanup } from "../../src/machine/remove.ts";
-import { gc } from "../../src/machine/unneeded.ts";
+import { gc } from "../../src/commands/gc.ts";
 import { keepAfterJob } from "../../src/machine/kept.ts";
 import { listMachines } from "../../src/commands/list.ts";
 import { prepare } from "../../src/commands/prepare.ts";

@@ -23,8 +23,9 @@ import {
 } from "../../src/machine/storage/volumes.ts";
 import { makerOf, warmIds, warmVolume } from "../../src/machine/warm/warm_image.ts";
 import { cleanup } from "../../src/machine/remove.ts";
-import { cleanupAll } from "../../src/commands/cleanup_all.ts";
-import { gc, sweep } from "../../src/machine/unneeded.ts";
+import { cleanupAll } from "../../src/commands/cleanup.ts";
+import { gc } from "../../src/commands/gc.ts";
+import { sweep } from "../../src/machine/unneeded.ts";
 import { prepare } from "../../src/commands/prepare.ts";
 import { run } from "../../src/commands/run.ts";
 import { TestGuest } from "../fakes/test_guest.ts";

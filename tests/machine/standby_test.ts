@@ -34,8 +34,9 @@ import {
 } from "../../src/machine/warm/warm_image.ts";
 import { admit } from "../../src/machine/queue/admission.ts";
 import { cleanup } from "../../src/machine/remove.ts";
-import { cleanupAll } from "../../src/commands/cleanup_all.ts";
-import { gc, sweep } from "../../src/machine/unneeded.ts";
+import { cleanupAll } from "../../src/commands/cleanup.ts";
+import { gc } from "../../src/commands/gc.ts";
+import { sweep } from "../../src/machine/unneeded.ts";
 import { listMachines } from "../../src/commands/list.ts";
 import { lookupNeed } from "../../src/machine/inventory.ts";
 import { prepare } from "../../src/commands/prepare.ts";

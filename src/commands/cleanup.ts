@@ -1,12 +1,58 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { message, optionName } from "@optique/core/message";
+import { machineOption, switchFlag } from "../cli/arguments.ts";
+import { defineCommand, PROGRAM, type Program } from "../cli/command.ts";
+import { type Ask, askAtTerminal } from "../cli/terminal.ts";
 import { severalFailures, UsageError } from "../errors.ts";
-import { cleanup, type CleanupStage } from "../machine/remove.ts";
-import { isKept } from "../machine/metadata.ts";
-import { findMachines, lookupNeed } from "../machine/inventory.ts";
+import { jobFromEnv, requireMachine } from "../job/job.ts";
+import type { Connection } from "../libvirt/connection.ts";
 import type { Stage } from "../machine/context.ts";
+import { findMachines, lookupNeed } from "../machine/inventory.ts";
+import { keepAfterJob } from "../machine/kept.ts";
+import { isKept } from "../machine/metadata.ts";
+import { orReconnected } from "../machine/reconnect.ts";
+import { cleanup, cleanupAnyway, type CleanupStage } from "../machine/remove.ts";
 
-/** Puts a yes-or-no question to the person at the terminal. */
-export type Ask = (question: string) => Promise<boolean>;
+export const command = defineCommand("cleanup", {
+  description: message`Remove the machine and everything that belongs to it.`,
+  fields: {
+    machine: machineOption,
+    all: switchFlag(
+      "--all",
+      message`Remove all machines of libvirt-gci, even those of running jobs.`,
+    ),
+    yes: switchFlag("--yes", message`With ${optionName("--all")}, do not ask for confirmation.`),
+  },
+  check: ({ machine, all }) => {
+    if (!all || machine === undefined) return;
+    throw new UsageError({
+      what: "The command cleanup takes --machine or --all, not both",
+      advice: `See ${PROGRAM} cleanup --help`,
+    });
+  },
+  countedAs: ({ all }) => all ? null : "cleanup",
+  refills: true,
+  outlastsCancel: true, // what it leaves behind, nobody removes
+  run: async ({ machine, all, yes }, program) => {
+    if (!all) return await cleanupAfterJob(machine, program);
+    const ask = askAtTerminal(program);
+    await program.onHost((stage) => cleanupAll({ yes, ask }, stage));
+  },
+});
+
+/** Removes the job's machine, unless it is to be kept. */
+async function cleanupAfterJob(
+  named: string | undefined,
+  { env, onHost }: Program,
+): Promise<void> {
+  const job = await jobFromEnv(env, { machine: named });
+  const machine = requireMachine(job);
+  await onHost(async (stage) => {
+    const keepIt = (connection: Connection) => keepAfterJob(machine, { ...stage, connection });
+    if (!job.byHand && await orReconnected(stage, keepIt)) return;
+    await cleanupAnyway(machine, stage);
+  });
+}
 
 /**
  * Removes all machines of ours, also those that somebody needs, if the person says yes. `ask` is

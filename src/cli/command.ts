@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { object } from "@optique/core/constructs";
+import type { Message } from "@optique/core/message";
+import { map } from "@optique/core/modifiers";
+import type { InferValue, Parser } from "@optique/core/parser";
+import { command } from "@optique/core/primitives";
+import { UsageError } from "../errors.ts";
+import type { Sink } from "../guest/ssh_connection.ts";
+import type { Env } from "../job/job.ts";
+import type { Stage } from "../machine/context.ts";
+import type { Counted } from "../metrics/metrics.ts";
+import type { Config } from "../settings/load.ts";
+import type { Printer } from "./printer.ts";
+
+/** The program's name in messages, whatever the file is called. */
+export const PROGRAM = "libvirt-gci";
+
+/** What a command runs with. */
+export interface Program {
+  readonly env: Env;
+  readonly version: string;
+  /** The path by which GitLab Runner calls the program. */
+  readonly path: string;
+  /** Aborts at a cancel, also that of a command which goes on after it. */
+  readonly signal: AbortSignal;
+  readonly printer: Printer;
+  /** Where the output of the guest goes. */
+  readonly stdout: Sink;
+  /** Takes a line that is printed after all output of the guest. */
+  readonly say: (line: string) => void;
+  /** The command and its arguments after `--`; null if there is none. */
+  readonly guestCommand: readonly string[] | null;
+  /** Loads the settings, once. Throws SystemFailure. */
+  readonly settings: () => Promise<Config>;
+  /**
+   * Connects to libvirt, and disconnects after the body. `config` replaces the settings. Throws
+   * SystemFailure.
+   */
+  readonly onHost: (body: (stage: Stage) => Promise<void>, config?: Config) => Promise<void>;
+}
+
+/** A command with its arguments, ready to run. */
+export interface Invocation {
+  /** Throws UsageError if the arguments do not fit together. */
+  readonly check: (guestCommand: readonly string[] | null) => void;
+  /** The stage as which `metrics_file` counts it; null if it does not. */
+  readonly countedAs: Counted | null;
+  readonly refills: boolean;
+  readonly outlastsCancel: boolean;
+  readonly run: (program: Program) => Promise<void>;
+}
+
+/** A command of the command line: what reads its arguments. */
+export type Command = Parser<"sync", Invocation, unknown>;
+
+type Fields = Readonly<Record<string, Parser<"sync", unknown, unknown>>>;
+type Values<F extends Fields> = { readonly [K in keyof F]: InferValue<F[K]> };
+
+/** What makes a command. */
+export interface Definition<F extends Fields> {
+  /** Its help: one sentence, and what follows the options. */
+  readonly description: Message;
+  readonly footer?: Message;
+  /** Its options and arguments, from `arguments.ts` or its own. */
+  readonly fields: F;
+  /** Whether a command for the guest may follow `--`. */
+  readonly takesCommand?: boolean;
+  /** Throws UsageError if the arguments do not fit together. */
+  readonly check?: (values: Values<F>, guestCommand: readonly string[] | null) => void;
+  /** The stage as which `metrics_file` counts it; null if it does not. */
+  readonly countedAs?: (values: Values<F>) => Counted | null;
+  /** Whether, as such a stage, it has standby machines created afterwards in place of what jobs took. */
+  readonly refills?: boolean;
+  /** Whether it goes on after a cancel. */
+  readonly outlastsCancel?: boolean;
+  readonly run: (values: Values<F>, program: Program) => Promise<void>;
+}
+
+/** Makes a command of this name. */
+export function defineCommand<const F extends Fields>(
+  name: string,
+  definition: Definition<F>,
+): Command {
+  const { description, footer, fields, takesCommand = false, countedAs } = definition;
+  const help = footer === undefined ? { description } : { description, footer };
+  // The type of object() is not known before that of F is.
+  const values = object(fields) as unknown as Parser<"sync", Values<F>, unknown>;
+  return map(command(name, values, help), (given): Invocation => ({
+    check: (guestCommand) => {
+      if (guestCommand !== null && !takesCommand) throw unexpectedCommand(name);
+      definition.check?.(given, guestCommand);
+    },
+    countedAs: countedAs?.(given) ?? null,
+    refills: definition.refills ?? false,
+    outlastsCancel: definition.outlastsCancel ?? false,
+    run: (program) => definition.run(given, program),
+  }));
+}
+
+function unexpectedCommand(name: string): UsageError {
+  return new UsageError({
+    what: `The command "${name}" takes nothing after --`,
+    advice: `See ${PROGRAM} ${name} --help`,
+  });
+}

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import type { Env } from "../job/job.ts";
+import type { Stage } from "../machine/context.ts";
+import { type Config, DEFAULT_CONFIG } from "../settings/load.ts";
+
+/** The directories of this host where a stage keeps files. */
+export function directoriesOf(
+  env: Env,
+  { uri, postMortemDir }: Pick<Config, "uri" | "postMortemDir">,
+): Pick<Stage, "keyDirectory" | "lastingKeyDirectory" | "postMortemDirectory"> {
+  const lastingKeyDirectory = lastingDirectory(env, uri);
+  return {
+    keyDirectory: attemptDirectory(env) ?? lastingKeyDirectory,
+    lastingKeyDirectory,
+    postMortemDirectory: postMortemDir ?? stateDirectory(env),
+  };
+}
+
+/** Under GitLab Runner, the directory that it removes after the attempt. */
+function attemptDirectory(env: Env): string | null {
+  const response = env["JOB_RESPONSE_FILE"];
+  return response ? response.slice(0, response.lastIndexOf("/")) : null;
+}
+
+/**
+ * The user's own, with one of its own for each other hypervisor: gc must not take the keys of
+ * another's machines for left over.
+ */
+function lastingDirectory(env: Env, uri: string): string {
+  const below = uri === DEFAULT_CONFIG.uri ? "" : `/${encodeURIComponent(uri)}`;
+  if (Deno.uid() === 0) return `/run/libvirt-gci${below}`;
+  const runtime = env["XDG_RUNTIME_DIR"];
+  const base = runtime ? `${runtime}/libvirt-gci` : `${env["HOME"] ?? ""}/.cache/libvirt-gci`;
+  return base + below;
+}
+
+/** Where systemd's file-hierarchy(7) has what lasts: of the system's, or of one user. */
+function stateDirectory(env: Env): string {
+  const state = Deno.uid() === 0
+    ? "/var/lib"
+    : env["XDG_STATE_HOME"] || `${env["HOME"] ?? ""}/.local/state`;
+  return `${state}/libvirt-gci/post-mortem`;
+}

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { StoragePool } from "../libvirt/storage_pool.ts";
+import { message } from "@optique/core/message";
+import { optional } from "@optique/core/modifiers";
+import { durationOption, switchFlag } from "../cli/arguments.ts";
+import { defineCommand } from "../cli/command.ts";
+import { severalFailures, type SystemFailure } from "../errors.ts";
+import {
+  findMachines,
+  type FoundMachine,
+  isTrace,
+  lookupNeed,
+  type Need,
+  partsOf,
+} from "../machine/inventory.ts";
+import { takenOverBy } from "../machine/lookup.ts";
+import { age, ageSeconds } from "../machine/owner.ts";
+import { endTurn, isLive, longestTurnSeconds, turnsOf } from "../machine/queue/queue_entry.ts";
+import { removeWaiting } from "../machine/standby/fill.ts";
+import { takenIn, waitingIn } from "../machine/standby/waiting.ts";
+import { findWanted, unwantedOf } from "../machine/standby/wanted.ts";
+import { findActivePool } from "../machine/storage/pools.ts";
+import { type GcStage, removeFound } from "../machine/unneeded.ts";
+import { deleteWarmImage, findDeadWarmImages } from "../machine/warm/warm_image.ts";
+import { sleep } from "../wait.ts";
+
+export const command = defineCommand("gc", {
+  description: message`Remove machines and leftovers that no job and no person needs any more.`,
+  footer:
+    message`A job needs its machine until ten minutes after its timeout, or until GitLab Runner and the attempt's directory are gone. A machine that a person started is needed until a person removes it.`,
+  fields: {
+    dryRun: switchFlag("--dry-run", message`Print what would be removed, and remove nothing.`),
+    olderThanSeconds: optional(
+      durationOption(
+        "--older-than",
+        message`Also remove older machines, even if a person or a running job uses them. For example 90m, 2h or 7d.`,
+      ),
+    ),
+  },
+  countedAs: ({ dryRun }) => dryRun ? null : "gc",
+  run: ({ dryRun, olderThanSeconds = null }, { onHost }) =>
+    onHost((stage) => gc({ dryRun, olderThanSeconds }, stage)),
+});
+
+/** What the command line says to gc. */
+export interface GcOptions {
+  /** Only say what would be removed. */
+  readonly dryRun?: boolean;
+  /** Remove also what somebody may need, if it was made so long ago; null is nothing of that. */
+  readonly olderThanSeconds?: number | null;
+}
+
+/**
+ * Removes every machine that no job and no person needs any more, whatever is left of it, with a
+ * line for each. Safe beside other gcs and stages. Throws SystemFailure, in the end, with all that
+ * it could not remove.
+ */
+export async function gc(
+  { dryRun = false, olderThanSeconds = null }: GcOptions,
+  stage: GcStage,
+): Promise<void> {
+  const problems: unknown[] = [];
+  // With one that took over others, these go too: so it comes before them.
+  const found = (await findStill(stage))
+    .sort((a, b) => standbysOf(b).length - standbysOf(a).length);
+  const gone = new Set<FoundMachine>();
+  for (const machine of found) {
+    stage.signal.throwIfAborted();
+    if (gone.has(machine)) continue;
+    try {
+      const need = await lookupNeed(machine, stage); // somebody may have come or gone by now
+      const why = need.why ?? whyTooOld(need, olderThanSeconds);
+      if (why === null) {
+        if (!dryRun) await endDeadTurns(machine, stage);
+        continue;
+      }
+      const all = await withTakenOver(machine, found, stage);
+      const what = `"${machine.name}" (${partsOf(all)}): ${why}`;
+      if (dryRun) stage.log(`Would remove ${what}`);
+      else if (await removeFound(machine, need, stage)) stage.log(`Removed ${what}`);
+      for (const each of all) gone.add(each);
+    } catch (error) {
+      problems.push(error);
+    }
+  }
+  for (const removeMore of [removeDeadWarmImages, removeUnwantedStandbys]) {
+    await removeMore(dryRun, problems, stage).catch((error) => {
+      stage.signal.throwIfAborted();
+      problems.push(error);
+    });
+  }
+  if (problems.length > 0) throw unremoved(problems);
+}
+
+/** What the machine took over, or tried to. */
+function standbysOf({ volumes }: FoundMachine): string[] {
+  return takenIn(volumes.map(({ name }) => name)).map(({ standby }) => standby);
+}
+
+/** The machine and those that go with it: one with a domain of its own has given up what it took over. */
+async function withTakenOver(
+  machine: FoundMachine,
+  found: readonly FoundMachine[],
+  stage: GcStage,
+): Promise<FoundMachine[]> {
+  if (machine.hasDomain || standbysOf(machine).length === 0) return [machine];
+  const names = await takenOverBy(machine.name, stage);
+  return [machine, ...found.filter(({ name }) => names.includes(name))];
+}
+
+/** Of a machine that is needed, somebody may have killed prepare. */
+async function endDeadTurns(
+  { name, volumes }: FoundMachine,
+  { connection, config, log }: GcStage,
+): Promise<void> {
+  const names = volumes.filter(({ pool }) => pool === config.overlayPool).map(({ name }) => name);
+  for (const turn of turnsOf(names)) {
+    if (await isLive(turn, { longestSeconds: longestTurnSeconds(config) })) continue;
+    using pool = await StoragePool.lookup(connection, config.overlayPool);
+    await endTurn(pool, turn);
+    log(`Removed the turn of "${name}": nobody waits for it any more`);
+  }
+}
+
+async function removeDeadWarmImages(
+  dryRun: boolean,
+  problems: unknown[],
+  { connection, config, log }: GcStage,
+): Promise<void> {
+  using pool = await findActivePool(connection, config.overlayPool);
+  for (const image of pool === null ? [] : await findDeadWarmImages(pool)) {
+    try {
+      const what = `a warm image of "${image.template}": it is incomplete, or there is a newer one`;
+      if (dryRun) {
+        log(`Would remove ${what}`);
+      } else if (pool !== null) {
+        await deleteWarmImage(pool, image);
+        log(`Removed ${what}`);
+      }
+    } catch (error) {
+      problems.push(error);
+    }
+  }
+}
+
+/** Removes the machines that wait for jobs which no job could get. */
+async function removeUnwantedStandbys(
+  dryRun: boolean,
+  problems: unknown[],
+  stage: GcStage,
+): Promise<void> {
+  using pool = await findActivePool(stage.connection, stage.config.overlayPool);
+  const volumes = await pool?.volumeNames() ?? [];
+  if (pool === null || waitingIn(volumes).length === 0) return;
+  for (const standby of unwantedOf(await findWanted(stage), volumes)) {
+    try {
+      const what = `"${standby.name}": it waited for a job, and no job could get it any more`;
+      if (dryRun) stage.log(`Would remove ${what}`);
+      else if (await removeWaiting(standby, pool, stage)) stage.log(`Removed ${what}`);
+    } catch (error) {
+      problems.push(error);
+    }
+  }
+}
+
+const TRACE_MS = 5000;
+
+/**
+ * The machines that are there. Of one with only a filter or a key, a prepare with other settings
+ * may be about to start the domain: it counts if it is still so a little later.
+ */
+async function findStill(stage: GcStage): Promise<FoundMachine[]> {
+  const machines = await findMachines(stage, { refresh: true });
+  if (!machines.some(isTrace)) return machines;
+  await sleep(TRACE_MS, stage.signal);
+  const traces = (await findMachines(stage, { refresh: false })).filter(isTrace);
+  const stay = new Set(traces.map(({ name }) => name));
+  return machines.filter((machine) => !isTrace(machine) || stay.has(machine.name));
+}
+
+function whyTooOld({ owner }: Need, olderThanSeconds: number | null): string | null {
+  if (owner === null || olderThanSeconds === null) return null;
+  const seconds = ageSeconds(owner);
+  return seconds > olderThanSeconds ? `it was made ${age(seconds)} ago` : null;
+}
+
+function unremoved(problems: readonly unknown[]): SystemFailure {
+  const machines = problems.length === 1 ? "a machine" : `${problems.length} machines`;
+  return severalFailures({
+    what: `Cannot remove ${machines} that nobody needs`,
+    advice: "Mend what is said below and run it again, or leave it to the next time",
+  }, problems);
+}

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { message } from "@optique/core/message";
+import { withDefault } from "@optique/core/modifiers";
+import { durationOption, machineArgument } from "../cli/arguments.ts";
+import { defineCommand } from "../cli/command.ts";
+import { UsageError } from "../errors.ts";
+import { checkMachineName } from "../job/job.ts";
+import type { Stage } from "../machine/context.ts";
+import { isKept, writeRecord } from "../machine/metadata.ts";
+import { moment } from "../machine/owner.ts";
+import { lookupReadyMachine } from "../machine/ready_machine.ts";
+
+export const command = defineCommand("keep", {
+  description:
+    message`Keep a job's machine after the job, whether it fails or not, or keep it longer.`,
+  footer:
+    message`If the machine is already kept, extend that time. A machine that a person started stays anyway.`,
+  fields: {
+    machine: machineArgument,
+    extendSeconds: withDefault(
+      durationOption(
+        "--extend",
+        message`How much longer to keep it, such as 30m or 2h. The default is one hour.`,
+      ),
+      3600,
+    ),
+  },
+  check: ({ machine }) => checkMachineName(machine),
+  run: ({ machine, extendSeconds }, { onHost }) =>
+    onHost((stage) => keep(machine, extendSeconds, stage)),
+});
+
+/**
+ * Keeps a job's machine so much longer, or, while its job runs, after that. Throws UsageError for a
+ * machine by hand, and SystemFailure if it is gone, not ours, or not ready.
+ */
+export async function keep(
+  machine: string,
+  extendSeconds: number,
+  stage: Pick<Stage, "connection" | "config" | "log">,
+): Promise<void> {
+  using ready = await lookupReadyMachine(machine, stage);
+  const { domain, record } = ready;
+  if (record.attemptDir === "") {
+    throw new UsageError({
+      what: `The machine "${machine}" was made by hand, so it stays as it is`,
+      advice: `Remove it when nobody needs it: libvirt-gci cleanup --machine ${machine}`,
+    });
+  }
+  const start = Math.max(Date.now(), Date.parse(record.keptUntil) || 0);
+  const keptUntil = new Date(start + extendSeconds * 1000).toISOString();
+  const deadline = isKept(record) ? keptUntil : record.deadline;
+  await writeRecord(domain, { ...record, keptUntil, deadline });
+  stage.log(`The machine "${machine}" is kept until ${moment(keptUntil)}`);
+}

@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { message } from "@optique/core/message";
+import { switchFlag } from "../cli/arguments.ts";
+import { defineCommand } from "../cli/command.ts";
+import { dropStandbys, fillStandbys } from "../machine/standby/fill.ts";
+
+export const command = defineCommand("standby", {
+  description:
+    message`Create as many standby machines as the setting "standby" says, and remove those that no job could use.`,
+  footer: message`Each prepare and cleanup does so in the background.`,
+  fields: {
+    drop: switchFlag("--drop", message`Remove all standby machines and create no new ones.`),
+  },
+  run: ({ drop }, { onHost }) => onHost(drop ? dropStandbys : fillStandbys),
+});

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { message } from "@optique/core/message";
+import { multiple } from "@optique/core/modifiers";
+import { argument } from "@optique/core/primitives";
+import { string } from "@optique/core/valueparser";
+import { switchFlag } from "../cli/arguments.ts";
+import { defineCommand, PROGRAM } from "../cli/command.ts";
+import { UsageError } from "../errors.ts";
+import { dropWarm, warm } from "../machine/warm/save.ts";
+
+/** To save much RAM takes longer than a call of a job may. */
+const CALL_SECONDS = 600;
+
+export const command = defineCommand("warm", {
+  description:
+    message`Create a warm image: the RAM of a booted machine, from which the template's machines resume.`,
+  footer:
+    message`Jobs use it if "start" is warm or auto. A template whose warm image is still valid is left as it is.`,
+  fields: {
+    templates: multiple(
+      argument(string({ metavar: "TEMPLATE" }), {
+        description:
+          message`The template. Without one: all templates whose machines resume, by the settings.`,
+      }),
+    ),
+    drop: switchFlag("--drop", message`Remove the warm images of these templates.`),
+  },
+  check: ({ templates, drop }) => {
+    if (!drop || templates.length > 0) return;
+    throw new UsageError({
+      what: "The command warm --drop needs the templates whose warm images to remove",
+      advice: `See what there is: ${PROGRAM} list`,
+    });
+  },
+  run: async ({ templates, drop }, { settings, onHost }) => {
+    const config = await settings();
+    const patient = { ...config, callSeconds: Math.max(config.callSeconds, CALL_SECONDS) };
+    await onHost((stage) => drop ? dropWarm(templates, stage) : warm(templates, stage), patient);
+  },
+});

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import type { MachineRecord } from "./metadata.ts";
+import { hostName } from "./owner.ts";
+import { CHANNEL_ADDRESS } from "./ssh_channel.ts";
+
+/** What a person can do with a machine that they made on this host, a line each. */
+export function stepsByHand(machine: string, record: MachineRecord): readonly string[] {
+  const { key, port, user, address } = record;
+  const ssh = `ssh -i ${key} ${port === "22" ? "" : `-p ${port} `}${user}@${address}`;
+  return [
+    logIn(machine) + (address === CHANNEL_ADDRESS ? "" : `, or ${ssh}`),
+    `Run:       libvirt-gci run --machine ${machine} -- COMMAND`,
+    remove(machine),
+  ];
+}
+
+/** What whoever reads a job's log can do with its machine, which is kept, a line each. */
+export function stepsWithKept(machine: string, { address }: MachineRecord): readonly string[] {
+  const where = address === CHANNEL_ADDRESS ? "" : ` (${address})`;
+  return [
+    `${logIn(machine)}, on the host "${hostName()}"${where}`,
+    `Keep:      libvirt-gci keep ${machine} --extend 1h`,
+    remove(machine),
+  ];
+}
+
+function logIn(machine: string): string {
+  return `Log in:    libvirt-gci ssh ${machine}`;
+}
+
+function remove(machine: string): string {
+  return `Remove:    libvirt-gci cleanup --machine ${machine}`;
+}
