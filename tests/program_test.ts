@@ -374,7 +374,7 @@ for (
     [["explain", "--variables", "/nonexistent"], /Cannot read the variables/],
     [["cleanup"], /Which machine\?/],
     [["cleanup", "--all", "--machine", "m"], /--machine or --all, not both/],
-    [["warm", "--drop"], /needs the templates whose warm images/],
+    [["warm", "--remove"], /needs the templates whose warm images/],
     [["gc", "--older-than", "2 weeks"], /Write a number and s, m, h or d/],
     [["gc", "--", "true"], /takes nothing after --/],
     [["run", "-m", "a/b", "--", "true"], /"a\/b" is no name/],

@@ -9,7 +9,7 @@ export const command = defineCommand("standby", {
     message`Create as many standby machines as the setting "standby" says, and remove those that no job could use.`,
   footer: message`Each prepare and cleanup does so in the background.`,
   fields: {
-    drop: switchFlag("--drop", message`Remove all standby machines and create no new ones.`),
+    remove: switchFlag("--remove", message`Remove all standby machines and create no new ones.`),
   },
-  run: ({ drop }, { onHost }) => onHost(drop ? dropStandbys : fillStandbys),
+  run: ({ remove }, { onHost }) => onHost(remove ? dropStandbys : fillStandbys),
 });

@@ -23,18 +23,18 @@ export const command = defineCommand("warm", {
           message`The template. Without one: all templates whose machines resume, by the settings.`,
       }),
     ),
-    drop: switchFlag("--drop", message`Remove the warm images of these templates.`),
+    remove: switchFlag("--remove", message`Remove the warm images of these templates.`),
   },
-  check: ({ templates, drop }) => {
-    if (!drop || templates.length > 0) return;
+  check: ({ templates, remove }) => {
+    if (!remove || templates.length > 0) return;
     throw new UsageError({
-      what: "The command warm --drop needs the templates whose warm images to remove",
+      what: "The command warm --remove needs the templates whose warm images to remove",
       advice: `See what there is: ${PROGRAM} list`,
     });
   },
-  run: async ({ templates, drop }, { settings, onHost }) => {
+  run: async ({ templates, remove }, { settings, onHost }) => {
     const config = await settings();
     const patient = { ...config, callSeconds: Math.max(config.callSeconds, CALL_SECONDS) };
-    await onHost((stage) => drop ? dropWarm(templates, stage) : warm(templates, stage), patient);
+    await onHost((stage) => remove ? dropWarm(templates, stage) : warm(templates, stage), patient);
   },
 });

@@ -30,7 +30,7 @@ export async function makeWarm(
   template: string,
 ): Promise<AsyncDisposable> {
   await done([...ours, "warm", template]);
-  return { [Symbol.asyncDispose]: () => undo([...ours, "warm", "--drop", template]) };
+  return { [Symbol.asyncDispose]: () => undo([...ours, "warm", "--remove", template]) };
 }
 
 /** Why prepare booted a machine that was to be resumed; null if it did not. */
@@ -51,7 +51,7 @@ export async function haveWait(ours: readonly string[]): Promise<AsyncDisposable
       const fill = ["-f", "--", `${ours.at(-1)} standby$`]; // with our own file
       await command(["pkill", "-TERM", ...fill]);
       while ((await command(["pgrep", ...fill])).status === 0) await sleep(100);
-      await undo([...words, "--drop"]);
+      await undo([...words, "--remove"]);
     },
   };
 }

@@ -16,7 +16,7 @@ e2eTest(
     await using undo = new AsyncDisposableStack();
     undo.defer(async () => {
       await call(["cleanup", "-m", machine]);
-      await call(["warm", "--drop", "lite"], { settings: WARM });
+      await call(["warm", "--remove", "lite"], { settings: WARM });
     });
     await done(["warm", "lite"]);
     assert.match(await done(["prepare", "-d", "lite", "-m", machine]), /Resumed the machine/);

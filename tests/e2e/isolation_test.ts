@@ -178,7 +178,7 @@ for (
     undo.use(await addOtherNetwork());
     undo.use(await routeLoopback());
     if (start === "warm") {
-      undo.defer(async () => void await call(["warm", "--drop", "lite"], { settings }));
+      undo.defer(async () => void await call(["warm", "--remove", "lite"], { settings }));
       const { status, stderr } = await call(["warm", "lite"], { settings });
       assert.equal(status, 0, stderr);
     }

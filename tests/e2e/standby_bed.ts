@@ -25,8 +25,8 @@ export async function withStandbys(
     await test(settings, file.path);
   } finally {
     await untilNobodyFills();
-    await by(file.path, ["standby", "--drop"]);
-    await by(file.path, ["warm", "--drop", "lite"]);
+    await by(file.path, ["standby", "--remove"]);
+    await by(file.path, ["warm", "--remove", "lite"]);
   }
 }
 

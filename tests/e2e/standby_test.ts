@@ -97,7 +97,7 @@ async function survivesDeadGuests(file: string): Promise<void> {
  * none of the job's variables.
  */
 async function refillsAfterCleanup(file: string): Promise<void> {
-  await done(file, ["standby", "--drop"]);
+  await done(file, ["standby", "--remove"]);
   const attempt = await Deno.makeTempDir({ prefix: "libvirt-gci-e2e-" });
   const [program = "", ...args] = [...PROGRAM, "--config", file, "cleanup", "-m", "gci-e2e-one"];
   const env = { CUSTOM_ENV_SECRET: "of the job" };

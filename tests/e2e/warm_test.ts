@@ -67,7 +67,7 @@ async function makeTemplate(): Promise<AsyncDisposable> {
   await virsh("pool-refresh", TESTBED.templatePool);
   return {
     async [Symbol.asyncDispose]() {
-      await call(["warm", "--drop", TEMPLATE], { settings: WARM });
+      await call(["warm", "--remove", TEMPLATE], { settings: WARM });
       await virsh("vol-delete", VOLUME, TESTBED.templatePool);
     },
   };
@@ -169,7 +169,7 @@ async function generationId(machine: string): Promise<string> {
 async function dropsUnder(machines: readonly string[]): Promise<void> {
   const listed = await done(call(["list"], { settings: WARM }));
   assert.match(listed, new RegExp(`\\n${TEMPLATE} +\\d+ \\w+ +2 +\\d+ MiB\\n`));
-  const dropped = await done(call(["warm", "--drop", TEMPLATE], { settings: WARM }));
+  const dropped = await done(call(["warm", "--remove", TEMPLATE], { settings: WARM }));
   assert.match(dropped, /but for its disk, .*: gci-e2e-first, gci-e2e-second/);
   assert.doesNotMatch(await done(call(["gc", "--dry-run"])), /warm image/);
   await inMachine(machines[0] ?? "", "cat /usr/bin/perl /bin/bash | sha256sum; sudo sync");

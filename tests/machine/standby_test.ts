@@ -391,7 +391,7 @@ function wanting<T extends Pick<TestStage, "config">>(
   return { ...stage, config: { ...stage.config, templates, ...differences } };
 }
 
-Deno.test("a template without a warm image has none wait, which is an error; --drop removes all", () =>
+Deno.test("a template without a warm image has none wait, which is an error; --remove removes all", () =>
   withStage(async (stage) => {
     await assert.rejects(fillStandbys(wanting(stage)), (error) => {
       assert(error instanceof Error && "details" in error);
