@@ -7,7 +7,7 @@ import type { Printer } from "./cli/printer.ts";
 import { keptVariables, refillArguments } from "./cli/refill.ts";
 import { ScriptOutput } from "./cli/script_output.ts";
 import { explain, ScriptFailure } from "./errors.ts";
-import type { Env } from "./job/job.ts";
+import { type Env, isByHand } from "./job/job.ts";
 import type { Connection } from "./libvirt/connection.ts";
 import type { Stage } from "./machine/context.ts";
 import type { Counted } from "./metrics/metrics.ts";
@@ -65,7 +65,9 @@ export async function runProgram(caller: Caller): Promise<number> {
     await Promise.race([runCommand(line, running), uncaught]);
   } catch (error) {
     if (line?.debug && error instanceof Error) printer.debug(inOneLine(error.stack ?? ""));
-    status = await endWith(reasonOf(error, line, caller), { env, printer, script });
+    const passesStatus = line?.action.passesStatus ?? false;
+    const reason = reasonOf(error, line, caller);
+    status = await endWith(reason, { env, printer, script, passesStatus });
   }
   if (lastWords.length > 0) {
     await endOutput(script, env);
@@ -82,10 +84,11 @@ function reasonOf(error: unknown, line: CommandLine | null, { signal }: Caller):
 /** Says what went wrong, after the script's output, and gives the status that tells whose fault it is. */
 async function endWith(
   error: unknown,
-  { env, printer, script }: {
+  { env, printer, script, passesStatus }: {
     readonly env: Env;
     readonly printer: Printer;
     readonly script: ScriptOutput;
+    readonly passesStatus: boolean;
   },
 ): Promise<number> {
   try {
@@ -94,12 +97,13 @@ async function endWith(
     printer.fail(PROGRAM, explain(untold));
     return exitStatus(untold, env);
   }
-  // Under GitLab Runner, the job's log belongs to the script; GitLab itself states its status.
-  if (!(error instanceof ScriptFailure) || env["BUILD_EXIT_CODE_FILE"] === undefined) {
+  // The output belongs to the script, and its status is passed on: by GitLab, or as our own.
+  const isPassedOn = env["BUILD_EXIT_CODE_FILE"] !== undefined || (passesStatus && isByHand(env));
+  if (!(error instanceof ScriptFailure) || !isPassedOn) {
     await endOutput(script, env);
     printer.fail(PROGRAM, explain(error));
   }
-  return exitStatus(error, env);
+  return exitStatus(error, env, { passesStatus });
 }
 
 async function endOutput(script: ScriptOutput, env: Env): Promise<void> {

@@ -50,6 +50,24 @@ Deno.test("faultOf() takes the word of the first error that says one, and no oth
   }
 });
 
+for (
+  const [error, env, status] of [
+    [new ScriptFailure(7), {}, 7],
+    [new ScriptFailure(256), {}, 255], // which the kernel would take for 0
+    [new BuildFailure({ what: "x" }), {}, 255],
+    [new SystemFailure({ what: "x" }), {}, 255],
+    [null, {}, 255],
+    [new UsageError({ what: "x" }), {}, 2],
+    [new ScriptFailure(7), RUNNER, 41],
+    [new SystemFailure({ what: "x" }), RUNNER, 42],
+  ] as const
+) {
+  const where = env === RUNNER ? "under GitLab Runner" : "by hand";
+  Deno.test(`run ends with the status ${status} ${where}, for ${error}`, () => {
+    assert.equal(exitStatus(error, env, { passesStatus: true }), status);
+  });
+}
+
 Deno.test("a wrong call is the status 2, as of any program", () => {
   assert.equal(exitStatus(new UsageError({ what: "x" }), RUNNER), 2);
 });

@@ -3,6 +3,7 @@ import assert from "node:assert/strict";
 import { loadProc } from "../ffi/proc.ts";
 import { processMark } from "../src/machine/owner.ts";
 import { denoVariables } from "./harness/runner.ts";
+import { JOB } from "./fakes/test_stage.ts";
 import { readOpenMetrics } from "./fakes/open_metrics.ts";
 import { TestLibvirtd } from "./fakes/test_libvirtd.ts";
 
@@ -217,7 +218,7 @@ Deno.test("stages are counted in metrics_file, whatever their end; other command
       const [args, status] of [
         [["gc"], 0],
         [["cleanup", "--machine", "nothing"], 0],
-        [["run", "--machine", "nothing", "--", "true"], 2],
+        [["run", "--machine", "nothing", "--", "true"], 255],
         [["prepare", "--distro", "nothing"], 1],
         [["prepare"], 1],
         [["cleanup"], 2], // of which machine?
@@ -420,6 +421,57 @@ const LOST = `
   };
   await import("./main.ts");
 `;
+
+/** Calls `run` on a machine that is ready, with this command or for a script of this name. */
+async function runOnGuest(args: readonly string[], env: Record<string, string>): Promise<Ended> {
+  const directory = await Deno.makeTempDir({ prefix: "libvirt-gci-test-" });
+  await Deno.writeTextFile(`${directory}/script`, "echo ran; exit 7\n");
+  const path = new URL("tests/fakes/program_by_hand.ts", ROOT).pathname;
+  try {
+    const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+      args: ["run", "--quiet", "--allow-all", path, ...args],
+      cwd: directory,
+      env: { XDG_CONFIG_HOME: "/nonexistent", TMPDIR: directory, ...env },
+      stdin: "null",
+    }).output();
+    const decoder = new TextDecoder();
+    return { status: code, stdout: decoder.decode(stdout), stderr: decoder.decode(stderr) };
+  } finally {
+    await Deno.remove(directory, { recursive: true });
+  }
+}
+
+for (
+  const [script, status] of [
+    ["echo ran", 0],
+    ["echo ran; exit 7", 7],
+    ["echo ran; exit 2", 2],
+    ["echo ran; kill -TERM $$", 143],
+    ["echo ran; exit 255", 255],
+  ] as const
+) {
+  Deno.test(`run by hand ends as its command, and adds nothing: ${script}`, async () => {
+    const args = ["run", "-m", JOB.machine, "--", "sh", "-c", script];
+    const ended = await runOnGuest(args, {});
+    assert.deepEqual([ended.status, ended.stdout], [status, "ran\n"]);
+    assert.match(ended.stderr, /^(Terminated\n)?$/); // which the guest's shell says
+  });
+}
+
+Deno.test("run under GitLab Runner ends with the runner's status, the script's in its file", () =>
+  withRunner(async (env) => {
+    const args = ["run", "-m", JOB.machine, "script", "build_script"];
+    const ended = await runOnGuest(args, env);
+    assert.deepEqual(ended, { status: 11, stdout: "ran\n", stderr: "" });
+    assert.equal(await Deno.readTextFile(env["BUILD_EXIT_CODE_FILE"] ?? ""), "7\n");
+  }));
+
+Deno.test("run by hand ends with 255 if there is no machine, and says so", async () => {
+  const args = ["run", "-m", "nothing", "--", "true"];
+  const { status, stderr } = await onHostWith("somebody.qcow2", args);
+  assert.equal(status, 255);
+  assert.match(stderr, /^libvirt-gci: .*"nothing"/);
+});
 
 Deno.test("there are completions for five shells", async () => {
   for (const shell of ["bash", "zsh", "fish", "nu", "pwsh"]) {

@@ -47,6 +47,7 @@ export interface Invocation {
   readonly countedAs: Counted | null;
   readonly refills: boolean;
   readonly outlastsCancel: boolean;
+  readonly passesStatus: boolean;
   readonly run: (program: Program) => Promise<void>;
 }
 
@@ -73,6 +74,8 @@ export interface Definition<F extends Fields> {
   readonly refills?: boolean;
   /** Whether it goes on after a cancel. */
   readonly outlastsCancel?: boolean;
+  /** Whether, by hand, it ends with the status of what it runs in the guest, or else with 255. */
+  readonly passesStatus?: boolean;
   readonly run: (values: Values<F>, program: Program) => Promise<void>;
 }
 
@@ -93,6 +96,7 @@ export function defineCommand<const F extends Fields>(
     countedAs: countedAs?.(given) ?? null,
     refills: definition.refills ?? false,
     outlastsCancel: definition.outlastsCancel ?? false,
+    passesStatus: definition.passesStatus ?? false,
     run: (program) => definition.run(given, program),
   }));
 }

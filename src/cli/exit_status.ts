@@ -1,20 +1,31 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { BuildFailure, orFailure, ScriptFailure, UsageError } from "../errors.ts";
-import type { Env } from "../job/job.ts";
+import { type Env, isByHand } from "../job/job.ts";
+
+/** Of a command that passes on the guest's status: whatever else went wrong, as with ssh. */
+const LOST = 255;
 
 /**
- * The exit status that tells GitLab Runner whose fault this is. By hand its variables are unset.
+ * The exit status that tells GitLab Runner whose fault this is. By hand its variables are unset, and a
+ * command that passes on the status of what it runs in the guest ends with that.
  * See https://docs.gitlab.com/runner/executors/custom/#error-handling.
  */
-export function exitStatus(error: unknown, env: Env): number {
+export function exitStatus(
+  error: unknown,
+  env: Env,
+  { passesStatus = false }: { readonly passesStatus?: boolean } = {},
+): number {
   if (error instanceof UsageError) return 2;
+  if (passesStatus && isByHand(env)) {
+    return error instanceof ScriptFailure ? statusFrom(error.scriptStatus, LOST) : LOST;
+  }
   return error instanceof BuildFailure
     ? statusFrom(env["BUILD_FAILURE_EXIT_CODE"], 1)
     : statusFrom(env["SYSTEM_FAILURE_EXIT_CODE"], 2);
 }
 
-/** A failure must never look like success, whatever the variable holds. */
-function statusFrom(value: string | undefined, otherwise: number): number {
+/** A failure must never look like success, whatever the value is. */
+function statusFrom(value: string | number | undefined, otherwise: number): number {
   const status = Number(value);
   return Number.isInteger(status) && status > 0 && status < 256 ? status : otherwise;
 }

@@ -34,7 +34,8 @@ import { sleep, within } from "../wait.ts";
 
 export const command = defineCommand("run", {
   description: message`Run a script, or the command after ${"--"}, in the machine.`,
-  footer: message`By hand: libvirt-gci run --machine NAME -- COMMAND [ARG...]`,
+  footer:
+    message`By hand: libvirt-gci run --machine NAME -- COMMAND [ARG...]. The exit status is then the command's own, or 255 if libvirt-gci or the machine fails.`,
   fields: {
     machine: machineOption,
     script: switchFlag("--script", message`Optional: the next argument is always the script.`),
@@ -50,6 +51,7 @@ export const command = defineCommand("run", {
     ),
   },
   takesCommand: true,
+  passesStatus: true,
   check: ({ path }, guestCommand) => {
     if ((path === undefined) === (guestCommand !== null && guestCommand.length > 0)) return;
     throw new UsageError({

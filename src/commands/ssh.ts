@@ -12,8 +12,11 @@ import { logIn, lookupReadyMachine } from "../machine/ready_machine.ts";
 export const command = defineCommand("ssh", {
   description:
     message`Open a shell in a machine at your terminal, or run the command after ${"--"} there.`,
+  footer:
+    message`The exit status is that of the command or shell, or 255 if libvirt-gci or the machine fails.`,
   fields: { machine: machineArgument },
   takesCommand: true,
+  passesStatus: true,
   check: ({ machine }) => checkMachineName(machine),
   run: async ({ machine }, { env, guestCommand, onHost }) => {
     const terminal = ownTerminal(env["TERM"]);

@@ -29,8 +29,11 @@ e2eTest(
       ]);
       assert.deepEqual([ran.status, ran.stdout], [0, "<a b><'c'><>"], ran.stderr);
       const failed = await call(["run", "-m", machine, "--", "sh", "-c", "exit 7"]);
-      assert.equal(failed.status, 1);
-      assert.match(failed.stderr, /ended with the status 7/);
+      assert.deepEqual([failed.status, failed.stderr], [7, ""]);
+      using file = settingsFile();
+      const line = [...PROGRAM, "--config", file.path, "ssh", machine, "--", "sh -c 'exit 8'"];
+      const typed = await command(["script", "-qec", line.join(" "), "/dev/null"]);
+      assert.equal(typed.status, 8, typed.stdout);
 
       await t.step("logs prints the serial console of a machine", async () => {
         const { stdout } = await call(["logs", machine]);
@@ -60,7 +63,7 @@ e2eTest("by hand, GitLab's variables name the machine for all three commands", a
     Deno.writeTextFileSync(script, "hostname; exit 3");
     const ran = await call(["run", "--script", script], { env });
     Deno.removeSync(script);
-    assert.equal(ran.status, 1, ran.stderr);
+    assert.equal(ran.status, 3, ran.stderr);
     const again = await call(["prepare"], { env });
     assert.equal(again.status, 2);
     assert.match(again.stderr, /There is a domain "gitlab-libvirt-lite-12345" already/);
