@@ -138,6 +138,39 @@ Deno.test("every file is named for its one subject, with underscores", () => {
   assert.deepEqual(names, []);
 });
 
+const STATIC_IMPORT = /^(?:import|export)\s+(?!type\b)[^;"']*?\bfrom\s*"(\.[^"]+\.ts)"/gm;
+
+/** What is loaded with a file, but for what it imports when it needs it. */
+function loadedWith(file: string, loaded: Set<string> = new Set()): Set<string> {
+  if (loaded.has(file)) return loaded;
+  loaded.add(file);
+  for (const [, path = ""] of withoutComments(PROGRAM.get(file) ?? "").matchAll(STATIC_IMPORT)) {
+    loadedWith(posix.join(posix.dirname(file), path), loaded);
+  }
+  return loaded;
+}
+
+for (
+  const [commands, others] of [
+    [["config", "explain"], /^ffi\/libvirt|^src\/(doctor|metrics|guest|libvirt\/connection)/],
+    [
+      ["prepare", "run", "cleanup"],
+      /^src\/(doctor|metrics)\/|\/(post_mortem|kvm_probe|warm\/save|standby\/fill)/,
+    ],
+  ] as const
+) {
+  Deno.test(`${commands.join(", ")} load nothing that they rarely need`, () => {
+    for (const command of commands) {
+      const loaded = loadedWith(`src/commands/${command}.ts`, loadedWith("src/program.ts"));
+      assert(loaded.size > 20, command);
+      const needless = [...loaded].filter((file) =>
+        others.test(file) || /^src\/commands\//.test(file) && !file.endsWith(`/${command}.ts`)
+      );
+      assert.deepEqual(needless, [], command);
+    }
+  });
+}
+
 Deno.test("the check of imports sees every form of them, and no comment", () => {
   const text = `
     import { a } from "./a.ts";
