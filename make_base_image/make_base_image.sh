@@ -8,7 +8,7 @@
 # which no job sees before it is complete. Before, install in the VM what jobs call:
 # git, and gitlab-runner for artifacts and caches; "libvirt-gci doctor --boot VM" says
 # what the template lacks. For "libvirt-gci warm", install qemu-guest-agent in the VM
-# before; the README says what else that needs.
+# before; docs/fast-starts.md says what else that needs.
 #
 #   -c, --connect URI      the hypervisor, on this host (default: qemu:///system)
 #   -p, --pool NAME        the pool of templates (default: base_imgs, which is made

@@ -466,13 +466,16 @@ async function lookAtRunner(
 
 const REGISTER = /^gitlab-runner register .* --custom-run-exec \/usr\/local\/bin\/libvirt-gci /;
 
-Deno.test("the README registers a runner by the doctor's command", async () => {
-  const readme = await Deno.readTextFile(new URL("../../README.md", import.meta.url));
-  const [block = ""] = /^ *gitlab-runner register (.*\\\n)*.*$/m.exec(readme) ?? [];
-  assert.equal(
-    block.trim().replaceAll(/\\\n */g, ""),
-    registerCommand("/usr/local/bin/libvirt-gci"),
-  );
+Deno.test("the README and the tutorial register a runner by the doctor's command", async () => {
+  for (const page of ["README.md", "docs/tutorials/first-runner.md"]) {
+    const text = await Deno.readTextFile(new URL(`../../${page}`, import.meta.url));
+    const [block = ""] = /^ *gitlab-runner register (.*\\\n)*.*$/m.exec(text) ?? [];
+    assert.equal(
+      block.trim().replaceAll(/\\\n */g, ""),
+      registerCommand("/usr/local/bin/libvirt-gci"),
+      page,
+    );
+  }
 });
 
 Deno.test("what the command to register says of the stages is the runner's section", () => {
