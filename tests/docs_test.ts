@@ -269,3 +269,22 @@ Deno.test("the manual has the help of every command (UPDATE=1 writes it)", async
   if (Deno.env.has("UPDATE")) await Deno.writeTextFile(new URL(COMMANDS_PAGE, ROOT), expected);
   else assert.equal(page, expected);
 });
+
+Deno.test("CONTRIBUTING.md has a line for each folder, and for each file at the top of src", () => {
+  const text = PAGES.get("CONTRIBUTING.md") ?? "";
+  const folders = (folder: string) =>
+    [...Deno.readDirSync(new URL(folder, ROOT))].filter(({ name }) => !name.startsWith("."))
+      .map(({ name, isDirectory }) => isDirectory ? `${folder}${name}/` : `${folder}${name}`);
+  const wanted = [
+    ...folders("src/"),
+    ...folders("tests/").filter((path) =>
+      path.endsWith("/") && !exists(path.replace("tests", "src"))
+    ),
+    ...["main.ts", "ffi/", "docs/", "make_base_image/", "packaging/", "systemd/", ".ci/run"],
+  ];
+  const lines = text.split("\n");
+  assert.deepEqual(
+    wanted.filter((path) => !lines.some((line) => line.trimStart().startsWith(`${path} `))),
+    [],
+  );
+});

@@ -1,8 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
 /**
- * What becomes of a job when something fails: a row for each fault, in a table at the end. The tests
- * are in `faults/`.
+ * What becomes of a job when something fails. At the end it prints a table with a row for each fault: the
+ * stage that meets it, its exit status, whose fault that is, what is left, and the message. The tests are
+ * in `faults/`; `tests/faults_test.ts` does the same for each call of libvirt, on its test driver.
+ *
+ * Each row runs a stage of a job with its fault, and then the runner's cleanup, or only gc after the runner
+ * and the attempt's directory are gone. Nothing of ours may be left. Beside all rows, a job runs, and a
+ * domain, a volume and a network filter of somebody else must stay as they were. The points at which a stage
+ * is killed come from what an undisturbed stage calls, so new calls of libvirt get rows by themselves.
  */
 import { Bystanders } from "./faults/bystanders.ts";
 import "./faults/daemon.ts";
