@@ -15,7 +15,7 @@ import type { Meter } from "./metrics/meter.ts";
 import { type Config, loadConfig } from "./settings/load.ts";
 
 /** All commands, in the order of `--help`. The bundle takes literal paths only. */
-const COMMANDS: Commands = {
+export const COMMANDS: Commands = {
   config: () => import("./commands/config.ts"),
   prepare: () => import("./commands/prepare.ts"),
   run: () => import("./commands/run.ts"),
