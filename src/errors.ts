@@ -135,6 +135,8 @@ export function faultOf(error: unknown): Fault {
   return "other";
 }
 
+const LABEL = "What to do: ";
+
 /** The error and each cause behind it, a line each, then the advice, then the details. */
 export function explain(error: unknown): string {
   const lines: string[] = [];
@@ -150,6 +152,11 @@ export function explain(error: unknown): string {
     cause = cause.cause;
   } while (cause !== undefined);
   const first = advice[0];
-  if (first !== undefined) lines.push(`What to do: ${first}`);
+  if (first !== undefined) lines.push(LABEL + first);
   return [...lines, ...details].join("\n");
+}
+
+/** What an error and its causes say, a line each, without the advice. */
+export function reasonOf(error: unknown): string {
+  return explain(error).split("\n").filter((line) => !line.startsWith(LABEL)).join("\n");
 }

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { explain } from "../errors.ts";
+import { explain, reasonOf } from "../errors.ts";
 import { childrenOf, find, rootOf } from "../read_xml.ts";
-import { reasonOf } from "../reason.ts";
 import type { Config } from "../settings/load.ts";
 import { command } from "../shell.ts";
 import {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { reasonOf } from "../errors.ts";
 import { readKey } from "../guest/key.ts";
-import { reasonOf } from "../reason.ts";
 import { command } from "../shell.ts";
 import { allMachines, type DoctorContext, type Group } from "./check.ts";
 import { type Finding, ok, problem, warning } from "./finding.ts";

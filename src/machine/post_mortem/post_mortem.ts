@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { StoragePool } from "../../libvirt/storage_pool.ts";
 import { virsh } from "../../shell.ts";
-import { explain, SystemFailure } from "../../errors.ts";
-import { reasonOf } from "../../reason.ts";
+import { explain, reasonOf, SystemFailure } from "../../errors.ts";
 import type { Connection } from "../../libvirt/connection.ts";
 import { consoleEnd, consoleLines } from "../../guest/console_text.ts";
 import { unpluggedCards } from "../network/network_info.ts";
