@@ -34,7 +34,13 @@ Deno.test("a machine that could not be resumed boots with another MAC, which has
   const ofRecord = { template, login, settings, card: null };
   const record = newRecord(await newOwner(JOB), ofRecord); // as the attempt to resume it had it
   const machine = {
-    ...{ name, record, settings, filter: null, card: null, disk, login },
+    name,
+    record,
+    settings,
+    filter: null,
+    card: null,
+    disk,
+    login,
     ...await createVolumes(pool, name, volumeContents(name, login, settings)),
   };
   const making = { pool, turn: null, timer: new StepTimer(null) };

@@ -17,15 +17,12 @@ import {
 import { addToMetricsFile } from "../../src/metrics/metrics_file.ts";
 import { cleanup } from "../../src/machine/remove.ts";
 import { prepare } from "../../src/commands/prepare.ts";
+import { sleep } from "../../src/wait.ts";
+import { RUN } from "../fakes/metrics_process.ts";
 import { type MetricSamples, readOpenMetrics } from "../fakes/open_metrics.ts";
 import { TestGuest } from "../fakes/test_guest.ts";
 import { openTestHost } from "../fakes/test_host.ts";
 import { JOB, testStage } from "../fakes/test_stage.ts";
-
-const RUN: Observation = {
-  ...{ version: "1.2.3", stage: "run", result: "success", fault: null },
-  ...{ phases: [], gauges: null },
-};
 
 /** Gives the test a directory, and sees that nothing but the metrics are in it in the end. */
 async function withFile(test: (file: string) => Promise<void>): Promise<void> {
@@ -56,11 +53,15 @@ const GOLDEN = new URL("../data/metrics.prom", import.meta.url);
 Deno.test("the file is this text", async () => {
   const samples: Samples = new Map();
   addObservation(samples, {
-    ...{ version: "1.2.3", stage: "prepare", result: "success", fault: null },
+    ...RUN,
+    stage: "prepare",
     phases: [["overlay", 0.0504], ["start", 0.1], ["address", 4], ["ssh", 700], ["total", 704.25]],
     gauges: {
-      ...{ running: 2, stopped: 1, diskBytes: 3e9 },
-      ...{ poolCapacityBytes: 4e12, poolAvailableBytes: 1.5e12 },
+      running: 2,
+      stopped: 1,
+      diskBytes: 3e9,
+      poolCapacityBytes: 4e12,
+      poolAvailableBytes: 1.5e12,
     },
   });
   addObservation(samples, { ...RUN, result: "job", fault: "script" });
@@ -121,7 +122,9 @@ function countingProcess(file: string, runs: number): Deno.ChildProcess {
   const main = new URL("../fakes/metrics_process.ts", import.meta.url).pathname;
   return new Deno.Command(Deno.execPath(), {
     args: ["run", "--quiet", "--no-check", "--allow-all", main, file, String(runs)],
-    ...{ stdin: "null", stdout: "piped", stderr: "piped" },
+    stdin: "null",
+    stdout: "piped",
+    stderr: "piped",
   }).spawn();
 }
 
@@ -132,8 +135,8 @@ Deno.test("20 processes at once lose no count, though some are killed", () =>
     const readers = doomed.map((process) => new Response(process.stdout).text());
     const ends = living.map((process) => process.output());
     for (const [i, process] of doomed.entries()) {
-      while (!await Deno.stat(file).then(() => true, () => false)) await pause(10);
-      await pause(100 + 50 * i);
+      while (!await Deno.stat(file).then(() => true, () => false)) await sleep(10);
+      await sleep(100 + 50 * i);
       process.kill("SIGKILL");
       await process.stderr.cancel();
     }
@@ -148,25 +151,15 @@ Deno.test("20 processes at once lose no count, though some are killed", () =>
     assert(counted >= told + 1 && counted <= told + 1 + doomed.length, `${counted} of ${told} + 1`);
   }));
 
-function pause(milliseconds: number): Promise<void> {
-  return new Promise((resolve) => setTimeout(resolve, milliseconds));
-}
-
 Deno.test("a reader sees the file whole at any time", () =>
   withFile(async (file) => {
     await add(file, RUN);
-    const { promise: written, resolve } = Promise.withResolvers<void>();
+    let isWritten = false;
     const writes = (async () => {
       for (let i = 0; i < 100; i++) await add(file, RUN);
-      resolve();
-    })();
+    })().finally(() => isWritten = true);
     let reads = 0;
-    const isWritten = written.then(() => true);
-    do {
-      const runs = (await samplesIn(file)).get(RUNS) ?? 0;
-      assert(runs >= 1);
-      reads++;
-    } while (!await Promise.race([isWritten, Promise.resolve(false)]));
+    for (; !isWritten; reads++) assert(((await samplesIn(file)).get(RUNS) ?? 0) >= 1);
     await writes;
     assert(reads > 10, `${reads}`);
   }));
@@ -185,13 +178,12 @@ Deno.test("who holds the file up costs a stage a second and its counts, no more"
     {
       using held = await Deno.open(`${file}.lock`, { write: true, create: true });
       await held.lock(true);
-      const warnings: string[] = [];
       const start = performance.now();
-      await meter(file, warnings).end(null);
+      const warning = await warningOf(file);
       const elapsed = performance.now() - start;
       assert(elapsed > 900 && elapsed < 3000, `${elapsed} ms`);
       assert.match(
-        warnings.join(),
+        warning,
         /Cannot count this stage .*\nbecause: Another process has kept .* for 1 s/,
       );
       await Deno.remove(`${file}.lock`);
@@ -243,16 +235,20 @@ Deno.test("a file that is not ours stays as it is", () =>
     await assert.rejects(add(file, RUN), /was not written by libvirt-gci/);
   }));
 
-function meter(file: string, warnings: string[], options: Partial<MeterOptions> = {}): Meter {
-  const warn = (line: string): void => void warnings.push(line);
-  return new Meter({ file, stage: "run", version: "1.2.3", warn, ...options });
+function meter(file: string, options: Partial<MeterOptions> = {}): Meter {
+  return new Meter({ file, stage: "run", version: "1.2.3", warn: assert.fail, ...options });
+}
+
+/** What a run warns of whose counts go to this file. */
+async function warningOf(file: string): Promise<string> {
+  const warnings: string[] = [];
+  await meter(file, { warn: (line) => warnings.push(line) }).end(null); // which does not fail
+  return warnings.join("|");
 }
 
 Deno.test("a stage whose counts cannot be written does not fail, and says so", async () => {
-  const warnings: string[] = [];
-  await meter("/nonexistent/gci.prom", warnings).end(null);
   assert.match(
-    warnings.join("|"),
+    await warningOf("/nonexistent/gci.prom"),
     /^Cannot count this stage in the metrics file "\/nonexistent\/gci\.prom"\nbecause: no such file.*\nWhat to do: Set metrics_file [^|]*$/,
   );
 });
@@ -268,7 +264,7 @@ const FAILURES: readonly (readonly [unknown, result: string, cause: string])[] =
 for (const [failure, result, cause] of FAILURES) {
   Deno.test(`a failure by ${cause} is counted as the result ${result}`, () =>
     withFile(async (file) => {
-      await meter(file, [], { stage: "prepare" }).end(failure);
+      await meter(file, { stage: "prepare" }).end(failure);
       const counted = [...await samplesIn(file)].filter(([, value]) => value !== 0);
       assert.deepEqual(counted, [
         ['libvirt_gci_build_info{version="1.2.3"}', 1],
@@ -301,7 +297,7 @@ Deno.test("prepare's steps and machines are counted, in few calls of libvirt", (
     await using connection = await openTestHost({ onCall: (name) => calls.push(name) });
     await using guest = await TestGuest.start();
     using stage = testStage(connection, guest);
-    const prepared = meter(file, stage.warnings, { stage: "prepare" });
+    const prepared = meter(file, { stage: "prepare" });
     await prepare(JOB, {}, { ...stage, onStep: prepared.onStep });
     await prepare({ ...JOB, machine: "second" }, {}, stage);
     calls.length = 0;
@@ -320,7 +316,7 @@ Deno.test("prepare's steps and machines are counted, in few calls of libvirt", (
 
     using domain = await Domain.lookup(connection, "second");
     await domain.destroy();
-    const collected = meter(file, stage.warnings, { stage: "gc" });
+    const collected = meter(file, { stage: "gc" });
     await collected.measure(stage);
     await collected.end(null);
     const later = await samplesIn(file);
@@ -349,7 +345,7 @@ Deno.test("a run is counted, but neither timed, nor is libvirt asked for anythin
     await using connection = await openTestHost({ onCall: (name) => calls.push(name) });
     await using guest = await TestGuest.start();
     using stage = testStage(connection, guest);
-    const ran = meter(file, stage.warnings);
+    const ran = meter(file);
     await ran.measure(stage);
     assert.deepEqual(calls, []);
     await ran.end(null);
@@ -398,13 +394,9 @@ for (
         const directory = file.slice(0, file.lastIndexOf("/"));
         await Deno.chmod(directory, mode);
         if (owner !== null) await Deno.chown(directory, owner, owner);
-        const warnings: string[] = [];
-        await meter(file, warnings).end(null); // the stage itself does not fail
-        assert.match(
-          warnings.join("|"),
-          /^Cannot count this stage in the metrics file ".*gci\.prom"\n/,
-        );
-        assert.match(warnings.join("|"), why);
+        const warning = await warningOf(file);
+        assert.match(warning, /^Cannot count this stage in the metrics file ".*gci\.prom"\n/);
+        assert.match(warning, why);
         await assert.rejects(Deno.stat(file), Deno.errors.NotFound);
       }),
   });
