@@ -289,9 +289,9 @@ Deno.test("libvirt itself says whether it uses the security module", () => {
 
 Deno.test("a security module that libvirt is not to use, or did not find, is a warning", async () => {
   const conf = { "/etc/libvirt/qemu.conf": 'security_driver = [ "none" ]\n' };
-  const libvirt: HostDifferences["libvirt"] = (connection) => {
-    connection.capabilities = () => Promise.resolve(capabilitiesWith("none", "dac"));
-  };
+  const virConnectGetCapabilities = capabilitiesWith("none", "dac");
+  const libvirt: HostDifferences["libvirt"] = (connection) =>
+    answerCalls(connection, { virConnectGetCapabilities });
   for (const files of [APPARMOR, SELINUX]) {
     const told = await look(checkSecurityModules, { files: { ...files, ...conf } });
     only(told, "warning", /security_driver is none/);

@@ -119,14 +119,7 @@ for (const [free, level] of [[21, "warning"], [19, "problem"]] as const) {
   Deno.test(`a large pool of disks that is almost full, with ${free} GiB free, is a ${level}`, async () => {
     const bytes = `<capacity>${1024 ** 4}</capacity><available>${free * 1024 ** 3}</available>`;
     const xml = `<pool type="dir">${bytes}<target><path>/nonexistent</path></target></pool>`;
-    const libvirt = (connection: Connection) => {
-      const { callForString } = connection;
-      // Pools of the test driver have 100 GiB.
-      connection.callForString = ((...args: Parameters<typeof callForString>) =>
-        args[0] === "virStoragePoolGetXMLDesc"
-          ? Promise.resolve(xml)
-          : callForString.apply(connection, args)) as typeof callForString;
-    };
+    const libvirt = (it: Connection) => answerCalls(it, { virStoragePoolGetXMLDesc: xml });
     const { subject } = only(await look(checkOverlayPool, { libvirt }), level, /little free space/);
     assert.ok(subject.includes(`${free} of 1024 GiB free`));
   });

@@ -137,8 +137,8 @@ export async function look(
   return listFindings(await check(host));
 }
 
-/** Results of calls: a call that writes to its last parameter writes this there. */
-type Answers = Partial<Record<CallName, bigint | number>>;
+/** Results of calls: numbers, which some write to their last parameter, and texts. */
+type Answers = Partial<Record<CallName, bigint | number | string>>;
 
 /** What libvirt's test driver does not know, or has otherwise. */
 const ANSWERS: Answers = {
@@ -150,16 +150,23 @@ const ANSWERS: Answers = {
 
 /** Has libvirt answer these calls so. */
 export function answerCalls(connection: Connection, answers: Answers): void {
-  const { call } = connection;
+  const { call, callForString } = connection;
   const answer = (...args: Parameters<typeof call>): Promise<unknown> => {
     const given = answers[args[0]];
     if (given === undefined) return call.apply(connection, args);
     const written: unknown = args.at(-1);
     if (!ArrayBuffer.isView(written)) return Promise.resolve(given);
-    (written as unknown as (bigint | number)[])[0] = given;
+    (written as unknown as unknown[])[0] = given;
     return Promise.resolve(0);
   };
   connection.call = answer as typeof call;
+  const answerText = (...args: Parameters<typeof callForString>): Promise<string> => {
+    const given = answers[args[0]];
+    return given === undefined
+      ? callForString.apply(connection, args)
+      : Promise.resolve(String(given));
+  };
+  connection.callForString = answerText as typeof callForString;
 }
 
 async function make(path: string, file: HostFile): Promise<void> {
