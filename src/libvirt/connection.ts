@@ -18,7 +18,7 @@ export type CallParameters<Name extends CallName> = Parameters<Functions[Name]>;
 /** What it gives, unless that says that it failed. */
 export type CallResult<Name extends CallName> = NonNullable<Awaited<ReturnType<Functions[Name]>>>;
 
-/** The functions whose first parameter is such a handle. */
+/** The functions whose first parameter is a handle of this C structure. */
 export type MethodName<Brand extends string> = {
   [Name in CallName]: Pointer<Brand> extends CallParameters<Name>[0] ? Name : never;
 }[CallName];

@@ -2,7 +2,6 @@
 import { BuildFailure, SystemFailure } from "../../errors.ts";
 import type { Connection } from "../../libvirt/connection.ts";
 import { isLibvirtError, VIR_ERR } from "../../libvirt/error.ts";
-import { find, rootOf, textAt } from "../../read_xml.ts";
 import { StoragePool } from "../../libvirt/storage_pool.ts";
 import { lookupActivePool } from "./pools.ts";
 import { readVolumeXml } from "./volume_xml.ts";
