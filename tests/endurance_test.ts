@@ -141,9 +141,8 @@ Deno.test("20 jobs at once leave nothing, each with a machine of its own", async
     for (let i = 0; i < 3; i++) await runAtOnce(connection, guest);
     await assertNothingLeft(before, 60);
     assert.deepEqual(await pool.volumeNames(), ["somebody.qcow2"]);
-    const domains = await Domain.listAll(connection);
+    using domains = await Domain.listAll(connection);
     assert.deepEqual(domains.map(({ name }) => name), ["somebody"]);
-    for (const domain of domains) domain[Symbol.dispose]();
   }
   assert.equal(await connection.close(), 0, "a handle is left");
 });

@@ -134,11 +134,8 @@ async function cleanUp(stage: TestStage, where: string): Promise<void> {
 
 /** What is on the host. */
 async function inventory(connection: Connection): Promise<string[]> {
-  const names: string[] = [];
-  for (const domain of await Domain.listAll(connection)) {
-    using _ = domain;
-    names.push(domain.name);
-  }
+  using domains = await Domain.listAll(connection);
+  const names = domains.map(({ name }) => name);
   for (const poolName of ["libvirt-gci", "base_imgs"]) {
     using pool = await StoragePool.lookup(connection, poolName);
     names.push(...(await pool.volumeNames()).map((name) => `${poolName}/${name}`));

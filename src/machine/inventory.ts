@@ -184,9 +184,7 @@ async function isAnyFresh(
 }
 
 async function ourDomains(connection: Connection): Promise<string[]> {
-  const domains = await Domain.listActive(connection);
-  using handles = new DisposableStack();
-  for (const domain of domains) handles.use(domain);
+  using domains = await Domain.listActive(connection);
   const names: string[] = [];
   for (const domain of domains) if (await findRecord(domain) !== null) names.push(domain.name);
   return names;

@@ -71,13 +71,9 @@ async function note(
 
 /** How many machines were kept, or will be when their jobs end. */
 async function countKept(connection: Connection): Promise<number> {
-  using domains = new DisposableStack();
-  const records: Promise<MachineRecord | null>[] = [];
-  for (const domain of await Domain.listActive(connection)) {
-    domains.use(domain);
-    records.push(findRecord(domain));
-  }
-  return (await Promise.all(records)).filter((record) =>
+  using domains = await Domain.listActive(connection);
+  const records = await Promise.all(domains.map(findRecord));
+  return records.filter((record) =>
     record !== null && (isKept(record) || record.promisedUntil !== "")
   ).length;
 }

@@ -18,9 +18,7 @@ export async function measure(
   using pool = await findActivePool(connection, config.overlayPool);
   if (pool === null) return null;
   const machines = machinesOf(await pool.volumeNames());
-  const domains = await Domain.listActive(connection);
-  using handles = new DisposableStack();
-  for (const domain of domains) handles.use(domain);
+  using domains = await Domain.listActive(connection);
   const running = domains.filter(({ name }) => machines.has(name)).length;
   const space = await poolSpace(connection, pool);
   return {

@@ -62,6 +62,15 @@ Deno.test("a handle is freed when the last call on it has ended, and once", asyn
   assert.equal(await connection.close(), 0);
 });
 
+Deno.test("a list of domains is disposed of with all that it lists", async () => {
+  const connection = await openTestHost();
+  {
+    using domains = await Domain.listAll(connection);
+    assert.deepEqual(domains.map(({ name }) => name), ["somebody"]);
+  }
+  assert.equal(await connection.close(), 0);
+});
+
 Deno.test("who was lent a handle may call on until it is done", async () => {
   const connection = await openTestHost();
   {

@@ -57,11 +57,8 @@ async function withStage(
 
 /** What is on the host: domains, and the volumes of both pools. */
 async function inventory(connection: Connection): Promise<string[]> {
-  const names: string[] = [];
-  for (const domain of await Domain.listActive(connection)) {
-    names.push(domain.name);
-    domain[Symbol.dispose]();
-  }
+  using domains = await Domain.listActive(connection);
+  const names = domains.map(({ name }) => name);
   for (const poolName of ["libvirt-gci", "base_imgs"]) {
     using pool = await StoragePool.lookup(connection, poolName);
     names.push(...(await pool.volumeNames()).map((name) => `${poolName}/${name}`));

@@ -76,11 +76,8 @@ async function withStage(
 }
 
 async function domains(connection: Connection): Promise<string[]> {
-  const found = await Domain.listActive(connection);
-  return found.map((domain) => {
-    using _ = domain;
-    return domain.name;
-  }).sort();
+  using found = await Domain.listActive(connection);
+  return found.map(({ name }) => name).sort();
 }
 
 async function volumes(connection: Connection): Promise<string[]> {

@@ -61,9 +61,7 @@ async function findWriter(
   connection: Connection,
   { path, pool, volume }: Pick<Template, "path" | "pool" | "volume">,
 ): Promise<string | null> {
-  const domains = await Domain.listActive(connection);
-  using handles = new DisposableStack();
-  for (const domain of domains) handles.use(domain);
+  using domains = await Domain.listActive(connection);
   for (const domain of domains) {
     const domainXml = await orNull(VIR_ERR.NO_DOMAIN, domain.xml()); // it may end at any moment
     const disks = domainXml === null ? [] : writtenDisks(domainXml);
