@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { Pointer } from "../../ffi/libvirt.ts";
-import { borrowedString, cBytes, cString, OutCell, pointerAt } from "../../ffi/memory.ts";
+import { borrowedString, cString, OutCell, pointerAt } from "../../ffi/memory.ts";
 import type { Connection } from "./connection.ts";
 import { Handle, type Handles, together } from "./handle.ts";
 import { orNull, VIR_ERR } from "./error.ts";
+import { type Interface, readInterface } from "./interface.ts";
 import { withStream } from "./stream.ts";
 
 /** virDomainCreateFlags: check the XML against libvirt's schema. */
@@ -59,14 +60,6 @@ export const ADDRESS_SOURCE = {
   /** The host's ARP table. */
   ARP: 2,
 } as const;
-
-/** A network interface of a guest. */
-export interface Interface {
-  /** Lower case, with colons; empty if unknown. */
-  readonly mac: string;
-  /** IPv4 and IPv6, as the source lists them: of a guest's agent, any words. */
-  readonly addresses: readonly string[];
-}
 
 /** A handle of a domain. Whoever gets it disposes of it, which leaves the domain as it is. */
 export class Domain extends Handle<"virDomain"> {
@@ -299,27 +292,4 @@ export class Domain extends Handle<"virDomain"> {
     this.connection.local.free(array);
     return interfaces;
   }
-}
-
-/**
- * Reads a `virDomainInterface` (libvirt-domain.h): name at 0, hwaddr at 8, naddrs at 16, addrs at
- * 24, an array of `virDomainIPAddress` of 24 bytes: type at 0, addr at 8, prefix at 16.
- */
-function readInterface(pointer: Deno.PointerObject): Interface {
-  const view = new Deno.UnsafePointerView(pointer);
-  const mac = shortText(view.getPointer(8), MAC_BYTES);
-  const count = view.getUint32(16);
-  const array = view.getPointer(24);
-  const addresses: string[] = [];
-  for (let i = 0; array !== null && i < count; i++) {
-    addresses.push(shortText(pointerAt(array, i * 24 + 8), MOST_ADDRESS_BYTES));
-  }
-  return { mac: mac.toLowerCase(), addresses };
-}
-
-const MAC_BYTES = 17;
-const MOST_ADDRESS_BYTES = 46; // INET6_ADDRSTRLEN: what is longer is no address
-
-function shortText(pointer: Deno.PointerValue, mostBytes: number): string {
-  return pointer === null ? "" : new TextDecoder().decode(cBytes(pointer, mostBytes));
 }
