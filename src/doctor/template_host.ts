@@ -46,13 +46,13 @@ export async function readTemplateHost(context: LibvirtContext): Promise<Templat
 }
 
 async function listDomains(connection: Connection): Promise<HostDomain[]> {
-  const domains: HostDomain[] = [];
-  for (const handle of await Domain.listAll(connection)) {
-    using domain = handle;
+  using domains = await Domain.listAll(connection);
+  const described: HostDomain[] = [];
+  for (const domain of domains) {
     const xml = await orNull(VIR_ERR.NO_DOMAIN, domain.xml()); // it may end at any moment
-    if (xml !== null) domains.push({ name: domain.name, isActive: await domain.isActive(), xml });
+    if (xml !== null) described.push({ name: domain.name, isActive: await domain.isActive(), xml });
   }
-  return domains;
+  return described;
 }
 
 /** The volume's file and all that it stands on, as far as the pool knows them. */
