@@ -30,7 +30,7 @@ const ENOENT = 2;
  * Gives how many, or null if it has not forgotten all: it takes the capability CAP_NET_ADMIN, and a
  * kernel that tracks connections.
  */
-export function forgetConnections(address: string): number | null {
+export function flushConnections(address: string): number | null {
   return withNetlink(NETLINK.NETFILTER, (ask) => {
     const found = findConnections(ask, address);
     if (found === null) return null;

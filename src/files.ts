@@ -5,7 +5,7 @@ const WRITABLE_BY_OTHERS = 0o022;
 const STICKY = 0o1000;
 
 /** Whether nobody but its owner may replace a file in the directory, as in /tmp. */
-export function isSticky({ mode }: Pick<Deno.FileInfo, "mode">): boolean {
+export function isStickyDirectory({ mode }: Pick<Deno.FileInfo, "mode">): boolean {
   return ((mode ?? 0) & STICKY) !== 0;
 }
 
@@ -28,7 +28,7 @@ export function refuseUntrusted(
   if (((mode ?? 0) & WRITABLE_BY_OTHERS) !== 0) {
     throw new SystemFailure({
       what: `${what} has the mode ${((mode ?? 0) & 0o7777).toString(8)}`,
-      advice: isSticky({ mode }) // which is as it must be, for other files
+      advice: isStickyDirectory({ mode }) // which is as it must be, for other files
         ? `Have ${content} in a directory that only this user may write to`
         : `chmod go-w "${path}"`,
     });

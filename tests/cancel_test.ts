@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { EMPTY_RECORD, recordXml } from "../src/machine/metadata.ts";
+import { EMPTY_METADATA, metadataXml } from "../src/machine/metadata.ts";
 import { sleep } from "../src/wait.ts";
 import { SMALL_JOB } from "./harness/payload.ts";
 import { denoVariables, runJob, runnerFor } from "./harness/runner.ts";
@@ -89,10 +89,12 @@ Deno.test("a script ends when its runner is gone, whether or not it writes", asy
   for (const more of ["sleep 100", "while :; do echo more; sleep 0.01; done"]) {
     await t.step(more, async () => {
       await using guest = await TestGuest.start();
-      const record = { ...EMPTY_RECORD, user: "root", port: String(guest.port) };
+      const record = { ...EMPTY_METADATA, user: "root", port: String(guest.port) };
       await using libvirtd = new TestLibvirtd({
         DOMAIN_GET_METADATA: () =>
-          xdr(`${recordXml({ ...record, address: "127.0.0.1", key: `${machine.directory}/key` })}`),
+          xdr(
+            `${metadataXml({ ...record, address: "127.0.0.1", key: `${machine.directory}/key` })}`,
+          ),
       });
       await using machine = await program((directory) => {
         Deno.writeTextFileSync(`${directory}/key`, guest.privateKey);

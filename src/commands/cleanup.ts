@@ -10,8 +10,8 @@ import type { Stage } from "../machine/context.ts";
 import { findMachines, lookupNeed } from "../machine/inventory.ts";
 import { keepAfterJob } from "../machine/kept.ts";
 import { isKept } from "../machine/metadata.ts";
-import { orReconnected } from "../machine/reconnect.ts";
-import { cleanup, cleanupAnyway, type CleanupStage } from "../machine/remove.ts";
+import { withReconnect } from "../machine/reconnect.ts";
+import { cleanup, type CleanupStage, removeMachineSafely } from "../machine/remove.ts";
 
 export const command = defineCommand("cleanup", {
   description: message`Remove the machine and everything that belongs to it.`,
@@ -49,8 +49,8 @@ async function cleanupAfterJob(
   const machine = requireMachine(job);
   await onHost(async (stage) => {
     const keepIt = (connection: Connection) => keepAfterJob(machine, { ...stage, connection });
-    if (!job.byHand && await orReconnected(stage, keepIt)) return;
-    await cleanupAnyway(machine, stage);
+    if (!job.byHand && await withReconnect(stage, keepIt)) return;
+    await removeMachineSafely(machine, stage);
   });
 }
 

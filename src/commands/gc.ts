@@ -13,15 +13,20 @@ import {
   type Need,
   partsOf,
 } from "../machine/inventory.ts";
-import { takenOverBy } from "../machine/lookup.ts";
+import { standbysAssignedTo } from "../machine/lookup.ts";
 import { age, ageSeconds } from "../machine/owner.ts";
-import { endTurn, isLive, longestTurnSeconds, turnsOf } from "../machine/queue/queue_entry.ts";
-import { removeWaiting } from "../machine/standby/fill.ts";
-import { takenIn, waitingIn } from "../machine/standby/waiting.ts";
+import {
+  entriesIn,
+  isLiveEntry,
+  leaveQueue,
+  longestQueueSeconds,
+} from "../machine/queue/queue_entry.ts";
+import { removeStandby } from "../machine/standby/fill.ts";
+import { assignmentsIn, waitingIn } from "../machine/standby/waiting.ts";
 import { findWanted, unwantedOf } from "../machine/standby/wanted.ts";
 import { findActivePool } from "../machine/storage/pools.ts";
 import { type GcStage, removeFound } from "../machine/unneeded.ts";
-import { deleteWarmImage, findDeadWarmImages } from "../machine/warm/warm_image.ts";
+import { findDeadWarmImages, removeWarmImage } from "../machine/warm/warm_image.ts";
 import { sleep } from "../wait.ts";
 
 export const command = defineCommand("gc", {
@@ -94,7 +99,7 @@ export async function gc(
 
 /** What the machine took over, or tried to. */
 function standbysOf({ volumes }: FoundMachine): string[] {
-  return takenIn(volumes.map(({ name }) => name)).map(({ standby }) => standby);
+  return assignmentsIn(volumes.map(({ name }) => name)).map(({ standby }) => standby);
 }
 
 /** The machine and those that go with it: one with a domain of its own has given up what it took over. */
@@ -104,7 +109,7 @@ async function withTakenOver(
   stage: GcStage,
 ): Promise<FoundMachine[]> {
   if (machine.hasDomain || standbysOf(machine).length === 0) return [machine];
-  const names = await takenOverBy(machine.name, stage);
+  const names = await standbysAssignedTo(machine.name, stage);
   return [machine, ...found.filter(({ name }) => names.includes(name))];
 }
 
@@ -114,10 +119,10 @@ async function endDeadTurns(
   { connection, config, log }: GcStage,
 ): Promise<void> {
   const names = volumes.filter(({ pool }) => pool === config.overlayPool).map(({ name }) => name);
-  for (const turn of turnsOf(names)) {
-    if (await isLive(turn, { longestSeconds: longestTurnSeconds(config) })) continue;
+  for (const turn of entriesIn(names)) {
+    if (await isLiveEntry(turn, { longestSeconds: longestQueueSeconds(config) })) continue;
     using pool = await StoragePool.lookup(connection, config.overlayPool);
-    await endTurn(pool, turn);
+    await leaveQueue(pool, turn);
     log(`Removed the turn of "${name}": nobody waits for it any more`);
   }
 }
@@ -134,7 +139,7 @@ async function removeDeadWarmImages(
       if (dryRun) {
         log(`Would remove ${what}`);
       } else if (pool !== null) {
-        await deleteWarmImage(pool, image);
+        await removeWarmImage(pool, image);
         log(`Removed ${what}`);
       }
     } catch (error) {
@@ -156,7 +161,7 @@ async function removeUnwantedStandbys(
     try {
       const what = `"${standby.name}": it waited for a job, and no job could get it any more`;
       if (dryRun) stage.log(`Would remove ${what}`);
-      else if (await removeWaiting(standby, pool, stage)) stage.log(`Removed ${what}`);
+      else if (await removeStandby(standby, pool, stage)) stage.log(`Removed ${what}`);
     } catch (error) {
       problems.push(error);
     }

@@ -6,7 +6,7 @@ import { defineCommand } from "../cli/command.ts";
 import { UsageError } from "../errors.ts";
 import { checkMachineName } from "../job/job.ts";
 import type { Stage } from "../machine/context.ts";
-import { isKept, writeRecord } from "../machine/metadata.ts";
+import { isKept, writeMetadata } from "../machine/metadata.ts";
 import { moment } from "../machine/owner.ts";
 import { lookupReadyMachine } from "../machine/ready_machine.ts";
 
@@ -50,6 +50,6 @@ export async function keep(
   const start = Math.max(Date.now(), Date.parse(record.keptUntil) || 0);
   const keptUntil = new Date(start + extendSeconds * 1000).toISOString();
   const deadline = isKept(record) ? keptUntil : record.deadline;
-  await writeRecord(domain, { ...record, keptUntil, deadline });
+  await writeMetadata(domain, { ...record, keptUntil, deadline });
   stage.log(`The machine "${machine}" is kept until ${moment(keptUntil)}`);
 }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { StoragePool } from "../libvirt/storage_pool.ts";
 import { age, ageSeconds } from "../machine/owner.ts";
-import { parsePlace } from "../machine/queue/project_entry.ts";
+import { parseProjectEntry } from "../machine/queue/project_entry.ts";
 import { findActivePool } from "../machine/storage/pools.ts";
 import { waitingIn } from "../machine/standby/waiting.ts";
-import { isLive, longestTurnSeconds, turnsOf } from "../machine/queue/queue_entry.ts";
+import { entriesIn, isLiveEntry, longestQueueSeconds } from "../machine/queue/queue_entry.ts";
 import { volumeName } from "../machine/storage/volumes.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import { isKept } from "../machine/metadata.ts";
@@ -123,10 +123,12 @@ async function isQueued(
   { config }: FindStage,
 ): Promise<boolean> {
   if (volumes.some((volume) => volume.name === volumeName(name, "overlay"))) return false;
-  if (why === null && volumes.some((volume) => parsePlace(volume.name) !== null)) return true;
-  const turns = turnsOf(volumes.map((volume) => volume.name));
-  const limits = { longestSeconds: longestTurnSeconds(config) };
-  return (await Promise.all(turns.map((turn) => isLive(turn, limits)))).includes(true);
+  if (why === null && volumes.some((volume) => parseProjectEntry(volume.name) !== null)) {
+    return true;
+  }
+  const turns = entriesIn(volumes.map((volume) => volume.name));
+  const limits = { longestSeconds: longestQueueSeconds(config) };
+  return (await Promise.all(turns.map((turn) => isLiveEntry(turn, limits)))).includes(true);
 }
 
 function stateOf(

@@ -16,21 +16,21 @@ import {
   type DiskSource,
   type Making,
   type NewMachine,
-  newRecord,
+  newMetadata,
   type Wanted,
 } from "../machine/create.ts";
 import { createLogin, volumeContents } from "../machine/login.ts";
-import type { MachineRecord } from "../machine/metadata.ts";
-import { forAnotherGuest } from "../machine/network/card.ts";
+import type { MachineMetadata } from "../machine/metadata.ts";
+import { withCurrentLease } from "../machine/network/card.ts";
 import { isolate, requireNetwork } from "../machine/network/isolation.ts";
 import type { Subnet } from "../machine/network/network_info.ts";
 import { stepsByHand } from "../machine/next_steps.ts";
 import { newOwner } from "../machine/owner.ts";
-import { admit } from "../machine/queue/admission.ts";
+import { waitForRoom } from "../machine/queue/admission.ts";
 import { waitForProject } from "../machine/queue/project_limit.ts";
-import { cleanupAnyway } from "../machine/remove.ts";
+import { removeMachineSafely } from "../machine/remove.ts";
 import { CHANNEL_ADDRESS } from "../machine/ssh_channel.ts";
-import { claimName, createVolumes } from "../machine/start.ts";
+import { createVolumes, reserveName } from "../machine/start.ts";
 import { StepTimer } from "../machine/steps.ts";
 import { lookupOverlayPool } from "../machine/storage/overlay_pool.ts";
 import { findTemplate, listTemplateVolumes, type Template } from "../machine/storage/template.ts";
@@ -75,7 +75,7 @@ export interface PrepareOptions {
 /** A machine that is ready, and how to reach it. */
 export interface PreparedMachine {
   readonly name: string;
-  readonly record: MachineRecord;
+  readonly record: MachineMetadata;
 }
 
 /**
@@ -109,7 +109,7 @@ export async function prepare(
 
   const timer = new StepTimer(stage.onStep, began);
   const owner = await newOwner(job);
-  if (!await claimName(pool, name, owner)) throw takenName(name, EARLIER_DISK);
+  if (!await reserveName(pool, name, owner)) throw takenName(name, EARLIER_DISK);
   await using undo = new AsyncDisposableStack(); // only now is the name ours
   undo.defer(() => undoPrepare(name, stage));
   const waitedSeconds = await waitForProject(name, { pool, job, rule }, stage);
@@ -157,9 +157,9 @@ async function takeWaiting(
   wanted: Wanted,
   making: Pick<Making, "pool" | "timer">,
   stage: Stage,
-): Promise<MachineRecord | null> {
+): Promise<MachineMetadata | null> {
   if (wanted.settings.standby === 0) return null;
-  return await (await import("../machine/standby/hand_over.ts")).takeOver(wanted, making, stage);
+  return await (await import("../machine/standby/hand_over.ts")).useStandby(wanted, making, stage);
 }
 
 /** Makes the machine once there is room for it, resumed or booted. */
@@ -171,9 +171,9 @@ async function make(
     readonly subnets: readonly Subnet[];
   },
   stage: Stage,
-): Promise<MachineRecord> {
+): Promise<MachineMetadata> {
   const { name, owner, template, settings, keyFile } = wanted;
-  const admitted = await admit(name, {
+  const admitted = await waitForRoom(name, {
     ...{ pool, memoryMib: settings.memoryMib, waitedSeconds },
     instead: () => takeWaiting(wanted, { pool, timer }, stage),
   }, stage);
@@ -186,7 +186,7 @@ async function make(
   const isolated = await isolate(name, { settings, subnets }, stage.connection);
   stage.signal.throwIfAborted();
 
-  const record = newRecord(owner, { template, login, settings, card: isolated.card });
+  const record = newMetadata(owner, { template, login, settings, card: isolated.card });
   const machine: NewMachine = {
     ...{ name, record, settings, disk, login, ...isolated, ...volumes },
   };
@@ -195,7 +195,7 @@ async function make(
   const resumed = await (await import("../machine/warm/resume.ts")).resume(machine, making, stage);
   if (resumed !== null) return resumed;
   const card = machine.card &&
-    await forAnotherGuest(stage.connection, settings.network, machine.card);
+    await withCurrentLease(stage.connection, settings.network, machine.card);
   return await boot({ ...machine, card }, making, stage);
 }
 
@@ -214,7 +214,7 @@ function diskSize(
   });
 }
 
-/** Says early what {@linkcode claimName} would refuse, and whose name it cannot know of. */
+/** Says early what {@linkcode reserveName} would refuse, and whose name it cannot know of. */
 async function refuseTakenName(
   machine: string,
   connection: Connection,
@@ -240,7 +240,7 @@ function takenName(machine: string, what: string): SystemFailure {
 /** Removes what a failed prepare made. The failure is what the caller hears of, not this. */
 async function undoPrepare(machine: string, stage: Stage): Promise<void> {
   try {
-    await cleanupAnyway(machine, stage);
+    await removeMachineSafely(machine, stage);
   } catch (error) {
     stage.warn(`Could not remove the machine "${machine}" again: ${explain(error)}`);
   }

@@ -28,7 +28,7 @@ import {
   logIn,
   lookupReadyMachine,
   noteAnswer,
-  type OurMachine,
+  type RunningMachine,
 } from "../machine/ready_machine.ts";
 import { sleep, within } from "../wait.ts";
 
@@ -140,7 +140,7 @@ async function stateOf(machine: string, connection: Connection): Promise<DomainS
 }
 
 async function runInMachine(
-  ready: OurMachine,
+  ready: RunningMachine,
   script: Uint8Array,
   stage: Stage,
   ofJob: JobScript | null,
@@ -174,7 +174,7 @@ function filledByJob({ message }: GuestFull): BuildFailure {
   });
 }
 
-async function runIn(ready: OurMachine, script: Uint8Array, stage: Stage): Promise<void> {
+async function runIn(ready: RunningMachine, script: Uint8Array, stage: Stage): Promise<void> {
   const ended = new AbortController();
   const watching = watch(ready.domain.name, stage, ended);
   const lost = rejectAtAbort(ended.signal);

@@ -2,7 +2,7 @@
 import { message } from "@optique/core/message";
 import { switchFlag } from "../cli/arguments.ts";
 import { defineCommand } from "../cli/command.ts";
-import { dropStandbys, fillStandbys } from "../machine/standby/fill.ts";
+import { fillStandbys, removeStandbys } from "../machine/standby/fill.ts";
 
 export const command = defineCommand("standby", {
   description:
@@ -11,5 +11,5 @@ export const command = defineCommand("standby", {
   fields: {
     remove: switchFlag("--remove", message`Remove all standby machines and create no new ones.`),
   },
-  run: ({ remove }, { onHost }) => onHost(remove ? dropStandbys : fillStandbys),
+  run: ({ remove }, { onHost }) => onHost(remove ? removeStandbys : fillStandbys),
 });

@@ -6,7 +6,7 @@ import { string } from "@optique/core/valueparser";
 import { switchFlag } from "../cli/arguments.ts";
 import { defineCommand, PROGRAM } from "../cli/command.ts";
 import { UsageError } from "../errors.ts";
-import { dropWarm, warm } from "../machine/warm/save.ts";
+import { removeWarmImages, warm } from "../machine/warm/save.ts";
 
 /** To save much RAM takes longer than a call of a job may. */
 const CALL_SECONDS = 600;
@@ -35,6 +35,9 @@ export const command = defineCommand("warm", {
   run: async ({ templates, remove }, { settings, onHost }) => {
     const config = await settings();
     const patient = { ...config, callSeconds: Math.max(config.callSeconds, CALL_SECONDS) };
-    await onHost((stage) => remove ? dropWarm(templates, stage) : warm(templates, stage), patient);
+    await onHost(
+      (stage) => remove ? removeWarmImages(templates, stage) : warm(templates, stage),
+      patient,
+    );
   },
 });

@@ -43,7 +43,7 @@ interface ChannelInsides extends ReadableInsides {
  *
  * The socket is the client's, and the client does not read yet.
  */
-export function dam(client: Client, socket: Duplex): void {
+export function limitBuffering(client: Client, socket: Duplex): void {
   const insides = client as unknown as Insides;
   let timer: ReturnType<typeof setTimeout> | undefined;
   const look = (): void => {

@@ -26,7 +26,7 @@ const READY_SECONDS = 8;
  * get one lease. Resolves when the guest works at it; what stands still until it is another does so
  * for that long. Throws SystemFailure.
  */
-export async function becomeAnother(
+export async function takeIdentity(
   agent: Agent,
   { hostName, hostKey, publicKey, user }: Identity,
 ): Promise<UntilEnd> {
@@ -51,7 +51,7 @@ export async function becomeAnother(
  * Gives a guest that has its own identity another host name, and lets in whom it was not made for.
  * Throws SystemFailure.
  */
-export async function letIn(
+export async function authorizeUser(
   agent: Agent,
   { hostName, publicKey, user }: Omit<Identity, "hostKey">,
   signal: AbortSignal,
@@ -64,7 +64,7 @@ export async function letIn(
 }
 
 /** Resolves when the guest has booted as far as a job needs it. Throws SystemFailure until then. */
-export async function hasBooted(agent: Agent, port: number): Promise<void> {
+export async function requireBooted(agent: Agent, port: number): Promise<void> {
   await runByAgent(agent, assignments({ port: String(port) }) + HAS_BOOTED, {
     what: "finish its boot",
     timeoutSeconds: TIMEOUT_SECONDS,
@@ -72,7 +72,7 @@ export async function hasBooted(agent: Agent, port: number): Promise<void> {
 }
 
 /** Has the guest greet once by SSH, so that the programs for that are in its RAM. */
-export async function rehearse(agent: Agent, port: number): Promise<void> {
+export async function exerciseSsh(agent: Agent, port: number): Promise<void> {
   await runByAgent(agent, assignments({ port: String(port) }) + REHEARSE, {
     what: "greet by SSH",
     timeoutSeconds: TIMEOUT_SECONDS,
@@ -80,10 +80,10 @@ export async function rehearse(agent: Agent, port: number): Promise<void> {
 }
 
 /**
- * Stops the guest's processes until {@linkcode becomeAnother}: what is resumed does nothing before it
+ * Stops the guest's processes until {@linkcode takeIdentity}: what is resumed does nothing before it
  * has random numbers of its own.
  */
-export async function standStill(agent: Agent): Promise<void> {
+export async function stopProcesses(agent: Agent): Promise<void> {
   await runByAgent(agent, STAND_STILL, {
     what: "stop its processes",
     timeoutSeconds: TIMEOUT_SECONDS,

@@ -37,7 +37,7 @@ export async function writeKeyFile(
 }
 
 /** Deletes the file, if it is there. Throws SystemFailure. */
-export async function deleteKeyFile(file: string): Promise<boolean> {
+export async function removeKeyFile(file: string): Promise<boolean> {
   const removed = orMissing(Deno.remove(file).then(() => true));
   const what = `Cannot delete the machine's key "${file}"`;
   return await orFailure(removed, { what, advice: ADVICE }) ?? false;

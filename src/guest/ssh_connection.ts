@@ -11,7 +11,7 @@ import type {
 import type { Duplex, Readable } from "node:stream";
 import { SystemFailure } from "../errors.ts";
 import type { Channel } from "./channel.ts";
-import { dam } from "./backpressure.ts";
+import { limitBuffering } from "./backpressure.ts";
 
 /** How to log in to a guest. */
 export interface Login {
@@ -152,7 +152,7 @@ export class SshConnection implements Disposable {
     };
     try {
       client.connect(config);
-      dam(client, sock);
+      limitBuffering(client, sock);
       await promise;
       return new SshConnection(client, hostKey);
     } catch (error) {

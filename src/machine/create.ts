@@ -8,11 +8,11 @@ import type { Card } from "./network/card.ts";
 import { type MachineDomain, randomMac } from "./domain_xml.ts";
 import { watchKvm } from "./kvm/kvm_fault.ts";
 import type { Owner } from "./owner.ts";
-import { type MachineRecord, writeRecord } from "./metadata.ts";
+import { type MachineMetadata, writeMetadata } from "./metadata.ts";
 import { CHANNEL_ADDRESS } from "./ssh_channel.ts";
 import { createDisk, setFilter, startMachine } from "./start.ts";
 import { requireUnchanged, type Template } from "./storage/template.ts";
-import { endTurn, type Turn } from "./queue/queue_entry.ts";
+import { leaveQueue, type QueueEntry } from "./queue/queue_entry.ts";
 import type { MachineSettings } from "../settings/machine_settings.ts";
 import { together } from "../wait.ts";
 import { loginTo, type MachineLogin } from "./login.ts";
@@ -47,12 +47,12 @@ export interface DiskSource {
 export interface Making {
   readonly pool: StoragePool;
   /** Counts until a domain does that stays. */
-  readonly turn: Turn | null;
+  readonly turn: QueueEntry | null;
   readonly timer: StepTimer;
 }
 
 /** The record of a machine that nobody has reached yet. */
-export function newRecord(
+export function newMetadata(
   owner: Owner,
   { template, login, settings, card }: {
     readonly template: string;
@@ -60,7 +60,7 @@ export function newRecord(
     readonly settings: MachineSettings;
     readonly card: Card | null;
   },
-): MachineRecord {
+): MachineMetadata {
   return {
     ...owner,
     template,
@@ -81,7 +81,7 @@ export async function boot(
   { name, disk, ...machine }: NewMachine,
   making: Making,
   stage: Stage,
-): Promise<MachineRecord> {
+): Promise<MachineMetadata> {
   const { pool, turn, timer } = making;
   const overlayPath = await createDisk(pool, name, disk);
   timer.end("overlay");
@@ -90,7 +90,7 @@ export async function boot(
   const record = { ...machine.record, mac: machine.card?.mac ?? randomMac() };
   const booting = { ...machine, name, record, overlayPath };
   using domain = await startMachine(stage.connection, booting, { ...disk, signal: stage.signal });
-  if (turn !== null) await endTurn(pool, turn); // the domain counts now
+  if (turn !== null) await leaveQueue(pool, turn); // the domain counts now
   await requireUnchanged(stage.connection, disk.template);
   timer.end("start");
   const { template } = record;
@@ -116,29 +116,29 @@ export async function reach(
   machine: Pick<NewMachine, "record" | "settings" | "login" | "filter" | "card">,
   reaching: Reaching,
   stage: Stage,
-): Promise<MachineRecord> {
+): Promise<MachineMetadata> {
   return await orExamined(domain.name, stage, async () => {
     const [reached] = await together(
       stage.signal,
-      (signal) => knock(domain, machine, reaching, { ...stage, signal }),
+      (signal) => reachBySsh(domain, machine, reaching, { ...stage, signal }),
       async (signal: AbortSignal) => {
         if (await setFilter(domain, machine, stage)) reaching.timer.end("filter");
         await reaching.finish?.(signal);
       },
     );
     const ready = { ...machine.record, ...reached };
-    await writeRecord(domain, ready);
+    await writeMetadata(domain, ready);
     return ready;
   });
 }
 
 /** Waits until a command runs in the machine, and gives where, and the host key it has shown. */
-async function knock(
+async function reachBySsh(
   domain: Domain,
   { record, settings, login, card }: Parameters<typeof reach>[1],
   { timer, mostSeconds = Infinity }: Reaching,
   { connection, log, progress, signal }: Stage,
-): Promise<Pick<MachineRecord, "address" | "hostKey">> {
+): Promise<Pick<MachineMetadata, "address" | "hostKey">> {
   const limits = { log, progress, signal };
   const addressSeconds = Math.min(settings.addressSeconds, mostSeconds);
   const sshSeconds = Math.min(settings.sshSeconds, mostSeconds);

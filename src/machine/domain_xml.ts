@@ -2,7 +2,7 @@
 import type { MachineSettings } from "../settings/machine_settings.ts";
 import { type Xml, xml } from "../xml.ts";
 import type { Card } from "./network/card.ts";
-import { type MachineRecord, recordXml } from "./metadata.ts";
+import { type MachineMetadata, metadataXml } from "./metadata.ts";
 
 /** The name of the channel over which a machine without a network card is reached. */
 export const SSH_CHANNEL = "org.libvirt-gci.ssh.0";
@@ -10,7 +10,7 @@ export const SSH_CHANNEL = "org.libvirt-gci.ssh.0";
 /** All that the domain XML of a machine is made of. */
 export interface MachineDomain {
   readonly name: string;
-  readonly record: MachineRecord;
+  readonly record: MachineMetadata;
   readonly settings: MachineSettings;
   /** The network filter of its card; null where the machine is not isolated. */
   readonly filter: string | null;
@@ -43,7 +43,7 @@ export function domainXml(machine: MachineDomain): Xml {
       <name>${machine.name}</name>
       ${machine.isWarm === true && genidXml()}
       <title>${titleOf(record)}</title>
-      <metadata>${recordXml(record)}</metadata>
+      <metadata>${metadataXml(record)}</metadata>
       <memory unit="MiB">${settings.memoryMib}</memory>
       <vcpu>${settings.vcpus}</vcpu>
       ${settings.cpuShares && xml`
@@ -96,7 +96,7 @@ export function randomMac(): string {
 }
 
 /** What the title of the domain says. */
-export function titleOf({ job, project, template }: MachineRecord): string {
+export function titleOf({ job, project, template }: MachineMetadata): string {
   const what = job === "" ? template : `job ${job} of ${project} on ${template}`;
   return `libvirt-gci: ${what}`.replace(/\s+/g, " "); // libvirt refuses a line feed in a title
 }
@@ -186,7 +186,7 @@ function genidXml(): Xml | null {
 /** The way into the machine: its card or, without a network, a channel. */
 function accessXml(machine: MachineDomain): Xml | null {
   if (machine.settings.network === "none") return sshChannelXml();
-  return machine.isWarm === true ? null : interfaceXml(openAtFirst(machine));
+  return machine.isWarm === true ? null : interfaceXml(withFilterLater(machine));
 }
 
 /** What the machine's card is made of. */
@@ -197,7 +197,7 @@ export type CardOf = Pick<MachineDomain, "record" | "settings" | "filter" | "car
  * to set it, in which the guest goes on. It cannot where libvirt learns the address from the packets of
  * DHCP, which it must see.
  */
-export function openAtFirst(machine: CardOf): CardOf {
+export function withFilterLater(machine: CardOf): CardOf {
   return machine.card === null ? machine : { ...machine, filter: null };
 }
 

@@ -9,8 +9,8 @@ import { NetworkFilter } from "../libvirt/network_filter.ts";
 import { filterName } from "./network/filter.ts";
 import { findOwner, isFresh, type Owner, type OwnerFound, whyUnneeded } from "./owner.ts";
 import { findActivePool, refreshPool } from "./storage/pools.ts";
-import { findRecord, type MachineRecord } from "./metadata.ts";
-import { isStandbyName, takenIn, waitingIn } from "./standby/waiting.ts";
+import { findMetadata, type MachineMetadata } from "./metadata.ts";
+import { assignmentsIn, isStandbyName, waitingIn } from "./standby/waiting.ts";
 import { machineOfVolume } from "./storage/volumes.ts";
 import type { Stage } from "./context.ts";
 
@@ -92,7 +92,7 @@ export function machinesIn(
 /** What is known now of who needs a machine. */
 export interface Need {
   /** Null where the domain is not ours, or there is none. */
-  readonly record: MachineRecord | null;
+  readonly record: MachineMetadata | null;
   /** Null where nothing says it. */
   readonly owner: Owner | null;
   /** Why nobody needs it, as the end of a sentence; null while somebody does, or may. */
@@ -105,7 +105,7 @@ export async function lookupNeed(
   { connection, config }: Pick<Stage, "connection" | "config">,
 ): Promise<Need> {
   using domain = await Domain.find(connection, name);
-  const record = domain && await findRecord(domain);
+  const record = domain && await findMetadata(domain);
   if (record !== null) {
     const why = await whyUnneeded(record);
     // Asked only then: whoever is gone has said before that it waits, or who takes it.
@@ -136,7 +136,7 @@ async function isAwaited(
   using pool = await findActivePool(connection, config.overlayPool);
   const volumes = await pool?.volumeNames() ?? [];
   if (waitingIn(volumes).some(({ name }) => name === standby)) return true;
-  for (const { machine } of takenIn(volumes).filter((taken) => taken.standby === standby)) {
+  for (const { machine } of assignmentsIn(volumes).filter((taken) => taken.standby === standby)) {
     const owner = pool && await findOwner(pool, machine);
     if (owner === "unknown") return true;
     if (owner !== null && !("why" in owner) && await whyUnneeded(owner) === null) return true;
@@ -149,10 +149,10 @@ async function recordTakenBy(
   machine: string,
   volumes: FoundMachine["volumes"],
   connection: Connection,
-): Promise<MachineRecord | null> {
-  for (const { standby } of takenIn(volumes.map(({ name }) => name))) {
+): Promise<MachineMetadata | null> {
+  for (const { standby } of assignmentsIn(volumes.map(({ name }) => name))) {
     using domain = await Domain.find(connection, standby);
-    const record = domain && await findRecord(domain);
+    const record = domain && await findMetadata(domain);
     if (record?.machine === machine) return record;
   }
   return null;
@@ -186,7 +186,7 @@ async function isAnyFresh(
 async function ourDomains(connection: Connection): Promise<string[]> {
   using domains = await Domain.listActive(connection);
   const names: string[] = [];
-  for (const domain of domains) if (await findRecord(domain) !== null) names.push(domain.name);
+  for (const domain of domains) if (await findMetadata(domain) !== null) names.push(domain.name);
   return names;
 }
 

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { explain, orFailure } from "../errors.ts";
-import { deleteKeyFile, isKeyFileOf, keyFile, writeKeyFile } from "../guest/key_file.ts";
+import { isKeyFileOf, keyFile, removeKeyFile, writeKeyFile } from "../guest/key_file.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import { moment } from "./owner.ts";
 import { Domain } from "../libvirt/domain.ts";
 import { stepsWithKept } from "./next_steps.ts";
-import { findRecord, isKept, type MachineRecord, writeRecord } from "./metadata.ts";
+import { findMetadata, isKept, type MachineMetadata, writeMetadata } from "./metadata.ts";
 import { quoted } from "../quoted.ts";
 import type { Stage } from "./context.ts";
 import { findDomainOf } from "./lookup.ts";
@@ -22,7 +22,7 @@ export interface JobScript {
 const IGNORED: readonly string[] = ["after_script", "cleanup_file_variables"];
 
 /** Whether a script of the machine's job that fails now is what the machine is to be kept for. */
-export function isFirstFailure({ keepMinutes, failed }: MachineRecord): boolean {
+export function isFirstFailure({ keepMinutes, failed }: MachineMetadata): boolean {
   return Number(keepMinutes) > 0 && failed === "";
 }
 
@@ -48,14 +48,14 @@ async function note(
   { connection, config: { maxKeptMachines } }: Pick<Stage, "connection" | "config">,
 ): Promise<void> {
   using domain = await Domain.find(connection, machine);
-  const record = domain && await findRecord(domain);
+  const record = domain && await findMetadata(domain);
   if (domain === null || record === null) return;
   const minutes = Number(record.keepMinutes);
   const promisedUntil = new Date(Date.now() + minutes * 60_000).toISOString();
-  await writeRecord(domain, { ...record, failed: name, promisedUntil });
+  await writeMetadata(domain, { ...record, failed: name, promisedUntil });
   // Counted with that written: of two failures at once, neither overlooks the other.
   if (await countKept(connection) > maxKeptMachines) {
-    await writeRecord(domain, { ...record, failed: name, keepMinutes: "" });
+    await writeMetadata(domain, { ...record, failed: name, keepMinutes: "" });
     return say(
       `The machine "${machine}" is not kept after the job: no more than ${maxKeptMachines} are at ` +
         "once, by max_kept_machines of this host's settings",
@@ -72,7 +72,7 @@ async function note(
 /** How many machines were kept, or will be when their jobs end. */
 async function countKept(connection: Connection): Promise<number> {
   using domains = await Domain.listActive(connection);
-  const records = await Promise.all(domains.map(findRecord));
+  const records = await Promise.all(domains.map(findMetadata));
   return records.filter((record) =>
     record !== null && (isKept(record) || record.promisedUntil !== "")
   ).length;
@@ -81,9 +81,9 @@ async function countKept(connection: Connection): Promise<number> {
 /** Takes back what {@linkcode noteFailure} wrote, since GitLab tried the script again with success. */
 export async function notePass(domain: Domain, { name, say }: JobScript): Promise<void> {
   try {
-    const record = await findRecord(domain);
+    const record = await findMetadata(domain);
     if (record === null) return;
-    await writeRecord(domain, { ...record, failed: "", promisedUntil: "" });
+    await writeMetadata(domain, { ...record, failed: "", promisedUntil: "" });
     say(`The stage ${quoted(name)} passed this time, so the machine is not kept for it`);
   } catch (error) {
     say(`The machine is kept although the stage ${quoted(name)} passed now: ${explain(error)}`);
@@ -100,7 +100,7 @@ export async function keepAfterJob(
   stage: Pick<Stage, "connection" | "config" | "lastingKeyDirectory" | "log" | "warn">,
 ): Promise<boolean> {
   using domain = await findDomainOf(machine, stage);
-  const record = domain && await findRecord(domain);
+  const record = domain && await findMetadata(domain);
   if (domain === null || record === null) return false;
   const end = endOfKeeping(record);
   if (end <= Date.now()) return false;
@@ -108,7 +108,7 @@ export async function keepAfterJob(
   try {
     const key = await moveKey(domain.name, record.key, stage.lastingKeyDirectory);
     const kept = { ...record, key, keptUntil, promisedUntil: "", deadline: keptUntil };
-    await writeRecord(domain, kept);
+    await writeMetadata(domain, kept);
   } catch (error) {
     stage.warn(`Cannot keep the machine "${domain.name}": ${explain(error)}`);
     return false;
@@ -122,7 +122,7 @@ export async function keepAfterJob(
 }
 
 /** Until when the machine is to stay, in milliseconds; 0 is not at all. */
-function endOfKeeping(record: MachineRecord): number {
+function endOfKeeping(record: MachineMetadata): number {
   const asked = Date.parse(record.keptUntil) || 0;
   if (isKept(record) || record.failed === "") return asked;
   return Math.max(asked, Date.now() + Number(record.keepMinutes) * 60_000);
@@ -136,6 +136,6 @@ async function moveKey(machine: string, file: string, directory: string): Promis
     what: `Cannot read the key of the machine "${machine}" in "${file}"`,
     advice: "Let this user read it, as GitLab Runner's user can",
   });
-  await deleteKeyFile(lasting); // of a cleanup that was killed here
+  await removeKeyFile(lasting); // of a cleanup that was killed here
   return await writeKeyFile(directory, machine, privateKey);
 }

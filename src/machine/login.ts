@@ -4,7 +4,7 @@ import { writeKeyFile } from "../guest/key_file.ts";
 import type { Login } from "../guest/ssh_connection.ts";
 import type { Domain } from "../libvirt/domain.ts";
 import { tmpfilesCredential } from "./storage/credential.ts";
-import type { MachineRecord } from "./metadata.ts";
+import type { MachineMetadata } from "./metadata.ts";
 import { cloudInitSeed } from "./storage/seed.ts";
 import { CHANNEL_ADDRESS, sshChannel } from "./ssh_channel.ts";
 import type { VolumeContents } from "./start.ts";
@@ -44,7 +44,7 @@ export async function createLogin(
 /** How to log in to a machine. The domain's handle has to live until that is done. */
 export async function loginTo(
   domain: Domain,
-  { address, port, user, hostKey }: MachineRecord,
+  { address, port, user, hostKey }: MachineMetadata,
   { privateKey }: Pick<SshKey, "privateKey">,
 ): Promise<Login> {
   return {

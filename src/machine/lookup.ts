@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { Domain } from "../libvirt/domain.ts";
 import { findActivePool } from "./storage/pools.ts";
-import { findRecord } from "./metadata.ts";
-import { takenIn } from "./standby/waiting.ts";
+import { findMetadata } from "./metadata.ts";
+import { assignmentsIn } from "./standby/waiting.ts";
 import type { Stage } from "./context.ts";
 
 /** What it takes to find a machine. */
@@ -15,7 +15,7 @@ export type NameStage = Pick<Stage, "connection" | "config">;
 export async function findDomainOf(machine: string, stage: NameStage): Promise<Domain | null> {
   const own = await Domain.find(stage.connection, machine);
   if (own !== null) return own;
-  const standby = (await takenOverBy(machine, stage)).at(-1);
+  const standby = (await standbysAssignedTo(machine, stage)).at(-1);
   return standby === undefined ? null : await Domain.find(stage.connection, standby);
 }
 
@@ -23,23 +23,23 @@ export async function findDomainOf(machine: string, stage: NameStage): Promise<D
 export async function domainName(machine: string, stage: NameStage): Promise<string> {
   using domain = await Domain.find(stage.connection, machine);
   if (domain !== null) return machine;
-  return (await takenOverBy(machine, stage)).at(-1) ?? machine;
+  return (await standbysAssignedTo(machine, stage)).at(-1) ?? machine;
 }
 
 /**
  * The names of what is left of the machines that this one took over: one at most, unless it had to
  * give another up. One that somebody else has, or that waits, is none.
  */
-export async function takenOverBy(
+export async function standbysAssignedTo(
   machine: string,
   { connection, config }: NameStage,
 ): Promise<string[]> {
   using pool = await findActivePool(connection, config.overlayPool);
-  const taken = takenIn(await pool?.volumeNames() ?? []);
+  const taken = assignmentsIn(await pool?.volumeNames() ?? []);
   const ours: string[] = [];
   for (const { standby } of taken.filter((each) => each.machine === machine)) {
     using domain = await Domain.find(connection, standby);
-    const record = domain && await findRecord(domain);
+    const record = domain && await findMetadata(domain);
     const isOurs = record === null
       ? !taken.some((other) => other.standby === standby && other.machine !== machine)
       : record.machine === machine;

@@ -10,7 +10,7 @@ export const NAMESPACE = "urn:libvirt-gci:machine:1";
 const PREFIX = "gci";
 
 /** What the machine's domain says of it: all that a later stage needs to know. */
-export interface MachineRecord extends Owner {
+export interface MachineMetadata extends Owner {
   readonly template: string;
   readonly mac: string;
   /** How to log in. */
@@ -36,28 +36,28 @@ export interface MachineRecord extends Owner {
 }
 
 /** A record that says nothing. */
-export const EMPTY_RECORD: MachineRecord = {
+export const EMPTY_METADATA: MachineMetadata = {
   ...{ job: "", project: "", template: "", created: "", deadline: "", attemptDir: "", runner: "" },
   ...{ host: "", mac: "", user: "", port: "", key: "", shell: "", address: "", hostKey: "" },
   ...{ isRunner: "", keepMinutes: "", failed: "", promisedUntil: "", silent: "", keptUntil: "" },
   machine: "",
 };
 
-const KEYS = Object.keys(EMPTY_RECORD) as (keyof MachineRecord)[];
+const KEYS = Object.keys(EMPTY_METADATA) as (keyof MachineMetadata)[];
 
 /** Whether its job is over and it was kept: cleanup made that its deadline. */
-export function isKept({ keptUntil, deadline }: MachineRecord): boolean {
+export function isKept({ keptUntil, deadline }: MachineMetadata): boolean {
   return keptUntil !== "" && keptUntil === deadline;
 }
 
 /** The record as the element that stands in `<metadata>`. */
-export function recordXml(record: MachineRecord): Xml {
+export function metadataXml(record: MachineMetadata): Xml {
   return xml`
     <gci:machine xmlns:gci="${NAMESPACE}" ${attributesXml(record)} />
   `;
 }
 
-function attributesXml(record: MachineRecord): Xml {
+function attributesXml(record: MachineMetadata): Xml {
   const attributes = KEYS.map((key) =>
     xml`
       ${new Xml(key)}="${record[key]}"
@@ -67,21 +67,21 @@ function attributesXml(record: MachineRecord): Xml {
 }
 
 /** The record of a running domain, or null if the domain is not ours. */
-export async function readRecord(domain: Domain): Promise<MachineRecord | null> {
+export async function readMetadata(domain: Domain): Promise<MachineMetadata | null> {
   const element = await domain.metadata(NAMESPACE);
   if (element === null) return null;
   const attributes = rootOf(element)?.attributes ?? {};
   const values = KEYS.map((key) => [key, attributes[key] ?? ""]);
-  return Object.fromEntries(values) as MachineRecord;
+  return Object.fromEntries(values) as MachineMetadata;
 }
 
-/** As {@linkcode readRecord}; null also if the domain has ended just now. */
-export function findRecord(domain: Domain): Promise<MachineRecord | null> {
-  return orNull(VIR_ERR.NO_DOMAIN, readRecord(domain));
+/** As {@linkcode readMetadata}; null also if the domain has ended just now. */
+export function findMetadata(domain: Domain): Promise<MachineMetadata | null> {
+  return orNull(VIR_ERR.NO_DOMAIN, readMetadata(domain));
 }
 
 /** Replaces the record of a running domain. */
-export function writeRecord(domain: Domain, record: MachineRecord): Promise<void> {
+export function writeMetadata(domain: Domain, record: MachineMetadata): Promise<void> {
   const element = xml`
     <machine ${attributesXml(record)} />
   `; // libvirt itself adds the namespace

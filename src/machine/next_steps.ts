@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { MachineRecord } from "./metadata.ts";
+import type { MachineMetadata } from "./metadata.ts";
 import { hostName } from "./owner.ts";
 import { CHANNEL_ADDRESS } from "./ssh_channel.ts";
 
 /** What a person can do with a machine that they made on this host, a line each. */
-export function stepsByHand(machine: string, record: MachineRecord): readonly string[] {
+export function stepsByHand(machine: string, record: MachineMetadata): readonly string[] {
   const { key, port, user, address } = record;
   const ssh = `ssh -i ${key} ${port === "22" ? "" : `-p ${port} `}${user}@${address}`;
   return [
@@ -15,7 +15,7 @@ export function stepsByHand(machine: string, record: MachineRecord): readonly st
 }
 
 /** What whoever reads a job's log can do with its machine, which is kept, a line each. */
-export function stepsWithKept(machine: string, { address }: MachineRecord): readonly string[] {
+export function stepsWithKept(machine: string, { address }: MachineMetadata): readonly string[] {
   const where = address === CHANNEL_ADDRESS ? "" : ` (${address})`;
   return [
     `${logIn(machine)}, on the host "${hostName()}"${where}`,

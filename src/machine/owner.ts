@@ -81,7 +81,7 @@ async function ownerNow(
   };
 }
 
-/** What a domain says of how long its machine is to stay, see MachineRecord. */
+/** What a domain says of how long its machine is to stay, see MachineMetadata. */
 interface Stay {
   readonly keptUntil: string;
   readonly promisedUntil: string;

@@ -6,16 +6,16 @@ import type { SshConnection } from "../guest/ssh_connection.ts";
 import type { Domain } from "../libvirt/domain.ts";
 import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
 import { refuseEnded } from "./network/address.ts";
-import { type MachineRecord, readRecord, writeRecord } from "./metadata.ts";
+import { type MachineMetadata, readMetadata, writeMetadata } from "./metadata.ts";
 import { loginTo } from "./login.ts";
 import type { Stage } from "./context.ts";
 import { within } from "../wait.ts";
 import { findDomainOf, type NameStage } from "./lookup.ts";
 
 /** A machine of ours. Whoever gets it disposes of it, which leaves it running. */
-export interface OurMachine extends Disposable {
+export interface RunningMachine extends Disposable {
   readonly domain: Domain;
-  readonly record: MachineRecord;
+  readonly record: MachineMetadata;
 }
 
 const CONNECT_SECONDS = 60;
@@ -24,7 +24,7 @@ const SILENT_MS = 3000;
 
 /** Logs in to it, as prepare has made it ready. Whoever gets the connection disposes of it. */
 export async function logIn(
-  { domain, record }: OurMachine,
+  { domain, record }: RunningMachine,
   { home, signal }: Pick<Stage, "home" | "signal">,
 ): Promise<SshConnection> {
   const key = await readKey(record.key, home);
@@ -45,9 +45,9 @@ export async function logIn(
 /** Writes down whether the guest answers: if not, the job's last scripts do not wait for it. */
 export async function noteAnswer(domain: Domain, answer: "some" | "none"): Promise<void> {
   try {
-    const record = await readRecord(domain); // somebody may have kept the machine meanwhile
+    const record = await readMetadata(domain); // somebody may have kept the machine meanwhile
     if (record === null) return;
-    await writeRecord(domain, { ...record, silent: answer === "none" ? "yes" : "" });
+    await writeMetadata(domain, { ...record, silent: answer === "none" ? "yes" : "" });
   } catch {
     // It may be gone, which is for others to say.
   }
@@ -57,7 +57,7 @@ export async function noteAnswer(domain: Domain, answer: "some" | "none"): Promi
 export async function lookupReadyMachine(
   machine: string,
   stage: NameStage,
-): Promise<OurMachine> {
+): Promise<RunningMachine> {
   using undo = new DisposableStack();
   const found = undo.use(await lookupMachine(machine, stage));
   if (found.record.address === "") throw unusable(`The machine "${machine}" is not ready`);
@@ -67,12 +67,12 @@ export async function lookupReadyMachine(
 }
 
 /** As {@linkcode lookupReadyMachine}, ready or not, crashed or not. */
-export async function lookupMachine(machine: string, stage: NameStage): Promise<OurMachine> {
+export async function lookupMachine(machine: string, stage: NameStage): Promise<RunningMachine> {
   const domain = await findDomainOf(machine, stage);
   if (domain === null) throw gone(machine);
   using undo = new DisposableStack();
   undo.use(domain);
-  const record = await readRecord(domain).catch((error) => {
+  const record = await readMetadata(domain).catch((error) => {
     throw isLibvirtError(error, VIR_ERR.NO_DOMAIN) ? gone(machine) : error; // it has just ended
   });
   if (record === null) throw unusable(`The domain "${machine}" was not made by libvirt-gci`);

@@ -10,7 +10,7 @@ const RECONNECT_MS = 10_000;
  * own: the daemon may have been started anew, or a call may never have come back. Throws what failed
  * first if there is none.
  */
-export async function orReconnected<T>(
+export async function withReconnect<T>(
   stage: Pick<Stage, "connection" | "connect" | "signal">,
   body: (connection: Connection) => Promise<T>,
 ): Promise<T> {

@@ -5,17 +5,17 @@ import { virsh } from "../shell.ts";
 import { SystemFailure } from "../errors.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
-import { deleteKeyFile, isKeyFileOf, keyFile } from "../guest/key_file.ts";
-import { deleteGuestFiles } from "./storage/guest_files.ts";
-import { deleteFilter } from "./network/filter.ts";
+import { isKeyFileOf, keyFile, removeKeyFile } from "../guest/key_file.ts";
+import { removeGuestFiles } from "./storage/guest_files.ts";
+import { removeFilter } from "./network/filter.ts";
 import { lookupActivePool } from "./storage/pools.ts";
 import { isStandbyName } from "./standby/waiting.ts";
-import { type MachineRecord, readRecord } from "./metadata.ts";
-import { deleteOwner, deleteVolumes, type Doomed } from "./storage/volumes.ts";
+import { type MachineMetadata, readMetadata } from "./metadata.ts";
+import { type Doomed, releaseName, removeVolumes } from "./storage/volumes.ts";
 import { hasProjectLimit } from "../policy/decide.ts";
-import { orReconnected } from "./reconnect.ts";
+import { withReconnect } from "./reconnect.ts";
 import type { Stage } from "./context.ts";
-import { takenOverBy } from "./lookup.ts";
+import { standbysAssignedTo } from "./lookup.ts";
 
 /** What somebody saw of a machine, where its name alone does not lead to it. */
 export interface Seen {
@@ -37,17 +37,17 @@ export async function cleanup(
   const { connection, config, keyDirectory, lastingKeyDirectory, log } = stage;
   const pools = [...new Set([config.overlayPool, ...volumes.map(({ pool }) => pool)])];
   const { destroyed, key, isReady } = await destroyMachine(machine, connection);
-  const standbys = destroyed ? [] : await takenOverBy(machine, stage);
+  const standbys = destroyed ? [] : await standbysAssignedTo(machine, stage);
   for (const standby of standbys) {
     await cleanup(standby, { ...stage, log: () => {} }, { attemptDir });
   }
   const removals = await Promise.allSettled([
-    deleteKeyFile(keyFile(keyDirectory, machine)),
-    deleteKeyFile(keyFile(lastingKeyDirectory, machine)),
+    removeKeyFile(keyFile(keyDirectory, machine)),
+    removeKeyFile(keyFile(lastingKeyDirectory, machine)),
     // Of a job whose machine is removed by hand, the domain alone knows the attempt's directory.
-    isKeyFileOf(machine, key) && deleteKeyFile(key),
-    attemptDir !== "" && deleteKeyFile(keyFile(attemptDir, machine)),
-    deleteFilter(connection, machine),
+    isKeyFileOf(machine, key) && removeKeyFile(key),
+    attemptDir !== "" && removeKeyFile(keyFile(attemptDir, machine)),
+    removeFilter(connection, machine),
     ...pools.map((pool) => {
       const mayHaveNamed = !isReady || isStandbyName(machine) || hasProjectLimit(config);
       return deleteDisks({ machine, mayHaveNamed }, connection, pool);
@@ -62,11 +62,11 @@ export async function cleanup(
 }
 
 /** As {@linkcode cleanup}, and once more on a new connection if it fails. */
-export async function cleanupAnyway(
+export async function removeMachineSafely(
   machine: string,
   stage: CleanupStage & Pick<Stage, "connect" | "signal">,
 ): Promise<void> {
-  await orReconnected(stage, (connection) => cleanup(machine, { ...stage, connection }));
+  await withReconnect(stage, (connection) => cleanup(machine, { ...stage, connection }));
 }
 
 /** What cleanup needs of a stage. */
@@ -87,9 +87,9 @@ interface Destroyed {
 async function destroyMachine(machine: string, connection: Connection): Promise<Destroyed> {
   using domain = await Domain.find(connection, machine);
   if (domain === null) return { destroyed: false, key: "", isReady: false };
-  let record: MachineRecord | null;
+  let record: MachineMetadata | null;
   try {
-    record = await readRecord(domain);
+    record = await readMetadata(domain);
     if (record !== null) await domain.destroy();
   } catch (error) {
     // It ended by itself just now.
@@ -118,8 +118,8 @@ async function deleteDisks(
   using pool = await lookupActivePool(connection, poolName, "overlay_pool");
   const of = { connection, pool, machine: disks.machine };
   const [guest, others] = await Promise.allSettled([
-    deleteGuestFiles(of),
-    deleteVolumes(pool, disks),
+    removeGuestFiles(of),
+    removeVolumes(pool, disks),
   ]);
   if (guest.status === "rejected") throw guest.reason;
   if (others.status === "rejected") throw others.reason;
@@ -129,5 +129,5 @@ async function deleteDisks(
 /** Whether there was a volume that said whose the machine was. */
 async function disown(machine: string, connection: Connection, poolName: string): Promise<boolean> {
   using pool = await StoragePool.find(connection, poolName);
-  return pool !== null && await deleteOwner(pool, machine);
+  return pool !== null && await releaseName(pool, machine);
 }

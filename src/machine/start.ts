@@ -19,7 +19,7 @@ import {
   domainXml,
   interfaceXml,
   type MachineDomain,
-  openAtFirst,
+  withFilterLater,
 } from "./domain_xml.ts";
 import { cardDevices, forwardLinkLocal, mayForwardLinkLocal } from "./network/link_local.ts";
 import { createGuestDirectory, guestPaths } from "./storage/guest_files.ts";
@@ -55,7 +55,7 @@ export interface VolumeContents {
  * Claims the machine's name by the volume that says whose it is. Resolves to whether it is ours now:
  * of two at once, one gets it, and until that volume is deleted nobody else. Throws SystemFailure.
  */
-export function claimName(pool: StoragePool, machine: string, owner: Owner): Promise<boolean> {
+export function reserveName(pool: StoragePool, machine: string, owner: Owner): Promise<boolean> {
   return orExplain(pool, machine, async () => {
     const bytes = new TextEncoder().encode(`${JSON.stringify(owner)}\n`);
     const name = volumeName(machine, "owner");
@@ -153,7 +153,7 @@ export async function setFilter(
     readonly connect: () => Promise<Connection>;
   },
 ): Promise<boolean> {
-  const isSet = openAtFirst(machine).filter === machine.filter;
+  const isSet = withFilterLater(machine).filter === machine.filter;
   const mayForward = mayForwardLinkLocal(uri);
   if (machine.filter === null || isSet && !mayForward) return false;
   await using connection = await connect();

@@ -60,7 +60,7 @@ export interface Config {
   readonly overlayPool: string;
   /** Where stages are counted, for node_exporter; null is nowhere. */
   readonly metricsFile: string | null;
-  /** How much machines may take of the host, see AdmissionLimits. */
+  /** How much machines may take of the host, see QueueSettings. */
   readonly maxMachines: number | null;
   readonly overcommitMemory: boolean;
   readonly reserveMemoryMib: number;

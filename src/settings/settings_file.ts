@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { directoryOf, isSticky, refuseUntrusted } from "../files.ts";
+import { directoryOf, isStickyDirectory, refuseUntrusted } from "../files.ts";
 
 const CONTENT = "the settings";
 
@@ -15,7 +15,7 @@ export async function readSettingsFile(file: string): Promise<string> {
   if (info.isFile) { // a pipe, as of <(command) in bash, is in no directory
     for (const directory of new Set([directoryOf(file), directoryOf(await Deno.realPath(file))])) {
       const info = await Deno.stat(directory);
-      if (!isSticky(info)) refuseUntrusted(directory, info, CONTENT);
+      if (!isStickyDirectory(info)) refuseUntrusted(directory, info, CONTENT);
     }
   }
   return await new Response(opened.readable).text();

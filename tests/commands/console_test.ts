@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { DEFAULT_CONFIG } from "../../src/settings/load.ts";
 import { Connection } from "../../src/libvirt/connection.ts";
 import { consoleEnd } from "../../src/guest/console_text.ts";
-import { EMPTY_RECORD, recordXml } from "../../src/machine/metadata.ts";
+import { EMPTY_METADATA, metadataXml } from "../../src/machine/metadata.ts";
 import { openConsole } from "../../src/commands/console.ts";
 import { sleep } from "../../src/wait.ts";
 import { TestLibvirtd, xdr } from "../fakes/test_libvirtd.ts";
@@ -126,7 +126,7 @@ async function typeAtConsole(parts: readonly Uint8Array[], words: string): Promi
   readonly shown: readonly string[];
 }> {
   await using libvirtd = new TestLibvirtd({
-    DOMAIN_GET_METADATA: () => xdr(`${recordXml(EMPTY_RECORD)}`),
+    DOMAIN_GET_METADATA: () => xdr(`${metadataXml(EMPTY_METADATA)}`),
     DOMAIN_OPEN_CONSOLE: () => xdr(),
   }, { console: new TextEncoder().encode(words) });
   await using connection = await Connection.open(libvirtd.uri);

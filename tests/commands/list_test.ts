@@ -2,7 +2,7 @@
 import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import { Domain } from "../../src/libvirt/domain.ts";
 import assert from "node:assert/strict";
-import { readRecord, writeRecord } from "../../src/machine/metadata.ts";
+import { readMetadata, writeMetadata } from "../../src/machine/metadata.ts";
 import { createRawVolume } from "../../src/machine/storage/volumes.ts";
 import { cleanup } from "../../src/machine/remove.ts";
 import { type ListedMachine, listJson, listMachines, listTable } from "../../src/commands/list.ts";
@@ -31,9 +31,9 @@ Deno.test("list shows machines that are ready, that start, that are kept, that n
     ] as const
   ) {
     using domain = await Domain.lookup(connection, machine);
-    const record = await readRecord(domain);
+    const record = await readMetadata(domain);
     assert(record);
-    await writeRecord(domain, { ...record, ...differences });
+    await writeMetadata(domain, { ...record, ...differences });
   }
   using pool = await StoragePool.lookup(connection, "libvirt-gci");
   {

@@ -15,9 +15,9 @@ import { runScript } from "../../src/guest/script.ts";
 import { SshConnection } from "../../src/guest/ssh_connection.ts";
 import type { Connection } from "../../src/libvirt/connection.ts";
 import { createDirPool } from "../../src/machine/storage/pools.ts";
-import { readRecord, writeRecord } from "../../src/machine/metadata.ts";
+import { readMetadata, writeMetadata } from "../../src/machine/metadata.ts";
 import { createRawVolume } from "../../src/machine/storage/volumes.ts";
-import { cleanup, cleanupAnyway } from "../../src/machine/remove.ts";
+import { cleanup, removeMachineSafely } from "../../src/machine/remove.ts";
 import { configJson } from "../../src/commands/config.ts";
 import { prepare } from "../../src/commands/prepare.ts";
 import { run } from "../../src/commands/run.ts";
@@ -116,7 +116,7 @@ Deno.test("prepare writes into the domain whose it is and how to log in", () =>
   withBed(async ({ connection, stage, guest }) => {
     await prepare(JOB, {}, stage);
     using domain = await Domain.lookup(connection, JOB.machine);
-    const record = await readRecord(domain);
+    const record = await readMetadata(domain);
     assert(record);
     const { job, project, template, user, port, address, hostKey } = record;
     assert.deepEqual([job, project, template], ["4242", "grp/proj", "debian-12"]);
@@ -312,11 +312,11 @@ Deno.test("a guest that did not answer a cancel, and answers again, is as any ot
   withBed(async ({ connection, stage }) => {
     await prepare(JOB, {}, stage);
     using domain = await Domain.lookup(connection, JOB.machine);
-    const record = await readRecord(domain);
+    const record = await readMetadata(domain);
     assert(record);
-    await writeRecord(domain, { ...record, silent: "yes" });
+    await writeMetadata(domain, { ...record, silent: "yes" });
     await run(JOB.machine, script("true"), stage);
-    assert.deepEqual(await readRecord(domain), record);
+    assert.deepEqual(await readMetadata(domain), record);
   }));
 
 Deno.test("a script whose output nobody takes any more ends with all its processes", () =>
@@ -413,10 +413,10 @@ Deno.test("run refuses a guest that shows another host key", () =>
     await prepare(JOB, {}, stage);
     await using other = await TestGuest.start();
     using domain = await Domain.lookup(connection, JOB.machine);
-    const record = await readRecord(domain);
+    const record = await readMetadata(domain);
     assert(record);
-    const { writeRecord } = await import("../../src/machine/metadata.ts");
-    await writeRecord(domain, { ...record, port: String(other.port) });
+    const { writeMetadata } = await import("../../src/machine/metadata.ts");
+    await writeMetadata(domain, { ...record, port: String(other.port) });
     await assert.rejects(run(JOB.machine, script("true"), stage), {
       message: /does not show the machine's host key/,
       fault: "host_key",
@@ -657,7 +657,7 @@ Deno.test("cleanup goes on over a new connection if libvirt goes away at its fir
       connection.call = call; // it was started again
       return stage.connect();
     };
-    await cleanupAnyway(JOB.machine, { ...stage, connect });
+    await removeMachineSafely(JOB.machine, { ...stage, connect });
     assert(!await isRunning(connection, JOB.machine));
   }));
 

@@ -6,12 +6,12 @@ import { loadProc } from "../../ffi/proc.ts";
 import { Connection } from "../../src/libvirt/connection.ts";
 import { ownProcess } from "../../src/machine/owner.ts";
 import {
-  claimStandby,
-  letWait,
+  acquireStandby,
+  markWaiting,
   newStandbyName,
   waitingIn,
 } from "../../src/machine/standby/waiting.ts";
-import { claimName } from "../../src/machine/start.ts";
+import { reserveName } from "../../src/machine/start.ts";
 import { runJob, runnerFor } from "../harness/runner.ts";
 import { readOpenMetrics } from "../fakes/open_metrics.ts";
 import { allOf, assertVerdict, call, e2eTest, job, PROGRAM, TESTBED, virsh } from "./bed.ts";
@@ -128,7 +128,7 @@ async function leaveDeadFiller(): Promise<void> {
   await using connection = await Connection.open("qemu:///system");
   using pool = await StoragePool.lookup(connection, TESTBED.overlayPool);
   const dead = { ...await ownProcess(3600), runner: "1 1 0" };
-  assert(await claimName(pool, "standby-filler", dead));
+  assert(await reserveName(pool, "standby-filler", dead));
 }
 
 e2eTest("a job gets a machine that waits, and another is made", async () => {
@@ -173,8 +173,8 @@ e2eTest("of many who want the same waiting machine, libvirt gives it to one", as
   }));
   for (let round = 0; round < 25; round++) {
     const standby = { name: newStandbyName(), kind: "0123456789abcdef" };
-    await letWait(pools[0]!, standby);
-    const got = await Promise.all(pools.map((pool) => claimStandby(pool, standby)));
+    await markWaiting(pools[0]!, standby);
+    const got = await Promise.all(pools.map((pool) => acquireStandby(pool, standby)));
     assert.equal(got.filter((isOurs) => isOurs).length, 1);
   }
   assert.deepEqual(waitingIn(await pools[0]!.volumeNames()), []);

@@ -4,10 +4,10 @@
 // machine: turn_taker.ts NAME ROUNDS MAX_MACHINES FILE. The file gets a line for each that it gets
 // and gives back, from many at once.
 import { StoragePool } from "../../src/libvirt/storage_pool.ts";
-import { endTurn } from "../../src/machine/queue/queue_entry.ts";
+import { leaveQueue } from "../../src/machine/queue/queue_entry.ts";
 import { DEFAULT_CONFIG } from "../../src/settings/load.ts";
 import { Connection } from "../../src/libvirt/connection.ts";
-import { admit } from "../../src/machine/queue/admission.ts";
+import { waitForRoom } from "../../src/machine/queue/admission.ts";
 import { sleep } from "../../src/wait.ts";
 import { TESTBED } from "./bed.ts";
 
@@ -24,12 +24,12 @@ const config = {
   for (let round = 1; round <= Number(rounds); round++) {
     const quiet = { log: () => {}, warn: () => {}, progress: null };
     const stage = { connection, config, signal, ...quiet, ...DIRECTORIES };
-    const { turn } = await admit(`${name}-${round}`, { pool, memoryMib: 1 }, stage);
+    const { turn } = await waitForRoom(`${name}-${round}`, { pool, memoryMib: 1 }, stage);
     if (turn === null) throw new Error("there is no limit");
     tell(`gets ${turn.number}`);
     await sleep(20 + Math.random() * 60);
     tell("ends");
-    await endTurn(pool, turn);
+    await leaveQueue(pool, turn);
   }
 }
 Deno.exit(); // as main.ts ends, see there

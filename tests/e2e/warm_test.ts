@@ -3,8 +3,8 @@ import { Domain } from "../../src/libvirt/domain.ts";
 import assert from "node:assert/strict";
 import { loadLibvirt } from "../../ffi/libvirt.ts";
 import { Connection } from "../../src/libvirt/connection.ts";
-import { forAnotherGuest, leasedAddress } from "../../src/machine/network/card.ts";
-import { readRecord } from "../../src/machine/metadata.ts";
+import { leasedAddress, withCurrentLease } from "../../src/machine/network/card.ts";
+import { readMetadata } from "../../src/machine/metadata.ts";
 import { readOpenMetrics } from "../fakes/open_metrics.ts";
 import {
   allOf,
@@ -148,12 +148,12 @@ async function sharesNothing(): Promise<void> {
 async function leasesAnew(machine: string): Promise<void> {
   await using connection = await Connection.open("qemu:///system");
   using domain = await Domain.lookup(connection, machine);
-  const record = await readRecord(domain);
+  const record = await readMetadata(domain);
   assert(record);
   const card = { mac: record.mac, address: record.address, leasedUntil: null };
   const { network } = TESTBED;
   assert.equal(await leasedAddress(connection, network, card), record.address);
-  const another = await forAnotherGuest(connection, network, card);
+  const another = await withCurrentLease(connection, network, card);
   assert.equal(await leasedAddress(connection, network, another), null);
 }
 

@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { type Config, DEFAULT_CONFIG } from "../../src/settings/load.ts";
 import type { Job } from "../../src/job/job.ts";
 import type { Connection } from "../../src/libvirt/connection.ts";
-import { type MachineRecord, readRecord, writeRecord } from "../../src/machine/metadata.ts";
+import { type MachineMetadata, readMetadata, writeMetadata } from "../../src/machine/metadata.ts";
 import type { MachineSettings } from "../../src/settings/machine_settings.ts";
 import type { Stage } from "../../src/machine/context.ts";
 import type { TestGuest } from "./test_guest.ts";
@@ -120,10 +120,10 @@ export function script(text: string): Uint8Array {
 export async function changeRecord(
   connection: Connection,
   machine: string,
-  differences: Partial<MachineRecord>,
+  differences: Partial<MachineMetadata>,
 ): Promise<void> {
   using domain = await Domain.lookup(connection, machine);
-  const record = await readRecord(domain);
+  const record = await readMetadata(domain);
   assert(record);
-  await writeRecord(domain, { ...record, ...differences });
+  await writeMetadata(domain, { ...record, ...differences });
 }

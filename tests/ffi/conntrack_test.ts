@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import { createSocket } from "node:dgram";
-import { forgetConnections } from "../../ffi/conntrack.ts";
+import { flushConnections } from "../../ffi/conntrack.ts";
 import { loadNetlink } from "../../ffi/netlink.ts";
 import { asNobody, canBeNobody } from "../fakes/test_nobody.ts";
 
@@ -19,7 +19,7 @@ async function isTracked(address: string): Promise<boolean> {
 
 Deno.test("the kernel forgets the connections of one address, where it tracks any", async () => {
   const isTracking = await isTracked("127.0.0.9");
-  const counts = ["127.0.0.7", "127.0.0.9", "127.0.0.9"].map(forgetConnections);
+  const counts = ["127.0.0.7", "127.0.0.9", "127.0.0.9"].map(flushConnections);
   if (isTracking) assert.deepEqual(counts, [0, 1, 0]);
   else assert(counts.every((count) => count === 0 || count === null), String(counts));
 });
@@ -30,8 +30,8 @@ Deno.test({
   fn: async () => {
     const isTracking = await isTracked("127.0.0.10");
     const code = `
-      import { forgetConnections } from "ffi/conntrack.ts";
-      console.log(forgetConnections("127.0.0.10"));
+      import { flushConnections } from "ffi/conntrack.ts";
+      console.log(flushConnections("127.0.0.10"));
     `;
     assert.equal(await asNobody(code, { capabilities: [] }), "null");
     const forgotten = await asNobody(code, { capabilities: ["net_admin"] });

@@ -2,7 +2,13 @@
 import assert from "node:assert/strict";
 import type { Agent } from "../../src/guest/channel.ts";
 import { LibvirtError, VIR_ERR } from "../../src/libvirt/error.ts";
-import { becomeAnother, hasBooted, letIn, rehearse, standStill } from "../../src/guest/identity.ts";
+import {
+  authorizeUser,
+  exerciseSsh,
+  requireBooted,
+  stopProcesses,
+  takeIdentity,
+} from "../../src/guest/identity.ts";
 
 const IDENTITY = {
   hostName: "it's mine",
@@ -39,8 +45,8 @@ const WELL = { exited: true, exitcode: 0 };
 
 Deno.test("a guest's identity is in no argument, which its agent logs, and is never the same", async () => {
   const { agent, scripts, args } = fakeAgent([{ exited: false }, WELL]);
-  await (await becomeAnother(agent, IDENTITY))();
-  await (await becomeAnother(agent, IDENTITY))();
+  await (await takeIdentity(agent, IDENTITY))();
+  await (await takeIdentity(agent, IDENTITY))();
   assert.deepEqual(new Set(args), new Set(["/bin/sh", "-s"]));
   const [first = "", second = ""] = scripts;
   for (const name of ["entropy", "id"]) {
@@ -53,13 +59,13 @@ Deno.test("a guest's identity is in no argument, which its agent logs, and is ne
 
 Deno.test("sh understands each script that a guest is to run", async () => {
   const { agent, scripts } = fakeAgent([WELL]);
-  await (await becomeAnother(agent, IDENTITY))();
-  await becomeAnother(agent, { ...IDENTITY, publicKey: null });
+  await (await takeIdentity(agent, IDENTITY))();
+  await takeIdentity(agent, { ...IDENTITY, publicKey: null });
   assert.match(scripts.at(-1) ?? "", /\nkill -CONT -1\n$/, "it would never go on");
-  await letIn(agent, IDENTITY, new AbortController().signal);
-  await rehearse(agent, 22);
-  await hasBooted(agent, 22);
-  await standStill(agent);
+  await authorizeUser(agent, IDENTITY, new AbortController().signal);
+  await exerciseSsh(agent, 22);
+  await requireBooted(agent, 22);
+  await stopProcesses(agent);
   for (const script of scripts) {
     const sh = new Deno.Command("sh", { args: ["-n"], stdin: "piped", stderr: "piped" }).spawn();
     const writer = sh.stdin.getWriter();
@@ -73,7 +79,7 @@ Deno.test("sh understands each script that a guest is to run", async () => {
 Deno.test("what a guest cannot do is told in its words, and a busy agent is asked again", async () => {
   const lacking = { exited: true, exitcode: 1, "err-data": btoa("no\nperl") };
   await assert.rejects(
-    (await becomeAnother(fakeAgent([new Error("busy"), lacking]).agent, IDENTITY))(),
+    (await takeIdentity(fakeAgent([new Error("busy"), lacking]).agent, IDENTITY))(),
     /could not become another machine than the one whose RAM it has: no perl$/,
   );
 });
@@ -81,12 +87,12 @@ Deno.test("what a guest cannot do is told in its words, and a busy agent is aske
 Deno.test("nobody waits for a script in a guest that is gone, without libvirt or after a cancel", async () => {
   for (const options of [{ code: VIR_ERR.NO_DOMAIN }, { code: 1, isLost: true }]) {
     const gone = new LibvirtError("virDomainQemuAgentCommand", "gone", options);
-    await assert.rejects((await becomeAnother(fakeAgent([gone]).agent, IDENTITY))(), gone);
+    await assert.rejects((await takeIdentity(fakeAgent([gone]).agent, IDENTITY))(), gone);
   }
 
   const controller = new AbortController();
   const { agent } = fakeAgent([{ exited: false }]);
-  const waiting = (await becomeAnother(agent, IDENTITY))(controller.signal);
+  const waiting = (await takeIdentity(agent, IDENTITY))(controller.signal);
   controller.abort(new Error("cancelled"));
   await assert.rejects(waiting, /^Error: cancelled$/);
 });

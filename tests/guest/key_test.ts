@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import { makeKeyPair } from "../../src/guest/key.ts";
-import { deleteKeyFile, isKeyFileOf, keyFile, writeKeyFile } from "../../src/guest/key_file.ts";
+import { isKeyFileOf, keyFile, removeKeyFile, writeKeyFile } from "../../src/guest/key_file.ts";
 import { tmpfilesCredential } from "../../src/machine/storage/credential.ts";
 
 async function withDirectory(test: (directory: string) => Promise<void>): Promise<void> {
@@ -45,9 +45,9 @@ Deno.test("a key's file is for this user alone, and so is a directory made for i
     assert.equal((await Deno.stat(file)).mode! & 0o777, 0o600);
     assert.equal((await Deno.stat(`${directory}/a/b`)).mode! & 0o777, 0o700);
     assert.equal(await Deno.readTextFile(file), "secret");
-    assert.equal(await deleteKeyFile(file), true);
-    assert.equal(await deleteKeyFile(file), false);
-    assert.equal(await deleteKeyFile("/nonexistent/key"), false);
+    assert.equal(await removeKeyFile(file), true);
+    assert.equal(await removeKeyFile(file), false);
+    assert.equal(await removeKeyFile("/nonexistent/key"), false);
   }));
 
 Deno.test("a key is written over no file and through no link", () =>

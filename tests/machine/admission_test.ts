@@ -9,27 +9,31 @@ import type { Connection } from "../../src/libvirt/connection.ts";
 import { domainMemory } from "../../src/libvirt/memory_stats.ts";
 import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import {
-  type AdmissionLimits,
   findShortage,
   type HostLoad,
   isNext,
+  type QueueSettings,
 } from "../../src/machine/queue/shortage.ts";
 import { hostMark, processMark } from "../../src/machine/owner.ts";
 import {
-  endTurn,
-  isLive,
-  parseTurn,
-  takeTurn,
-  turnsOf,
-  turnsThatCount,
+  enterQueue,
+  entriesIn,
+  isLiveEntry,
+  leaveQueue,
+  liveEntries,
+  parseQueueEntry,
 } from "../../src/machine/queue/queue_entry.ts";
-import { parsePlace, placesBefore, takePlace } from "../../src/machine/queue/project_entry.ts";
+import {
+  enterProject,
+  entriesBefore,
+  parseProjectEntry,
+} from "../../src/machine/queue/project_entry.ts";
 import {
   createRawVolume,
-  deleteVolume,
   machineOfVolume,
+  removeVolume,
 } from "../../src/machine/storage/volumes.ts";
-import { admit, admitNow } from "../../src/machine/queue/admission.ts";
+import { enterIfRoom, waitForRoom } from "../../src/machine/queue/admission.ts";
 import { cleanup } from "../../src/machine/remove.ts";
 import { gc } from "../../src/commands/gc.ts";
 import { keepAfterJob } from "../../src/machine/kept.ts";
@@ -50,7 +54,7 @@ import {
 
 const GIB = 1024 ** 3;
 
-const LIMITS: AdmissionLimits = {
+const LIMITS: QueueSettings = {
   maxMachines: null,
   overcommitMemory: false,
   reserveMemoryMib: 500,
@@ -67,7 +71,7 @@ const LOAD: HostLoad = {
 };
 
 /** What the machine waits for, in words; null if for nothing. */
-function shortage(load: Partial<HostLoad>, limits: Partial<AdmissionLimits> = {}): string | null {
+function shortage(load: Partial<HostLoad>, limits: Partial<QueueSettings> = {}): string | null {
   const found = findShortage({ ...LOAD, ...load }, { ...LIMITS, ...limits });
   if (found === null) return null;
   const { what, ahead, figures, isHopeless } = found;
@@ -250,7 +254,7 @@ async function makeVolume(pool: StoragePool, name: string): Promise<void> {
 
 async function deleteTurns(pool: StoragePool): Promise<void> {
   for (const name of await pool.volumeNames()) {
-    if (parseTurn(name) !== null) await deleteVolume(pool, name);
+    if (parseQueueEntry(name) !== null) await removeVolume(pool, name);
   }
 }
 
@@ -275,21 +279,21 @@ Deno.test("a turn's name tells its machine, whatever that is called, and all of 
   for (const machine of ["m", "m.17-1-1-1-0123abcd-", "m.12ab", "m.turn.libvirt-gci", "a.b-c_d"]) {
     const volume = turnName(machine, { number: 17 });
     assert.equal(machineOfVolume(volume), machine);
-    assert.deepEqual(parseTurn(volume), {
+    assert.deepEqual(parseQueueEntry(volume), {
       ...{ volume, machine, number: 17, memoryMib: 2048 },
       ...{ process: "4711-1234-0123abcd", host: "0123456789abcdef" },
     });
   }
-  assert.equal(parseTurn("m.owner.libvirt-gci"), null);
-  assert.equal(parseTurn(`${turnName("m")}.qcow2`), null);
+  assert.equal(parseQueueEntry("m.owner.libvirt-gci"), null);
+  assert.equal(parseQueueEntry(`${turnName("m")}.qcow2`), null);
 });
 
 Deno.test("of turns that come at once, each has seen all that are before it", () =>
   withPool(async (pool) => {
     const taken = await Promise.all(
-      Array.from({ length: 40 }, (_, i) => takeTurn(pool, `m${i}`, TURN_LIMITS)),
+      Array.from({ length: 40 }, (_, i) => enterQueue(pool, `m${i}`, TURN_LIMITS)),
     );
-    const order = turnsOf(taken.map(({ turn }) => turn.volume)).map(({ volume }) => volume);
+    const order = entriesIn(taken.map(({ turn }) => turn.volume)).map(({ volume }) => volume);
     for (const { turn, volumes } of taken) {
       const before = order.slice(0, order.indexOf(turn.volume));
       assert.deepEqual(before.filter((volume) => !volumes.includes(volume)), []);
@@ -302,10 +306,10 @@ Deno.test("a turn that is there already is never behind a new one, whatever its 
     const number = Date.now() + 30_000;
     await makeVolume(pool, turnName("early", { number }));
     const start = performance.now();
-    const { turn } = await takeTurn(pool, "late", TURN_LIMITS);
+    const { turn } = await enterQueue(pool, "late", TURN_LIMITS);
     assert(turn.number > number);
     assert(performance.now() - start < 10_000, "it waited until its clock said more");
-    const turns = turnsOf(await pool.volumeNames()).map(({ machine }) => machine);
+    const turns = entriesIn(await pool.volumeNames()).map(({ machine }) => machine);
     assert.deepEqual(turns, ["early", "late"]);
     await deleteTurns(pool);
   }));
@@ -315,9 +319,9 @@ Deno.test("a turn counts while its process runs, and not too long", async () => 
   const process = `${pid}-${start}-${boot?.slice(0, 8)}`;
   const host = await hostMark();
   const live = async (differences: Parameters<typeof turnName>[1]) => {
-    const turn = parseTurn(turnName("m", differences));
+    const turn = parseQueueEntry(turnName("m", differences));
     assert(turn);
-    return await isLive(turn, { longestSeconds: 60 });
+    return await isLiveEntry(turn, { longestSeconds: 60 });
   };
   assert(await live({ process, host }));
   assert(!await live({ process: `${pid}-1-${boot?.slice(0, 8)}`, host }));
@@ -334,11 +338,11 @@ Deno.test("the turn of a prepare that was killed counts once more, and is gone t
   withPool(async (pool) => {
     const dead = turnName("dead", { process: await deadProcess(), host: await hostMark() });
     await makeVolume(pool, dead);
-    const { volumes } = await takeTurn(pool, "m", TURN_LIMITS);
+    const { volumes } = await enterQueue(pool, "m", TURN_LIMITS);
     assert(!(await pool.volumeNames()).includes(dead));
     await makeVolume(pool, dead);
     const count = async () =>
-      (await turnsThatCount(pool, [...volumes, dead], TURN_LIMITS)).map(({ machine }) => machine);
+      (await liveEntries(pool, [...volumes, dead], TURN_LIMITS)).map(({ machine }) => machine);
     assert.deepEqual((await count()).sort(), ["dead", "m"]);
     assert.deepEqual(await count(), ["m"]);
     await deleteTurns(pool);
@@ -350,21 +354,21 @@ Deno.test("of places that come at once, each has seen all before it in its proje
     const taken = await Promise.all(
       Array.from(
         { length: 40 },
-        (_, i) => takePlace(pool, `m${i}`, { project: `p/${i % 2}`, signal }),
+        (_, i) => enterProject(pool, `m${i}`, { project: `p/${i % 2}`, signal }),
       ),
     );
     const volumes = await pool.volumeNames();
     for (const { place, volumes: seen } of taken) {
       assert.equal(machineOfVolume(place.volume), place.machine);
-      assert.deepEqual(parsePlace(place.volume), place);
-      const before = placesBefore(place, volumes) ?? assert.fail();
+      assert.deepEqual(parseProjectEntry(place.volume), place);
+      const before = entriesBefore(place, volumes) ?? assert.fail();
       assert.deepEqual(before.filter(({ volume }) => !seen.includes(volume)), []);
       assert(before.every(({ project }) => project === place.project));
     }
-    const counts = taken.map(({ place }) => placesBefore(place, volumes)?.length ?? -1);
+    const counts = taken.map(({ place }) => entriesBefore(place, volumes)?.length ?? -1);
     assert.deepEqual(counts.sort((a, b) => a - b), taken.map((_, i) => Math.floor(i / 2)));
-    for (const { place } of taken) await deleteVolume(pool, place.volume);
-    assert.equal(placesBefore(taken[0]?.place ?? assert.fail(), await pool.volumeNames()), null);
+    for (const { place } of taken) await removeVolume(pool, place.volume);
+    assert.equal(entriesBefore(taken[0]?.place ?? assert.fail(), await pool.volumeNames()), null);
   }));
 
 // --- Stages --------------------------------------------------------------------------------------
@@ -453,9 +457,9 @@ Deno.test("a machine whose runner was killed holds up nobody, and no more go tha
     const all = ["m-1", "m-2", "m-3"];
     for (const machine of all) await startPrepare(machine, stage).done;
     for (const machine of ["m-2", "m-3"]) await changeRecord(connection, machine, KILLED);
-    const admission = await admit("m-4", { pool, memoryMib: 64 }, stage);
+    const admission = await waitForRoom("m-4", { pool, memoryMib: 64 }, stage);
     assert("turn" in admission && admission.turn && !admission.hasWaited);
-    await endTurn(pool, admission.turn);
+    await leaveQueue(pool, admission.turn);
     const running = (await domainMemory(connection)).map(({ name }) => name);
     assert(running.includes("m-1"));
     assert.equal(running.filter((name) => all.includes(name)).length, 2);
@@ -480,7 +484,7 @@ Deno.test("a template that is replaced during the wait is looked up again", () =
     const second = startPrepare("m-2", stage);
     await second.said(/Waiting/);
     using templates = await StoragePool.lookup(connection, "base_imgs");
-    await deleteVolume(templates, "debian-12.qcow2");
+    await removeVolume(templates, "debian-12.qcow2");
     {
       using _ = await createRawVolume(templates, "debian-12", 5 * GIB); // which is no qcow2 image
     }
@@ -567,7 +571,7 @@ Deno.test("a turn that is ahead and lives holds up, though it has nothing but it
     await makeVolume(pool, ahead);
     const behind = startPrepare("m-1", stage);
     await behind.said(/Waiting for a machine to end, 1 job ahead \(0 of 1 machine run\)/);
-    await deleteVolume(pool, ahead);
+    await removeVolume(pool, ahead);
     await behind.done;
     await cleanup("m-1", stage);
     await cleanup("ahead", stage);
@@ -579,9 +583,9 @@ Deno.test("a prepare whom somebody took for dead takes another turn, and waits o
     await startPrepare("m-1", stage).done;
     const second = startPrepare("m-2", stage);
     await second.said(/Waiting/);
-    const turns = async () => turnsOf(await pool.volumeNames()).map(({ volume }) => volume);
+    const turns = async () => entriesIn(await pool.volumeNames()).map(({ volume }) => volume);
     const [lost = ""] = await turns();
-    await deleteVolume(pool, lost);
+    await removeVolume(pool, lost);
     for (let i = 0; i < 300 && (await turns()).length === 0; i++) await sleep(10);
     assert.notDeepEqual(await turns(), [lost]);
     assert.equal((await turns()).length, 1);
@@ -663,7 +667,7 @@ Deno.test("whoever waits lists the volumes once each time that it looks around",
   using pool = await StoragePool.lookup(connection, "libvirt-gci");
   await startPrepare("m-1", stage).done;
   calls.length = 0;
-  await assert.rejects(admit("m-2", { pool, memoryMib: 64 }, stage), /did not get its turn/);
+  await assert.rejects(waitForRoom("m-2", { pool, memoryMib: 64 }, stage), /did not get its turn/);
   const count = (call: string): number => calls.filter((name) => name === call).length;
   assert(count("virConnectGetAllDomainStats") > 1);
   assert.equal(count("virStoragePoolListAllVolumes"), count("virConnectGetAllDomainStats"));
@@ -677,7 +681,7 @@ Deno.test("a job that has no room takes what comes instead, and leaves no turn",
     const before = await volumesOf(connection);
     let asked = 0;
     const instead = () => Promise.resolve(++asked === 3 ? { name: "standby" } : null);
-    const got = await admit("m-2", { pool, memoryMib: 64, instead }, stage);
+    const got = await waitForRoom("m-2", { pool, memoryMib: 64, instead }, stage);
     assert.deepEqual(got, { name: "standby" });
     assert.deepEqual(await volumesOf(connection), before);
     await cleanup("m-1", stage);
@@ -688,12 +692,12 @@ Deno.test("a machine that no job needs yet waits for no room, and leaves no turn
     using pool = await StoragePool.lookup(connection, "libvirt-gci");
     await prepare({ ...JOB, machine: "m-1" }, {}, stage);
     const before = await volumesOf(connection);
-    assert.equal(await admitNow("m-2", { pool, memoryMib: 64 }, stage), null);
+    assert.equal(await enterIfRoom("m-2", { pool, memoryMib: 64 }, stage), null);
     assert.deepEqual(await volumesOf(connection), before);
     await cleanup("m-1", stage);
-    const admission = await admitNow("m-2", { pool, memoryMib: 64 }, stage);
+    const admission = await enterIfRoom("m-2", { pool, memoryMib: 64 }, stage);
     assert(admission?.turn);
-    await endTurn(pool, admission.turn);
+    await leaveQueue(pool, admission.turn);
   }, { config: { maxMachines: 1 } }));
 
 Deno.test("a machine for a warm image waits its turn, as those of jobs do", () =>
@@ -723,7 +727,7 @@ Deno.test("a job over its project's limit waits, and holds back nobody of anothe
     assert.deepEqual(states, [["m-1", "ready"], ["m-2", "waiting"], ["m-3", "waiting"]]);
     await gc({}, { ...stage, log: assert.fail });
     using pool = await StoragePool.lookup(connection, "libvirt-gci");
-    assert.deepEqual(turnsOf(await pool.volumeNames()), []);
+    assert.deepEqual(entriesIn(await pool.volumeNames()), []);
 
     const other = startPrepare("m-4", stage, OTHER);
     await other.done;

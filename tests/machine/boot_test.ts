@@ -10,7 +10,7 @@ import { createVolumes } from "../../src/machine/start.ts";
 import { findTemplate } from "../../src/machine/storage/template.ts";
 import { cleanup } from "../../src/machine/remove.ts";
 import { createLogin, volumeContents } from "../../src/machine/login.ts";
-import { boot, newRecord } from "../../src/machine/create.ts";
+import { boot, newMetadata } from "../../src/machine/create.ts";
 import { prepare } from "../../src/commands/prepare.ts";
 import { StepTimer } from "../../src/machine/steps.ts";
 import { chooseTemplate } from "../../src/policy/template_choice.ts";
@@ -32,7 +32,7 @@ Deno.test("a machine that could not be resumed boots with another MAC, which has
   const disk = { template: await findTemplate(connection, asked), diskGib: null };
   const login = await createLogin(name, { keyFile: undefined, settings }, stage);
   const ofRecord = { template, login, settings, card: null };
-  const record = newRecord(await newOwner(JOB), ofRecord); // as the attempt to resume it had it
+  const record = newMetadata(await newOwner(JOB), ofRecord); // as the attempt to resume it had it
   const machine = {
     name,
     record,

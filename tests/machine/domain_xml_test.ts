@@ -8,8 +8,8 @@ import {
   domainXml,
   interfaceXml,
   type MachineDomain,
-  openAtFirst,
   randomMac,
+  withFilterLater,
 } from "../../src/machine/domain_xml.ts";
 
 const SPDX = "<!-- SPDX-License-Identifier: GPL-2.0-or-later -->";
@@ -116,9 +116,9 @@ Deno.test("a card has its filter later where its address is known, and else from
   const filter =
     /<filterref filter="libvirt-gci-gitlab-proj-4242-0123456789">\s*<parameter name="IP" value="192.168.122.42"/;
   assert.match(interfaceXml(MACHINE).toString(), filter);
-  assert.doesNotMatch(interfaceXml(openAtFirst(MACHINE)).toString(), /filterref/);
+  assert.doesNotMatch(interfaceXml(withFilterLater(MACHINE)).toString(), /filterref/);
   assert.doesNotMatch(domainXml(MACHINE).toString(), /filterref/);
   const learned = { ...MACHINE, card: null };
-  assert.equal(openAtFirst(learned), learned);
+  assert.equal(withFilterLater(learned), learned);
   assert.match(domainXml(learned).toString(), /CTRL_IP_LEARNING/);
 });

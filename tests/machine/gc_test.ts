@@ -13,12 +13,12 @@ import {
   processMark,
   whyUnneeded,
 } from "../../src/machine/owner.ts";
-import { type MachineRecord, readRecord, writeRecord } from "../../src/machine/metadata.ts";
+import { type MachineMetadata, readMetadata, writeMetadata } from "../../src/machine/metadata.ts";
 import {
   createRawVolume,
-  deleteVolume,
   isMachineVolume,
   machineOfVolume,
+  removeVolume,
   volumeName,
 } from "../../src/machine/storage/volumes.ts";
 import { makerOf, warmIds, warmVolume } from "../../src/machine/warm/warm_image.ts";
@@ -77,12 +77,12 @@ async function hasDomain(connection: Connection, name: string): Promise<boolean>
 }
 
 /** Makes the job's machine, as one whose record says this. */
-async function makeMachine(stage: TestStage, differences: Partial<MachineRecord>): Promise<void> {
+async function makeMachine(stage: TestStage, differences: Partial<MachineMetadata>): Promise<void> {
   await prepare({ ...JOB, attemptDir: "/nonexistent/attempt" }, {}, stage);
   using domain = await Domain.lookup(stage.connection, JOB.machine);
-  const record = await readRecord(domain);
+  const record = await readMetadata(domain);
   assert(record);
-  await writeRecord(domain, { ...record, ...differences });
+  await writeMetadata(domain, { ...record, ...differences });
   stage.lines.length = 0;
 }
 
@@ -120,7 +120,7 @@ Deno.test("prepare writes its caller down as the runner, and gc leaves the machi
   withStage(async (stage) => {
     await makeMachine(stage, {});
     using domain = await Domain.lookup(stage.connection, JOB.machine);
-    assert.equal((await readRecord(domain))?.runner, processMark(Deno.ppid));
+    assert.equal((await readMetadata(domain))?.runner, processMark(Deno.ppid));
     await gc({}, stage);
     assert(await domain.isActive());
   }));
@@ -159,7 +159,7 @@ Deno.test("prepare calls its caller the runner only if that one called config to
     const isRunner = async (differences: Partial<Job>): Promise<string | undefined> => {
       await prepare({ ...JOB, attemptDir, ...differences }, {}, stage);
       using domain = await Domain.lookup(connection, JOB.machine);
-      const record = await readRecord(domain);
+      const record = await readMetadata(domain);
       await cleanup(JOB.machine, stage);
       return record?.isRunner;
     };
@@ -484,7 +484,7 @@ async function inCrowd(connection: Connection, test: () => Promise<void>): Promi
   for (const name of names) await makeVolume(connection, "libvirt-gci", name);
   await test();
   using pool = await StoragePool.lookup(connection, "libvirt-gci");
-  for (const name of names) await deleteVolume(pool, name);
+  for (const name of names) await removeVolume(pool, name);
 }
 
 Deno.test("prepare removes what an earlier attempt at its job left, among many others", () =>
@@ -589,7 +589,7 @@ Deno.test("gc removes half a warm image, but not while somebody makes it", () =>
     await gc({}, stage);
     assert.deepEqual(stage.lines, []);
     using pool = await StoragePool.lookup(connection, "libvirt-gci");
-    await deleteVolume(pool, maker);
+    await removeVolume(pool, maker);
     await gc({ dryRun: true }, stage);
     await gc({}, stage);
     const words = 'a warm image of "debian-12": it is incomplete, or there is a newer one';

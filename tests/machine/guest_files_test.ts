@@ -2,10 +2,10 @@
 import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import assert from "node:assert/strict";
 import { dirname } from "node:path";
-import { createGuestDirectory, deleteGuestFiles } from "../../src/machine/storage/guest_files.ts";
+import { createGuestDirectory, removeGuestFiles } from "../../src/machine/storage/guest_files.ts";
 import { dirPoolXml } from "../../src/machine/storage/pools.ts";
 import { createVolumes } from "../../src/machine/start.ts";
-import { deleteVolume } from "../../src/machine/storage/volumes.ts";
+import { removeVolume } from "../../src/machine/storage/volumes.ts";
 import { sleep } from "../../src/wait.ts";
 import { openTestHost } from "../fakes/test_host.ts";
 
@@ -30,9 +30,9 @@ Deno.test("the directory of a guest's files that somebody else removes meanwhile
   const path = await directory.path();
   // What libvirt says of a directory that is gone is what it says of this one: it opens no pool there.
   using _taken = await StoragePool.create(connection, "taken", dirPoolXml("taken", path));
-  const removed = deleteGuestFiles({ connection, pool, machine: "m" });
+  const removed = removeGuestFiles({ connection, pool, machine: "m" });
   await sleep(100); // it has the path, and tries to open the pool
-  assert(await deleteVolume(pool, "m.guest.libvirt-gci"));
+  assert(await removeVolume(pool, "m.guest.libvirt-gci"));
   assert.equal(await removed, false);
 });
 
@@ -42,5 +42,5 @@ Deno.test("a guest's directory that is there but cannot be read is an error", as
   using directory = await createGuestDirectory(pool, "m");
   const path = await directory.path();
   using _taken = await StoragePool.create(connection, "taken", dirPoolXml("taken", path));
-  await assert.rejects(deleteGuestFiles({ connection, pool, machine: "m" }), /conflict/);
+  await assert.rejects(removeGuestFiles({ connection, pool, machine: "m" }), /conflict/);
 });

@@ -6,7 +6,12 @@ import { keyFile } from "../../src/guest/key_file.ts";
 import type { Connection } from "../../src/libvirt/connection.ts";
 import { Domain } from "../../src/libvirt/domain.ts";
 import { moment, newOwner, whyUnneeded } from "../../src/machine/owner.ts";
-import { isKept, type MachineRecord, readRecord, writeRecord } from "../../src/machine/metadata.ts";
+import {
+  isKept,
+  type MachineMetadata,
+  readMetadata,
+  writeMetadata,
+} from "../../src/machine/metadata.ts";
 import { cleanup } from "../../src/machine/remove.ts";
 import { cleanupAll } from "../../src/commands/cleanup.ts";
 import { gc } from "../../src/commands/gc.ts";
@@ -65,16 +70,16 @@ async function withMachine(
   assert.equal(await connection.close(), 0, "a handle is left");
 }
 
-async function recordOf(connection: Connection, machine = MACHINE): Promise<MachineRecord> {
+async function recordOf(connection: Connection, machine = MACHINE): Promise<MachineMetadata> {
   using domain = await Domain.lookup(connection, machine);
-  const record = await readRecord(domain);
+  const record = await readMetadata(domain);
   assert(record);
   return record;
 }
 
-async function change(connection: Connection, changes: Partial<MachineRecord>): Promise<void> {
+async function change(connection: Connection, changes: Partial<MachineMetadata>): Promise<void> {
   using domain = await Domain.lookup(connection, MACHINE);
-  await writeRecord(domain, { ...await recordOf(connection), ...changes });
+  await writeMetadata(domain, { ...await recordOf(connection), ...changes });
 }
 
 async function exists(connection: Connection): Promise<boolean> {

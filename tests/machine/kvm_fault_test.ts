@@ -8,7 +8,7 @@ import { findKvmFault, type KvmUser, watchKvm } from "../../src/machine/kvm/kvm_
 import { type KvmAnswer, kvmRunsGuests } from "../../src/machine/kvm/kvm_probe.ts";
 import { newOwner } from "../../src/machine/owner.ts";
 import { createLogin } from "../../src/machine/login.ts";
-import { newRecord, reach } from "../../src/machine/create.ts";
+import { newMetadata, reach } from "../../src/machine/create.ts";
 import { prepare } from "../../src/commands/prepare.ts";
 import { rootOf } from "../../src/read_xml.ts";
 import { StepTimer } from "../../src/machine/steps.ts";
@@ -75,7 +75,7 @@ Deno.test("a machine without an address is KVM's fault where KVM runs no guests,
   using domain = await Domain.lookup(connection, "somebody"); // it has no card
   const login = await createLogin(JOB.machine, { keyFile: undefined, settings }, stage);
   const ofRecord = { template: "debian-12", login, settings, card: null };
-  const record = newRecord(await newOwner(JOB), ofRecord);
+  const record = newMetadata(await newOwner(JOB), ofRecord);
   const waiting = { record, settings, login, filter: null, card: null };
   const start = performance.now();
   await assert.rejects(

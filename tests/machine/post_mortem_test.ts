@@ -6,7 +6,7 @@ import assert from "node:assert/strict";
 import { DEFAULT_CONFIG } from "../../src/settings/load.ts";
 import { BuildFailure, explain, SystemFailure } from "../../src/errors.ts";
 import { Connection } from "../../src/libvirt/connection.ts";
-import { EMPTY_RECORD, recordXml } from "../../src/machine/metadata.ts";
+import { EMPTY_METADATA, metadataXml } from "../../src/machine/metadata.ts";
 import { rootOf } from "../../src/read_xml.ts";
 import { toPng } from "../../src/machine/post_mortem/screenshot.ts";
 import { cleanup } from "../../src/machine/remove.ts";
@@ -315,10 +315,15 @@ Deno.test("many at once write and remove, and the bounds hold in the end", () =>
 
 /** What a machine's libvirt and its guest agent say, each answer of the agent with so many bytes. */
 function answers(agentBytes: number): ConstructorParameters<typeof TestLibvirtd>[0] {
-  const record = { ...EMPTY_RECORD, job: "1", project: "evil/a", created: "2024-01-01T00:00:00Z" };
+  const record = {
+    ...EMPTY_METADATA,
+    job: "1",
+    project: "evil/a",
+    created: "2024-01-01T00:00:00Z",
+  };
   const depth = Math.floor((agentBytes - 11) / 2);
   return {
-    DOMAIN_GET_METADATA: () => xdr(`${recordXml(record)}`),
+    DOMAIN_GET_METADATA: () => xdr(`${metadataXml(record)}`),
     DOMAIN_GET_XML_DESC: () => xdr("<domain/>"),
     QEMU_AGENT_COMMAND: () => xdr(1, `{"return":${"[".repeat(depth)}${"]".repeat(depth)}}`),
   };

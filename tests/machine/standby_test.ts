@@ -6,33 +6,33 @@ import { type Config, DEFAULT_CONFIG, parseConfig } from "../../src/settings/loa
 import { DEFAULT_MACHINE, type MachineSettings } from "../../src/settings/machine_settings.ts";
 import type { Connection } from "../../src/libvirt/connection.ts";
 import { ownProcess, processMark } from "../../src/machine/owner.ts";
-import type { MachineRecord } from "../../src/machine/metadata.ts";
+import type { MachineMetadata } from "../../src/machine/metadata.ts";
 import {
-  claimStandby,
+  acquireStandby,
+  assignmentsIn,
+  assignStandby,
   isStandbyName,
-  letWait,
+  markWaiting,
   newStandbyName,
-  noteTaken,
   standbyKind,
-  takenIn,
   waitingIn,
 } from "../../src/machine/standby/waiting.ts";
-import { claimName } from "../../src/machine/start.ts";
+import { reserveName } from "../../src/machine/start.ts";
 import { findTemplate } from "../../src/machine/storage/template.ts";
-import { endTurn } from "../../src/machine/queue/queue_entry.ts";
+import { leaveQueue } from "../../src/machine/queue/queue_entry.ts";
 import {
   createRawVolume,
-  deleteVolume,
   isMachineVolume,
   machineOfVolume,
+  removeVolume,
 } from "../../src/machine/storage/volumes.ts";
 import {
-  deleteWarmImage,
+  removeWarmImage,
   warmOrigin,
   type WarmPart,
   warmVolume,
 } from "../../src/machine/warm/warm_image.ts";
-import { admit } from "../../src/machine/queue/admission.ts";
+import { waitForRoom } from "../../src/machine/queue/admission.ts";
 import { cleanup } from "../../src/machine/remove.ts";
 import { cleanupAll } from "../../src/commands/cleanup.ts";
 import { gc } from "../../src/commands/gc.ts";
@@ -41,7 +41,7 @@ import { listMachines } from "../../src/commands/list.ts";
 import { lookupNeed } from "../../src/machine/inventory.ts";
 import { prepare } from "../../src/commands/prepare.ts";
 import { keptVariables, refillArguments } from "../../src/cli/refill.ts";
-import { dropStandbys, fillStandbys } from "../../src/machine/standby/fill.ts";
+import { fillStandbys, removeStandbys } from "../../src/machine/standby/fill.ts";
 import { findWanted, unwantedOf, type WantedStandbys } from "../../src/machine/standby/wanted.ts";
 import { domainName } from "../../src/machine/lookup.ts";
 import { chooseTemplate } from "../../src/policy/template_choice.ts";
@@ -88,13 +88,13 @@ async function volumes(connection: Connection): Promise<string[]> {
 /** A machine that waits; libvirt's test driver resumes none, so it was booted. */
 async function makeStandby(
   stage: TestStage,
-  differences: Partial<MachineRecord> = ENDED,
+  differences: Partial<MachineMetadata> = ENDED,
 ): Promise<string> {
   const name = newStandbyName();
   await prepare({ ...JOB, machine: name }, {}, stage);
   await changeRecord(stage.connection, name, differences);
   using pool = await StoragePool.lookup(stage.connection, "libvirt-gci");
-  await letWait(pool, { name, kind: KIND });
+  await markWaiting(pool, { name, kind: KIND });
   stage.lines.length = 0;
   return name;
 }
@@ -103,11 +103,11 @@ async function makeStandby(
 async function take(
   stage: TestStage,
   standby: string,
-  differences: Partial<MachineRecord> = {},
+  differences: Partial<MachineMetadata> = {},
 ): Promise<void> {
   using pool = await StoragePool.lookup(stage.connection, "libvirt-gci");
-  await noteTaken(pool, JOB.machine, standby);
-  assert(await claimStandby(pool, { name: standby, kind: KIND }));
+  await assignStandby(pool, JOB.machine, standby);
+  assert(await acquireStandby(pool, { name: standby, kind: KIND }));
   await changeRecord(stage.connection, standby, { machine: JOB.machine, ...differences });
 }
 
@@ -118,7 +118,7 @@ Deno.test("the names of volumes tell who waits and who took whom", () => {
   const waiting = `${name}.${KIND}.waiting.libvirt-gci`;
   for (const machine of ["m", "m.overlay", "m.turn", "a.b-c_d"]) {
     const taken = `${machine}.${name}.taken.libvirt-gci`;
-    assert.deepEqual(takenIn([waiting, taken, "m.owner.libvirt-gci"]), [{
+    assert.deepEqual(assignmentsIn([waiting, taken, "m.owner.libvirt-gci"]), [{
       machine,
       standby: name,
     }]);
@@ -166,9 +166,9 @@ Deno.test("of many who want the same machine, one gets it", () =>
     using pool = await StoragePool.lookup(stage.connection, "libvirt-gci");
     for (let round = 0; round < 20; round++) {
       const standby = { name: newStandbyName(), kind: KIND };
-      await letWait(pool, standby);
+      await markWaiting(pool, standby);
       const got = await Promise.all(
-        Array.from({ length: 8 }, () => claimStandby(pool, standby)),
+        Array.from({ length: 8 }, () => acquireStandby(pool, standby)),
       );
       assert.equal(got.filter((isOurs) => isOurs).length, 1);
     }
@@ -193,7 +193,7 @@ Deno.test("a machine that was made to wait and does not is lost once its maker i
   withStage(async (stage) => {
     const standby = await makeStandby(stage, { attemptDir: "", runner: "" });
     using pool = await StoragePool.lookup(stage.connection, "libvirt-gci");
-    await claimStandby(pool, { name: standby, kind: KIND });
+    await acquireStandby(pool, { name: standby, kind: KIND });
     await gc({}, stage); // by this record, a person has it
     assert.deepEqual(stage.lines, []);
     await changeRecord(stage.connection, standby, ENDED);
@@ -210,7 +210,7 @@ Deno.test("gc leaves a machine that begins to wait while its maker ends, at ever
     const { call } = connection;
     using pool = await StoragePool.lookup(connection, "libvirt-gci");
     for (let moment = 1, calls = 1; moment <= calls + 1; moment++) {
-      await claimStandby(pool, { name, kind: KIND }); // so it does not wait yet
+      await acquireStandby(pool, { name, kind: KIND }); // so it does not wait yet
       const maker = new Deno.Command("sleep", { args: ["100"] }).spawn();
       await changeRecord(stage.connection, name, {
         attemptDir: "",
@@ -218,7 +218,7 @@ Deno.test("gc leaves a machine that begins to wait while its maker ends, at ever
       });
       const ends = async (): Promise<void> => {
         connection.call = call;
-        await letWait(pool, { name, kind: KIND });
+        await markWaiting(pool, { name, kind: KIND });
         maker.kill("SIGKILL");
         await maker.status;
       };
@@ -240,8 +240,8 @@ Deno.test("a machine that is just being taken over is not lost", () =>
     const standby = await makeStandby(stage);
     using pool = await StoragePool.lookup(stage.connection, "libvirt-gci");
     await prepare({ ...JOB, machine: "taker" }, {}, stage); // whose owner's volume tells that it lives
-    await noteTaken(pool, "taker", standby);
-    await claimStandby(pool, { name: standby, kind: KIND });
+    await assignStandby(pool, "taker", standby);
+    await acquireStandby(pool, { name: standby, kind: KIND });
     await gc({}, stage);
     assert((await domains(stage.connection)).includes(standby));
     await cleanup("taker", stage); // which never got it
@@ -272,8 +272,8 @@ Deno.test("gc counts what a job's machine took over with it, and says it in one 
     using pool = await StoragePool.lookup(stage.connection, "libvirt-gci");
     for (const machine of [JOB.machine, "vm"]) { // one comes before the other, and one after it
       const standby = await makeStandby(stage);
-      await noteTaken(pool, machine, standby);
-      await claimStandby(pool, { name: standby, kind: KIND });
+      await assignStandby(pool, machine, standby);
+      await acquireStandby(pool, { name: standby, kind: KIND });
       await changeRecord(stage.connection, standby, { machine, ...ENDED });
       await gc({ dryRun: true }, stage);
       await gc({}, stage);
@@ -298,7 +298,7 @@ Deno.test("cleanup of a job that another was faster than leaves the other's mach
   withStage(async (stage) => {
     const standby = await makeStandby(stage);
     using pool = await StoragePool.lookup(stage.connection, "libvirt-gci");
-    await noteTaken(pool, "slower", standby); // and was killed
+    await assignStandby(pool, "slower", standby); // and was killed
     await take(stage, standby);
     assert.equal(await domainName("slower", stage), "slower");
     await cleanup("slower", stage);
@@ -341,15 +341,15 @@ Deno.test("only the job that starts next has machines removed that wait", () =>
     let looks = 0;
     const onThirdLook = () => Promise.resolve(++looks === 3 ? { isThird: true } : null);
     const job = { pool, memoryMib: 64, instead: onThirdLook };
-    assert.deepEqual(await admit("behind", job, stage), { isThird: true });
+    assert.deepEqual(await waitForRoom("behind", job, stage), { isThird: true });
     assert.equal(await waiting(), 2);
 
-    await deleteVolume(pool, ahead);
-    const admission = await admit("behind", { pool, memoryMib: 64 }, stage);
+    await removeVolume(pool, ahead);
+    const admission = await waitForRoom("behind", { pool, memoryMib: 64 }, stage);
     assert.equal(await waiting(), 1);
-    await dropStandbys(stage);
+    await removeStandbys(stage);
     assert(admission.turn);
-    await endTurn(pool, admission.turn);
+    await leaveQueue(pool, admission.turn);
   }, { config: { maxMachines: 2, admissionSeconds: 5 } }));
 
 Deno.test("a machine that waits and cannot be removed costs a job without room a warning", () =>
@@ -363,7 +363,7 @@ Deno.test("a machine that waits and cannot be removed costs a job without room a
       `<domain type="test"><name>${standby}</name><memory>65536</memory><os><type>hvm</type></os></domain>`,
       0,
     );
-    await letWait(pool, { name: standby, kind: KIND });
+    await markWaiting(pool, { name: standby, kind: KIND });
     await prepare(JOB, {}, stage);
     assert.match(
       warnings.join(),
@@ -396,7 +396,7 @@ Deno.test("a template without a warm image has none wait, which is an error; --r
       return true;
     });
     const standby = await makeStandby(stage);
-    await dropStandbys(stage);
+    await removeStandbys(stage);
     assert.deepEqual(stage.lines, [`Removed the machine "${standby}", which waited for a job`]);
   }));
 
@@ -428,7 +428,7 @@ Deno.test("where the settings want none to wait, that is said, and no pool is ne
   withStage(async (stage) => {
     await fillStandbys(stage);
     assert.match(stage.lines.join(), /^No template that the settings name has "standby"/);
-    await dropStandbys(stage);
+    await removeStandbys(stage);
   }, { config: { overlayPool: "no-such-pool" } }));
 
 Deno.test("who makes machines wait in the background finds the settings from any directory", () => {
@@ -488,7 +488,7 @@ Deno.test("whoever was killed while it had machines wait is in nobody's way", ()
   withStage(async (stage) => {
     using pool = await StoragePool.lookup(stage.connection, "libvirt-gci");
     const dead = { ...await ownProcess(3600), ...ENDED };
-    assert(await claimName(pool, "standby-filler", dead));
+    assert(await reserveName(pool, "standby-filler", dead));
     haveAllHold(stage.connection, dead);
     await assert.rejects(fillStandbys(wanting(stage)), /Cannot have all machines wait/);
     assert.doesNotMatch(stage.lines.join(), /Another process/);
@@ -518,7 +518,7 @@ async function makeWarmImage(
     kind: wanted.kind,
     async [Symbol.asyncDispose]() {
       using pool = await StoragePool.lookup(connection, "libvirt-gci");
-      await deleteWarmImage(pool, image);
+      await removeWarmImage(pool, image);
     },
   };
 }
@@ -543,7 +543,7 @@ Deno.test("a machine that waits, is of no use and cannot be removed fails no job
     const name = newStandbyName();
     await using _ = await startForeign(stage, name);
     using pool = await StoragePool.lookup(stage.connection, "libvirt-gci");
-    await letWait(pool, { name, kind: image.kind });
+    await markWaiting(pool, { name, kind: image.kind });
     await prepare(JOB, {}, wants);
     const warnings = stage.warnings.join("\n");
     assert.match(warnings, /Could not remove the waiting machine .*, so gc has to: .*was not made/);
@@ -561,7 +561,7 @@ Deno.test("a job that waits its turn tries a machine that comes to wait meanwhil
     await prepare({ ...JOB, machine: "first" }, {}, stage);
     const prepared = prepare(JOB, {}, wants);
     while (!stage.lines.join().includes("Waiting for")) await sleep(10);
-    await letWait(pool, { name, kind: image.kind });
+    await markWaiting(pool, { name, kind: image.kind });
     while (stage.warnings.length === 0) await sleep(10);
     await cleanup("first", stage);
     await prepared;
@@ -577,7 +577,7 @@ Deno.test("a job over its project's limit takes no machine that waits", () =>
     await using _ = await startForeign(stage, name);
     using pool = await StoragePool.lookup(stage.connection, "libvirt-gci");
     await prepare({ ...JOB, machine: "first" }, {}, stage);
-    await letWait(pool, { name, kind: image.kind });
+    await markWaiting(pool, { name, kind: image.kind });
     const prepared = prepare(JOB, {}, wants);
     const said = () => stage.lines.join().includes("Waiting for a machine of its project");
     for (let i = 0; i < 500 && !said(); i++) await sleep(10);

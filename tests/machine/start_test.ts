@@ -12,9 +12,9 @@ import { takeCard } from "../../src/machine/network/card.ts";
 import { createFilter } from "../../src/machine/network/filter.ts";
 import { newOwner } from "../../src/machine/owner.ts";
 import { createDirPool } from "../../src/machine/storage/pools.ts";
-import { claimName, setFilter, startMachine } from "../../src/machine/start.ts";
+import { reserveName, setFilter, startMachine } from "../../src/machine/start.ts";
 import type { Template } from "../../src/machine/storage/template.ts";
-import { newRecord } from "../../src/machine/create.ts";
+import { newMetadata } from "../../src/machine/create.ts";
 import { handle, HangUp, TestLibvirtd } from "../fakes/test_libvirtd.ts";
 import { JOB } from "../fakes/test_stage.ts";
 
@@ -30,7 +30,7 @@ async function newMachine(): Promise<MachineDomain> {
   const login = { key: { privateKey: "", publicKey: "", file: "" }, hostKey: null };
   const ofRecord = { template: "lite", login, settings, card: null };
   return {
-    ...{ name: "m", record: newRecord(await newOwner(JOB), ofRecord), settings },
+    ...{ name: "m", record: newMetadata(await newOwner(JOB), ofRecord), settings },
     ...{ filter: null, card: null, overlayPath: "/nonexistent/m", consolePath: "/nonexistent/c" },
     ...{ seedPath: null, credentialPath: null, nvramPath: null },
   };
@@ -111,7 +111,7 @@ const LOST: readonly {
     },
     body: async (connection) => {
       using pool = await StoragePool.lookup(connection, "disks");
-      await claimName(pool, "m", await newOwner(JOB));
+      await reserveName(pool, "m", await newOwner(JOB));
     },
   },
   {

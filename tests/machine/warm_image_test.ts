@@ -4,8 +4,8 @@ import assert from "node:assert/strict";
 import { createOverlay, createRawVolume } from "../../src/machine/storage/volumes.ts";
 import {
   cpuOf,
-  deleteWarmImage,
   findDeadWarmImages,
+  removeWarmImage,
   warmOrigin,
   warmVolume,
 } from "../../src/machine/warm/warm_image.ts";
@@ -45,10 +45,10 @@ Deno.test("the disk of a warm image stays while a machine's disk stands on it", 
   const template = { path: await base.path(), format: "raw", capacityBytes: 1 };
   const name = "m.overlay.libvirt-gci";
   using overlay = await createOverlay(pool, name, { template, capacityBytes: 1 });
-  assert.deepEqual(await deleteWarmImage(pool, IMAGE), ["m"]);
+  assert.deepEqual(await removeWarmImage(pool, IMAGE), ["m"]);
   assert((await pool.volumeNames()).includes(disk));
   await overlay.delete();
   assert.deepEqual((await findDeadWarmImages(pool)).map(({ id }) => id), [IMAGE.id]);
-  assert.deepEqual(await deleteWarmImage(pool, IMAGE), []);
+  assert.deepEqual(await removeWarmImage(pool, IMAGE), []);
   assert(!(await pool.volumeNames()).includes(disk));
 });

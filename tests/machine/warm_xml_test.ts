@@ -3,12 +3,12 @@ import assert from "node:assert/strict";
 import { parseXml, XmlElement } from "@rgrove/parse-xml";
 import fc from "fast-check";
 import { childrenOf, find, rootOf, textAt } from "../../src/read_xml.ts";
-import type { MachineRecord } from "../../src/machine/metadata.ts";
+import type { MachineMetadata } from "../../src/machine/metadata.ts";
 import { type Resumed, xmlForMachine } from "../../src/machine/warm/warm_xml.ts";
 
 const SAVED = await Deno.readTextFile(new URL("../data/saved.xml", import.meta.url));
 
-const RECORD: MachineRecord = {
+const RECORD: MachineMetadata = {
   ...{ job: "7", project: "grp/proj", template: "lite", created: "", deadline: "", host: "" },
   ...{ attemptDir: "", runner: "", mac: "52:54:00:01:02:03", user: "gitlab-runner", port: "22" },
   ...{ key: "/k", shell: "bash", address: "", hostKey: "h" },

@@ -9,7 +9,7 @@ const IMPORTS = `
   import { explain, ScriptFailure } from "src/errors.ts";
   import { reportScriptStatus } from "src/cli/exit_status.ts";
   import { readKey } from "src/guest/key.ts";
-  import { deleteKeyFile, writeKeyFile } from "src/guest/key_file.ts";
+  import { removeKeyFile, writeKeyFile } from "src/guest/key_file.ts";
   import { jobFromEnv } from "src/job/job.ts";
   import { Connection } from "src/libvirt/connection.ts";
   import { Meter } from "src/metrics/meter.ts";
@@ -22,7 +22,7 @@ const USES: Readonly<Record<string, string>> = {
   "reads the settings": `loadConfig({ file })`,
   "reads the key of the settings": `readKey(file, undefined)`,
   "keeps a machine's key": `writeKeyFile(file, "m", "key")`,
-  "deletes a machine's key": `deleteKeyFile(file)`,
+  "deletes a machine's key": `removeKeyFile(file)`,
   "looks for keys": `(async () => {
     await using connection = await Connection.open("test:///default");
     const warn = () => {};

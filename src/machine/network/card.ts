@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { forgetConnections } from "../../../ffi/conntrack.ts";
+import { flushConnections } from "../../../ffi/conntrack.ts";
 import { virsh } from "../../shell.ts";
 import { SystemFailure } from "../../errors.ts";
 import { addressOf } from "../../ipv4.ts";
@@ -80,7 +80,7 @@ async function tryTake(
       const card = { mac, address: ip, leasedUntil: own[0]?.until ?? null };
       if (await take(card, uuid)) {
         // An answer to what an earlier machine sent would pass the host's NAT, to whoever has its address.
-        if (connection.isLocal) forgetConnections(ip);
+        if (connection.isLocal) flushConnections(ip);
         return card;
       }
     }
@@ -117,7 +117,7 @@ export async function leasedAddress(
 }
 
 /** The card, for another guest than the one that may have leased its address meanwhile. */
-export async function forAnotherGuest(
+export async function withCurrentLease(
   connection: Connection,
   networkName: string,
   card: Card,

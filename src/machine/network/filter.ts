@@ -60,7 +60,7 @@ export async function createFilter(
 const RELEASE_ATTEMPTS = 20;
 
 /** Whether the machine had a filter, which is gone now. Its domain has to be gone before. */
-export async function deleteFilter(connection: Connection, machine: string): Promise<boolean> {
+export async function removeFilter(connection: Connection, machine: string): Promise<boolean> {
   using filter = await NetworkFilter.find(connection, filterName(machine));
   if (filter === null) return false;
   for (let attempt = 1;; attempt++) {

@@ -5,7 +5,7 @@ import { SystemFailure } from "../../errors.ts";
 import { readCidrs } from "../../ipv4.ts";
 import type { Connection } from "../../libvirt/connection.ts";
 import { type Card, takeCard } from "./card.ts";
-import { createFilter, deleteFilter, filterName } from "./filter.ts";
+import { createFilter, filterName, removeFilter } from "./filter.ts";
 import { hostAddresses, readHostNetwork, whyUnseen } from "./host_addresses.ts";
 import { readSubnets, type Subnet } from "./network_info.ts";
 import type { MachineSettings } from "../../settings/machine_settings.ts";
@@ -87,7 +87,7 @@ export async function isolate(
     hostPorts: settings.hostPorts,
     sshPort: settings.port,
   };
-  await deleteFilter(connection, machine); // what an earlier machine of that name left has another card
+  await removeFilter(connection, machine); // what an earlier machine of that name left has another card
   const filter = filterName(machine);
   const card = await takeCard(
     connection,

@@ -7,12 +7,12 @@ import { findShortage, type HostLoad, isNext, type Shortage } from "./shortage.t
 import { hostMemory, poolSpace } from "./host_load.ts";
 import { waitingIn } from "../standby/waiting.ts";
 import {
-  endTurn,
-  longestTurnSeconds,
-  type TakenTurn,
-  takeTurn,
-  type Turn,
-  turnsThatCount,
+  type EnteredQueue,
+  enterQueue,
+  leaveQueue,
+  liveEntries,
+  longestQueueSeconds,
+  type QueueEntry,
 } from "./queue_entry.ts";
 import { volumeName } from "../storage/volumes.ts";
 import { NotYet, waitFor } from "../../wait.ts";
@@ -35,7 +35,7 @@ type AdmissionStage = CleanupStage & Pick<Stage, "signal" | "progress" | "warn">
 /** That a machine may start. */
 export interface Admission {
   /** It counts until it is ended; null if there is no limit. */
-  readonly turn: Turn | null;
+  readonly turn: QueueEntry | null;
   readonly hasWaited: boolean;
 }
 
@@ -58,17 +58,17 @@ interface Waiting<T> extends Starting {
  * until `instead` gives what makes it needless. Throws SystemFailure when the time is over, or at once if
  * the machine can never fit.
  */
-export async function admit<T extends object = never>(
+export async function waitForRoom<T extends object = never>(
   machine: string,
   { pool, memoryMib, instead, waitedSeconds = 0 }: Waiting<T>,
   stage: AdmissionStage,
 ): Promise<Admission | T> {
   const { config, signal, log, progress } = stage;
   if (!isLimited(config)) return { turn: null, hasWaited: false };
-  const limits = { memoryMib, longestSeconds: longestTurnSeconds(config), signal };
+  const limits = { memoryMib, longestSeconds: longestQueueSeconds(config), signal };
   let told = "";
   let nextAsking = 0;
-  let taken: TakenTurn | null = await takeTurn(pool, machine, limits);
+  let taken: EnteredQueue | null = await enterQueue(pool, machine, limits);
   let { turn } = taken;
   const probe = async (): Promise<Admission | T | NotYet> => {
     // The volumes first: a turn that ends between these calls has a domain that is seen.
@@ -76,7 +76,7 @@ export async function admit<T extends object = never>(
     taken = null;
     const load = await lookAround(pool, { turn, volumes }, stage);
     if (load === null) {
-      taken = await takeTurn(pool, machine, limits); // somebody took us for dead
+      taken = await enterQueue(pool, machine, limits); // somebody took us for dead
       turn = taken.turn;
       return new NotYet("its turn was lost");
     }
@@ -85,7 +85,7 @@ export async function admit<T extends object = never>(
     if (shortage.isHopeless) throw hopeless(machine, shortage);
     const other = await instead?.() ?? null;
     if (other !== null) {
-      await endTurn(pool, turn);
+      await leaveQueue(pool, turn);
       return other;
     }
     if (performance.now() >= nextAsking) {
@@ -115,21 +115,21 @@ export async function admit<T extends object = never>(
 }
 
 /**
- * As {@linkcode admit}, for a machine that no job needs yet: it does not wait. Resolves to null if it
+ * As {@linkcode waitForRoom}, for a machine that no job needs yet: it does not wait. Resolves to null if it
  * would have to.
  */
-export async function admitNow(
+export async function enterIfRoom(
   machine: string,
   { pool, memoryMib }: Starting,
   stage: Pick<Stage, "connection" | "config" | "signal">,
 ): Promise<Admission | null> {
   const { config, signal } = stage;
   if (!isLimited(config)) return { turn: null, hasWaited: false };
-  const limits = { memoryMib, longestSeconds: longestTurnSeconds(config), signal };
-  const { turn, volumes } = await takeTurn(pool, machine, limits);
+  const limits = { memoryMib, longestSeconds: longestQueueSeconds(config), signal };
+  const { turn, volumes } = await enterQueue(pool, machine, limits);
   const load = await lookAround(pool, { turn, volumes }, stage);
   if (load !== null && findShortage(load, config) === null) return { turn, hasWaited: false };
-  await endTurn(pool, turn);
+  await leaveQueue(pool, turn);
   return null;
 }
 
@@ -152,10 +152,10 @@ async function makeRoom(
 ): Promise<boolean> {
   const waiting = waitingIn(volumes);
   if (waiting.length === 0) return false;
-  const { removeWaiting } = await import("../standby/fill.ts"); // where nobody lets machines wait, not needed
+  const { removeStandby } = await import("../standby/fill.ts"); // where nobody lets machines wait, not needed
   for (const standby of waiting) {
     try {
-      if (await removeWaiting(standby, pool, stage)) return true;
+      if (await removeStandby(standby, pool, stage)) return true;
     } catch (error) {
       stage.warn(`Could not remove the waiting machine "${standby.name}": ${explain(error)}`);
     }
@@ -185,10 +185,10 @@ function hopeless(machine: string, { what, figures }: Shortage): SystemFailure {
 /** How the host is, by the pool's volumes just before; null if the turn is not there any more. */
 async function lookAround(
   pool: StoragePool,
-  { turn, volumes }: { readonly turn: Turn; readonly volumes: readonly string[] },
+  { turn, volumes }: { readonly turn: QueueEntry; readonly volumes: readonly string[] },
   { connection, config }: Pick<Stage, "connection" | "config">,
 ): Promise<HostLoad | null> {
-  const turns = await turnsThatCount(pool, volumes, { longestSeconds: longestTurnSeconds(config) });
+  const turns = await liveEntries(pool, volumes, { longestSeconds: longestQueueSeconds(config) });
   const place = turns.findIndex(({ volume }) => volume === turn.volume);
   if (place < 0) return null;
   const domains = await domainMemory(connection);

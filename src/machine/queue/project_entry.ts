@@ -8,7 +8,7 @@ import { enqueue, inOrder, type Queued } from "./queue.ts";
  * project until cleanup. Its name says all, so one list of the pool's volumes tells how many machines the
  * project has, and who came first.
  */
-export interface Place extends Queued {
+export interface ProjectEntry extends Queued {
   readonly machine: string;
   /** A hash of the project's path. */
   readonly project: string;
@@ -17,7 +17,7 @@ export interface Place extends Queued {
 const PLACE = /^(.+)\.(\d+)-([0-9a-f]{16})\.place\.libvirt-gci$/;
 
 /** What a volume's name says, or null if it is no place. */
-export function parsePlace(volume: string): Place | null {
+export function parseProjectEntry(volume: string): ProjectEntry | null {
   const match = PLACE.exec(volume);
   if (match === null) return null;
   const [, machine = "", number, project = ""] = match;
@@ -25,39 +25,39 @@ export function parsePlace(volume: string): Place | null {
 }
 
 /** A place, with the names of the pool's volumes as they were just after it came. */
-export interface TakenPlace {
-  readonly place: Place;
+export interface EnteredProject {
+  readonly place: ProjectEntry;
   readonly volumes: readonly string[];
 }
 
 /** Takes the next place in the project of this path. */
-export async function takePlace(
+export async function enterProject(
   pool: StoragePool,
   machine: string,
   { project: path, signal }: { readonly project: string; readonly signal: AbortSignal },
-): Promise<TakenPlace> {
+): Promise<EnteredProject> {
   const project = (await sha256(`libvirt-gci project ${path}`)).slice(0, 16);
   const { volume, volumes } = await enqueue(pool, {
     nameOf: (number) => `${machine}.${number}-${project}.place.libvirt-gci`,
     last: (volumes) => Promise.resolve(placesIn(project, volumes).at(-1)),
     signal,
   });
-  const place = parsePlace(volume);
+  const place = parseProjectEntry(volume);
   if (place === null) throw new Error(`"${volume}" is no place's name`);
   return { place, volumes };
 }
 
 /** Those of the project that came before; null if the place is not there any more. */
-export function placesBefore(
-  { volume, project }: Place,
+export function entriesBefore(
+  { volume, project }: ProjectEntry,
   volumes: readonly string[],
-): Place[] | null {
+): ProjectEntry[] | null {
   const places = placesIn(project, volumes);
   const at = places.findIndex((place) => place.volume === volume);
   return at < 0 ? null : places.slice(0, at);
 }
 
-function placesIn(project: string, volumes: readonly string[]): Place[] {
-  const places = volumes.map(parsePlace).filter((place) => place !== null);
+function placesIn(project: string, volumes: readonly string[]): ProjectEntry[] {
+  const places = volumes.map(parseProjectEntry).filter((place) => place !== null);
   return inOrder(places.filter((place) => place.project === project));
 }

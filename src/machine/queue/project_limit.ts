@@ -4,7 +4,7 @@ import { SystemFailure } from "../../errors.ts";
 import type { Job } from "../../job/job.ts";
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
 import { jobsAhead } from "./shortage.ts";
-import { placesBefore, takePlace } from "./project_entry.ts";
+import { enterProject, entriesBefore } from "./project_entry.ts";
 import { hasProjectLimit } from "../../policy/decide.ts";
 import { NotYet, waitFor } from "../../wait.ts";
 import { inWords, LONGEST_PAUSE_MS } from "./admission.ts";
@@ -31,7 +31,7 @@ export async function waitForProject(
   const { project, byHand } = job;
   if (!hasProjectLimit(config) || byHand || project === null) return 0;
   // Also where this job's rule has no limit: its machine counts for the others of its project.
-  const taken = await takePlace(pool, machine, { project, signal });
+  const taken = await enterProject(pool, machine, { project, signal });
   if (rule === null || rule.maxMachines === null) return 0;
   const most = rule.maxMachines;
   const start = performance.now();
@@ -40,7 +40,7 @@ export async function waitForProject(
   const probe = async (): Promise<number | NotYet> => {
     const volumes = seen ?? await pool.volumeNames();
     seen = null;
-    const before = placesBefore(taken.place, volumes);
+    const before = entriesBefore(taken.place, volumes);
     if (before === null) throw removed(machine);
     if (before.length < most) return told === "" ? 0 : (performance.now() - start) / 1000;
     const one = before[Math.floor(Math.random() * before.length)]?.machine; // it looks often

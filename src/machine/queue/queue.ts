@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
 import { sleep } from "../../wait.ts";
-import { createRawVolume, deleteVolume } from "../storage/volumes.ts";
+import { createRawVolume, removeVolume } from "../storage/volumes.ts";
 
 /** An empty volume that stands in a queue by its name alone. */
 export interface Queued {
@@ -40,7 +40,7 @@ export async function enqueue(
     const volumes = await pool.volumeNames();
     const found = await last(volumes);
     if (found?.volume === volume) return { volume, volumes };
-    await deleteVolume(pool, volume);
+    await removeVolume(pool, volume);
     greatest = found?.number ?? 0;
     await sleep(Math.random() * 2 ** Math.min(attempt, 8), signal); // many may have come at once
   }

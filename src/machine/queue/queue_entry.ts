@@ -2,14 +2,14 @@
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
 import { hostMark, processMark } from "../owner.ts";
 import { enqueue, inOrder, type Queued } from "./queue.ts";
-import { deleteVolume } from "../storage/volumes.ts";
+import { removeVolume } from "../storage/volumes.ts";
 
 /**
  * A machine that waits to start, or is about to: an empty volume from before its start until its
  * domain runs. Its name says all, so one list of the pool's volumes tells who is there and who came
  * first.
  */
-export interface Turn extends Queued {
+export interface QueueEntry extends Queued {
   readonly machine: string;
   readonly memoryMib: number;
   /** The process of prepare, as `PID-START-BOOT`, and where it is, see hostMark; empty if unknown. */
@@ -21,7 +21,7 @@ export interface Turn extends Queued {
 const MARGIN_SECONDS = 600;
 
 /** How long a turn counts, whatever became of its prepare. */
-export function longestTurnSeconds(
+export function longestQueueSeconds(
   { admissionSeconds }: { readonly admissionSeconds: number },
 ): number {
   return admissionSeconds + MARGIN_SECONDS;
@@ -31,7 +31,7 @@ const TURN = /^(.+)\.(\d+)-(\d+)-(\d+-\d+-[0-9a-f]{8})-([0-9a-f]*)\.turn\.libvir
 const UNKNOWN = "0-0-00000000";
 
 /** What a volume's name says, or null if it is no turn. */
-export function parseTurn(volume: string): Turn | null {
+export function parseQueueEntry(volume: string): QueueEntry | null {
   const match = TURN.exec(volume);
   if (match === null) return null;
   const [, machine = "", number, memoryMib, process = "", host = ""] = match;
@@ -39,16 +39,16 @@ export function parseTurn(volume: string): Turn | null {
 }
 
 /** The turns among these volumes, the first first. */
-export function turnsOf(volumes: readonly string[]): Turn[] {
-  return inOrder(volumes.map(parseTurn).filter((turn) => turn !== null));
+export function entriesIn(volumes: readonly string[]): QueueEntry[] {
+  return inOrder(volumes.map(parseQueueEntry).filter((turn) => turn !== null));
 }
 
 /**
  * Whether the turn's prepare may still go on: it has not taken longer than any does, and its process
  * runs. Of another host only the time is known.
  */
-export async function isLive(
-  { number, process, host }: Turn,
+export async function isLiveEntry(
+  { number, process, host }: QueueEntry,
   { longestSeconds }: { readonly longestSeconds: number },
 ): Promise<boolean> {
   if (Math.abs(Date.now() - number) > longestSeconds * 1000) return false;
@@ -63,53 +63,53 @@ function processOf(pid: number): string | null {
 }
 
 /** How long turns count, and when to stop. */
-export interface TurnLimits {
+export interface QueueLimits {
   readonly longestSeconds: number;
   readonly signal: AbortSignal;
 }
 
 /** A turn, with the names of the pool's volumes as they were just after it came. */
-export interface TakenTurn {
-  readonly turn: Turn;
+export interface EnteredQueue {
+  readonly turn: QueueEntry;
   readonly volumes: readonly string[];
 }
 
 /** Takes the next turn. */
-export async function takeTurn(
+export async function enterQueue(
   pool: StoragePool,
   machine: string,
-  { memoryMib, longestSeconds, signal }: TurnLimits & { readonly memoryMib: number },
-): Promise<TakenTurn> {
+  { memoryMib, longestSeconds, signal }: QueueLimits & { readonly memoryMib: number },
+): Promise<EnteredQueue> {
   const process = processOf(Deno.pid) ?? UNKNOWN;
   const host = process === UNKNOWN ? "" : await hostMark();
   const { volume, volumes } = await enqueue(pool, {
     nameOf: (number) => `${machine}.${number}-${memoryMib}-${process}-${host}.turn.libvirt-gci`,
-    last: async (volumes) => (await turnsThatCount(pool, volumes, { longestSeconds })).at(-1),
+    last: async (volumes) => (await liveEntries(pool, volumes, { longestSeconds })).at(-1),
     signal,
   });
-  const turn = parseTurn(volume);
+  const turn = parseQueueEntry(volume);
   if (turn === null) throw new Error(`"${volume}" is no turn's name`);
   return { turn, volumes };
 }
 
 /** Gives the turn up: once the domain runs, that counts instead. */
-export async function endTurn(pool: StoragePool, { volume }: Turn): Promise<void> {
-  await deleteVolume(pool, volume);
+export async function leaveQueue(pool: StoragePool, { volume }: QueueEntry): Promise<void> {
+  await removeVolume(pool, volume);
 }
 
 /**
  * The turns among these volumes that count, the first first. Ends those of prepares that were
  * killed, which count this once: libvirt may be about to start their domains.
  */
-export async function turnsThatCount(
+export async function liveEntries(
   pool: StoragePool,
   volumes: readonly string[],
-  limits: Pick<TurnLimits, "longestSeconds">,
-): Promise<Turn[]> {
-  const counting: Turn[] = [];
-  for (const turn of turnsOf(volumes)) {
+  limits: Pick<QueueLimits, "longestSeconds">,
+): Promise<QueueEntry[]> {
+  const counting: QueueEntry[] = [];
+  for (const turn of entriesIn(volumes)) {
     if (
-      await isLive(turn, limits) || await deleteVolume(pool, turn.volume).catch(() => false)
+      await isLiveEntry(turn, limits) || await removeVolume(pool, turn.volume).catch(() => false)
     ) counting.push(turn);
   }
   return counting;

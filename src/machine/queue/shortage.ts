@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { GIB, gib } from "../../bytes.ts";
 import type { Amount } from "./host_load.ts";
-import type { Turn } from "./queue_entry.ts";
+import type { QueueEntry } from "./queue_entry.ts";
 
 /** How much machines may take of the host. */
-export interface AdmissionLimits {
+export interface QueueSettings {
   /** How many machines may run at once; null is any number. */
   readonly maxMachines: number | null;
   /** Whether machines may be promised more memory than there is. */
@@ -17,9 +17,9 @@ export interface AdmissionLimits {
 /** What there is at one moment, as one prepare sees it. */
 export interface HostLoad {
   /** Its own turn. */
-  readonly turn: Pick<Turn, "machine" | "memoryMib">;
+  readonly turn: Pick<QueueEntry, "machine" | "memoryMib">;
   /** Those before it: what they will take is taken. */
-  readonly ahead: readonly Pick<Turn, "machine" | "memoryMib">[];
+  readonly ahead: readonly Pick<QueueEntry, "machine" | "memoryMib">[];
   /** The machines of ours that run; one may still have a turn. */
   readonly running: ReadonlySet<string>;
   /** Whether any other machine has a disk, and so may give space back. */
@@ -43,7 +43,7 @@ export interface Shortage {
 }
 
 /** What the machine has to wait for, or null if it may start now. */
-export function findShortage(load: HostLoad, limits: AdmissionLimits): Shortage | null {
+export function findShortage(load: HostLoad, limits: QueueSettings): Shortage | null {
   const starting = load.ahead.filter(({ machine }) => !load.running.has(machine));
   const shortage = shortageOfSpace(load, limits) ?? shortageOfMemory(load, starting, limits) ??
     shortageOfMachines(load, starting, limits);
@@ -52,7 +52,7 @@ export function findShortage(load: HostLoad, limits: AdmissionLimits): Shortage 
 }
 
 /** Whether nobody ahead of the machine waits, so that it is the next to start. */
-export function isNext(load: HostLoad, limits: AdmissionLimits): boolean {
+export function isNext(load: HostLoad, limits: QueueSettings): boolean {
   return load.ahead.every((turn, place) =>
     load.running.has(turn.machine) ||
     findShortage({ ...load, turn, ahead: load.ahead.slice(0, place) }, limits) === null
@@ -68,7 +68,7 @@ export function jobsAhead(count: number): string {
 
 function shortageOfSpace(
   { space, hasOthers }: HostLoad,
-  { reserveDiskGib }: AdmissionLimits,
+  { reserveDiskGib }: QueueSettings,
 ): Lack | null {
   if (space === null || space.available >= reserveDiskGib * GIB) return null;
   const figures = `${gib(space.available)} of ${gib(space.total)} GiB are free`;
@@ -84,7 +84,7 @@ function shortageOfSpace(
 function shortageOfMemory(
   { memory, turn: { memoryMib } }: HostLoad,
   starting: HostLoad["ahead"],
-  { overcommitMemory, reserveMemoryMib }: AdmissionLimits,
+  { overcommitMemory, reserveMemoryMib }: QueueSettings,
 ): Lack | null {
   if (memory === null || overcommitMemory) return null;
   const what = `${memoryMib} MiB of memory`;
@@ -102,7 +102,7 @@ function shortageOfMemory(
 function shortageOfMachines(
   { running }: HostLoad,
   starting: HostLoad["ahead"],
-  { maxMachines }: AdmissionLimits,
+  { maxMachines }: QueueSettings,
 ): Lack | null {
   if (maxMachines === null) return null;
   if (running.size + starting.length < maxMachines) return null;

@@ -5,23 +5,23 @@ import type { StoragePool } from "../../libvirt/storage_pool.ts";
 import { type Owner, ownProcess } from "../owner.ts";
 import { findActivePool } from "../storage/pools.ts";
 import {
-  claimStandby,
+  acquireStandby,
   isAlive,
-  letWait,
+  markWaiting,
   newStandbyName,
   type Standby,
   waitingIn,
 } from "./waiting.ts";
-import { claimName, createVolumes } from "../start.ts";
-import type { Turn } from "../queue/queue_entry.ts";
-import { deleteOwner } from "../storage/volumes.ts";
+import { createVolumes, reserveName } from "../start.ts";
+import type { QueueEntry } from "../queue/queue_entry.ts";
+import { releaseName } from "../storage/volumes.ts";
 import { templatesToWait } from "../../policy/template_choice.ts";
-import { admitNow } from "../queue/admission.ts";
-import { claimFromDead } from "../name.ts";
-import { cleanup, cleanupAnyway, type CleanupStage } from "../remove.ts";
+import { enterIfRoom } from "../queue/admission.ts";
+import { reserveAbandonedName } from "../name.ts";
+import { cleanup, type CleanupStage, removeMachineSafely } from "../remove.ts";
 import { isolate, requireNetwork } from "../network/isolation.ts";
 import { createLogin, type MachineLogin, volumeContents } from "../login.ts";
-import { newRecord } from "../create.ts";
+import { newMetadata } from "../create.ts";
 import { lookupOverlayPool } from "../storage/overlay_pool.ts";
 import { resumeFrom } from "../warm/resume.ts";
 import type { Stage } from "../context.ts";
@@ -49,14 +49,14 @@ const FILLING_SECONDS = 6 * 3600;
 export async function fillStandbys(stage: Stage): Promise<void> {
   const { connection, config, log } = stage;
   if (templatesToWait(config).length === 0) {
-    await dropStandbys(stage);
+    await removeStandbys(stage);
     return log('No template that the settings name has "standby", so no machine waits for a job');
   }
   using pool = await lookupOverlayPool(connection, config.overlayPool);
   const full = new Set<string>(); // templates of which no more can be made now
   for (;;) {
     const owner = await ownProcess(FILLING_SECONDS);
-    if (!await claimFromDead(pool, { name: FILLER, owner }, stage)) {
+    if (!await reserveAbandonedName(pool, { name: FILLER, owner }, stage)) {
       return log("Another process has machines wait for jobs: it is left to that one");
     }
     let found: FoundWanted;
@@ -75,7 +75,7 @@ export async function fillStandbys(stage: Stage): Promise<void> {
         }
       }
     } finally {
-      await deleteOwner(pool, FILLER);
+      await releaseName(pool, FILLER);
     }
     if (found.problems.length > 0) {
       const what = "Cannot have all machines wait that the settings want";
@@ -93,7 +93,7 @@ async function isLacking(wanted: WantedStandbys, pool: StoragePool): Promise<boo
 }
 
 /** Has no machine wait any more. Those that jobs have stay. */
-export async function dropStandbys(stage: Stage): Promise<void> {
+export async function removeStandbys(stage: Stage): Promise<void> {
   const { connection, config } = stage;
   using pool = await findActivePool(connection, config.overlayPool);
   if (pool !== null) await removeUnwanted({ wanted: [], problems: [] }, pool, stage);
@@ -103,7 +103,7 @@ export async function dropStandbys(stage: Stage): Promise<void> {
 async function removeDead(pool: StoragePool, stage: CleanupStage): Promise<void> {
   for (const standby of waitingIn(await pool.volumeNames())) {
     if (await isAlive(standby, stage.connection)) continue;
-    if (await removeWaiting(standby, pool, stage)) {
+    if (await removeStandby(standby, pool, stage)) {
       stage.log(`Removed what was left of "${standby.name}", which waited for a job`);
     }
   }
@@ -116,19 +116,19 @@ async function removeUnwanted(
   stage: CleanupStage,
 ): Promise<void> {
   for (const standby of unwantedOf(found, await pool.volumeNames())) {
-    if (await removeWaiting(standby, pool, stage)) {
+    if (await removeStandby(standby, pool, stage)) {
       stage.log(`Removed the machine "${standby.name}", which waited for a job`);
     }
   }
 }
 
 /** Removes a machine if it still waits. Resolves to whether it did. */
-export async function removeWaiting(
+export async function removeStandby(
   standby: Standby,
   pool: StoragePool,
   stage: CleanupStage,
 ): Promise<boolean> {
-  if (!await claimStandby(pool, standby)) return false;
+  if (!await acquireStandby(pool, standby)) return false;
   await cleanup(standby.name, { ...stage, log: () => {} });
   return true;
 }
@@ -137,11 +137,11 @@ export async function removeWaiting(
 async function makeOne(wanted: WantedStandbys, pool: StoragePool, stage: Stage): Promise<boolean> {
   const name = newStandbyName();
   const owner = await ownProcess(MAKING_SECONDS);
-  if (!await claimName(pool, name, owner)) throw new Error(`"${name}" is there already`);
+  if (!await reserveName(pool, name, owner)) throw new Error(`"${name}" is there already`);
   await using undo = new AsyncDisposableStack();
-  undo.defer(() => cleanupAnyway(name, { ...stage, log: () => {} }));
+  undo.defer(() => removeMachineSafely(name, { ...stage, log: () => {} }));
   const { memoryMib } = wanted.settings;
-  const admission = await admitNow(name, { pool, memoryMib }, stage);
+  const admission = await enterIfRoom(name, { pool, memoryMib }, stage);
   if (admission === null) {
     stage.log(`There is no room now for another machine of "${wanted.template}" that waits`);
     return false;
@@ -149,7 +149,7 @@ async function makeOne(wanted: WantedStandbys, pool: StoragePool, stage: Stage):
   const timer = new StepTimer(null);
   await make({ name, owner, turn: admission.turn }, wanted, { pool, timer }, stage);
   stage.signal.throwIfAborted();
-  await letWait(pool, { name, kind: wanted.kind });
+  await markWaiting(pool, { name, kind: wanted.kind });
   undo.move();
   stage.log(
     `The machine "${name}" of "${wanted.template}" waits for a job after ${timer.summary()}`,
@@ -161,7 +161,7 @@ async function make(
   { name, owner, turn }: {
     readonly name: string;
     readonly owner: Owner;
-    readonly turn: Turn | null;
+    readonly turn: QueueEntry | null;
   },
   { template, image, disk, settings }: WantedStandbys,
   { pool, timer }: { readonly pool: StoragePool; readonly timer: StepTimer },
@@ -172,7 +172,7 @@ async function make(
   const login = await ownLogin(name, settings, stage);
   const volumes = await createVolumes(pool, name, volumeContents(name, login, settings));
   const { filter, card } = await isolate(name, { settings, subnets }, connection);
-  const record = newRecord(owner, { template, login, settings, card });
+  const record = newMetadata(owner, { template, login, settings, card });
   const source = { template: disk, diskGib: settings.diskGib };
   const machine = {
     ...{ name, record, settings, filter, card, disk: source, login },

@@ -1,24 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { Domain } from "../../libvirt/domain.ts";
 import { explain } from "../../errors.ts";
-import { letIn } from "../../guest/identity.ts";
+import { authorizeUser } from "../../guest/identity.ts";
 import { openSsh } from "../../guest/ready.ts";
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
 import { refuseEnded } from "../network/address.ts";
 import { titleOf } from "../domain_xml.ts";
-import { type MachineRecord, readRecord, writeRecord } from "../metadata.ts";
+import { type MachineMetadata, readMetadata, writeMetadata } from "../metadata.ts";
 import { agentOf } from "../ssh_channel.ts";
 import {
-  claimStandby,
-  forgetTaken,
-  noteTaken,
+  acquireStandby,
+  assignStandby,
   type Standby,
   standbyKind,
+  unassignStandby,
   waitingIn,
 } from "./waiting.ts";
 import { chooseWarmImage } from "../warm/warm_image.ts";
 import { together } from "../../wait.ts";
-import { cleanupAnyway } from "../remove.ts";
+import { removeMachineSafely } from "../remove.ts";
 import { createLogin, loginTo, toHostName } from "../login.ts";
 import type { Wanted } from "../create.ts";
 import type { Stage } from "../context.ts";
@@ -31,11 +31,11 @@ const PATIENCE_SECONDS = 15;
  * Gives the job a machine that waits for one, if any is as the job's is to be. Null if there is none.
  * One that does not work is removed, with a warning, and the next is tried.
  */
-export async function takeOver(
+export async function useStandby(
   wanted: Wanted,
   { pool, timer }: { readonly pool: StoragePool; readonly timer: StepTimer },
   stage: Stage,
-): Promise<MachineRecord | null> {
+): Promise<MachineMetadata | null> {
   const { connection, signal, warn } = stage;
   const { template, disk, settings } = wanted;
   const waiting = waitingIn(await pool.volumeNames());
@@ -46,9 +46,9 @@ export async function takeOver(
   const kind = await standbyKind({ imageId: image.id, settings });
   for (const standby of waiting.filter((each) => each.kind === kind)) {
     signal.throwIfAborted();
-    await noteTaken(pool, wanted.name, standby.name);
-    if (!await claimStandby(pool, standby)) {
-      await forgetTaken(pool, wanted.name, standby.name);
+    await assignStandby(pool, wanted.name, standby.name);
+    if (!await acquireStandby(pool, standby)) {
+      await unassignStandby(pool, wanted.name, standby.name);
       continue;
     }
     timer.end("claim");
@@ -56,7 +56,7 @@ export async function takeOver(
       return await handOver(standby, wanted, timer, stage);
     } catch (error) {
       await removeUseless(standby, stage);
-      await forgetTaken(pool, wanted.name, standby.name);
+      await unassignStandby(pool, wanted.name, standby.name);
       signal.throwIfAborted();
       warn(`The waiting machine "${standby.name}" is of no use: ${explain(error)}`);
     }
@@ -67,7 +67,7 @@ export async function takeOver(
 /** Removes it, or leaves it to gc: the job can do without that. */
 async function removeUseless({ name }: Standby, stage: Stage): Promise<void> {
   try {
-    await cleanupAnyway(name, { ...stage, log: () => {} });
+    await removeMachineSafely(name, { ...stage, log: () => {} });
   } catch (error) {
     stage.warn(`Could not remove the waiting machine "${name}", so gc has to: ${explain(error)}`);
   }
@@ -78,14 +78,14 @@ async function handOver(
   { name, owner, settings, keyFile }: Wanted,
   timer: StepTimer,
   stage: Stage,
-): Promise<MachineRecord> {
+): Promise<MachineMetadata> {
   const { connection, log, progress, signal } = stage;
   using domain = await Domain.lookup(connection, standby);
-  const waited = await readRecord(domain);
+  const waited = await readMetadata(domain);
   if (waited === null) throw new Error(`The domain "${standby}" has no record`);
   await refuseEnded(domain);
   const login = await createLogin(standby, { keyFile, settings }, stage);
-  const record: MachineRecord = {
+  const record: MachineMetadata = {
     ...waited,
     ...owner,
     machine: name,
@@ -93,7 +93,7 @@ async function handOver(
     keepMinutes: owner.attemptDir === "" ? "" : String(settings.keepMinutes),
     address: "", // not ready
   };
-  await writeRecord(domain, record);
+  await writeMetadata(domain, record);
   await domain.setTitle(titleOf(record));
   timer.end("record");
   const target = await loginTo(domain, { ...record, address: waited.address }, login.key);
@@ -106,7 +106,7 @@ async function handOver(
   const [, ssh] = await together(
     signal,
     async (signal) => {
-      await letIn(agentOf(domain), identity, signal);
+      await authorizeUser(agentOf(domain), identity, signal);
       timer.end("keys");
       tellKnown();
     },
@@ -119,6 +119,6 @@ async function handOver(
   timer.end("ssh");
   log(`Took over the machine "${standby}", which waited for a job`);
   const ready = { ...record, address: waited.address };
-  await writeRecord(domain, ready);
+  await writeMetadata(domain, ready);
   return ready;
 }

@@ -4,7 +4,7 @@ import type { Connection } from "../../libvirt/connection.ts";
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
 import type { MachineSettings } from "../../settings/machine_settings.ts";
 import { sha256 } from "../../sha256.ts";
-import { createRawVolume, deleteVolume } from "../storage/volumes.ts";
+import { createRawVolume, removeVolume } from "../storage/volumes.ts";
 
 /**
  * Machines that were resumed before any job asked for them. Two kinds of empty volumes say what
@@ -46,7 +46,7 @@ export async function isAlive({ name }: Standby, connection: Connection): Promis
 }
 
 /** Which machines took these over, or tried to. */
-export function takenIn(
+export function assignmentsIn(
   volumes: readonly string[],
 ): { readonly machine: string; readonly standby: string }[] {
   return volumes.map((volume) => TAKEN.exec(volume)).filter((match) => match !== null)
@@ -54,17 +54,17 @@ export function takenIn(
 }
 
 /** From now on, any job may have it. */
-export async function letWait(pool: StoragePool, { name, kind }: Standby): Promise<void> {
+export async function markWaiting(pool: StoragePool, { name, kind }: Standby): Promise<void> {
   using _ = await createRawVolume(pool, `${name}.${kind}.waiting.libvirt-gci`, 0);
 }
 
 /** Whether it is ours now: of all who try, one gets it. */
-export function claimStandby(pool: StoragePool, { name, kind }: Standby): Promise<boolean> {
-  return deleteVolume(pool, `${name}.${kind}.waiting.libvirt-gci`);
+export function acquireStandby(pool: StoragePool, { name, kind }: Standby): Promise<boolean> {
+  return removeVolume(pool, `${name}.${kind}.waiting.libvirt-gci`);
 }
 
 /** Says that the machine of this name is the one that waited, if whoever says it can claim that. */
-export async function noteTaken(
+export async function assignStandby(
   pool: StoragePool,
   machine: string,
   standby: string,
@@ -73,12 +73,12 @@ export async function noteTaken(
 }
 
 /** Takes that back. */
-export async function forgetTaken(
+export async function unassignStandby(
   pool: StoragePool,
   machine: string,
   standby: string,
 ): Promise<void> {
-  await deleteVolume(pool, takenVolume(machine, standby));
+  await removeVolume(pool, takenVolume(machine, standby));
 }
 
 function takenVolume(machine: string, standby: string): string {

@@ -8,7 +8,7 @@ import type { Volume } from "../../libvirt/volume.ts";
 import { sleep } from "../../wait.ts";
 import { xml } from "../../xml.ts";
 import { dirPoolXml } from "./pools.ts";
-import { deleteVolume, volumeName } from "./volumes.ts";
+import { removeVolume, volumeName } from "./volumes.ts";
 
 /**
  * The files whose content a guest chooses, its serial console and its firmware's variables, are in a
@@ -59,12 +59,12 @@ interface GuestFile {
 }
 
 /** Removes the directory and what is in it. Resolves to whether there was one. */
-export async function deleteGuestFiles(of: GuestFilesOf): Promise<boolean> {
+export async function removeGuestFiles(of: GuestFilesOf): Promise<boolean> {
   const removed = await withGuestFiles(of, async (files) => {
     for (const file of files) await file.delete();
     return true;
   });
-  return removed !== null && await deleteVolume(of.pool, volumeName(of.machine, "guest"));
+  return removed !== null && await removeVolume(of.pool, volumeName(of.machine, "guest"));
 }
 
 /**
@@ -192,6 +192,6 @@ function fileOfPool(pool: StoragePool, name: string): GuestFile {
       if (volume === null) return null;
       return await volume.download(Math.max(0, await volume.capacityBytes() - mostBytes));
     },
-    delete: async () => void await deleteVolume(pool, name),
+    delete: async () => void await removeVolume(pool, name),
   };
 }

@@ -120,7 +120,7 @@ export interface Doomed {
  * Deletes all volumes of the machine that are there but its owner's and what the guest wrote, and gives
  * their names. It goes on where it cannot delete one, and throws that error in the end.
  */
-export async function deleteVolumes(
+export async function removeVolumes(
   pool: StoragePool,
   { machine, mayHaveNamed = false }: Doomed,
 ): Promise<string[]> {
@@ -128,7 +128,7 @@ export async function deleteVolumes(
   const errors: unknown[] = [];
   const tryDelete = async (name: string): Promise<void> => {
     try {
-      if (await deleteVolume(pool, name)) deleted.push(name);
+      if (await removeVolume(pool, name)) deleted.push(name);
     } catch (error) {
       errors.push(error);
     }
@@ -147,14 +147,14 @@ export async function deleteVolumes(
 }
 
 /** Deletes the volume that says whose the machine is: the last thing, which frees its name. */
-export function deleteOwner(pool: StoragePool, machine: string): Promise<boolean> {
-  return deleteVolume(pool, volumeName(machine, "owner"));
+export function releaseName(pool: StoragePool, machine: string): Promise<boolean> {
+  return removeVolume(pool, volumeName(machine, "owner"));
 }
 
 const DELETE_ATTEMPTS = 20;
 
 /** Whether there was such a volume, which is gone now; of many who delete it, one hears that. */
-export async function deleteVolume(pool: StoragePool, name: string): Promise<boolean> {
+export async function removeVolume(pool: StoragePool, name: string): Promise<boolean> {
   using volume = await pool.findVolume(name);
   if (volume === null) return false;
   for (let attempt = 1;; attempt++) {

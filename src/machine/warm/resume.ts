@@ -1,27 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { explain } from "../../errors.ts";
-import { becomeAnother, type Identity } from "../../guest/identity.ts";
+import { type Identity, takeIdentity } from "../../guest/identity.ts";
 import { makeKeyPair } from "../../guest/key.ts";
 import type { Connection } from "../../libvirt/connection.ts";
 import { Domain, VIR_DOMAIN_SAVE_RESET_NVRAM } from "../../libvirt/domain.ts";
 import { isLibvirtError } from "../../libvirt/error.ts";
 import { StoragePool } from "../../libvirt/storage_pool.ts";
 import { refuseEnded } from "../network/address.ts";
-import { interfaceXml, type MachineDomain, openAtFirst } from "../domain_xml.ts";
-import type { MachineRecord } from "../metadata.ts";
+import { interfaceXml, type MachineDomain, withFilterLater } from "../domain_xml.ts";
+import type { MachineMetadata } from "../metadata.ts";
 import { restoreInPlace } from "./restore.ts";
 import { savedXml, withSavedXml } from "./saved_image.ts";
 import { agentOf } from "../ssh_channel.ts";
 import { createDisk } from "../start.ts";
 import { requireUnchanged } from "../storage/template.ts";
-import { endTurn } from "../queue/queue_entry.ts";
-import { copyRawVolume, deleteVolume, volumeName } from "../storage/volumes.ts";
+import { leaveQueue } from "../queue/queue_entry.ts";
+import { copyRawVolume, removeVolume, volumeName } from "../storage/volumes.ts";
 import { chooseWarmImage, type WarmImage, warmVolume } from "./warm_image.ts";
 import { xmlForMachine } from "./warm_xml.ts";
 import { NotYet, waitFor } from "../../wait.ts";
 import { toHostName } from "../login.ts";
 import { type Making, type NewMachine, reach } from "../create.ts";
-import { orReconnected } from "../reconnect.ts";
+import { withReconnect } from "../reconnect.ts";
 import type { Stage } from "../context.ts";
 
 /** A guest that was ready when its RAM was saved needs no time for a boot. */
@@ -41,7 +41,7 @@ export async function resume(
   machine: NewMachine,
   making: Making,
   stage: Stage,
-): Promise<MachineRecord | null> {
+): Promise<MachineMetadata | null> {
   const { name } = machine;
   const { pool } = making;
   try {
@@ -51,7 +51,7 @@ export async function resume(
   } catch (error) {
     stage.signal.throwIfAborted();
     stage.warn(`Cannot resume the machine "${name}", so it boots: ${explain(error)}`);
-    await orReconnected(stage, (connection) => undo(name, pool.name, connection));
+    await withReconnect(stage, (connection) => undo(name, pool.name, connection));
     return null;
   }
 }
@@ -62,7 +62,7 @@ export async function resumeFrom(
   machine: NewMachine,
   making: Making,
   stage: Stage,
-): Promise<MachineRecord> {
+): Promise<MachineMetadata> {
   const { domain, record, finish } = await start(machine, { image, ...making }, stage);
   using _ = domain;
   stage.log(`Resumed the machine "${machine.name}" from the warm image of "${image.template}"`);
@@ -71,7 +71,7 @@ export async function resumeFrom(
   const config = { ...stage.config, postMortems: 0 };
   const ready = await reach(domain, { ...machine, record }, reaching, { ...stage, config });
   // Not before: a machine that fails boots in the same place.
-  if (making.turn !== null) await endTurn(making.pool, making.turn);
+  if (making.turn !== null) await leaveQueue(making.pool, making.turn);
   return ready;
 }
 
@@ -97,7 +97,7 @@ async function chooseImage(
 /** A machine whose guest works at becoming another. */
 interface Resumed {
   readonly domain: Domain;
-  readonly record: MachineRecord;
+  readonly record: MachineMetadata;
   /** Waits until it is another, and removes the copy of the RAM, if there is one. */
   readonly finish: (signal: AbortSignal) => Promise<void>;
 }
@@ -122,7 +122,7 @@ async function start(
   const hasCard = settings.network !== "none";
   if (hasCard) {
     // The kernel sees it, and what would ask for an address stands still until the guest is another.
-    await domain.attachDevice(interfaceXml(openAtFirst(machine)).toString());
+    await domain.attachDevice(interfaceXml(withFilterLater(machine)).toString());
     timer.end("card");
   }
   const agent = agentOf(domain);
@@ -137,7 +137,7 @@ async function start(
     probe: () =>
       orNotYet(domain, async () => {
         await agent({ execute: "guest-ping" }, 1);
-        return await becomeAnother(agent, identity);
+        return await takeIdentity(agent, identity);
       }),
     advice: `Make the warm image again: libvirt-gci warm ${record.template}`,
     fault: "template",
@@ -152,7 +152,7 @@ async function start(
       await isAnother(signal);
       timer.end("identity");
     }
-    await deleteVolume(pool, volumeName(name, "ram"));
+    await removeVolume(pool, volumeName(name, "ram"));
   };
   undo.move();
   return { domain, record, finish };
@@ -215,6 +215,6 @@ async function undo(machine: string, poolName: string, connection: Connection): 
   using pool = await StoragePool.lookup(connection, poolName);
   using domain = await Domain.find(connection, machine);
   await domain?.destroy();
-  await deleteVolume(pool, volumeName(machine, "ram"));
-  await deleteVolume(pool, volumeName(machine, "overlay"));
+  await removeVolume(pool, volumeName(machine, "ram"));
+  await removeVolume(pool, volumeName(machine, "overlay"));
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { BuildFailure, severalFailures, SystemFailure } from "../../errors.ts";
-import { becomeAnother, hasBooted, rehearse, standStill } from "../../guest/identity.ts";
+import { exerciseSsh, requireBooted, stopProcesses, takeIdentity } from "../../guest/identity.ts";
 import { makeKeyPair } from "../../guest/key.ts";
 import type { Domain } from "../../libvirt/domain.ts";
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
@@ -12,14 +12,14 @@ import { bytesBeforeRam, HEADER_BYTES } from "./saved_image.ts";
 import { agentOf } from "../ssh_channel.ts";
 import { createDisk, createVolumes, startMachine } from "../start.ts";
 import { findTemplate, type Template } from "../storage/template.ts";
-import { endTurn } from "../queue/queue_entry.ts";
+import { leaveQueue } from "../queue/queue_entry.ts";
 import { createRawVolume } from "../storage/volumes.ts";
 import {
-  deleteWarmImage,
   findFitting,
   findWarmImages,
   makerOf,
   newWarmId,
+  removeWarmImage,
   warmIds,
   type WarmImage,
   type WarmName,
@@ -29,11 +29,11 @@ import {
 } from "./warm_image.ts";
 import { chooseTemplate, templateAdvice, templatesToResume } from "../../policy/template_choice.ts";
 import { type Limits, NotYet, waitFor } from "../../wait.ts";
-import { admit } from "../queue/admission.ts";
-import { claimFromDead } from "../name.ts";
-import { cleanupAnyway } from "../remove.ts";
+import { waitForRoom } from "../queue/admission.ts";
+import { reserveAbandonedName } from "../name.ts";
+import { removeMachineSafely } from "../remove.ts";
 import { toHostName, volumeContents } from "../login.ts";
-import { newRecord } from "../create.ts";
+import { newMetadata } from "../create.ts";
 import { lookupOverlayPool } from "../storage/overlay_pool.ts";
 import type { Stage } from "../context.ts";
 import { StepTimer } from "../steps.ts";
@@ -115,18 +115,18 @@ async function make(
   const seconds = settings.addressSeconds + settings.sshSeconds;
   const longest = config.admissionSeconds + seconds + SAVING_SECONDS;
   const owner = await ownProcess(longest);
-  if (!await claimFromDead(pool, { name: maker, owner }, stage)) {
+  if (!await reserveAbandonedName(pool, { name: maker, owner }, stage)) {
     throw otherMaker(maker, image.template);
   }
   await using undo = new AsyncDisposableStack();
-  undo.defer(() => cleanupAnyway(maker, { ...stage, log: () => {} }));
+  undo.defer(() => removeMachineSafely(maker, { ...stage, log: () => {} }));
   await using undoImage = new AsyncDisposableStack();
   undoImage.defer(async () => {
-    await cleanupAnyway(maker, { ...stage, log: () => {} }); // which runs on the disk
-    await deleteWarmImage(pool, image);
+    await removeMachineSafely(maker, { ...stage, log: () => {} }); // which runs on the disk
+    await removeWarmImage(pool, image);
   });
 
-  const { turn } = await admit(maker, { pool, memoryMib: settings.memoryMib }, stage);
+  const { turn } = await waitForRoom(maker, { pool, memoryMib: settings.memoryMib }, stage);
   timer.end("turn");
   const overlayPath = await createDisk(pool, maker, {
     ...{ template, diskGib: settings.diskGib },
@@ -137,7 +137,7 @@ async function make(
     hostKey: settings.login === "template" ? null : await makeKeyPair(),
   };
   const volumes = await createVolumes(pool, maker, volumeContents(maker, login, settings));
-  const record = newRecord(owner, { template: image.template, login, settings, card: null });
+  const record = newMetadata(owner, { template: image.template, login, settings, card: null });
   using domain = await startMachine(connection, {
     ...{
       name: maker,
@@ -150,7 +150,7 @@ async function make(
     },
     isWarm: true,
   }, { template, signal });
-  if (turn !== null) await endTurn(pool, turn); // the domain counts now
+  if (turn !== null) await leaveQueue(pool, turn); // the domain counts now
   const { domainType } = settings;
   log(`Started a machine from the template "${image.template}" to save its RAM (${domainType})`);
   timer.end("start");
@@ -162,7 +162,7 @@ async function make(
 
   signal.throwIfAborted();
   using ram = await createRawVolume(pool, warmVolume(image.template, image.id, "ram"), 0);
-  await standStill(agentOf(domain));
+  await stopProcesses(agentOf(domain));
   await domain.save(await ram.path());
   timer.end("save");
   const header = await ram.download(0, HEADER_BYTES);
@@ -196,7 +196,7 @@ async function bootUp(
       await refuseEnded(domain);
       await watch();
       try {
-        await hasBooted(agent, port);
+        await requireBooted(agent, port);
         return true;
       } catch (error) {
         return new NotYet(error instanceof Error ? error.message : String(error));
@@ -218,13 +218,13 @@ async function tryIdentity(
     ...{ hostName: toHostName(maker), hostKey: await makeKeyPair(), user },
     publicKey: login === "template" ? null : publicKey,
   };
-  const isAnother = await becomeAnother(agent, identity);
+  const isAnother = await takeIdentity(agent, identity);
   await isAnother(signal);
-  await rehearse(agent, port);
+  await exerciseSsh(agent, port);
 }
 
 /** Removes the warm images of these templates. Throws BuildFailure for a template without any. */
-export async function dropWarm(templates: readonly string[], stage: Stage): Promise<void> {
+export async function removeWarmImages(templates: readonly string[], stage: Stage): Promise<void> {
   const { config, connection } = stage;
   for (const requested of templates) {
     const { name } = chooseTemplate(config, requested, { isOperator: true });
@@ -247,7 +247,7 @@ async function drop(
   pool: StoragePool,
   { log }: Pick<Stage, "log">,
 ): Promise<void> {
-  const users = await deleteWarmImage(pool, image);
+  const users = await removeWarmImage(pool, image);
   log(
     `Removed a warm image of "${image.template}"` +
       (users.length === 0

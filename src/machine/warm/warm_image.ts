@@ -7,9 +7,9 @@ import { find, rootOf, textAt } from "../../read_xml.ts";
 import { XmlElement } from "@rgrove/parse-xml";
 import { sha256 } from "../../sha256.ts";
 import { domainXml } from "../domain_xml.ts";
-import { EMPTY_RECORD } from "../metadata.ts";
+import { EMPTY_METADATA } from "../metadata.ts";
 import type { Template } from "../storage/template.ts";
-import { createRawVolume, deleteVolume, volumeName } from "../storage/volumes.ts";
+import { createRawVolume, removeVolume, volumeName } from "../storage/volumes.ts";
 
 /**
  * The volumes of a warm image: a disk that no machine writes to any more, the RAM of the machine that
@@ -173,7 +173,7 @@ export function findFitting(
 /** All that the settings do to the XML of a machine, without what is its own. */
 function sampleXml(settings: MachineSettings): string {
   return domainXml({
-    ...{ name: "", record: EMPTY_RECORD, settings },
+    ...{ name: "", record: EMPTY_METADATA, settings },
     ...{
       filter: null,
       card: null,
@@ -201,14 +201,14 @@ export function cpuOf(capabilities: string): string {
  * Deletes a warm image, or what there is of it: first what makes it one, and its disk only if no
  * machine's stands on it. Gives the machines that do.
  */
-export async function deleteWarmImage(
+export async function removeWarmImage(
   pool: StoragePool,
   { template, id }: WarmName,
 ): Promise<string[]> {
-  await deleteVolume(pool, warmVolume(template, id, "info"));
-  await deleteVolume(pool, warmVolume(template, id, "ram"));
+  await removeVolume(pool, warmVolume(template, id, "info"));
+  await removeVolume(pool, warmVolume(template, id, "ram"));
   const users = await machinesOn(pool, { template, id });
-  if (users.length === 0) await deleteVolume(pool, warmVolume(template, id, "disk"));
+  if (users.length === 0) await removeVolume(pool, warmVolume(template, id, "disk"));
   return users;
 }
 

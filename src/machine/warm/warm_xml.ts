@@ -3,7 +3,7 @@ import { type XmlElement, XmlElement as Element, XmlText } from "@rgrove/parse-x
 import { rootOf } from "../../read_xml.ts";
 import { Xml, xml } from "../../xml.ts";
 import { type MachineDomain, titleOf } from "../domain_xml.ts";
-import { recordXml } from "../metadata.ts";
+import { metadataXml } from "../metadata.ts";
 
 /** What a machine that is resumed from RAM has of its own. */
 export type Resumed = Pick<
@@ -41,7 +41,7 @@ function replacement(
       `;
     case "domain/metadata":
       return xml`
-        <metadata>${recordXml(record)}</metadata>
+        <metadata>${metadataXml(record)}</metadata>
       `;
     case "domain/genid":
       return xml`
