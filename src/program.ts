@@ -9,7 +9,7 @@ import { ScriptOutput } from "./cli/script_output.ts";
 import { explain, ScriptFailure } from "./errors.ts";
 import { type Env, isByHand } from "./job/job.ts";
 import type { Connection } from "./libvirt/connection.ts";
-import type { Stage } from "./machine/context.ts";
+import { type Stage, toStage } from "./machine/context.ts";
 import type { Counted } from "./metrics/metrics.ts";
 import type { Meter } from "./metrics/meter.ts";
 import { type Config, loadConfig } from "./settings/load.ts";
@@ -194,18 +194,18 @@ async function withStage(
   const connect = (callSeconds = config.callSeconds): Promise<Connection> =>
     Connection.open(config.uri, { callSeconds, signal, onCall });
   await using connection = await connect();
-  const stage: Stage = {
+  const stage = toStage({
     ...{ config, connection, connect, signal, home: env["HOME"], stdout, stderr },
     ...directoriesOf(env, config),
     log: (words) => printer.print(inOneLine(words)),
     progress: printer.progress,
     onStep: meter && meter.onStep,
     warn: (words) => printer.warn(inOneLine(words)),
-  };
+  });
   try {
     await body(stage);
   } finally {
-    await meter?.measure(stage);
+    await meter?.measure(stage.host);
   }
 }
 

@@ -89,11 +89,13 @@ Deno.test("a script ends when its runner is gone, whether or not it writes", asy
   for (const more of ["sleep 100", "while :; do echo more; sleep 0.01; done"]) {
     await t.step(more, async () => {
       await using guest = await TestGuest.start();
-      const record = { ...EMPTY_METADATA, user: "root", port: String(guest.port) };
+      const metadata = { ...EMPTY_METADATA, user: "root", port: String(guest.port) };
       await using libvirtd = new TestLibvirtd({
         DOMAIN_GET_METADATA: () =>
           xdr(
-            `${metadataXml({ ...record, address: "127.0.0.1", key: `${machine.directory}/key` })}`,
+            `${
+              metadataXml({ ...metadata, address: "127.0.0.1", key: `${machine.directory}/key` })
+            }`,
           ),
       });
       await using machine = await program((directory) => {

@@ -3,7 +3,7 @@ import { StoragePool } from "../src/libvirt/storage_pool.ts";
 import assert from "node:assert/strict";
 import type { Connection } from "../src/libvirt/connection.ts";
 import { ADDRESS_SOURCE, Domain } from "../src/libvirt/domain.ts";
-import { cleanup } from "../src/machine/remove.ts";
+import { removeMachine } from "../src/machine/remove.ts";
 import { prepare } from "../src/commands/prepare.ts";
 import { run } from "../src/commands/run.ts";
 import { sleep } from "../src/wait.ts";
@@ -104,7 +104,7 @@ async function runJob(connection: Connection, machine: string, guest: TestGuest)
   using stage = testStage(connection, guest);
   await prepare({ ...JOB, machine }, {}, stage);
   await run(machine, script("echo done"), stage);
-  await cleanup(machine, stage);
+  await removeMachine(machine, stage);
   assert.equal(stage.output.stdout, "done\n");
 }
 

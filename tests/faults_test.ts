@@ -11,11 +11,11 @@ import { AsyncLocalStorage } from "node:async_hooks";
 import { exitStatus } from "../src/cli/exit_status.ts";
 import type { CallName, Connection } from "../src/libvirt/connection.ts";
 import { LibvirtError, VIR_ERR } from "../src/libvirt/error.ts";
-import { cleanup } from "../src/machine/remove.ts";
+import { removeMachine } from "../src/machine/remove.ts";
 import { gc } from "../src/commands/gc.ts";
 import { prepare } from "../src/commands/prepare.ts";
 import { run } from "../src/commands/run.ts";
-import type { Stage } from "../src/machine/context.ts";
+import { type Stage, toStage } from "../src/machine/context.ts";
 import { TestGuest } from "./fakes/test_guest.ts";
 import { openTestHost } from "./fakes/test_host.ts";
 import { JOB, script, type TestStage, testStage } from "./fakes/test_stage.ts";
@@ -76,7 +76,7 @@ function end({ fault, dead }: Process, name: string): Promise<never> {
 const STAGES = {
   prepare: (stage: Stage) => prepare(JOB, {}, stage),
   run: (stage: Stage) => run(JOB.machine, script("sleep 2.2"), stage),
-  cleanup: (stage: Stage) => cleanup(JOB.machine, stage),
+  cleanup: (stage: Stage) => removeMachine(JOB.machine, stage),
 } as const;
 
 type StageName = keyof typeof STAGES;
@@ -108,7 +108,7 @@ async function meet({ stage: name, fault, at }: Case, guest: TestGuest): Promise
     return Promise.resolve(connection);
   };
   if (name !== "prepare") await prepare(JOB, {}, stage);
-  const ended = processes.run(process, () => STAGES[name]({ ...stage, connect }))
+  const ended = processes.run(process, () => STAGES[name](toStage({ ...stage, connect })))
     .then(() => "done" as const, (error) => {
       assert.equal(exitStatus(error, {}), 2, where());
       return "failed" as const;
@@ -128,7 +128,7 @@ async function meet({ stage: name, fault, at }: Case, guest: TestGuest): Promise
 
 /** As the runner and the timer do, on connections of their own. */
 async function cleanUp(stage: TestStage, where: string): Promise<void> {
-  await assert.doesNotReject(cleanup(JOB.machine, stage), where);
+  await assert.doesNotReject(removeMachine(JOB.machine, stage), where);
   await assert.doesNotReject(gc({}, stage), where);
 }
 

@@ -5,13 +5,12 @@ import { defineCommand, PROGRAM, type Program } from "../cli/command.ts";
 import { type Ask, askAtTerminal } from "../cli/terminal.ts";
 import { severalFailures, UsageError } from "../errors.ts";
 import { jobFromEnv, requireMachine } from "../job/job.ts";
-import type { Connection } from "../libvirt/connection.ts";
-import type { Stage } from "../machine/context.ts";
+import type { Context } from "../machine/context.ts";
 import { findMachines, lookupNeed } from "../machine/inventory.ts";
 import { keepAfterJob } from "../machine/kept.ts";
 import { isKept } from "../machine/metadata.ts";
 import { withReconnect } from "../machine/reconnect.ts";
-import { cleanup, type CleanupStage, removeMachineSafely } from "../machine/remove.ts";
+import { removeMachine, removeMachineSafely } from "../machine/remove.ts";
 
 export const command = defineCommand("cleanup", {
   description: message`Remove the machine and everything that belongs to it.`,
@@ -48,7 +47,7 @@ async function cleanupAfterJob(
   const job = await jobFromEnv(env, { machine: named });
   const machine = requireMachine(job);
   await onHost(async (stage) => {
-    const keepIt = (connection: Connection) => keepAfterJob(machine, { ...stage, connection });
+    const keepIt = (context: Context) => keepAfterJob(machine, context);
     if (!job.byHand && await withReconnect(stage, keepIt)) return;
     await removeMachineSafely(machine, stage);
   });
@@ -61,32 +60,34 @@ async function cleanupAfterJob(
  */
 export async function cleanupAll(
   { yes, ask }: { readonly yes: boolean; readonly ask: Ask | null },
-  stage: CleanupStage & Pick<Stage, "warn">,
+  context: Context,
 ): Promise<void> {
-  const machines = await findMachines(stage, { refresh: true });
-  if (machines.length === 0) return stage.log("There is no machine");
+  const machines = await findMachines(context, { refresh: true });
+  if (machines.length === 0) return context.report.log("There is no machine");
   const needs = new Map(
     await Promise.all(
-      machines.map(async (machine) => [machine.name, await lookupNeed(machine, stage)] as const),
+      machines.map(async (machine) =>
+        [machine.name, await lookupNeed(machine, context.host)] as const
+      ),
     ),
   );
   // Of a machine that took over another, only the name is its own.
-  const heirs = new Set([...needs.values()].map(({ record }) => record?.machine));
+  const heirs = new Set([...needs.values()].map(({ metadata }) => metadata?.machine));
   const all = [...needs].filter(([name]) => !heirs.has(name)).map(([, need]) => need);
   const needed = all.filter(({ owner, why }) => why === null && owner?.job !== "");
-  const kept = needed.filter(({ record }) => record !== null && isKept(record)).length;
+  const kept = needed.filter(({ metadata }) => metadata !== null && isKept(metadata)).length;
   const running = needed.length - kept;
   const question = `Remove ${all.length} machine${all.length === 1 ? "" : "s"}` +
     (running === 0 ? "" : `, ${running} of them of running jobs`) +
     (kept === 0 ? "" : `, ${kept} of them kept after their jobs`) + "?";
   if (!yes) {
     if (ask === null) throw nobodyToAsk(question);
-    if (!await ask(question)) return stage.log("Nothing is removed");
+    if (!await ask(question)) return context.report.log("Nothing is removed");
   }
   const problems: unknown[] = [];
   for (const machine of machines) {
     const attemptDir = needs.get(machine.name)?.owner?.attemptDir ?? "";
-    await cleanup(machine.name, stage, { volumes: machine.volumes, attemptDir })
+    await removeMachine(machine.name, context, { volumes: machine.volumes, attemptDir })
       .catch((error) => problems.push(error));
   }
   if (problems.length === 0) return;

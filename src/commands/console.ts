@@ -27,12 +27,6 @@ export const command = defineCommand("console", {
   },
 });
 
-/** What the console needs of a stage. */
-export type ConsoleStage = Pick<
-  Stage,
-  "connection" | "config" | "signal" | "log" | "warn" | "stdout"
->;
-
 /**
  * Connects a person's terminal to the machine's serial console, until they type ^] or the machine
  * ends. Without a terminal, prints what comes, line by line and harmless, until the machine ends.
@@ -43,10 +37,10 @@ export async function openConsole(
   { force, terminal, stage }: {
     readonly force: boolean;
     readonly terminal: Pick<Terminal, "input" | "setRaw"> | null;
-    readonly stage: ConsoleStage;
+    readonly stage: Stage;
   },
 ): Promise<void> {
-  using found = await lookupMachine(machine, stage);
+  using found = await lookupMachine(machine, stage.host);
   const { domain } = found;
   try {
     await domain.withConsole({ force }, async (session) => {
@@ -77,7 +71,7 @@ const ENDS: Readonly<Record<End, string>> = {
 async function print(
   session: ConsoleSession,
   domain: Domain,
-  { signal, stdout }: ConsoleStage,
+  { signal, stdout }: Stage,
 ): Promise<void> {
   const decoder = new TextDecoder();
   const encoder = new TextEncoder();
@@ -103,7 +97,7 @@ async function connect(
   { domain, terminal, stage: { signal, warn, stdout } }: {
     readonly domain: Domain;
     readonly terminal: Pick<Terminal, "input" | "setRaw">;
-    readonly stage: ConsoleStage;
+    readonly stage: Stage;
   },
 ): Promise<End | "left"> {
   const { name } = domain;

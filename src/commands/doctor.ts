@@ -10,10 +10,10 @@ import { type GroupedFinding, runChecks } from "../doctor/checks.ts";
 import { failureOf, findingsJson, findingsText } from "../doctor/report.ts";
 import { type Job, makeUpMachineName } from "../job/job.ts";
 import { Connection } from "../libvirt/connection.ts";
-import type { Stage } from "../machine/context.ts";
+import { type Stage, toStage } from "../machine/context.ts";
 import { kvmRunsGuests } from "../machine/kvm/kvm_probe.ts";
 import { readHostNetwork } from "../machine/network/host_addresses.ts";
-import { cleanup } from "../machine/remove.ts";
+import { removeMachine } from "../machine/remove.ts";
 import { type Config, DEFAULT_CONFIG } from "../settings/load.ts";
 import { prepare } from "./prepare.ts";
 import { run } from "./run.ts";
@@ -96,7 +96,7 @@ export async function findingsOfHost(
 /** How a whole job goes on a machine with this template. Progress goes where warnings go. */
 export function findingsOfJob(template: string, stage: Stage): Promise<GroupedFinding[]> {
   const machine = makeUpMachineName(template);
-  const quiet = { ...stage, log: stage.warn };
+  const quiet = toStage({ ...stage, log: stage.warn });
   return bootTemplate(template, {
     prepare: async () => void await prepare(jobByHand(machine, template), {}, quiet),
     run: async (script) => {
@@ -106,10 +106,10 @@ export function findingsOfJob(template: string, stage: Stage): Promise<GroupedFi
         written += decoder.decode(bytes, { stream: true });
         return Promise.resolve();
       };
-      await run(machine, new TextEncoder().encode(script), { ...quiet, stdout });
+      await run(machine, new TextEncoder().encode(script), toStage({ ...quiet, stdout }));
       return written;
     },
-    cleanup: async () => void await cleanup(machine, quiet),
+    cleanup: async () => void await removeMachine(machine, quiet),
   });
 }
 

@@ -5,6 +5,7 @@ import { optional } from "@optique/core/modifiers";
 import { durationOption, switchFlag } from "../cli/arguments.ts";
 import { defineCommand } from "../cli/command.ts";
 import { severalFailures, type SystemFailure } from "../errors.ts";
+import type { Context } from "../machine/context.ts";
 import {
   findMachines,
   type FoundMachine,
@@ -25,7 +26,7 @@ import { removeStandby } from "../machine/standby/fill.ts";
 import { assignmentsIn, waitingIn } from "../machine/standby/waiting.ts";
 import { findWanted, unwantedOf } from "../machine/standby/wanted.ts";
 import { findActivePool } from "../machine/storage/pools.ts";
-import { type GcStage, removeFound } from "../machine/unneeded.ts";
+import { removeFound } from "../machine/unneeded.ts";
 import { findDeadWarmImages, removeWarmImage } from "../machine/warm/warm_image.ts";
 import { sleep } from "../wait.ts";
 
@@ -44,7 +45,7 @@ export const command = defineCommand("gc", {
   },
   countedAs: ({ dryRun }) => dryRun ? null : "gc",
   run: ({ dryRun, olderThanSeconds = null }, { onHost }) =>
-    onHost((stage) => gc({ dryRun, olderThanSeconds }, stage)),
+    onHost((context) => gc({ dryRun, olderThanSeconds }, context)),
 });
 
 /** What the command line says to gc. */
@@ -62,35 +63,35 @@ export interface GcOptions {
  */
 export async function gc(
   { dryRun = false, olderThanSeconds = null }: GcOptions,
-  stage: GcStage,
+  context: Context,
 ): Promise<void> {
   const problems: unknown[] = [];
   // With one that took over others, these go too: so it comes before them.
-  const found = (await findStill(stage))
+  const found = (await findStill(context))
     .sort((a, b) => standbysOf(b).length - standbysOf(a).length);
   const gone = new Set<FoundMachine>();
   for (const machine of found) {
-    stage.signal.throwIfAborted();
+    context.signal.throwIfAborted();
     if (gone.has(machine)) continue;
     try {
-      const need = await lookupNeed(machine, stage); // somebody may have come or gone by now
+      const need = await lookupNeed(machine, context.host); // somebody may have come or gone by now
       const why = need.why ?? whyTooOld(need, olderThanSeconds);
       if (why === null) {
-        if (!dryRun) await endDeadTurns(machine, stage);
+        if (!dryRun) await removeDeadEntries(machine, context);
         continue;
       }
-      const all = await withTakenOver(machine, found, stage);
+      const all = await withTakenOver(machine, found, context);
       const what = `"${machine.name}" (${partsOf(all)}): ${why}`;
-      if (dryRun) stage.log(`Would remove ${what}`);
-      else if (await removeFound(machine, need, stage)) stage.log(`Removed ${what}`);
+      if (dryRun) context.report.log(`Would remove ${what}`);
+      else if (await removeFound(machine, need, context)) context.report.log(`Removed ${what}`);
       for (const each of all) gone.add(each);
     } catch (error) {
       problems.push(error);
     }
   }
   for (const removeMore of [removeDeadWarmImages, removeUnwantedStandbys]) {
-    await removeMore(dryRun, problems, stage).catch((error) => {
-      stage.signal.throwIfAborted();
+    await removeMore(dryRun, problems, context).catch((error) => {
+      context.signal.throwIfAborted();
       problems.push(error);
     });
   }
@@ -106,23 +107,23 @@ function standbysOf({ volumes }: FoundMachine): string[] {
 async function withTakenOver(
   machine: FoundMachine,
   found: readonly FoundMachine[],
-  stage: GcStage,
+  context: Context,
 ): Promise<FoundMachine[]> {
   if (machine.hasDomain || standbysOf(machine).length === 0) return [machine];
-  const names = await standbysAssignedTo(machine.name, stage);
+  const names = await standbysAssignedTo(machine.name, context.host);
   return [machine, ...found.filter(({ name }) => names.includes(name))];
 }
 
 /** Of a machine that is needed, somebody may have killed prepare. */
-async function endDeadTurns(
+async function removeDeadEntries(
   { name, volumes }: FoundMachine,
-  { connection, config, log }: GcStage,
+  { host: { connection, config }, report: { log } }: Context,
 ): Promise<void> {
   const names = volumes.filter(({ pool }) => pool === config.overlayPool).map(({ name }) => name);
-  for (const turn of entriesIn(names)) {
-    if (await isLiveEntry(turn, { longestSeconds: longestQueueSeconds(config) })) continue;
+  for (const entry of entriesIn(names)) {
+    if (await isLiveEntry(entry, { longestSeconds: longestQueueSeconds(config) })) continue;
     using pool = await StoragePool.lookup(connection, config.overlayPool);
-    await leaveQueue(pool, turn);
+    await leaveQueue(pool, entry);
     log(`Removed the turn of "${name}": nobody waits for it any more`);
   }
 }
@@ -130,7 +131,7 @@ async function endDeadTurns(
 async function removeDeadWarmImages(
   dryRun: boolean,
   problems: unknown[],
-  { connection, config, log }: GcStage,
+  { host: { connection, config }, report: { log } }: Context,
 ): Promise<void> {
   using pool = await findActivePool(connection, config.overlayPool);
   for (const image of pool === null ? [] : await findDeadWarmImages(pool)) {
@@ -152,16 +153,16 @@ async function removeDeadWarmImages(
 async function removeUnwantedStandbys(
   dryRun: boolean,
   problems: unknown[],
-  stage: GcStage,
+  context: Context,
 ): Promise<void> {
-  using pool = await findActivePool(stage.connection, stage.config.overlayPool);
+  using pool = await findActivePool(context.host.connection, context.host.config.overlayPool);
   const volumes = await pool?.volumeNames() ?? [];
   if (pool === null || waitingIn(volumes).length === 0) return;
-  for (const standby of unwantedOf(await findWanted(stage), volumes)) {
+  for (const standby of unwantedOf(await findWanted(context.host), volumes)) {
     try {
       const what = `"${standby.name}": it waited for a job, and no job could get it any more`;
-      if (dryRun) stage.log(`Would remove ${what}`);
-      else if (await removeStandby(standby, pool, stage)) stage.log(`Removed ${what}`);
+      if (dryRun) context.report.log(`Would remove ${what}`);
+      else if (await removeStandby(standby, pool, context)) context.report.log(`Removed ${what}`);
     } catch (error) {
       problems.push(error);
     }
@@ -174,11 +175,11 @@ const TRACE_MS = 5000;
  * The machines that are there. Of one with only a filter or a key, a prepare with other settings
  * may be about to start the domain: it counts if it is still so a little later.
  */
-async function findStill(stage: GcStage): Promise<FoundMachine[]> {
-  const machines = await findMachines(stage, { refresh: true });
+async function findStill(context: Context): Promise<FoundMachine[]> {
+  const machines = await findMachines(context, { refresh: true });
   if (!machines.some(isTrace)) return machines;
-  await sleep(TRACE_MS, stage.signal);
-  const traces = (await findMachines(stage, { refresh: false })).filter(isTrace);
+  await sleep(TRACE_MS, context.signal);
+  const traces = (await findMachines(context, { refresh: false })).filter(isTrace);
   const stay = new Set(traces.map(({ name }) => name));
   return machines.filter((machine) => !isTrace(machine) || stay.has(machine.name));
 }

@@ -5,7 +5,7 @@ import { durationOption, machineArgument } from "../cli/arguments.ts";
 import { defineCommand } from "../cli/command.ts";
 import { UsageError } from "../errors.ts";
 import { checkMachineName } from "../job/job.ts";
-import type { Stage } from "../machine/context.ts";
+import type { Context } from "../machine/context.ts";
 import { isKept, writeMetadata } from "../machine/metadata.ts";
 import { moment } from "../machine/owner.ts";
 import { lookupReadyMachine } from "../machine/ready_machine.ts";
@@ -37,19 +37,19 @@ export const command = defineCommand("keep", {
 export async function keep(
   machine: string,
   extendSeconds: number,
-  stage: Pick<Stage, "connection" | "config" | "log">,
+  { host, report }: Context,
 ): Promise<void> {
-  using ready = await lookupReadyMachine(machine, stage);
-  const { domain, record } = ready;
-  if (record.attemptDir === "") {
+  using ready = await lookupReadyMachine(machine, host);
+  const { domain, metadata } = ready;
+  if (metadata.attemptDir === "") {
     throw new UsageError({
       what: `The machine "${machine}" was made by hand, so it stays as it is`,
       advice: `Remove it when nobody needs it: libvirt-gci cleanup --machine ${machine}`,
     });
   }
-  const start = Math.max(Date.now(), Date.parse(record.keptUntil) || 0);
+  const start = Math.max(Date.now(), Date.parse(metadata.keptUntil) || 0);
   const keptUntil = new Date(start + extendSeconds * 1000).toISOString();
-  const deadline = isKept(record) ? keptUntil : record.deadline;
-  await writeMetadata(domain, { ...record, keptUntil, deadline });
-  stage.log(`The machine "${machine}" is kept until ${moment(keptUntil)}`);
+  const deadline = isKept(metadata) ? keptUntil : metadata.deadline;
+  await writeMetadata(domain, { ...metadata, keptUntil, deadline });
+  report.log(`The machine "${machine}" is kept until ${moment(keptUntil)}`);
 }

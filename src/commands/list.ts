@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { StoragePool } from "../libvirt/storage_pool.ts";
+import type { Context, Host } from "../machine/context.ts";
 import { age, ageSeconds } from "../machine/owner.ts";
 import { parseProjectEntry } from "../machine/queue/project_entry.ts";
 import { findActivePool } from "../machine/storage/pools.ts";
@@ -15,30 +16,25 @@ import { jsonFlag } from "../cli/arguments.ts";
 import { defineCommand, type Program } from "../cli/command.ts";
 import { toTable } from "../cli/table.ts";
 import { Domain, type DomainState } from "../libvirt/domain.ts";
-import {
-  findMachines,
-  type FindStage,
-  type FoundMachine,
-  lookupNeed,
-  type Need,
-} from "../machine/inventory.ts";
+import { findMachines, type FoundMachine, lookupNeed, type Need } from "../machine/inventory.ts";
 
 export const command = defineCommand("list", {
   description: message`List the machines of libvirt-gci, and the leftovers of earlier ones.`,
   footer:
     message`States: standby, which waits for a job; waiting, for room on the host; starting; ready; crashed, by a kernel panic; halted, because the host cannot write to its disk; kept, after its job; orphan, which runs although nobody needs it; leftover, which does not run.`,
   fields: { json: jsonFlag },
-  run: ({ json }, { onHost, printer }) => onHost((stage) => printList(stage, { json, printer })),
+  run: ({ json }, { onHost, printer }) =>
+    onHost((context) => printList(context, { json, printer })),
 });
 
 async function printList(
-  stage: FindStage,
+  context: Context,
   { json, printer }: { readonly json: boolean; readonly printer: Program["printer"] },
 ): Promise<void> {
-  const machines = await listMachines(stage);
+  const machines = await listMachines(context);
   if (json) return printer.print(listJson(machines));
   printer.printVisible(listTable(machines, printer.paint));
-  const images = await listWarmImages(stage);
+  const images = await listWarmImages(context.host);
   if (images.length > 0) printer.printVisible(`\n${warmTable(images)}`);
 }
 
@@ -82,29 +78,30 @@ export interface ListedMachine {
 const STARTING_SECONDS = 600;
 
 /** All machines of which anything is left. */
-export async function listMachines(stage: FindStage): Promise<ListedMachine[]> {
-  const found = await findMachines(stage, { refresh: false });
+export async function listMachines(context: Context): Promise<ListedMachine[]> {
+  const { host } = context;
+  const found = await findMachines(context, { refresh: false });
   const listed = await Promise.all(found.map(async (machine) => {
-    const need = await lookupNeed(machine, stage);
-    const { record, owner, why } = need;
-    const life = record && await lifeOf(machine.name, stage.connection);
+    const need = await lookupNeed(machine, host);
+    const { metadata, owner, why } = need;
+    const life = metadata && await lifeOf(machine.name, host.connection);
     return {
-      machine: record?.machine || machine.name,
+      machine: metadata?.machine || machine.name,
       domain: machine.name,
       job: owner?.job ?? null,
       project: owner?.project ?? null,
-      template: record?.template ?? null,
+      template: metadata?.template ?? null,
       created: owner?.created ?? null,
       state: isWaiting(machine)
         ? "standby"
-        : await isQueued(machine, need, stage)
+        : await isQueued(machine, need, host)
         ? "waiting"
         : stateOf(need, life?.state ?? null),
-      keptUntil: record?.keptUntil || null,
+      keptUntil: metadata?.keptUntil || null,
       why,
-      address: record?.address || null,
+      address: metadata?.address || null,
       memoryMib: life?.memoryMib ?? null,
-      diskBytes: await diskOf(machine, stage.connection),
+      diskBytes: await diskOf(machine, host.connection),
     };
   }));
   // Of one that took over another, only the name and what says so are its own.
@@ -120,7 +117,7 @@ function isWaiting({ hasDomain, volumes }: FoundMachine): boolean {
 async function isQueued(
   { name, volumes }: FoundMachine,
   { why }: Need,
-  { config }: FindStage,
+  { config }: Host,
 ): Promise<boolean> {
   if (volumes.some((volume) => volume.name === volumeName(name, "overlay"))) return false;
   if (why === null && volumes.some((volume) => parseProjectEntry(volume.name) !== null)) {
@@ -132,13 +129,13 @@ async function isQueued(
 }
 
 function stateOf(
-  { record, owner, why }: Need,
+  { metadata, owner, why }: Need,
   domainState: DomainState | null,
 ): ListedMachine["state"] {
-  if (record !== null) {
+  if (metadata !== null) {
     if (why !== null) return "orphan";
     if (domainState === "crashed" || domainState === "halted") return domainState;
-    return isKept(record) ? "kept" : record.address ? "ready" : "starting";
+    return isKept(metadata) ? "kept" : metadata.address ? "ready" : "starting";
   }
   const young = owner === null || ageSeconds(owner) < STARTING_SECONDS;
   return why === null && young ? "starting" : "leftover";
@@ -236,7 +233,7 @@ export interface ListedWarmImage {
 
 /** The warm images from which machines can be resumed. */
 export async function listWarmImages(
-  { connection, config }: Pick<FindStage, "connection" | "config">,
+  { connection, config }: Host,
 ): Promise<ListedWarmImage[]> {
   const { findWarmImages, machinesOn, warmVolume } = await import("../machine/warm/warm_image.ts");
   using pool = await findActivePool(connection, config.overlayPool);

@@ -20,11 +20,11 @@ export const command = defineCommand("logs", {
 /** Prints what is kept of the machine's serial console. Throws SystemFailure if there is none. */
 export async function logs(
   machine: string,
-  stage: Pick<Stage, "connection" | "config" | "stdout">,
+  stage: Stage,
 ): Promise<void> {
   const { connection, config, stdout } = stage;
   using pool = await findActivePool(connection, config.overlayPool);
-  const of = pool && { connection, pool, machine: await domainName(machine, stage) };
+  const of = pool && { connection, pool, machine: await domainName(machine, stage.host) };
   const bytes = of && await readConsole(of, Infinity);
   if (bytes === null) {
     throw new SystemFailure({

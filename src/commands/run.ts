@@ -20,17 +20,17 @@ import { GuestFull, GuestSilent, runScript } from "../guest/script.ts";
 import { jobFromEnv, requireMachine } from "../job/job.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import { Domain, type DomainState } from "../libvirt/domain.ts";
-import type { Stage } from "../machine/context.ts";
+import { type Stage, withSignal } from "../machine/context.ts";
 import { isFirstFailure, type JobScript, noteFailure, notePass } from "../machine/kept.ts";
-import { domainName } from "../machine/lookup.ts";
 import { endedFailure } from "../machine/network/address.ts";
+import { sleep, within } from "../wait.ts";
 import {
   logIn,
   lookupReadyMachine,
   noteAnswer,
   type RunningMachine,
 } from "../machine/ready_machine.ts";
-import { sleep, within } from "../wait.ts";
+import { domainName } from "../machine/lookup.ts";
 
 export const command = defineCommand("run", {
   description: message`Run a script, or the command after ${"--"}, in the machine.`,
@@ -92,7 +92,7 @@ const END_MS = 1000;
 /**
  * Runs a script in the machine. Throws ScriptFailure if it ends with a status other than 0, and
  * SystemFailure if the machine is not there, or is lost before the script ends. If it is a script of
- * a job, the machine's record says whether it failed.
+ * a job, the machine's metadata says whether it failed.
  */
 export async function run(
   machine: string,
@@ -102,13 +102,13 @@ export async function run(
 ): Promise<void> {
   let name: string | null = null; // of the domain
   try {
-    using ready = await lookupReadyMachine(machine, stage);
+    using ready = await lookupReadyMachine(machine, stage.host);
     name = ready.domain.name;
     await runInMachine(ready, script, stage, ofJob);
   } catch (error) {
     if (!(error instanceof SystemFailure) || stage.signal.aborted) throw error;
     if (!LOSSES.includes(faultOf(error))) throw error;
-    name ??= await domainName(machine, stage);
+    name ??= await domainName(machine, stage.host);
     const failure = await orEnded(name, error, stage);
     const { withPostMortem } = await import("../machine/post_mortem/post_mortem.ts"); // what few machines need
     throw await withPostMortem(name, failure, stage);
@@ -145,19 +145,19 @@ async function runInMachine(
   stage: Stage,
   ofJob: JobScript | null,
 ): Promise<void> {
-  const { domain, record } = ready;
+  const { domain, metadata } = ready;
   try {
     await runIn(ready, script, stage);
   } catch (cause) {
     const error = cause instanceof GuestFull && isLaterScript(ofJob) ? filledByJob(cause) : cause;
     const isOver = stage.signal.aborted || ENDS.includes(faultOf(error));
     if (cause instanceof GuestSilent) await noteAnswer(domain, "none");
-    if (ofJob !== null && !isOver && isFirstFailure(record)) {
+    if (ofJob !== null && !isOver && isFirstFailure(metadata)) {
       await noteFailure(domain.name, ofJob, stage);
     }
     throw error;
   }
-  if (ofJob !== null && record.failed === ofJob.name) await notePass(domain, ofJob);
+  if (ofJob !== null && metadata.failed === ofJob.name) await notePass(domain, ofJob);
 }
 
 /** Whether a script of the same job ran before it. */
@@ -180,8 +180,8 @@ async function runIn(ready: RunningMachine, script: Uint8Array, stage: Stage): P
   const lost = rejectAtAbort(ended.signal);
   try {
     const signal = AbortSignal.any([stage.signal, ended.signal]);
-    using ssh = await logIn(ready, { home: stage.home, signal });
-    const shell = ready.record.shell === "sh" ? "sh" : "bash";
+    using ssh = await logIn(ready, withSignal(stage, signal));
+    const shell = ready.metadata.shell === "sh" ? "sh" : "bash";
     const { stdout, stderr } = stage;
     const ran = runScript(ssh, { text: script, shell, stdout, stderr }, stage.signal);
     const status = await Promise.race([ran, lost]);

@@ -43,10 +43,10 @@ export async function ssh(
     /** A line for the guest's shell; null is a shell. */
     readonly command: string | null;
     readonly terminal: Terminal;
-    readonly stage: Pick<Stage, "connection" | "config" | "home" | "signal" | "warn" | "stdout">;
+    readonly stage: Stage;
   },
 ): Promise<void> {
-  using ready = await lookupReadyMachine(machine, stage);
+  using ready = await lookupReadyMachine(machine, stage.host);
   using connection = await logIn(ready, stage);
   stage.warn(
     `This terminal obeys what the guest of "${machine}" sends: "libvirt-gci logs ${machine}" makes ` +

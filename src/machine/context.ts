@@ -3,10 +3,10 @@ import type { Config } from "../settings/load.ts";
 import type { Sink } from "../guest/ssh_connection.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import type { Progress } from "../wait.ts";
-import type { OnStep } from "./steps.ts";
+import { type OnStep, StepTimer } from "./steps.ts";
 
-/** What each stage gets besides its job. */
-export interface Stage {
+/** Where machines run, and where this host has what belongs to them. */
+export interface Host {
   readonly config: Config;
   readonly connection: Connection;
   /**
@@ -14,25 +14,100 @@ export interface Stage {
    * default as long as those of the first.
    */
   readonly connect: (callSeconds?: number) => Promise<Connection>;
-  /** Aborts when the stage is to end; its reason is the error to end with. */
-  readonly signal: AbortSignal;
-  /** The caller's home directory. */
+  readonly directories: Directories;
+}
+
+/** Directories of this host. */
+export interface Directories {
+  /** The caller's home. */
   readonly home: string | undefined;
   /** Where private keys of machines are kept: the attempt's directory, or by hand the user's own. */
-  readonly keyDirectory: string;
+  readonly keys: string;
   /** Where they are kept that have to outlive the attempt; by hand that is the same. */
-  readonly lastingKeyDirectory: string;
+  readonly lastingKeys: string;
   /** Where is kept what could be known of machines that failed. */
-  readonly postMortemDirectory: string;
+  readonly postMortems: string;
+}
+
+/** Who is told what is going on. */
+export interface Reporter {
   /** Progress, a line each. */
   readonly log: (line: string) => void;
+  /** Problems that do not end the stage, a line each. */
+  readonly warn: (line: string) => void;
   /** Shows at the terminal what is waited for; null where there is none. */
+  readonly progress: Progress | null;
+  /** Measures the steps of what is done. */
+  readonly steps: StepTimer;
+}
+
+/** In what anything is done to a machine that takes time. */
+export interface Context {
+  readonly host: Host;
+  readonly report: Reporter;
+  /** Aborts when the stage is to end; its reason is the error to end with. */
+  readonly signal: AbortSignal;
+}
+
+/** The same, on this connection. */
+export function withConnection(context: Context, connection: Connection): Context {
+  return { ...context, host: { ...context.host, connection } };
+}
+
+/** The same, until this signal aborts. */
+export function withSignal(context: Context, signal: AbortSignal): Context {
+  return { ...context, signal };
+}
+
+/** The same, where nobody hears of progress. */
+export function quiet(context: Context): Context {
+  return { ...context, report: { ...context.report, log: () => {} } };
+}
+
+/** The same, where nobody hears of problems that do not end it. */
+export function withoutWarnings(context: Context): Context {
+  return { ...context, report: { ...context.report, warn: () => {} } };
+}
+
+/** The same, with steps that begin now. */
+export function withOwnSteps(context: Context): Context {
+  return { ...context, report: { ...context.report, steps: context.report.steps.anew() } };
+}
+
+/** What a command gets besides its arguments: a {@linkcode Context} and its parts. */
+export interface Stage extends Context, StageParts {}
+
+/** The parts that a {@linkcode Stage} is made of. */
+export interface StageParts extends Pick<Host, "config" | "connection" | "connect"> {
+  readonly signal: AbortSignal;
+  /** As {@linkcode Directories} has them. */
+  readonly home: string | undefined;
+  readonly keyDirectory: string;
+  readonly lastingKeyDirectory: string;
+  readonly postMortemDirectory: string;
+  /** As {@linkcode Reporter} has them. */
+  readonly log: (line: string) => void;
+  readonly warn: (line: string) => void;
   readonly progress: Progress | null;
   /** Told what prepare's steps take, where somebody counts it. */
   readonly onStep: OnStep | null;
-  /** Problems that do not end the stage, a line each. */
-  readonly warn: (line: string) => void;
   /** Where the output of the script goes. */
   readonly stdout: Sink;
   readonly stderr: Sink;
+}
+
+/** The stage of these parts. */
+export function toStage<T extends StageParts>(parts: T): T & Stage {
+  const { config, connection, connect, log, warn, progress } = parts;
+  const directories = {
+    home: parts.home,
+    keys: parts.keyDirectory,
+    lastingKeys: parts.lastingKeyDirectory,
+    postMortems: parts.postMortemDirectory,
+  };
+  return {
+    ...parts,
+    host: { config, connection, connect, directories },
+    report: { log, warn, progress, steps: new StepTimer(parts.onStep) },
+  };
 }

@@ -1,63 +1,120 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { SystemFailure } from "../errors.ts";
-import { waitForSsh } from "../guest/ready.ts";
-import type { Domain } from "../libvirt/domain.ts";
-import type { StoragePool } from "../libvirt/storage_pool.ts";
-import { refuseEnded, waitForAddress } from "./network/address.ts";
-import type { Card } from "./network/card.ts";
-import { type MachineDomain, randomMac } from "./domain_xml.ts";
-import { watchKvm } from "./kvm/kvm_fault.ts";
+import { Domain } from "../libvirt/domain.ts";
+import { explain, SystemFailure } from "../errors.ts";
+import { StoragePool } from "../libvirt/storage_pool.ts";
+import type { Context, Host } from "./context.ts";
+import { createLogin, type MachineLogin, volumeContents } from "./login.ts";
+import type { Machine, MachineSpec, NewMachine, Started } from "./machine.ts";
+import type { MachineMetadata } from "./metadata.ts";
+import { reserveMachine } from "./name.ts";
+import { type Card, randomMac, withCurrentLease } from "./network/card.ts";
+import { isolate, requireNetwork } from "./network/isolation.ts";
+import type { Subnet } from "./network/network_info.ts";
 import type { Owner } from "./owner.ts";
-import { type MachineMetadata, writeMetadata } from "./metadata.ts";
-import { CHANNEL_ADDRESS } from "./ssh_channel.ts";
-import { createDisk, setFilter, startMachine } from "./start.ts";
-import { requireUnchanged, type Template } from "./storage/template.ts";
-import { leaveQueue, type QueueEntry } from "./queue/queue_entry.ts";
-import type { MachineSettings } from "../settings/machine_settings.ts";
-import { together } from "../wait.ts";
-import { loginTo, type MachineLogin } from "./login.ts";
-import type { Stage } from "./context.ts";
-import type { StepTimer } from "./steps.ts";
+import { enterIfRoom, type Place, waitForRoom } from "./queue/admission.ts";
+import { waitForProject } from "./queue/project_limit.ts";
+import { withReconnect } from "./reconnect.ts";
+import { removeMachineSafely } from "./remove.ts";
+import { createVolumes } from "./storage/disks.ts";
+import { lookupOverlayPool } from "./storage/overlay_pool.ts";
+import { findTemplate, type Template } from "./storage/template.ts";
+import { removeVolume, volumeName } from "./storage/volumes.ts";
 
-/** A machine that prepare is making, but for its disk. */
-export interface NewMachine extends Omit<MachineDomain, "overlayPath"> {
-  readonly login: MachineLogin;
-  readonly disk: DiskSource;
+/**
+ * Makes a machine, once there is room for it, and waits until it is ready. If that fails, or the signal
+ * aborts, it undoes what it did. Null if there is no room and it was not to wait for that. Throws
+ * BuildFailure if there is no such template, NameTaken, or SystemFailure.
+ */
+export async function create(spec: MachineSpec, context: Context): Promise<Machine | null> {
+  const { host, report, signal } = context;
+  let template = await findFitting(spec, host); // refuses before anything is made
+  const subnets = spec.hasCard ? await requireNetwork(host.connection, spec.choice.settings) : [];
+  using pool = await lookupOverlayPool(host);
+  await reserveMachine(spec, pool, context);
+  await using undo = new AsyncDisposableStack(); // only now is the name ours
+  undo.defer(() => undoCreate(spec.name, context));
+
+  const waitedSeconds = await waitForProject(spec.name, { pool, project: spec.project }, context);
+  if (waitedSeconds > 0) {
+    report.steps.end("project");
+    template = await findFitting(spec, host); // somebody may have replaced it
+  }
+  const instead = async (): Promise<Machine | null> =>
+    await spec.instead?.(spec, { template, pool }, context) ?? null;
+  const got = await instead() ?? await findPlace(spec, { pool, waitedSeconds, instead }, context);
+  if (got === null) return null;
+  if ("metadata" in got) {
+    signal.throwIfAborted();
+    undo.move(); // a machine that waited, which is ours now
+    return got;
+  }
+  if (got.hasWaited) template = await findFitting(spec, host); // as above
+  report.steps.end("turn");
+
+  const machine = await makeParts(spec, { template, subnets, pool }, host);
+  signal.throwIfAborted();
+  const metadata = await startInOneWay(spec, machine, { place: got, pool }, context);
+  signal.throwIfAborted();
+  undo.move(); // it lives until cleanup
+  return { name: spec.name, metadata };
 }
 
-/** The machine that a job is to get, and for whom it is. */
-export interface Wanted {
-  readonly name: string;
-  readonly owner: Owner;
-  /** The template, as the settings know it. */
-  readonly template: string;
-  readonly disk: DiskSource;
-  readonly settings: MachineSettings;
-  readonly keyFile: string | undefined;
+/** The template as it is now. Throws SystemFailure also if it is too large. */
+async function findFitting(spec: MachineSpec, { connection, config }: Host): Promise<Template> {
+  const { choice, advise, maxDiskGib } = spec;
+  const template = await findTemplate(connection, { ...choice, advise, pool: config.templatePool });
+  const gib = Math.ceil(template.capacityBytes / 1024 ** 3);
+  if (maxDiskGib === null || gib <= maxDiskGib) return template;
+  throw new SystemFailure({
+    fault: "settings",
+    what: `The template's disk "${template.volume}" has ${gib} GiB, and max_disk_gib is ` +
+      `${maxDiskGib}`,
+    advice: "Have the settings raise max_disk_gib to at least that, or make the template smaller",
+  });
 }
 
-/** What a machine's disk is made of. */
-export interface DiskSource {
-  readonly template: Template;
-  /** Its size, if that is more than the template's. */
-  readonly diskGib: number | null;
+/** Enters the queue, and waits there if the machine is to. Null if it would have to and is not. */
+async function findPlace(
+  { name, queue, choice: { settings: { memoryMib } } }: MachineSpec,
+  { pool, waitedSeconds, instead }: {
+    readonly pool: StoragePool;
+    readonly waitedSeconds: number;
+    readonly instead: () => Promise<Machine | null>;
+  },
+  context: Context,
+): Promise<Place | Machine | null> {
+  return queue === "wait"
+    ? await waitForRoom(name, { pool, memoryMib, waitedSeconds, instead }, context)
+    : await enterIfRoom(name, { pool, memoryMib }, context);
 }
 
-/** What it takes to make a machine. */
-export interface Making {
-  readonly pool: StoragePool;
-  /** Counts until a domain does that stays. */
-  readonly turn: QueueEntry | null;
-  readonly timer: StepTimer;
+/** Makes all of the machine but its disk and its domain. */
+async function makeParts(
+  { name, owner, choice, login: keys, hasCard }: MachineSpec,
+  { template, subnets, pool }: {
+    readonly template: Template;
+    readonly subnets: readonly Subnet[];
+    readonly pool: StoragePool;
+  },
+  host: Host,
+): Promise<NewMachine> {
+  const { settings } = choice;
+  const login = await createLogin(name, { keys, settings }, host);
+  const volumes = await createVolumes(pool, name, volumeContents(name, login, settings));
+  const { filter, card } = hasCard
+    ? await isolate(name, { settings, subnets }, host.connection)
+    : { filter: null, card: null };
+  const metadata = newMetadata(owner, { template: choice.name, login, settings, card });
+  return { name, metadata, settings, template, login, filter, card, ...volumes };
 }
 
-/** The record of a machine that nobody has reached yet. */
+/** The metadata of a machine that nobody has reached yet. */
 export function newMetadata(
   owner: Owner,
   { template, login, settings, card }: {
     readonly template: string;
     readonly login: MachineLogin;
-    readonly settings: MachineSettings;
+    readonly settings: NewMachine["settings"];
     readonly card: Card | null;
   },
 ): MachineMetadata {
@@ -72,107 +129,84 @@ export function newMetadata(
     address: "",
     hostKey: login.hostKey?.fingerprint ?? "",
     keepMinutes: owner.attemptDir === "" ? "" : String(settings.keepMinutes), // by hand it stays
-    ...{ failed: "", promisedUntil: "", silent: "", keptUntil: "", machine: "" },
+    failed: "",
+    promisedUntil: "",
+    silent: "",
+    keptUntil: "",
+    machine: "",
   };
 }
 
-/** Boots the machine on a disk of its own and waits until it is ready. Throws SystemFailure. */
-export async function boot(
-  { name, disk, ...machine }: NewMachine,
-  making: Making,
-  stage: Stage,
+/** Starts the machine in the first way that works, and waits until it is ready. */
+async function startInOneWay(
+  spec: MachineSpec,
+  machine: NewMachine,
+  { place, pool }: { readonly place: Place; readonly pool: StoragePool },
+  context: Context,
 ): Promise<MachineMetadata> {
-  const { pool, turn, timer } = making;
-  const overlayPath = await createDisk(pool, name, disk);
-  timer.end("overlay");
-  // Not the MAC of an attempt to resume it, whose lease may not be the one that this guest gets, unless
-  // the network keeps it for the card.
-  const record = { ...machine.record, mac: machine.card?.mac ?? randomMac() };
-  const booting = { ...machine, name, record, overlayPath };
-  using domain = await startMachine(stage.connection, booting, { ...disk, signal: stage.signal });
-  if (turn !== null) await leaveQueue(pool, turn); // the domain counts now
-  await requireUnchanged(stage.connection, disk.template);
-  timer.end("start");
-  const { template } = record;
-  const { domainType } = machine.settings;
-  stage.log(`Started the machine "${name}" from the template "${template}" (${domainType})`);
-  return await reach(domain, booting, { timer }, stage);
+  const { host, report, signal } = context;
+  for (const [i, start] of spec.starts.entries()) {
+    const isLast = i === spec.starts.length - 1;
+    try {
+      const next = i === 0 ? machine : await withCurrentCard(machine, host);
+      using started = await start(next, pool, context);
+      if (started === null) continue;
+      if (isLast) await place.leave(); // the domain counts now
+      const keeps = isLast && spec.keepsPostMortem;
+      const metadata = await reachOrExamine(started, { keeps }, context);
+      if (!isLast) await place.leave(); // not before: the next would start in the same place
+      return metadata;
+    } catch (error) {
+      if (isLast) throw error;
+      signal.throwIfAborted();
+      report.warn(`Cannot resume the machine "${spec.name}", so it boots: ${explain(error)}`);
+      await removeAttempt(spec.name, pool.name, context);
+    }
+  }
+  throw new Error("the last way to start a machine is always there");
 }
 
-/** How to wait for a machine. */
-export interface Reaching extends Pick<Making, "timer"> {
-  /** The most that each wait may take, if that is less than the settings say. */
-  readonly mostSeconds?: number;
-  /** What else has to be done in the machine, once it has its filter. */
-  readonly finish?: (signal: AbortSignal) => Promise<void>;
-}
-
-/**
- * Waits until a command runs in the machine, which gets its filter meanwhile, and gives its record,
- * which says that it is ready. Throws SystemFailure, with what can be known of the machine.
- */
-export async function reach(
-  domain: Domain,
-  machine: Pick<NewMachine, "record" | "settings" | "login" | "filter" | "card">,
-  reaching: Reaching,
-  stage: Stage,
+/** Waits for it; adds to a failure what can be known of the machine, before undo removes it. */
+async function reachOrExamine(
+  { domain: { name }, reach }: Started,
+  { keeps }: { readonly keeps: boolean },
+  context: Context,
 ): Promise<MachineMetadata> {
-  return await orExamined(domain.name, stage, async () => {
-    const [reached] = await together(
-      stage.signal,
-      (signal) => reachBySsh(domain, machine, reaching, { ...stage, signal }),
-      async (signal: AbortSignal) => {
-        if (await setFilter(domain, machine, stage)) reaching.timer.end("filter");
-        await reaching.finish?.(signal);
-      },
-    );
-    const ready = { ...machine.record, ...reached };
-    await writeMetadata(domain, ready);
-    return ready;
-  });
-}
-
-/** Waits until a command runs in the machine, and gives where, and the host key it has shown. */
-async function reachBySsh(
-  domain: Domain,
-  { record, settings, login, card }: Parameters<typeof reach>[1],
-  { timer, mostSeconds = Infinity }: Reaching,
-  { connection, log, progress, signal }: Stage,
-): Promise<Pick<MachineMetadata, "address" | "hostKey">> {
-  const limits = { log, progress, signal };
-  const addressSeconds = Math.min(settings.addressSeconds, mostSeconds);
-  const sshSeconds = Math.min(settings.sshSeconds, mostSeconds);
-  const { mac } = record;
-  const { network, hostAddresses } = settings;
-  const watch = watchKvm({ settings, connection });
-  const address = network === "none"
-    ? CHANNEL_ADDRESS
-    : await waitForAddress(domain, { mac, network, hostAddresses, card, connection, watch }, {
-      ...limits,
-      timeoutSeconds: addressSeconds,
-    });
-  timer.end("address");
-  const target = await loginTo(domain, { ...record, address }, login.key);
-  const hostKey = await waitForSsh(target, async () => {
-    await refuseEnded(domain);
-    if (target.channel !== null) await watch(); // else its address has shown that KVM works
-  }, {
-    ...limits,
-    // Without a network, nothing has waited for the boot.
-    timeoutSeconds: sshSeconds + (target.channel === null ? 0 : addressSeconds),
-  });
-  timer.end("ssh");
-  return { address, hostKey };
-}
-
-/** Adds to a failure what can be known of the machine, before undo removes it. */
-async function orExamined<T>(machine: string, stage: Stage, wait: () => Promise<T>): Promise<T> {
   try {
-    return await wait();
+    return await reach(context);
   } catch (cause) {
-    if (stage.signal.aborted) throw cause;
+    const { host, signal } = context;
+    if (signal.aborted) throw cause;
     const { withPostMortem } = await import("./post_mortem/post_mortem.ts"); // what few machines need
-    const failure = new SystemFailure({ what: `The machine "${machine}" did not come up`, cause });
-    throw await withPostMortem(machine, failure, stage);
+    const failure = new SystemFailure({ what: `The machine "${name}" did not come up`, cause });
+    const config = keeps ? host.config : { ...host.config, postMortems: 0 };
+    throw await withPostMortem(name, failure, { ...context, host: { ...host, config } });
+  }
+}
+
+/** The machine, whose card's address the guest of an earlier attempt may have leased. */
+async function withCurrentCard(machine: NewMachine, { connection }: Host): Promise<NewMachine> {
+  const { card, settings } = machine;
+  if (card === null) return machine;
+  return { ...machine, card: await withCurrentLease(connection, settings.network, card) };
+}
+
+/** Removes what an attempt to start the machine made, so that it can be started in another way. */
+async function removeAttempt(machine: string, poolName: string, context: Context): Promise<void> {
+  await withReconnect(context, async ({ host: { connection } }) => {
+    using pool = await StoragePool.lookup(connection, poolName);
+    using domain = await Domain.find(connection, machine);
+    await domain?.destroy();
+    await removeVolume(pool, volumeName(machine, "ram"));
+    await removeVolume(pool, volumeName(machine, "overlay"));
+  });
+}
+
+/** Removes what was made. The failure is what the caller hears of, not this. */
+async function undoCreate(machine: string, context: Context): Promise<void> {
+  try {
+    await removeMachineSafely(machine, context);
+  } catch (error) {
+    context.report.warn(`Could not remove the machine "${machine}" again: ${explain(error)}`);
   }
 }

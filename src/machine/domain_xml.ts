@@ -7,17 +7,16 @@ import { type MachineMetadata, metadataXml } from "./metadata.ts";
 /** The name of the channel over which a machine without a network card is reached. */
 export const SSH_CHANNEL = "org.libvirt-gci.ssh.0";
 
-/** All that the domain XML of a machine is made of. */
+/** All that the domain XML of a machine is made of, but for its disk. */
 export interface MachineDomain {
   readonly name: string;
-  readonly record: MachineMetadata;
+  readonly metadata: MachineMetadata;
   readonly settings: MachineSettings;
   /** The network filter of its card; null where the machine is not isolated. */
   readonly filter: string | null;
   /** The card of the network that the filter is for; null where it learns the address from DHCP. */
   readonly card: Card | null;
   /** Paths on the hypervisor's host. */
-  readonly overlayPath: string;
   readonly consolePath: string;
   /** The image for cloud-init; null where the guest gets none. */
   readonly seedPath: string | null;
@@ -25,6 +24,11 @@ export interface MachineDomain {
   readonly credentialPath: string | null;
   /** Where the UEFI firmware keeps its variables; null is a BIOS. */
   readonly nvramPath: string | null;
+}
+
+/** The same, with its disk. */
+export interface DomainOnDisk extends MachineDomain {
+  readonly overlayPath: string;
   /** Whether its RAM is to be saved and resumed: its card is plugged in only after that. */
   readonly isWarm?: boolean;
 }
@@ -36,21 +40,17 @@ export interface MachineDomain {
  * lost with it. Nothing keeps a machine that powers off: with its domain it is gone. One whose kernel
  * panics is kept as it is, to be looked at until cleanup.
  */
-export function domainXml(machine: MachineDomain): Xml {
-  const { record, settings } = machine;
+export function domainXml(machine: DomainOnDisk): Xml {
+  const { metadata, settings } = machine;
   return xml`
     <domain type="${settings.domainType}">
       <name>${machine.name}</name>
       ${machine.isWarm === true && genidXml()}
-      <title>${titleOf(record)}</title>
-      <metadata>${metadataXml(record)}</metadata>
+      <title>${titleOf(metadata)}</title>
+      <metadata>${metadataXml(metadata)}</metadata>
       <memory unit="MiB">${settings.memoryMib}</memory>
       <vcpu>${settings.vcpus}</vcpu>
-      ${settings.cpuShares && xml`
-        <cputune>
-          <shares>${settings.cpuShares}</shares>
-        </cputune>
-      `}
+      ${cpuSharesXml(settings)}
       ${credentialXml(machine.credentialPath)}
       ${osXml(machine)}
       <features>
@@ -88,17 +88,18 @@ export function domainXml(machine: MachineDomain): Xml {
   `;
 }
 
-/** A network card's address of QEMU's own range (52:54:00), which libvirt uses too. */
-export function randomMac(): string {
-  const [a, b, c] = crypto.getRandomValues(new Uint8Array(3));
-  return [0x52, 0x54, 0x00, a, b, c].map((byte) => (byte ?? 0).toString(16).padStart(2, "0"))
-    .join(":");
-}
-
 /** What the title of the domain says. */
 export function titleOf({ job, project, template }: MachineMetadata): string {
   const what = job === "" ? template : `job ${job} of ${project} on ${template}`;
   return `libvirt-gci: ${what}`.replace(/\s+/g, " "); // libvirt refuses a line feed in a title
+}
+
+function cpuSharesXml({ cpuShares }: MachineSettings): Xml | null {
+  return cpuShares === null ? null : xml`
+    <cputune>
+      <shares>${cpuShares}</shares>
+    </cputune>
+  `;
 }
 
 /**
@@ -184,20 +185,17 @@ function genidXml(): Xml | null {
 }
 
 /** The way into the machine: its card or, without a network, a channel. */
-function accessXml(machine: MachineDomain): Xml | null {
+function accessXml(machine: DomainOnDisk): Xml | null {
   if (machine.settings.network === "none") return sshChannelXml();
   return machine.isWarm === true ? null : interfaceXml(withFilterLater(machine));
 }
 
-/** What the machine's card is made of. */
-export type CardOf = Pick<MachineDomain, "record" | "settings" | "filter" | "card">;
-
 /**
- * The same, as its card is at first: without the filter, if that can come later. libvirt needs a second
+ * The machine, as its card is at first: without the filter, if that can come later. libvirt needs a second
  * to set it, in which the guest goes on. It cannot where libvirt learns the address from the packets of
  * DHCP, which it must see.
  */
-export function withFilterLater(machine: CardOf): CardOf {
+export function withFilterLater(machine: MachineDomain): MachineDomain {
   return machine.card === null ? machine : { ...machine, filter: null };
 }
 
@@ -205,11 +203,11 @@ export function withFilterLater(machine: CardOf): CardOf {
  * The machine's card. An isolated card's port of the bridge passes nothing to other isolated ports
  * (libvirt 6.1).
  */
-export function interfaceXml({ record, settings, filter, card }: CardOf): Xml {
+export function interfaceXml({ metadata, settings, filter, card }: MachineDomain): Xml {
   const kibPerSecond = settings.networkMibPerSecond && settings.networkMibPerSecond * 1024;
   return xml`
     <interface type="network">
-      <mac address="${record.mac}"/>
+      <mac address="${metadata.mac}"/>
       <source network="${settings.network}"/>
       <model type="virtio"/>
       ${settings.isolate && xml`

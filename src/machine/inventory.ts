@@ -12,7 +12,7 @@ import { findActivePool, refreshPool } from "./storage/pools.ts";
 import { findMetadata, type MachineMetadata } from "./metadata.ts";
 import { assignmentsIn, isStandbyName, waitingIn } from "./standby/waiting.ts";
 import { machineOfVolume } from "./storage/volumes.ts";
-import type { Stage } from "./context.ts";
+import type { Context, Host } from "./context.ts";
 
 /** What is there of a machine of ours, whether or not it runs. */
 export interface FoundMachine {
@@ -25,16 +25,13 @@ export interface FoundMachine {
   hasKey: boolean;
 }
 
-/** What is needed to find machines. */
-export type FindStage = Pick<Stage, "connection" | "config" | "keyDirectory" | "warn">;
-
 /**
  * All machines of which anything is left: a domain, volumes in the pools of the settings, a network
  * filter or a key. With `refresh`, libvirt looks into the pools again, for files that it lost sight
  * of.
  */
 export async function findMachines(
-  { connection, config, keyDirectory, warn }: FindStage,
+  { host: { connection, config, directories }, report }: Context,
   { refresh }: { readonly refresh: boolean },
 ): Promise<FoundMachine[]> {
   const machines = new Map<string, FoundMachine>();
@@ -51,7 +48,9 @@ export async function findMachines(
     if (refresh) {
       await refreshPool(pool).catch((error) => {
         if (!isLibvirtError(error)) throw error;
-        warn(`Could not look for new files in the storage pool "${poolName}": ${error.message}`);
+        report.warn(
+          `Could not look for new files in the storage pool "${poolName}": ${error.message}`,
+        );
       });
     }
     for (const { name, volumes } of machinesIn(poolName, await pool.volumeNames())) {
@@ -62,7 +61,7 @@ export async function findMachines(
   for (const machine of machinesWithFilter(filters.map(({ name }) => name))) {
     machineOf(machine).hasFilter = true;
   }
-  for (const name of await namesOfKeyFiles(keyDirectory)) {
+  for (const name of await namesOfKeyFiles(directories.keys)) {
     if (isMachineName(name)) machineOf(name).hasKey = true;
   }
   return [...machines.values()].sort((a, b) => a.name < b.name ? -1 : 1);
@@ -92,7 +91,7 @@ export function machinesIn(
 /** What is known now of who needs a machine. */
 export interface Need {
   /** Null where the domain is not ours, or there is none. */
-  readonly record: MachineMetadata | null;
+  readonly metadata: MachineMetadata | null;
   /** Null where nothing says it. */
   readonly owner: Owner | null;
   /** Why nobody needs it, as the end of a sentence; null while somebody does, or may. */
@@ -102,36 +101,37 @@ export interface Need {
 /** Asks libvirt who needs the machine, as it is at this moment. */
 export async function lookupNeed(
   { name, volumes }: Pick<FoundMachine, "name" | "volumes">,
-  { connection, config }: Pick<Stage, "connection" | "config">,
+  host: Host,
 ): Promise<Need> {
+  const { connection, config } = host;
   using domain = await Domain.find(connection, name);
-  const record = domain && await findMetadata(domain);
-  if (record !== null) {
-    const why = await whyUnneeded(record);
+  const metadata = domain && await findMetadata(domain);
+  if (metadata !== null) {
+    const why = await whyUnneeded(metadata);
     // Asked only then: whoever is gone has said before that it waits, or who takes it.
-    const mayBeAwaited = why !== null && isStandbyName(name) && record.machine === "";
-    const isNeeded = mayBeAwaited && await isAwaited(name, { connection, config });
-    return { record, owner: record, why: isNeeded ? null : why };
+    const mayBeAwaited = why !== null && isStandbyName(name) && metadata.machine === "";
+    const isNeeded = mayBeAwaited && await isAwaited(name, host);
+    return { metadata, owner: metadata, why: isNeeded ? null : why };
   }
-  const taken = await recordTakenBy(name, volumes, connection);
-  if (taken !== null) return { record, owner: taken, why: await whyUnneeded(taken) };
+  const taken = await metadataOfAssigned(name, volumes, connection);
+  if (taken !== null) return { metadata, owner: taken, why: await whyUnneeded(taken) };
   const found = await findOwnerIn([config.overlayPool, config.templatePool], name, connection);
-  if (found === "unknown") return { record, owner: null, why: null };
+  if (found === "unknown") return { metadata, owner: null, why: null };
   if (found === null) {
     const why = await isAnyFresh(volumes, connection) ? null : "nothing says whose it is";
-    return { record, owner: null, why };
+    return { metadata, owner: null, why };
   }
-  if ("why" in found) return { record, owner: null, why: found.why };
-  return { record, owner: found, why: await whyUnneeded(found) };
+  if ("why" in found) return { metadata, owner: null, why: found.why };
+  return { metadata, owner: found, why: await whyUnneeded(found) };
 }
 
 /**
  * Whether a machine that no job has yet waits for one, or is about to be taken over by one that is
- * needed itself. Its record has to be read before.
+ * needed itself. Its metadata has to be read before.
  */
 async function isAwaited(
   standby: string,
-  { connection, config }: Pick<Stage, "connection" | "config">,
+  { connection, config }: Host,
 ): Promise<boolean> {
   using pool = await findActivePool(connection, config.overlayPool);
   const volumes = await pool?.volumeNames() ?? [];
@@ -144,16 +144,16 @@ async function isAwaited(
   return false;
 }
 
-/** The record of the machine that this one took over, by its volumes; null if there is none. */
-async function recordTakenBy(
+/** The metadata of the machine that this one took over, by its volumes; null if there is none. */
+async function metadataOfAssigned(
   machine: string,
   volumes: FoundMachine["volumes"],
   connection: Connection,
 ): Promise<MachineMetadata | null> {
   for (const { standby } of assignmentsIn(volumes.map(({ name }) => name))) {
     using domain = await Domain.find(connection, standby);
-    const record = domain && await findMetadata(domain);
-    if (record?.machine === machine) return record;
+    const metadata = domain && await findMetadata(domain);
+    if (metadata?.machine === machine) return metadata;
   }
   return null;
 }

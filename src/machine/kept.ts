@@ -7,7 +7,7 @@ import { Domain } from "../libvirt/domain.ts";
 import { stepsWithKept } from "./next_steps.ts";
 import { findMetadata, isKept, type MachineMetadata, writeMetadata } from "./metadata.ts";
 import { quoted } from "../quoted.ts";
-import type { Stage } from "./context.ts";
+import { type Context, type Host, withConnection } from "./context.ts";
 import { findDomainOf } from "./lookup.ts";
 
 /** A script as a part of GitLab's job. */
@@ -30,12 +30,16 @@ export function isFirstFailure({ keepMinutes, failed }: MachineMetadata): boolea
  * Writes down that a script of the job failed, so that cleanup keeps the machine, and says how to go
  * on. It never fails: the script's failure is what counts. Of a machine that is gone it says nothing.
  */
-export async function noteFailure(machine: string, script: JobScript, stage: Stage): Promise<void> {
+export async function noteFailure(
+  machine: string,
+  script: JobScript,
+  context: Context,
+): Promise<void> {
   if (IGNORED.includes(script.name)) return;
   try {
-    await note(machine, script, stage).catch(async () => {
-      await using fresh = await stage.connect(); // the daemon may have been started anew
-      await note(machine, script, { ...stage, connection: fresh });
+    await note(machine, script, context.host).catch(async () => {
+      await using fresh = await context.host.connect(); // the daemon may have been started anew
+      await note(machine, script, withConnection(context, fresh).host);
     });
   } catch (error) {
     script.say(`The machine "${machine}" is not kept: ${explain(error)}`);
@@ -45,17 +49,17 @@ export async function noteFailure(machine: string, script: JobScript, stage: Sta
 async function note(
   machine: string,
   { name, say }: JobScript,
-  { connection, config: { maxKeptMachines } }: Pick<Stage, "connection" | "config">,
+  { connection, config: { maxKeptMachines } }: Host,
 ): Promise<void> {
   using domain = await Domain.find(connection, machine);
-  const record = domain && await findMetadata(domain);
-  if (domain === null || record === null) return;
-  const minutes = Number(record.keepMinutes);
+  const metadata = domain && await findMetadata(domain);
+  if (domain === null || metadata === null) return;
+  const minutes = Number(metadata.keepMinutes);
   const promisedUntil = new Date(Date.now() + minutes * 60_000).toISOString();
-  await writeMetadata(domain, { ...record, failed: name, promisedUntil });
+  await writeMetadata(domain, { ...metadata, failed: name, promisedUntil });
   // Counted with that written: of two failures at once, neither overlooks the other.
   if (await countKept(connection) > maxKeptMachines) {
-    await writeMetadata(domain, { ...record, failed: name, keepMinutes: "" });
+    await writeMetadata(domain, { ...metadata, failed: name, keepMinutes: "" });
     return say(
       `The machine "${machine}" is not kept after the job: no more than ${maxKeptMachines} are at ` +
         "once, by max_kept_machines of this host's settings",
@@ -66,24 +70,24 @@ async function note(
       `after the job, until ${moment(promisedUntil)} or later, with all that the job left there, ` +
       "secrets too",
   );
-  stepsWithKept(machine, record).forEach(say);
+  stepsWithKept(machine, metadata).forEach(say);
 }
 
 /** How many machines were kept, or will be when their jobs end. */
 async function countKept(connection: Connection): Promise<number> {
   using domains = await Domain.listActive(connection);
-  const records = await Promise.all(domains.map(findMetadata));
-  return records.filter((record) =>
-    record !== null && (isKept(record) || record.promisedUntil !== "")
+  const all = await Promise.all(domains.map(findMetadata));
+  return all.filter((metadata) =>
+    metadata !== null && (isKept(metadata) || metadata.promisedUntil !== "")
   ).length;
 }
 
 /** Takes back what {@linkcode noteFailure} wrote, since GitLab tried the script again with success. */
 export async function notePass(domain: Domain, { name, say }: JobScript): Promise<void> {
   try {
-    const record = await findMetadata(domain);
-    if (record === null) return;
-    await writeMetadata(domain, { ...record, failed: "", promisedUntil: "" });
+    const metadata = await findMetadata(domain);
+    if (metadata === null) return;
+    await writeMetadata(domain, { ...metadata, failed: "", promisedUntil: "" });
     say(`The stage ${quoted(name)} passed this time, so the machine is not kept for it`);
   } catch (error) {
     say(`The machine is kept although the stage ${quoted(name)} passed now: ${explain(error)}`);
@@ -97,35 +101,35 @@ export async function notePass(domain: Domain, { name, say }: JobScript): Promis
  */
 export async function keepAfterJob(
   machine: string,
-  stage: Pick<Stage, "connection" | "config" | "lastingKeyDirectory" | "log" | "warn">,
+  { host, report }: Context,
 ): Promise<boolean> {
-  using domain = await findDomainOf(machine, stage);
-  const record = domain && await findMetadata(domain);
-  if (domain === null || record === null) return false;
-  const end = endOfKeeping(record);
+  using domain = await findDomainOf(machine, host);
+  const metadata = domain && await findMetadata(domain);
+  if (domain === null || metadata === null) return false;
+  const end = endOfKeeping(metadata);
   if (end <= Date.now()) return false;
   const keptUntil = new Date(end).toISOString();
   try {
-    const key = await moveKey(domain.name, record.key, stage.lastingKeyDirectory);
-    const kept = { ...record, key, keptUntil, promisedUntil: "", deadline: keptUntil };
+    const key = await moveKey(domain.name, metadata.key, host.directories.lastingKeys);
+    const kept = { ...metadata, key, keptUntil, promisedUntil: "", deadline: keptUntil };
     await writeMetadata(domain, kept);
   } catch (error) {
-    stage.warn(`Cannot keep the machine "${domain.name}": ${explain(error)}`);
+    report.warn(`Cannot keep the machine "${domain.name}": ${explain(error)}`);
     return false;
   }
-  const failed = record.failed === ""
+  const failed = metadata.failed === ""
     ? ""
-    : `: the stage ${quoted(record.failed)} of its job failed`;
-  stage.log(`Kept the machine "${domain.name}" until ${moment(keptUntil)}${failed}`);
-  stepsWithKept(domain.name, record).forEach(stage.log);
+    : `: the stage ${quoted(metadata.failed)} of its job failed`;
+  report.log(`Kept the machine "${domain.name}" until ${moment(keptUntil)}${failed}`);
+  stepsWithKept(domain.name, metadata).forEach(report.log);
   return true;
 }
 
 /** Until when the machine is to stay, in milliseconds; 0 is not at all. */
-function endOfKeeping(record: MachineMetadata): number {
-  const asked = Date.parse(record.keptUntil) || 0;
-  if (isKept(record) || record.failed === "") return asked;
-  return Math.max(asked, Date.now() + Number(record.keepMinutes) * 60_000);
+function endOfKeeping(metadata: MachineMetadata): number {
+  const asked = Date.parse(metadata.keptUntil) || 0;
+  if (isKept(metadata) || metadata.failed === "") return asked;
+  return Math.max(asked, Date.now() + Number(metadata.keepMinutes) * 60_000);
 }
 
 /** Gives the file where the machine's own key lasts; a key of the settings stays where it is. */

@@ -7,9 +7,9 @@ import { tmpfilesCredential } from "./storage/credential.ts";
 import type { MachineMetadata } from "./metadata.ts";
 import { cloudInitSeed } from "./storage/seed.ts";
 import { CHANNEL_ADDRESS, sshChannel } from "./ssh_channel.ts";
-import type { VolumeContents } from "./start.ts";
+import type { VolumeContents } from "./storage/disks.ts";
 import type { MachineSettings } from "../settings/machine_settings.ts";
-import type { Stage } from "./context.ts";
+import type { Host } from "./context.ts";
 
 /** Who is let in to a machine, and how it is known. */
 export interface MachineLogin {
@@ -19,25 +19,27 @@ export interface MachineLogin {
 }
 
 /**
- * The keys of a new machine, made for it alone and kept in a file until cleanup; with `login: template`
- * the template's. `keyFile` is the private key that the command line wants instead. Throws
- * SystemFailure.
+ * With whose key somebody logs in to a machine: its own, one that nobody has once the machine is made, or
+ * the one in this file, by the command line.
+ */
+export type KeyChoice = "own" | "nobody" | { readonly keyFile: string };
+
+/**
+ * The keys of a new machine. Its own is made for it alone and kept in a file until cleanup; with
+ * `login: template` it is the template's. Throws SystemFailure.
  */
 export async function createLogin(
   machine: string,
-  { keyFile, settings }: {
-    readonly keyFile: string | undefined;
-    readonly settings: MachineSettings;
-  },
-  stage: Pick<Stage, "home" | "keyDirectory">,
+  { keys: choice, settings }: { readonly keys: KeyChoice; readonly settings: MachineSettings },
+  { directories: { home, keys } }: Host,
 ): Promise<MachineLogin> {
-  if (settings.login === "template") {
-    return { key: await readKey(keyFile ?? settings.key, stage.home), hostKey: null };
-  }
-  const hostKey = await makeKeyPair();
-  if (keyFile !== undefined) return { key: await readKey(keyFile, stage.home), hostKey };
+  const keyFile = typeof choice === "object" ? choice.keyFile : undefined;
+  const hostKey = settings.login === "template" ? null : await makeKeyPair();
+  if (choice === "nobody") return { key: { ...await makeKeyPair(), file: "" }, hostKey };
+  if (hostKey === null) return { key: await readKey(keyFile ?? settings.key, home), hostKey };
+  if (keyFile !== undefined) return { key: await readKey(keyFile, home), hostKey };
   const pair = await makeKeyPair();
-  const file = await writeKeyFile(stage.keyDirectory, machine, pair.privateKey);
+  const file = await writeKeyFile(keys, machine, pair.privateKey);
   return { key: { ...pair, file }, hostKey };
 }
 

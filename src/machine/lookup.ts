@@ -3,27 +3,24 @@ import { Domain } from "../libvirt/domain.ts";
 import { findActivePool } from "./storage/pools.ts";
 import { findMetadata } from "./metadata.ts";
 import { assignmentsIn } from "./standby/waiting.ts";
-import type { Stage } from "./context.ts";
-
-/** What it takes to find a machine. */
-export type NameStage = Pick<Stage, "connection" | "config">;
+import type { Host } from "./context.ts";
 
 /**
  * The domain of the machine: of its own name, or of that of the machine which it took over, since
  * libvirt renames no domain that runs. Null if there is none. Whoever gets it disposes of it.
  */
-export async function findDomainOf(machine: string, stage: NameStage): Promise<Domain | null> {
-  const own = await Domain.find(stage.connection, machine);
+export async function findDomainOf(machine: string, host: Host): Promise<Domain | null> {
+  const own = await Domain.find(host.connection, machine);
   if (own !== null) return own;
-  const standby = (await standbysAssignedTo(machine, stage)).at(-1);
-  return standby === undefined ? null : await Domain.find(stage.connection, standby);
+  const standby = (await standbysAssignedTo(machine, host)).at(-1);
+  return standby === undefined ? null : await Domain.find(host.connection, standby);
 }
 
 /** The name of that domain, and of all else that belongs to it, also when it has ended. */
-export async function domainName(machine: string, stage: NameStage): Promise<string> {
-  using domain = await Domain.find(stage.connection, machine);
+export async function domainName(machine: string, host: Host): Promise<string> {
+  using domain = await Domain.find(host.connection, machine);
   if (domain !== null) return machine;
-  return (await standbysAssignedTo(machine, stage)).at(-1) ?? machine;
+  return (await standbysAssignedTo(machine, host)).at(-1) ?? machine;
 }
 
 /**
@@ -32,17 +29,17 @@ export async function domainName(machine: string, stage: NameStage): Promise<str
  */
 export async function standbysAssignedTo(
   machine: string,
-  { connection, config }: NameStage,
+  { connection, config }: Host,
 ): Promise<string[]> {
   using pool = await findActivePool(connection, config.overlayPool);
   const taken = assignmentsIn(await pool?.volumeNames() ?? []);
   const ours: string[] = [];
   for (const { standby } of taken.filter((each) => each.machine === machine)) {
     using domain = await Domain.find(connection, standby);
-    const record = domain && await findMetadata(domain);
-    const isOurs = record === null
+    const metadata = domain && await findMetadata(domain);
+    const isOurs = metadata === null
       ? !taken.some((other) => other.standby === standby && other.machine !== machine)
-      : record.machine === machine;
+      : metadata.machine === machine;
     if (isOurs) ours.push(standby);
   }
   return ours;

@@ -35,7 +35,7 @@ export interface MachineMetadata extends Owner {
   readonly machine: string;
 }
 
-/** A record that says nothing. */
+/** Metadata that says nothing. */
 export const EMPTY_METADATA: MachineMetadata = {
   ...{ job: "", project: "", template: "", created: "", deadline: "", attemptDir: "", runner: "" },
   ...{ host: "", mac: "", user: "", port: "", key: "", shell: "", address: "", hostKey: "" },
@@ -50,23 +50,23 @@ export function isKept({ keptUntil, deadline }: MachineMetadata): boolean {
   return keptUntil !== "" && keptUntil === deadline;
 }
 
-/** The record as the element that stands in `<metadata>`. */
-export function metadataXml(record: MachineMetadata): Xml {
+/** The metadata as the element that stands in `<metadata>`. */
+export function metadataXml(metadata: MachineMetadata): Xml {
   return xml`
-    <gci:machine xmlns:gci="${NAMESPACE}" ${attributesXml(record)} />
+    <gci:machine xmlns:gci="${NAMESPACE}" ${attributesXml(metadata)} />
   `;
 }
 
-function attributesXml(record: MachineMetadata): Xml {
+function attributesXml(metadata: MachineMetadata): Xml {
   const attributes = KEYS.map((key) =>
     xml`
-      ${new Xml(key)}="${record[key]}"
+      ${new Xml(key)}="${metadata[key]}"
     `
   );
   return xml`${attributes}`;
 }
 
-/** The record of a running domain, or null if the domain is not ours. */
+/** The metadata of a running domain, or null if the domain is not ours. */
 export async function readMetadata(domain: Domain): Promise<MachineMetadata | null> {
   const element = await domain.metadata(NAMESPACE);
   if (element === null) return null;
@@ -80,10 +80,10 @@ export function findMetadata(domain: Domain): Promise<MachineMetadata | null> {
   return orNull(VIR_ERR.NO_DOMAIN, readMetadata(domain));
 }
 
-/** Replaces the record of a running domain. */
-export function writeMetadata(domain: Domain, record: MachineMetadata): Promise<void> {
+/** Replaces the metadata of a running domain. */
+export function writeMetadata(domain: Domain, metadata: MachineMetadata): Promise<void> {
   const element = xml`
-    <machine ${attributesXml(record)} />
+    <machine ${attributesXml(metadata)} />
   `; // libvirt itself adds the namespace
   return domain.setMetadata(NAMESPACE, PREFIX, element.toString());
 }

@@ -1,9 +1,60 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { Domain } from "../libvirt/domain.ts";
+import { type Failure, SystemFailure } from "../errors.ts";
+import type { Connection } from "../libvirt/connection.ts";
+import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
+import { type Context, quiet } from "./context.ts";
+import type { MachineSpec } from "./machine.ts";
 import { findOwner, type Owner, whyUnneeded } from "./owner.ts";
-import { reserveName } from "./start.ts";
 import { removeMachineSafely } from "./remove.ts";
-import type { Stage } from "./context.ts";
+import { orExplained } from "./storage/disks.ts";
+import { createRawVolume, volumeName } from "./storage/volumes.ts";
+
+/** Somebody has the name of a machine already. */
+export class NameTaken extends SystemFailure {}
+
+/** Reserves the name of a new machine. Throws NameTaken, or SystemFailure. */
+export async function reserveMachine(
+  { name, owner, reserve }: Pick<MachineSpec, "name" | "owner" | "reserve">,
+  pool: StoragePool,
+  context: Context,
+): Promise<void> {
+  const { host: { connection }, report, signal } = context;
+  if (reserve === "free") await refuseTakenName(name, connection, pool);
+  signal.throwIfAborted();
+  report.steps.skip();
+  const isOurs = reserve === "free"
+    ? await reserveName(pool, name, owner)
+    : await reserveAbandonedName(pool, { name, owner }, context);
+  if (!isOurs) throw new NameTaken(takenBy(name, EARLIER_DISK));
+}
+
+/**
+ * Reserves the machine's name by the volume that says whose it is. Resolves to whether it is ours now:
+ * of two at once, one gets it, and until that volume is deleted nobody else. Throws SystemFailure.
+ */
+export function reserveName(pool: StoragePool, machine: string, owner: Owner): Promise<boolean> {
+  return orExplained(pool, machine, async () => {
+    const bytes = new TextEncoder().encode(`${JSON.stringify(owner)}\n`);
+    const name = volumeName(machine, "owner");
+    const creation = createRawVolume(pool, name, bytes.length);
+    using volume = await creation.catch(async (error) => {
+      using other = await pool.findVolume(name).catch(() => null); // the first failure counts
+      if (other === null) throw error;
+      return null;
+    });
+    if (volume === null) return false;
+    try {
+      await volume.upload(bytes);
+    } catch (error) {
+      if (isLibvirtError(error, VIR_ERR.NO_SUPPORT)) return true; // libvirt's test driver
+      await volume.delete().catch(() => {}); // as above
+      throw error;
+    }
+    return true;
+  });
+}
 
 /**
  * As {@linkcode reserveName}, for a name that one process at a time has: if that one was killed, what it
@@ -12,7 +63,7 @@ import type { Stage } from "./context.ts";
 export async function reserveAbandonedName(
   pool: StoragePool,
   { name, owner }: { readonly name: string; readonly owner: Owner },
-  stage: Stage,
+  context: Context,
 ): Promise<boolean> {
   if (await reserveName(pool, name, owner)) return true;
   const other = await findOwner(pool, name);
@@ -20,7 +71,30 @@ export async function reserveAbandonedName(
   if (other !== null) {
     const isDead = "why" in other || await whyUnneeded(other) !== null;
     if (!isDead) return false;
-    await removeMachineSafely(name, { ...stage, log: () => {} });
+    await removeMachineSafely(name, quiet(context));
   }
   return await reserveName(pool, name, owner);
+}
+
+/** Says early what {@linkcode reserveName} would refuse, and whose name it cannot know of. */
+async function refuseTakenName(
+  machine: string,
+  connection: Connection,
+  pool: StoragePool,
+): Promise<void> {
+  using domain = await Domain.find(connection, machine);
+  if (domain !== null) throw new NameTaken(takenBy(machine, "a domain"));
+  using owner = await pool.findVolume(volumeName(machine, "owner"));
+  using overlay = await pool.findVolume(volumeName(machine, "overlay"));
+  if (owner !== null || overlay !== null) throw new NameTaken(takenBy(machine, EARLIER_DISK));
+}
+
+const EARLIER_DISK = "a disk of an earlier machine";
+
+function takenBy(machine: string, what: string): Failure {
+  return {
+    what: `There is ${what} "${machine}" already`,
+    advice: `Remove the machine if nobody needs it: libvirt-gci cleanup --machine ${machine}; ` +
+      "or choose another name",
+  };
 }

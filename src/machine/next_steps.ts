@@ -4,8 +4,8 @@ import { hostName } from "./owner.ts";
 import { CHANNEL_ADDRESS } from "./ssh_channel.ts";
 
 /** What a person can do with a machine that they made on this host, a line each. */
-export function stepsByHand(machine: string, record: MachineMetadata): readonly string[] {
-  const { key, port, user, address } = record;
+export function stepsByHand(machine: string, metadata: MachineMetadata): readonly string[] {
+  const { key, port, user, address } = metadata;
   const ssh = `ssh -i ${key} ${port === "22" ? "" : `-p ${port} `}${user}@${address}`;
   return [
     logIn(machine) + (address === CHANNEL_ADDRESS ? "" : `, or ${ssh}`),

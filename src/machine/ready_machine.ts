@@ -8,14 +8,14 @@ import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
 import { refuseEnded } from "./network/address.ts";
 import { type MachineMetadata, readMetadata, writeMetadata } from "./metadata.ts";
 import { loginTo } from "./login.ts";
-import type { Stage } from "./context.ts";
+import type { Context, Host } from "./context.ts";
 import { within } from "../wait.ts";
-import { findDomainOf, type NameStage } from "./lookup.ts";
+import { findDomainOf } from "./lookup.ts";
 
 /** A machine of ours. Whoever gets it disposes of it, which leaves it running. */
 export interface RunningMachine extends Disposable {
   readonly domain: Domain;
-  readonly record: MachineMetadata;
+  readonly metadata: MachineMetadata;
 }
 
 const CONNECT_SECONDS = 60;
@@ -24,13 +24,13 @@ const SILENT_MS = 3000;
 
 /** Logs in to it, as prepare has made it ready. Whoever gets the connection disposes of it. */
 export async function logIn(
-  { domain, record }: RunningMachine,
-  { home, signal }: Pick<Stage, "home" | "signal">,
+  { domain, metadata }: RunningMachine,
+  { host: { directories: { home } }, signal }: Context,
 ): Promise<SshConnection> {
-  const key = await readKey(record.key, home);
+  const key = await readKey(metadata.key, home);
   const limits = { timeoutSeconds: CONNECT_SECONDS, log: () => {} }; // it is not our log
-  const login = await loginTo(domain, record, key);
-  if (record.silent === "") return await openSsh(login, { ...limits, signal });
+  const login = await loginTo(domain, metadata, key);
+  if (metadata.silent === "") return await openSsh(login, { ...limits, signal });
   const over = new AbortController();
   const either = AbortSignal.any([signal, over.signal]);
   const ssh = await within(openSsh(login, { ...limits, signal: either }), SILENT_MS);
@@ -56,28 +56,28 @@ export async function noteAnswer(domain: Domain, answer: "some" | "none"): Promi
 /** The machine of this job's name, or by its domain's. Throws SystemFailure if it is gone, crashed, not ours, or not ready. */
 export async function lookupReadyMachine(
   machine: string,
-  stage: NameStage,
+  host: Host,
 ): Promise<RunningMachine> {
   using undo = new DisposableStack();
-  const found = undo.use(await lookupMachine(machine, stage));
-  if (found.record.address === "") throw unusable(`The machine "${machine}" is not ready`);
+  const found = undo.use(await lookupMachine(machine, host));
+  if (found.metadata.address === "") throw unusable(`The machine "${machine}" is not ready`);
   await refuseEnded(found.domain);
   undo.move();
   return found;
 }
 
 /** As {@linkcode lookupReadyMachine}, ready or not, crashed or not. */
-export async function lookupMachine(machine: string, stage: NameStage): Promise<RunningMachine> {
-  const domain = await findDomainOf(machine, stage);
+export async function lookupMachine(machine: string, host: Host): Promise<RunningMachine> {
+  const domain = await findDomainOf(machine, host);
   if (domain === null) throw gone(machine);
   using undo = new DisposableStack();
   undo.use(domain);
-  const record = await readMetadata(domain).catch((error) => {
+  const metadata = await readMetadata(domain).catch((error) => {
     throw isLibvirtError(error, VIR_ERR.NO_DOMAIN) ? gone(machine) : error; // it has just ended
   });
-  if (record === null) throw unusable(`The domain "${machine}" was not made by libvirt-gci`);
+  if (metadata === null) throw unusable(`The domain "${machine}" was not made by libvirt-gci`);
   undo.move();
-  return { domain, record, [Symbol.dispose]: () => domain[Symbol.dispose]() };
+  return { domain, metadata, [Symbol.dispose]: () => domain[Symbol.dispose]() };
 }
 
 function gone(machine: string): SystemFailure {

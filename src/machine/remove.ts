@@ -6,74 +6,67 @@ import { SystemFailure } from "../errors.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
 import { isKeyFileOf, keyFile, removeKeyFile } from "../guest/key_file.ts";
+import type { FoundMachine } from "./inventory.ts";
 import { removeGuestFiles } from "./storage/guest_files.ts";
 import { removeFilter } from "./network/filter.ts";
 import { lookupActivePool } from "./storage/pools.ts";
 import { isStandbyName } from "./standby/waiting.ts";
 import { type MachineMetadata, readMetadata } from "./metadata.ts";
-import { type Doomed, releaseName, removeVolumes } from "./storage/volumes.ts";
+import { releaseName, removeVolumes } from "./storage/volumes.ts";
 import { hasProjectLimit } from "../policy/decide.ts";
 import { withReconnect } from "./reconnect.ts";
-import type { Stage } from "./context.ts";
+import { type Context, quiet } from "./context.ts";
 import { standbysAssignedTo } from "./lookup.ts";
-
-/** What somebody saw of a machine, where its name alone does not lead to it. */
-export interface Seen {
-  readonly volumes?: readonly { readonly pool: string }[];
-  /** The directory of its attempt, empty if unknown: its key may be there. */
-  readonly attemptDir?: string;
-}
 
 /**
  * Removes the machine of this name and all that belongs to it, whatever a stage left of it, and
- * last what says whose it is. Resolves to whether there was anything. Throws SystemFailure if the
+ * last what says whose it is. Its name alone does not lead to volumes in other pools, nor to a key in
+ * the attempt's directory `attemptDir`. Resolves to whether there was anything. Throws SystemFailure if the
  * domain of this name is not ours.
  */
-export async function cleanup(
+export async function removeMachine(
   machine: string,
-  stage: CleanupStage,
-  { volumes = [], attemptDir = "" }: Seen = {},
+  context: Context,
+  { volumes = [], attemptDir = "" }: {
+    readonly volumes?: FoundMachine["volumes"];
+    readonly attemptDir?: string;
+  } = {},
 ): Promise<boolean> {
-  const { connection, config, keyDirectory, lastingKeyDirectory, log } = stage;
+  const { host, report } = context;
+  const { connection, config, directories } = host;
   const pools = [...new Set([config.overlayPool, ...volumes.map(({ pool }) => pool)])];
   const { destroyed, key, isReady } = await destroyMachine(machine, connection);
-  const standbys = destroyed ? [] : await standbysAssignedTo(machine, stage);
+  const standbys = destroyed ? [] : await standbysAssignedTo(machine, host);
   for (const standby of standbys) {
-    await cleanup(standby, { ...stage, log: () => {} }, { attemptDir });
+    await removeMachine(standby, quiet(context), { attemptDir });
   }
   const removals = await Promise.allSettled([
-    removeKeyFile(keyFile(keyDirectory, machine)),
-    removeKeyFile(keyFile(lastingKeyDirectory, machine)),
+    removeKeyFile(keyFile(directories.keys, machine)),
+    removeKeyFile(keyFile(directories.lastingKeys, machine)),
     // Of a job whose machine is removed by hand, the domain alone knows the attempt's directory.
     isKeyFileOf(machine, key) && removeKeyFile(key),
     attemptDir !== "" && removeKeyFile(keyFile(attemptDir, machine)),
     removeFilter(connection, machine),
     ...pools.map((pool) => {
       const mayHaveNamed = !isReady || isStandbyName(machine) || hasProjectLimit(config);
-      return deleteDisks({ machine, mayHaveNamed }, connection, pool);
+      return deleteDisks(machine, mayHaveNamed, connection, pool);
     }),
   ]);
   for (const removal of removals) if (removal.status === "rejected") throw removal.reason;
   let found = destroyed || standbys.length > 0 ||
     removals.some((removal) => "value" in removal && removal.value);
-  for (const pool of pools) found = await disown(machine, connection, pool) || found;
-  log(found ? `Removed the machine "${machine}"` : `There is no machine "${machine}"`);
+  for (const pool of pools) found = await releaseNameIn(machine, connection, pool) || found;
+  report.log(found ? `Removed the machine "${machine}"` : `There is no machine "${machine}"`);
   return found;
 }
 
-/** As {@linkcode cleanup}, and once more on a new connection if it fails. */
+/** As {@linkcode removeMachine}, and once more on a new connection if it fails. */
 export async function removeMachineSafely(
   machine: string,
-  stage: CleanupStage & Pick<Stage, "connect" | "signal">,
+  context: Context,
 ): Promise<void> {
-  await withReconnect(stage, (connection) => cleanup(machine, { ...stage, connection }));
+  await withReconnect(context, (context) => removeMachine(machine, context));
 }
-
-/** What cleanup needs of a stage. */
-export type CleanupStage = Pick<
-  Stage,
-  "connection" | "config" | "keyDirectory" | "lastingKeyDirectory" | "log"
->;
 
 /** What there was of a domain. */
 interface Destroyed {
@@ -87,10 +80,10 @@ interface Destroyed {
 async function destroyMachine(machine: string, connection: Connection): Promise<Destroyed> {
   using domain = await Domain.find(connection, machine);
   if (domain === null) return { destroyed: false, key: "", isReady: false };
-  let record: MachineMetadata | null;
+  let metadata: MachineMetadata | null;
   try {
-    record = await readMetadata(domain);
-    if (record !== null) await domain.destroy();
+    metadata = await readMetadata(domain);
+    if (metadata !== null) await domain.destroy();
   } catch (error) {
     // It ended by itself just now.
     if (isLibvirtError(error, VIR_ERR.NO_DOMAIN)) {
@@ -98,8 +91,8 @@ async function destroyMachine(machine: string, connection: Connection): Promise<
     }
     throw error;
   }
-  if (record !== null) {
-    return { destroyed: true, key: record.key, isReady: record.address !== "" };
+  if (metadata !== null) {
+    return { destroyed: true, key: metadata.key, isReady: metadata.address !== "" };
   }
   throw new SystemFailure({
     what: `The domain "${machine}" was not made by libvirt-gci, so it stays as it is`,
@@ -109,17 +102,18 @@ async function destroyMachine(machine: string, connection: Connection): Promise<
 
 /** Whether there was a volume to delete. Without the pool there is none. */
 async function deleteDisks(
-  disks: Doomed,
+  machine: string,
+  mayHaveNamed: boolean,
   connection: Connection,
   poolName: string,
 ): Promise<boolean> {
   using found = await StoragePool.find(connection, poolName);
   if (found === null) return false;
   using pool = await lookupActivePool(connection, poolName, "overlay_pool");
-  const of = { connection, pool, machine: disks.machine };
+  const of = { connection, pool, machine };
   const [guest, others] = await Promise.allSettled([
     removeGuestFiles(of),
-    removeVolumes(pool, disks),
+    removeVolumes(pool, machine, { mayHaveNamed }),
   ]);
   if (guest.status === "rejected") throw guest.reason;
   if (others.status === "rejected") throw others.reason;
@@ -127,7 +121,11 @@ async function deleteDisks(
 }
 
 /** Whether there was a volume that said whose the machine was. */
-async function disown(machine: string, connection: Connection, poolName: string): Promise<boolean> {
+async function releaseNameIn(
+  machine: string,
+  connection: Connection,
+  poolName: string,
+): Promise<boolean> {
   using pool = await StoragePool.find(connection, poolName);
   return pool !== null && await releaseName(pool, machine);
 }

@@ -4,7 +4,7 @@ import type { Domain } from "../libvirt/domain.ts";
 import { childrenOf, find, rootOf } from "../read_xml.ts";
 import { SSH_CHANNEL } from "./domain_xml.ts";
 
-/** What the record of a machine without a network card has for its address. */
+/** What the metadata of a machine without a network card has for its address. */
 export const CHANNEL_ADDRESS = "channel";
 
 /** How to reach such a machine: through its agent and a socket of this host. */

@@ -21,13 +21,22 @@ export type OnStep = (step: Step, milliseconds: number) => void;
 export class StepTimer {
   readonly #onStep: OnStep | null;
   readonly #steps: string[] = [];
-  readonly #began: number;
-  #start = performance.now();
+  readonly #began = performance.now();
+  #start = this.#began;
 
-  /** The first step begins now. `began` is when the stage did, as performance.now() has it. */
-  constructor(onStep: OnStep | null, began = performance.now()) {
+  /** The first step begins now. */
+  constructor(onStep: OnStep | null) {
     this.#onStep = onStep;
-    this.#began = began;
+  }
+
+  /** Another that tells of its steps likewise, of which the first begins now. */
+  anew(): StepTimer {
+    return new StepTimer(this.#onStep);
+  }
+
+  /** What was done since the last step belongs to none: the next begins now. */
+  skip(): void {
+    this.#start = performance.now();
   }
 
   /** Ends a step, which began when the one before it ended. Only {@linkcode STEPS} are told of. */

@@ -2,23 +2,17 @@
 import { withoutAttempt } from "../job/job.ts";
 import { isLibvirtError } from "../libvirt/error.ts";
 import { findActivePool } from "./storage/pools.ts";
-import { cleanup } from "./remove.ts";
+import { removeMachine } from "./remove.ts";
 import { type FoundMachine, lookupNeed, machinesIn, type Need } from "./inventory.ts";
-import type { Stage } from "./context.ts";
-
-/** What gc needs of a stage. */
-export type GcStage = Pick<
-  Stage,
-  "connection" | "config" | "keyDirectory" | "lastingKeyDirectory" | "signal" | "log" | "warn"
->;
+import { type Context, quiet, withoutWarnings } from "./context.ts";
 
 /** Removes what was found. Resolves to whether anything was left of it: another gc may have been faster. */
 export async function removeFound(
   machine: Pick<FoundMachine, "name" | "volumes">,
   { owner }: Need,
-  stage: GcStage,
+  context: Context,
 ): Promise<boolean> {
-  return await cleanup(machine.name, { ...stage, log: () => {} }, {
+  return await removeMachine(machine.name, quiet(context), {
     volumes: machine.volumes,
     attemptDir: owner?.attemptDir ?? "",
   });
@@ -33,8 +27,8 @@ const SWEEP_MS = 2000;
  * overlay pool, by chance. It begins no further one after two seconds, and never fails. What it does not
  * come to, a later prepare does. It names no machine, since the log may be another job's.
  */
-export async function sweep(machine: string, stage: GcStage): Promise<void> {
-  await removeUnneeded(await chooseSome(machine, stage), stage, { milliseconds: SWEEP_MS });
+export async function sweep(machine: string, context: Context): Promise<void> {
+  await removeUnneeded(await chooseSome(machine, context), context, { milliseconds: SWEEP_MS });
 }
 
 /**
@@ -44,9 +38,9 @@ export async function sweep(machine: string, stage: GcStage): Promise<void> {
  */
 export async function removeOneUnneeded(
   found: readonly Pick<FoundMachine, "name" | "volumes">[],
-  stage: Omit<GcStage, "warn">,
+  context: Context,
 ): Promise<boolean> {
-  return await removeUnneeded(found, { ...stage, warn: () => {} }, { most: 1 }) > 0;
+  return await removeUnneeded(found, withoutWarnings(context), { most: 1 }) > 0;
 }
 
 /**
@@ -55,7 +49,7 @@ export async function removeOneUnneeded(
  */
 async function removeUnneeded(
   found: readonly Pick<FoundMachine, "name" | "volumes">[],
-  stage: GcStage,
+  context: Context,
   { milliseconds = Infinity, most = Infinity }: {
     readonly milliseconds?: number;
     readonly most?: number;
@@ -65,18 +59,18 @@ async function removeUnneeded(
   let removed = 0;
   let failed = 0;
   for (const machine of found) {
-    if (removed >= most || performance.now() > end || stage.signal.aborted) break;
+    if (removed >= most || performance.now() > end || context.signal.aborted) break;
     try {
-      const need = await lookupNeed(machine, stage);
+      const need = await lookupNeed(machine, context.host);
       if (need.why === null) continue;
-      if (await removeFound(machine, need, stage)) removed++;
+      if (await removeFound(machine, need, context)) removed++;
     } catch {
       failed++;
     }
   }
-  if (removed > 0) stage.log(`Removed ${machines(removed)} that nobody needs any more`);
+  if (removed > 0) context.report.log(`Removed ${machines(removed)} that nobody needs any more`);
   if (failed > 0) {
-    stage.warn(
+    context.report.warn(
       `Could not remove ${machines(failed)} that nobody needs any more: ` +
         "the host's administrator can see why with libvirt-gci gc",
     );
@@ -94,7 +88,7 @@ function machines(count: number): string {
  */
 async function chooseSome(
   machine: string,
-  { connection, config }: GcStage,
+  { host: { connection, config } }: Context,
 ): Promise<Pick<FoundMachine, "name" | "volumes">[]> {
   try {
     using pool = await findActivePool(connection, config.overlayPool);

@@ -4,7 +4,7 @@ import type { StoragePool } from "../libvirt/storage_pool.ts";
 import { poolSpace } from "../machine/queue/host_load.ts";
 import { findActivePool } from "../machine/storage/pools.ts";
 import { machinesOf } from "../machine/inventory.ts";
-import type { Stage } from "../machine/context.ts";
+import type { Host } from "../machine/context.ts";
 import type { Gauges } from "./metrics.ts";
 
 /**
@@ -12,7 +12,7 @@ import type { Gauges } from "./metrics.ts";
  * some more for each machine. Null without the pool.
  */
 export async function measure(
-  { connection, config }: Pick<Stage, "connection" | "config">,
+  { connection, config }: Host,
   { disks }: { readonly disks: boolean },
 ): Promise<Gauges | null> {
   using pool = await findActivePool(connection, config.overlayPool);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { BuildFailure, explain, faultOf, SystemFailure, UsageError } from "../errors.ts";
-import type { Stage } from "../machine/context.ts";
+import type { Host } from "../machine/context.ts";
 import type { Step } from "../machine/steps.ts";
 import { within } from "../wait.ts";
 import { measure } from "./gauges.ts";
@@ -37,10 +37,10 @@ export class Meter {
   };
 
   /** Asks libvirt what there is, unless that takes long. */
-  async measure(stage: Pick<Stage, "connection" | "config">): Promise<void> {
+  async measure(host: Host): Promise<void> {
     if (this.#options.stage === "run") return; // it changes nothing of that
     const disks = this.#options.stage === "gc";
-    const measured = measure(stage, { disks }).catch(() => null); // they stay as they were
+    const measured = measure(host, { disks }).catch(() => null); // they stay as they were
     this.#gauges = await within(measured, disks ? GAUGES_OF_GC_MS : GAUGES_MS);
   }
 

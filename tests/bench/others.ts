@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { Connection } from "../../src/libvirt/connection.ts";
-import { cleanup } from "../../src/machine/remove.ts";
+import { removeMachine } from "../../src/machine/remove.ts";
 import { prepare } from "../../src/commands/prepare.ts";
 import { TestGuest } from "../fakes/test_guest.ts";
 import { JOB, testStage } from "../fakes/test_stage.ts";
@@ -14,7 +14,7 @@ export async function measureOthers(runs: number): Promise<void> {
   const prepareAndCleanUp = async (connection: Connection): Promise<void> => {
     using stage = testStage(connection, guest);
     await prepare(JOB, {}, stage);
-    await cleanup(JOB.machine, stage);
+    await removeMachine(JOB.machine, stage);
   };
   await prepareAndCleanUp(few);
   const { ours, theirs, ratio } = await compare(

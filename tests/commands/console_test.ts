@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { bareStage } from "../fakes/test_stage.ts";
 import fc from "fast-check";
 import assert from "node:assert/strict";
-import { DEFAULT_CONFIG } from "../../src/settings/load.ts";
 import { Connection } from "../../src/libvirt/connection.ts";
 import { consoleEnd } from "../../src/guest/console_text.ts";
 import { EMPTY_METADATA, metadataXml } from "../../src/machine/metadata.ts";
@@ -141,12 +141,12 @@ async function typeAtConsole(parts: readonly Uint8Array[], words: string): Promi
   await openConsole("m", {
     force: false,
     terminal: { input: typing(parts, heard.promise), setRaw: (raw) => modes.push(raw) },
-    stage: {
-      ...{ connection, config: DEFAULT_CONFIG, stdout },
+    stage: bareStage(connection, {
+      stdout,
       signal: AbortSignal.timeout(5000),
-      log: (line) => shown.push(`log: ${line}`),
-      warn: (line) => shown.push(`warn: ${line}`),
-    },
+      log: (line) => void shown.push(`log: ${line}`),
+      warn: (line) => void shown.push(`warn: ${line}`),
+    }),
   });
   return { receivedBytes: libvirtd.receivedBytes, modes, shown };
 }

@@ -4,7 +4,7 @@ import { Domain } from "../../src/libvirt/domain.ts";
 import assert from "node:assert/strict";
 import { readMetadata, writeMetadata } from "../../src/machine/metadata.ts";
 import { createRawVolume } from "../../src/machine/storage/volumes.ts";
-import { cleanup } from "../../src/machine/remove.ts";
+import { removeMachine } from "../../src/machine/remove.ts";
 import { type ListedMachine, listJson, listMachines, listTable } from "../../src/commands/list.ts";
 import { prepare } from "../../src/commands/prepare.ts";
 import { TestGuest } from "../fakes/test_guest.ts";
@@ -31,9 +31,9 @@ Deno.test("list shows machines that are ready, that start, that are kept, that n
     ] as const
   ) {
     using domain = await Domain.lookup(connection, machine);
-    const record = await readMetadata(domain);
-    assert(record);
-    await writeMetadata(domain, { ...record, ...differences });
+    const metadata = await readMetadata(domain);
+    assert(metadata);
+    await writeMetadata(domain, { ...metadata, ...differences });
   }
   using pool = await StoragePool.lookup(connection, "libvirt-gci");
   {
@@ -58,7 +58,7 @@ Deno.test("list shows machines that are ready, that start, that are kept, that n
   assert.match(ready.address ?? "", /^127\.99\.0\./);
   assert.equal(ready.memoryMib, 2048);
   assert.deepEqual(JSON.parse(listJson(machines)), machines);
-  for (const { machine } of machines) await cleanup(machine, stage);
+  for (const { machine } of machines) await removeMachine(machine, stage);
 });
 
 const MACHINE: ListedMachine = {

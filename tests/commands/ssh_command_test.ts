@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { toStage } from "../../src/machine/context.ts";
 import assert from "node:assert/strict";
-import { cleanup } from "../../src/machine/remove.ts";
+import { removeMachine } from "../../src/machine/remove.ts";
 import { prepare } from "../../src/commands/prepare.ts";
 import type { Terminal } from "../../src/cli/terminal.ts";
 import { ssh } from "../../src/commands/ssh.ts";
@@ -58,7 +59,7 @@ async function withMachine(
   try {
     await test({ stage, guest });
   } finally {
-    await cleanup(JOB.machine, stage);
+    await removeMachine(JOB.machine, stage);
   }
 }
 
@@ -87,7 +88,7 @@ terminalTest(
       before.push([...stage.warnings]);
       return stage.stdout(bytes);
     };
-    const told = { ...stage, stdout };
+    const told = toStage({ ...stage, stdout });
     await ssh(JOB.machine, { command: "echo hi", terminal: new TypedTerminal([]), stage: told });
     assert.match(stage.output.stdout, /hi/);
     const [first] = before;

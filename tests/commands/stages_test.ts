@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import { Domain } from "../../src/libvirt/domain.ts";
+import { toStage } from "../../src/machine/context.ts";
 import assert from "node:assert/strict";
 import { parseConfig } from "../../src/settings/load.ts";
 import {
@@ -17,7 +18,7 @@ import type { Connection } from "../../src/libvirt/connection.ts";
 import { createDirPool } from "../../src/machine/storage/pools.ts";
 import { readMetadata, writeMetadata } from "../../src/machine/metadata.ts";
 import { createRawVolume } from "../../src/machine/storage/volumes.ts";
-import { cleanup, removeMachineSafely } from "../../src/machine/remove.ts";
+import { removeMachine, removeMachineSafely } from "../../src/machine/remove.ts";
 import { configJson } from "../../src/commands/config.ts";
 import { prepare } from "../../src/commands/prepare.ts";
 import { run } from "../../src/commands/run.ts";
@@ -49,7 +50,7 @@ async function withBed(
     await using guest = await TestGuest.start(options.guest);
     using stage = testStage(connection, guest, options);
     await test({ connection, guest, stage });
-    await cleanup(JOB.machine, stage);
+    await removeMachine(JOB.machine, stage);
   }
   assert.deepEqual(await inventory(connection), before);
   assert.equal(await connection.close(), 0, "a handle is left");
@@ -80,7 +81,7 @@ Deno.test("a job runs its scripts in a machine of its own", () =>
     assert.deepEqual(stage.output, { stdout: "out\n", stderr: "err\n" });
     assert(guest.inputs.includes("echo out; echo err >&2"));
     assert(await isRunning(connection, JOB.machine));
-    await cleanup(JOB.machine, stage);
+    await removeMachine(JOB.machine, stage);
     assert(!await isRunning(connection, JOB.machine));
   }));
 
@@ -116,14 +117,14 @@ Deno.test("prepare writes into the domain whose it is and how to log in", () =>
   withBed(async ({ connection, stage, guest }) => {
     await prepare(JOB, {}, stage);
     using domain = await Domain.lookup(connection, JOB.machine);
-    const record = await readMetadata(domain);
-    assert(record);
-    const { job, project, template, user, port, address, hostKey } = record;
+    const metadata = await readMetadata(domain);
+    assert(metadata);
+    const { job, project, template, user, port, address, hostKey } = metadata;
     assert.deepEqual([job, project, template], ["4242", "grp/proj", "debian-12"]);
     assert.deepEqual([user, port], ["gitlab-runner", String(guest.port)]);
     assert.match(address, /^127\.99\.0\./);
     assert.match(hostKey, /^[\w+/]{43}=$/);
-    assert.equal(Date.parse(record.deadline) - Date.parse(record.created), (3600 + 600) * 1000);
+    assert.equal(Date.parse(metadata.deadline) - Date.parse(metadata.created), (3600 + 600) * 1000);
   }));
 
 Deno.test("the script's status is the job's failure, also 255", () =>
@@ -300,7 +301,7 @@ Deno.test("a cancel ends within five seconds in a guest that does not answer", (
     assert(await isRunning(connection, JOB.machine));
 
     const again = performance.now();
-    const next = { ...stage, signal: new AbortController().signal };
+    const next = toStage({ ...stage, signal: new AbortController().signal });
     await assert.rejects(
       run(JOB.machine, script("true"), next),
       /The machine ".*" still does not answer/,
@@ -328,7 +329,7 @@ Deno.test("a script whose output nobody takes any more ends with all its process
       throw new Deno.errors.BrokenPipe("nobody reads it");
     };
     const text = script(`setsid sleep ${mark} & echo first; sleep 30`);
-    await assert.rejects(run(JOB.machine, text, { ...stage, stdout }), /nobody reads it/);
+    await assert.rejects(run(JOB.machine, text, toStage({ ...stage, stdout })), /nobody reads it/);
     await untilProcesses(mark, 0);
   }));
 
@@ -413,10 +414,10 @@ Deno.test("run refuses a guest that shows another host key", () =>
     await prepare(JOB, {}, stage);
     await using other = await TestGuest.start();
     using domain = await Domain.lookup(connection, JOB.machine);
-    const record = await readMetadata(domain);
-    assert(record);
+    const metadata = await readMetadata(domain);
+    assert(metadata);
     const { writeMetadata } = await import("../../src/machine/metadata.ts");
-    await writeMetadata(domain, { ...record, port: String(other.port) });
+    await writeMetadata(domain, { ...metadata, port: String(other.port) });
     await assert.rejects(run(JOB.machine, script("true"), stage), {
       message: /does not show the machine's host key/,
       fault: "host_key",
@@ -457,12 +458,12 @@ Deno.test("prepare says so where no template is there, or none is to be seen", (
       '<pool type="dir"><name>empty</name><target><path>/nonexistent/e</path></target></pool>',
     );
     await pool.buildAndStart();
-    const onEmpty = { ...stage, config: { ...stage.config, templatePool: "empty" } };
+    const onEmpty = toStage({ ...stage, config: { ...stage.config, templatePool: "empty" } });
     await assert.rejects(prepare(noName, {}, onEmpty), {
       name: "BuildFailure",
       advice: /make_base_image\.sh VM \(the storage pool "empty" has none\)/,
     });
-    const onNone = { ...stage, config: { ...stage.config, templatePool: "gone" } };
+    const onNone = toStage({ ...stage, config: { ...stage.config, templatePool: "gone" } });
     await assert.rejects(prepare(noName, {}, onNone), {
       name: "BuildFailure",
       advice: /: any of the storage pool "gone"$/,
@@ -477,7 +478,7 @@ Deno.test("prepare says which services of a job nobody starts, and what to do", 
       "starts no containers: start what the job needs in its script, in the machine, or install " +
       "it in the template",
     ]);
-    await cleanup(JOB.machine, stage);
+    await removeMachine(JOB.machine, stage);
     await prepare(JOB, {}, stage);
     assert.equal(stage.warnings.length, 1);
   }));
@@ -598,7 +599,7 @@ Deno.test("a job cannot have another job's disk for its template", () =>
     await prepare(JOB, {}, stage);
     const template = `${JOB.machine}.overlay.libvirt-gci`;
     const config = { ...stage.config, templatePool: "libvirt-gci" };
-    const spying = prepare({ ...JOB, machine: "spy", template }, {}, { ...stage, config });
+    const spying = prepare({ ...JOB, machine: "spy", template }, {}, toStage({ ...stage, config }));
     await assert.rejects(spying, (error) => {
       assert(error instanceof BuildFailure);
       assert.doesNotMatch(error.advice ?? "", /libvirt-gci/);
@@ -634,17 +635,17 @@ Deno.test("prepare makes up a name for a machine that nobody names", () =>
   withBed(async ({ stage }) => {
     const { name } = await prepare({ ...JOB, machine: null }, {}, stage);
     assert.match(name, /^gci-debian-12-[0-9a-f]{8}$/);
-    await cleanup(name, stage);
+    await removeMachine(name, stage);
   }));
 
 Deno.test("cleanup succeeds without a machine, and twice", () =>
   withBed(async ({ stage }) => {
-    await cleanup(JOB.machine, stage);
+    await removeMachine(JOB.machine, stage);
     assert.match(stage.lines.at(-1) ?? "", /There is no machine/);
     await prepare(JOB, {}, stage);
-    await cleanup(JOB.machine, stage);
+    await removeMachine(JOB.machine, stage);
     assert.match(stage.lines.at(-1) ?? "", /Removed the machine/);
-    await cleanup(JOB.machine, stage);
+    await removeMachine(JOB.machine, stage);
   }));
 
 Deno.test("cleanup goes on over a new connection if libvirt goes away at its first call", () =>
@@ -657,14 +658,14 @@ Deno.test("cleanup goes on over a new connection if libvirt goes away at its fir
       connection.call = call; // it was started again
       return stage.connect();
     };
-    await removeMachineSafely(JOB.machine, { ...stage, connect });
+    await removeMachineSafely(JOB.machine, toStage({ ...stage, connect }));
     assert(!await isRunning(connection, JOB.machine));
   }));
 
 Deno.test("three cleanups of one machine at once all succeed", () =>
   withBed(async ({ stage }) => {
     await prepare(JOB, {}, stage);
-    await Promise.all([1, 2, 3].map(() => cleanup(JOB.machine, stage)));
+    await Promise.all([1, 2, 3].map(() => removeMachine(JOB.machine, stage)));
   }));
 
 Deno.test("cleanup removes the disk of a machine whose domain is gone", () =>
@@ -672,7 +673,7 @@ Deno.test("cleanup removes the disk of a machine whose domain is gone", () =>
     await prepare(JOB, {}, stage);
     using domain = await Domain.lookup(connection, JOB.machine);
     await domain.destroy();
-    await cleanup(JOB.machine, stage);
+    await removeMachine(JOB.machine, stage);
     assert.match(stage.lines.at(-1) ?? "", /Removed the machine/);
   }));
 
@@ -681,13 +682,13 @@ Deno.test("cleanup ends a machine in which a script runs", () =>
     await prepare(JOB, {}, stage);
     const ran = run(JOB.machine, script("sleep 30"), stage);
     ran.catch(() => {});
-    await cleanup(JOB.machine, stage);
+    await removeMachine(JOB.machine, stage);
     await assert.rejects(ran, SystemFailure);
   }));
 
 Deno.test("cleanup refuses a domain that is not ours", () =>
   withBed(async ({ connection, stage }) => {
-    await assert.rejects(cleanup("somebody", stage), /was not made by libvirt-gci/);
+    await assert.rejects(removeMachine("somebody", stage), /was not made by libvirt-gci/);
     assert(await isRunning(connection, "somebody"));
   }));
 
@@ -695,7 +696,7 @@ Deno.test("cleanup touches no volume that is not ours, whatever the machine's na
   withBed(async ({ connection, stage }) => {
     const before = await inventory(connection);
     for (const machine of ["somebody.qcow2", "debian-12", "debian-12.qcow2", "old-name"]) {
-      await cleanup(machine, stage);
+      await removeMachine(machine, stage);
     }
     assert.deepEqual(await inventory(connection), before);
   }));

@@ -11,7 +11,7 @@ import {
   newStandbyName,
   waitingIn,
 } from "../../src/machine/standby/waiting.ts";
-import { reserveName } from "../../src/machine/start.ts";
+import { reserveName } from "../../src/machine/name.ts";
 import { runJob, runnerFor } from "../harness/runner.ts";
 import { readOpenMetrics } from "../fakes/open_metrics.ts";
 import { allOf, assertVerdict, call, e2eTest, job, PROGRAM, TESTBED, virsh } from "./bed.ts";

@@ -4,14 +4,14 @@
 // machine: turn_taker.ts NAME ROUNDS MAX_MACHINES FILE. The file gets a line for each that it gets
 // and gives back, from many at once.
 import { StoragePool } from "../../src/libvirt/storage_pool.ts";
-import { leaveQueue } from "../../src/machine/queue/queue_entry.ts";
+import { entriesIn } from "../../src/machine/queue/queue_entry.ts";
 import { DEFAULT_CONFIG } from "../../src/settings/load.ts";
 import { Connection } from "../../src/libvirt/connection.ts";
 import { waitForRoom } from "../../src/machine/queue/admission.ts";
 import { sleep } from "../../src/wait.ts";
+import { bareStage } from "../fakes/test_stage.ts";
 import { TESTBED } from "./bed.ts";
 
-const DIRECTORIES = { keyDirectory: "/nonexistent", lastingKeyDirectory: "/nonexistent" };
 const [name = "", rounds, maxMachines, file = ""] = Deno.args;
 const config = {
   ...{ ...DEFAULT_CONFIG, overlayPool: TESTBED.overlayPool, maxMachines: Number(maxMachines) },
@@ -20,16 +20,16 @@ const config = {
 {
   await using connection = await Connection.open(config.uri);
   using pool = await StoragePool.lookup(connection, config.overlayPool);
-  const signal = new AbortController().signal;
+  const stage = bareStage(connection, { config });
   for (let round = 1; round <= Number(rounds); round++) {
-    const quiet = { log: () => {}, warn: () => {}, progress: null };
-    const stage = { connection, config, signal, ...quiet, ...DIRECTORIES };
-    const { turn } = await waitForRoom(`${name}-${round}`, { pool, memoryMib: 1 }, stage);
-    if (turn === null) throw new Error("there is no limit");
-    tell(`gets ${turn.number}`);
+    const machine = `${name}-${round}`;
+    const place = await waitForRoom(machine, { pool, memoryMib: 1 }, stage);
+    const entry = entriesIn(await pool.volumeNames()).find((entry) => entry.machine === machine);
+    if (entry === undefined) throw new Error("there is no limit");
+    tell(`gets ${entry.number}`);
     await sleep(20 + Math.random() * 60);
     tell("ends");
-    await leaveQueue(pool, turn);
+    await place.leave();
   }
 }
 Deno.exit(); // as main.ts ends, see there

@@ -148,11 +148,11 @@ async function sharesNothing(): Promise<void> {
 async function leasesAnew(machine: string): Promise<void> {
   await using connection = await Connection.open("qemu:///system");
   using domain = await Domain.lookup(connection, machine);
-  const record = await readMetadata(domain);
-  assert(record);
-  const card = { mac: record.mac, address: record.address, leasedUntil: null };
+  const metadata = await readMetadata(domain);
+  assert(metadata);
+  const card = { mac: metadata.mac, address: metadata.address, leasedUntil: null };
   const { network } = TESTBED;
-  assert.equal(await leasedAddress(connection, network, card), record.address);
+  assert.equal(await leasedAddress(connection, network, card), metadata.address);
   const another = await withCurrentLease(connection, network, card);
   assert.equal(await leasedAddress(connection, network, another), null);
 }

@@ -6,7 +6,7 @@ import type { Job } from "../../src/job/job.ts";
 import type { Connection } from "../../src/libvirt/connection.ts";
 import { type MachineMetadata, readMetadata, writeMetadata } from "../../src/machine/metadata.ts";
 import type { MachineSettings } from "../../src/settings/machine_settings.ts";
-import type { Stage } from "../../src/machine/context.ts";
+import { type Stage, type StageParts, toStage } from "../../src/machine/context.ts";
 import type { TestGuest } from "./test_guest.ts";
 
 /** A job as GitLab Runner gives it. */
@@ -40,6 +40,28 @@ export interface TestStageOptions {
   readonly config?: Partial<Config>;
 }
 
+/** A stage on any connection that nobody hears of, but for these parts. */
+export function bareStage(connection: Connection, parts: Partial<StageParts> = {}): Stage {
+  const nowhere = "/nonexistent";
+  return toStage({
+    connection,
+    config: DEFAULT_CONFIG,
+    connect: () => Promise.resolve(unclosed(connection)),
+    signal: new AbortController().signal,
+    home: nowhere,
+    keyDirectory: nowhere,
+    lastingKeyDirectory: nowhere,
+    postMortemDirectory: nowhere,
+    log: () => {},
+    warn: () => {},
+    progress: null,
+    onStep: null,
+    stdout: () => Promise.resolve(),
+    stderr: () => Promise.resolve(),
+    ...parts,
+  });
+}
+
 /** A stage whose machines have the test guest's SSH server. */
 export function testStage(
   connection: Connection,
@@ -59,7 +81,7 @@ export function testStage(
     output[stream] += decoders[stream].decode(bytes, { stream: true });
     return Promise.resolve();
   };
-  return {
+  const stage = toStage({
     config: {
       ...DEFAULT_CONFIG,
       ...config,
@@ -83,11 +105,14 @@ export function testStage(
     keyDirectory,
     lastingKeyDirectory: keyDirectory,
     postMortemDirectory,
-    log: (line) => lines.push(line),
+    log: (line) => void lines.push(line),
     ...{ progress: null, onStep: null },
-    warn: (line) => warnings.push(line),
+    warn: (line) => void warnings.push(line),
     stdout: take("stdout"),
     stderr: take("stderr"),
+  });
+  return {
+    ...stage,
     lines,
     warnings,
     output,
@@ -116,14 +141,14 @@ export function script(text: string): Uint8Array {
   return new TextEncoder().encode(text);
 }
 
-/** Changes what the record of a running machine says. */
-export async function changeRecord(
+/** Changes what the metadata of a running machine says. */
+export async function changeMetadata(
   connection: Connection,
   machine: string,
   differences: Partial<MachineMetadata>,
 ): Promise<void> {
   using domain = await Domain.lookup(connection, machine);
-  const record = await readMetadata(domain);
-  assert(record);
-  await writeMetadata(domain, { ...record, ...differences });
+  const metadata = await readMetadata(domain);
+  assert(metadata);
+  await writeMetadata(domain, { ...metadata, ...differences });
 }

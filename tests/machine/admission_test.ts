@@ -19,7 +19,6 @@ import {
   enterQueue,
   entriesIn,
   isLiveEntry,
-  leaveQueue,
   liveEntries,
   parseQueueEntry,
 } from "../../src/machine/queue/queue_entry.ts";
@@ -34,18 +33,18 @@ import {
   removeVolume,
 } from "../../src/machine/storage/volumes.ts";
 import { enterIfRoom, waitForRoom } from "../../src/machine/queue/admission.ts";
-import { cleanup } from "../../src/machine/remove.ts";
+import { removeMachine } from "../../src/machine/remove.ts";
 import { gc } from "../../src/commands/gc.ts";
 import { keepAfterJob } from "../../src/machine/kept.ts";
 import { listMachines } from "../../src/commands/list.ts";
 import { prepare } from "../../src/commands/prepare.ts";
-import type { Stage } from "../../src/machine/context.ts";
+import { type Stage, toStage } from "../../src/machine/context.ts";
 import { warm } from "../../src/machine/warm/save.ts";
 import { sleep } from "../../src/wait.ts";
 import { TestGuest } from "../fakes/test_guest.ts";
 import { openTestHost } from "../fakes/test_host.ts";
 import {
-  changeRecord,
+  changeMetadata,
   JOB,
   type TestStage,
   testStage,
@@ -62,7 +61,7 @@ const LIMITS: QueueSettings = {
 };
 
 const LOAD: HostLoad = {
-  turn: { machine: "m", memoryMib: 2000 },
+  entry: { machine: "m", memoryMib: 2000 },
   ahead: [],
   running: new Set(),
   hasOthers: true,
@@ -134,10 +133,10 @@ Deno.test("the next to start is the first that waits, behind those that are abou
 
 Deno.test("a machine that is larger than the host never starts", () => {
   assert.equal(
-    shortage({ turn: { machine: "m", memoryMib: 7501 } }),
+    shortage({ entry: { machine: "m", memoryMib: 7501 } }),
     "never; 7501 MiB of memory; the host has 8000 MiB in all, and 500 stay free",
   );
-  assert.match(shortage({ turn: { machine: "m", memoryMib: 7500 } }) ?? "", /^wait/);
+  assert.match(shortage({ entry: { machine: "m", memoryMib: 7500 } }) ?? "", /^wait/);
 });
 
 Deno.test("what is unknown or not limited keeps no machine", () => {
@@ -187,7 +186,7 @@ Deno.test("whatever comes and goes, machines never exceed the limits, and nobody
         assert(turn);
         return findShortage({
           ...LOAD,
-          ...{ turn, ahead: turns.slice(0, place), running: new Set(running.keys()) },
+          ...{ entry: turn, ahead: turns.slice(0, place), running: new Set(running.keys()) },
           memory: { total, available: total - sum(running.values()) },
         }, limits);
       };
@@ -293,9 +292,9 @@ Deno.test("of turns that come at once, each has seen all that are before it", ()
     const taken = await Promise.all(
       Array.from({ length: 40 }, (_, i) => enterQueue(pool, `m${i}`, TURN_LIMITS)),
     );
-    const order = entriesIn(taken.map(({ turn }) => turn.volume)).map(({ volume }) => volume);
-    for (const { turn, volumes } of taken) {
-      const before = order.slice(0, order.indexOf(turn.volume));
+    const order = entriesIn(taken.map(({ entry }) => entry.volume)).map(({ volume }) => volume);
+    for (const { entry, volumes } of taken) {
+      const before = order.slice(0, order.indexOf(entry.volume));
       assert.deepEqual(before.filter((volume) => !volumes.includes(volume)), []);
     }
     await deleteTurns(pool);
@@ -306,8 +305,8 @@ Deno.test("a turn that is there already is never behind a new one, whatever its 
     const number = Date.now() + 30_000;
     await makeVolume(pool, turnName("early", { number }));
     const start = performance.now();
-    const { turn } = await enterQueue(pool, "late", TURN_LIMITS);
-    assert(turn.number > number);
+    const { entry } = await enterQueue(pool, "late", TURN_LIMITS);
+    assert(entry.number > number);
     assert(performance.now() - start < 10_000, "it waited until its clock said more");
     const turns = entriesIn(await pool.volumeNames()).map(({ machine }) => machine);
     assert.deepEqual(turns, ["early", "late"]);
@@ -358,17 +357,17 @@ Deno.test("of places that come at once, each has seen all before it in its proje
       ),
     );
     const volumes = await pool.volumeNames();
-    for (const { place, volumes: seen } of taken) {
-      assert.equal(machineOfVolume(place.volume), place.machine);
-      assert.deepEqual(parseProjectEntry(place.volume), place);
-      const before = entriesBefore(place, volumes) ?? assert.fail();
+    for (const { entry, volumes: seen } of taken) {
+      assert.equal(machineOfVolume(entry.volume), entry.machine);
+      assert.deepEqual(parseProjectEntry(entry.volume), entry);
+      const before = entriesBefore(entry, volumes) ?? assert.fail();
       assert.deepEqual(before.filter(({ volume }) => !seen.includes(volume)), []);
-      assert(before.every(({ project }) => project === place.project));
+      assert(before.every(({ project }) => project === entry.project));
     }
-    const counts = taken.map(({ place }) => entriesBefore(place, volumes)?.length ?? -1);
+    const counts = taken.map(({ entry }) => entriesBefore(entry, volumes)?.length ?? -1);
     assert.deepEqual(counts.sort((a, b) => a - b), taken.map((_, i) => Math.floor(i / 2)));
-    for (const { place } of taken) await removeVolume(pool, place.volume);
-    assert.equal(entriesBefore(taken[0]?.place ?? assert.fail(), await pool.volumeNames()), null);
+    for (const { entry } of taken) await removeVolume(pool, entry.volume);
+    assert.equal(entriesBefore(taken[0]?.entry ?? assert.fail(), await pool.volumeNames()), null);
   }));
 
 // --- Stages --------------------------------------------------------------------------------------
@@ -411,9 +410,15 @@ interface Preparing {
 function startPrepare(machine: string, stage: Stage, job: Partial<Job> = {}): Preparing {
   const lines: string[] = [];
   const controller = new AbortController();
-  const done = prepare({ ...JOB, ...job, machine }, {}, {
-    ...{ ...stage, signal: controller.signal, log: (line: string) => void lines.push(line) },
-  });
+  const done = prepare(
+    { ...JOB, ...job, machine },
+    {},
+    toStage({
+      ...stage,
+      signal: controller.signal,
+      log: (line: string) => void lines.push(line),
+    }),
+  );
   done.catch(() => {}); // the test looks at it later
   const said = async (words: RegExp): Promise<void> => {
     for (let i = 0; i < 500 && !words.test(lines.join("\n")); i++) await sleep(10);
@@ -435,20 +440,20 @@ Deno.test("machines start one after another, in the order in which they came", (
     await third.said(/^Waiting for a machine to end, 1 job ahead \(1 of 1 machine run\)$/m);
     const states = (await listMachines(stage)).map(({ machine, state }) => [machine, state]);
     assert.deepEqual(states, [["m-1", "ready"], ["m-2", "waiting"], ["m-3", "waiting"]]);
-    await gc({}, { ...stage, log: assert.fail });
+    await gc({}, toStage({ ...stage, log: assert.fail }));
 
-    await cleanup("m-1", stage);
+    await removeMachine("m-1", stage);
     await second.done;
     assert.equal(second.lines.filter((line) => line.startsWith("Waiting")).length, 1);
     assert.doesNotMatch(third.lines.join("\n"), /Started/);
     await third.said(/^Waiting for a machine to end \(1 of 1 machine run\)$/m);
-    await cleanup("m-2", stage);
+    await removeMachine("m-2", stage);
     await third.done;
-    await cleanup("m-3", stage);
+    await removeMachine("m-3", stage);
     assert.deepEqual(await volumesOf(connection), ["somebody.qcow2"]);
   }, ONE));
 
-/** As a machine's record is whose runner was killed, and left the attempt's directory. */
+/** As a machine's metadata is whose runner was killed, and left the attempt's directory. */
 const KILLED = { attemptDir: "/", runner: "1 1 0", isRunner: "yes" };
 
 Deno.test("a machine whose runner was killed holds up nobody, and no more go than have to", () =>
@@ -456,15 +461,15 @@ Deno.test("a machine whose runner was killed holds up nobody, and no more go tha
     using pool = await StoragePool.lookup(connection, "libvirt-gci");
     const all = ["m-1", "m-2", "m-3"];
     for (const machine of all) await startPrepare(machine, stage).done;
-    for (const machine of ["m-2", "m-3"]) await changeRecord(connection, machine, KILLED);
+    for (const machine of ["m-2", "m-3"]) await changeMetadata(connection, machine, KILLED);
     const admission = await waitForRoom("m-4", { pool, memoryMib: 64 }, stage);
-    assert("turn" in admission && admission.turn && !admission.hasWaited);
-    await leaveQueue(pool, admission.turn);
+    assert("leave" in admission && !admission.hasWaited);
+    await admission.leave();
     const running = (await domainMemory(connection)).map(({ name }) => name);
     assert(running.includes("m-1"));
     assert.equal(running.filter((name) => all.includes(name)).length, 2);
     assert.deepEqual(stage.lines.at(-1), "Removed a machine that nobody needs any more");
-    for (const machine of all) await cleanup(machine, stage);
+    for (const machine of all) await removeMachine(machine, stage);
   }, { config: { maxMachines: 3, admissionSeconds: 5 } }));
 
 Deno.test("a runner that is killed while another's job waits makes room for it", () =>
@@ -472,10 +477,10 @@ Deno.test("a runner that is killed while another's job waits makes room for it",
     await startPrepare("m-1", stage).done;
     const second = startPrepare("m-2", stage);
     await second.said(/Waiting/);
-    await changeRecord(connection, "m-1", KILLED);
+    await changeMetadata(connection, "m-1", KILLED);
     await second.done;
     assert.match(second.lines.join("\n"), /^Removed a machine that nobody needs any more$/m);
-    await cleanup("m-2", stage);
+    await removeMachine("m-2", stage);
   }, { config: { maxMachines: 1, admissionSeconds: 30 } }));
 
 Deno.test("a template that is replaced during the wait is looked up again", () =>
@@ -488,14 +493,14 @@ Deno.test("a template that is replaced during the wait is looked up again", () =
     {
       using _ = await createRawVolume(templates, "debian-12", 5 * GIB); // which is no qcow2 image
     }
-    await cleanup("m-1", stage);
+    await removeMachine("m-1", stage);
     await second.done;
     using pool = await StoragePool.lookup(connection, "libvirt-gci");
     {
       using overlay = await pool.lookupVolume("m-2.overlay.libvirt-gci");
       assert.equal(await overlay.capacityBytes(), 5 * GIB);
     }
-    await cleanup("m-2", stage);
+    await removeMachine("m-2", stage);
   }, ONE));
 
 Deno.test("of many at once, no more run than may, and each gets its turn", () =>
@@ -509,7 +514,7 @@ Deno.test("of many at once, no more run than may, and each gets its turn", () =>
       most = Math.max(most, domains.length - 1); // without "somebody"
       if (most === 3) resolve();
       await full; // so that none ends before as many run as may
-      await cleanup(machine, stage);
+      await removeMachine(machine, stage);
     });
     await Promise.all(jobs);
     assert.equal(most, 3);
@@ -519,7 +524,7 @@ Deno.test("a machine of somebody else is none of ours", () =>
   withBed(async ({ connection, stage }) => {
     assert.deepEqual((await domainMemory(connection)).map(({ name }) => name), ["somebody"]);
     await startPrepare("m-1", stage).done;
-    await cleanup("m-1", stage);
+    await removeMachine("m-1", stage);
   }, ONE));
 
 Deno.test("a wait that is cancelled leaves neither turn nor name", () =>
@@ -531,7 +536,7 @@ Deno.test("a wait that is cancelled leaves neither turn nor name", () =>
     second.abort();
     await assert.rejects(second.done, /cancelled/);
     assert.deepEqual(await volumesOf(connection), before);
-    await cleanup("m-1", stage);
+    await removeMachine("m-1", stage);
   }, ONE));
 
 Deno.test("a wait that takes too long fails, says for what, and leaves nothing", () =>
@@ -546,7 +551,7 @@ Deno.test("a wait that takes too long fails, says for what, and leaves nothing",
       return true;
     });
     assert.deepEqual(await volumesOf(connection), before);
-    await cleanup("m-1", stage);
+    await removeMachine("m-1", stage);
   }, { config: { maxMachines: 1, admissionSeconds: 0 } }));
 
 Deno.test("a prepare that was killed while it waited holds nobody up", () =>
@@ -559,8 +564,8 @@ Deno.test("a prepare that was killed while it waited holds nobody up", () =>
     const start = performance.now();
     await startPrepare("m-1", stage).done;
     assert(performance.now() - start < 2000);
-    await cleanup("m-1", stage);
-    await cleanup("dead", stage);
+    await removeMachine("m-1", stage);
+    await removeMachine("dead", stage);
   }, ONE));
 
 Deno.test("a turn that is ahead and lives holds up, though it has nothing but its turn", () =>
@@ -573,8 +578,8 @@ Deno.test("a turn that is ahead and lives holds up, though it has nothing but it
     await behind.said(/Waiting for a machine to end, 1 job ahead \(0 of 1 machine run\)/);
     await removeVolume(pool, ahead);
     await behind.done;
-    await cleanup("m-1", stage);
-    await cleanup("ahead", stage);
+    await removeMachine("m-1", stage);
+    await removeMachine("ahead", stage);
   }, ONE));
 
 Deno.test("a prepare whom somebody took for dead takes another turn, and waits on", () =>
@@ -589,9 +594,9 @@ Deno.test("a prepare whom somebody took for dead takes another turn, and waits o
     for (let i = 0; i < 300 && (await turns()).length === 0; i++) await sleep(10);
     assert.notDeepEqual(await turns(), [lost]);
     assert.equal((await turns()).length, 1);
-    await cleanup("m-1", stage);
+    await removeMachine("m-1", stage);
     await second.done;
-    await cleanup("m-2", stage);
+    await removeMachine("m-2", stage);
   }, ONE));
 
 Deno.test("cleanup and gc remove the turn of a prepare that was killed", () =>
@@ -601,7 +606,7 @@ Deno.test("cleanup and gc remove the turn of a prepare that was killed", () =>
     const other = turnName("other", dead);
     await makeVolume(pool, other);
     await makeVolume(pool, turnName("m", dead));
-    await cleanup("m", stage);
+    await removeMachine("m", stage);
     assert.deepEqual(await volumesOf(connection), [other, "somebody.qcow2"]);
     await deleteTurns(pool);
 
@@ -615,7 +620,7 @@ Deno.test("cleanup and gc remove the turn of a prepare that was killed", () =>
     assert.deepEqual(stage.lines.slice(1), [
       'Removed the turn of "m-1": nobody waits for it any more',
     ]);
-    await cleanup("m-1", stage);
+    await removeMachine("m-1", stage);
   }));
 
 Deno.test("a machine that cannot start gives its turn back", () =>
@@ -636,12 +641,13 @@ Deno.test("a pool that is full fails a job at once, before anything is made", ()
 
 Deno.test("a pool that is full beside another machine is waited for", () =>
   withBed(async ({ stage }) => {
-    await startPrepare("m-1", { ...stage, config: { ...stage.config, reserveDiskGib: 0 } }).done;
+    await startPrepare("m-1", toStage({ ...stage, config: { ...stage.config, reserveDiskGib: 0 } }))
+      .done;
     const second = startPrepare("m-2", stage);
     await second.said(/^Waiting for space in the pool .* \([\d.]+ of 100 GiB are free\)$/m);
     second.abort();
     await assert.rejects(second.done, /cancelled/);
-    await cleanup("m-1", stage);
+    await removeMachine("m-1", stage);
   }, { config: { reserveDiskGib: 100 } }));
 
 Deno.test("without any limit, nobody takes a turn", async () => {
@@ -653,10 +659,10 @@ Deno.test("without any limit, nobody takes a turn", async () => {
   await startPrepare("m-1", stage).done;
   assert.equal(calls.filter((name) => name === look).length, 1);
   const unlimited = { ...stage.config, overcommitMemory: true, reserveDiskGib: 0 };
-  await startPrepare("m-2", { ...stage, config: unlimited }).done;
+  await startPrepare("m-2", toStage({ ...stage, config: unlimited })).done;
   assert.equal(calls.filter((name) => name === look).length, 1);
-  await cleanup("m-1", stage);
-  await cleanup("m-2", stage);
+  await removeMachine("m-1", stage);
+  await removeMachine("m-2", stage);
 });
 
 Deno.test("whoever waits lists the volumes once each time that it looks around", async () => {
@@ -671,7 +677,7 @@ Deno.test("whoever waits lists the volumes once each time that it looks around",
   const count = (call: string): number => calls.filter((name) => name === call).length;
   assert(count("virConnectGetAllDomainStats") > 1);
   assert.equal(count("virStoragePoolListAllVolumes"), count("virConnectGetAllDomainStats"));
-  for (const machine of ["m-1", "m-2"]) await cleanup(machine, stage);
+  for (const machine of ["m-1", "m-2"]) await removeMachine(machine, stage);
 });
 
 Deno.test("a job that has no room takes what comes instead, and leaves no turn", () =>
@@ -684,7 +690,7 @@ Deno.test("a job that has no room takes what comes instead, and leaves no turn",
     const got = await waitForRoom("m-2", { pool, memoryMib: 64, instead }, stage);
     assert.deepEqual(got, { name: "standby" });
     assert.deepEqual(await volumesOf(connection), before);
-    await cleanup("m-1", stage);
+    await removeMachine("m-1", stage);
   }, ONE));
 
 Deno.test("a machine that no job needs yet waits for no room, and leaves no turn", () =>
@@ -694,17 +700,18 @@ Deno.test("a machine that no job needs yet waits for no room, and leaves no turn
     const before = await volumesOf(connection);
     assert.equal(await enterIfRoom("m-2", { pool, memoryMib: 64 }, stage), null);
     assert.deepEqual(await volumesOf(connection), before);
-    await cleanup("m-1", stage);
+    await removeMachine("m-1", stage);
     const admission = await enterIfRoom("m-2", { pool, memoryMib: 64 }, stage);
-    assert(admission?.turn);
-    await leaveQueue(pool, admission.turn);
+    assert.equal(entriesIn(await pool.volumeNames()).length, 1);
+    await admission?.leave();
+    assert.equal(entriesIn(await pool.volumeNames()).length, 0);
   }, { config: { maxMachines: 1 } }));
 
 Deno.test("a machine for a warm image waits its turn, as those of jobs do", () =>
   withBed(async ({ stage }) => {
     await prepare({ ...JOB, machine: "m-1" }, {}, stage);
     await assert.rejects(warm(["debian-12"], stage), /did not get its turn within 1 s/);
-    await cleanup("m-1", stage);
+    await removeMachine("m-1", stage);
   }, { config: { maxMachines: 1, admissionSeconds: 1 } }));
 
 // --- Limits of projects --------------------------------------------------------------------------
@@ -725,7 +732,7 @@ Deno.test("a job over its project's limit waits, and holds back nobody of anothe
     await third.said(/^Waiting for a machine of its project to end, 1 job ahead \(1 of 1 run\)$/m);
     const states = (await listMachines(stage)).map(({ machine, state }) => [machine, state]);
     assert.deepEqual(states, [["m-1", "ready"], ["m-2", "waiting"], ["m-3", "waiting"]]);
-    await gc({}, { ...stage, log: assert.fail });
+    await gc({}, toStage({ ...stage, log: assert.fail }));
     using pool = await StoragePool.lookup(connection, "libvirt-gci");
     assert.deepEqual(entriesIn(await pool.volumeNames()), []);
 
@@ -735,16 +742,16 @@ Deno.test("a job over its project's limit waits, and holds back nobody of anothe
     const last = startPrepare("m-5", stage, { project: "third/proj" });
     await last.said(/^Waiting for a machine to end \(2 of 2 machines run\)$/m);
 
-    await cleanup("m-1", stage);
+    await removeMachine("m-1", stage);
     await last.done; // which waited for the host before m-2 did
     await second.said(/^Waiting for a machine to end \(2 of 2 machines run\)$/m);
-    await cleanup("m-4", stage);
+    await removeMachine("m-4", stage);
     await second.done;
     assert.doesNotMatch(third.lines.join("\n"), /Started/);
-    await cleanup("m-2", stage);
+    await removeMachine("m-2", stage);
     await third.done;
-    await cleanup("m-3", stage);
-    await cleanup("m-5", stage);
+    await removeMachine("m-3", stage);
+    await removeMachine("m-5", stage);
   }, { config: { ...ruled("[{max_machines: 1}]"), maxMachines: 2 } }));
 
 Deno.test("of many at once, no project has more than it may, and each gets its turn", () =>
@@ -760,7 +767,7 @@ Deno.test("of many at once, no project has more than it may, and each gets its t
       most.set(project, Math.max(most.get(project) ?? 0, own));
       if ([...most.values()].join() === "2,2") resolve();
       await full; // so that none ends before as many run as may
-      await cleanup(machine, stage);
+      await removeMachine(machine, stage);
     });
     await Promise.all(jobs);
     assert.deepEqual([...most.values()], [2, 2]);
@@ -771,9 +778,9 @@ Deno.test("without any limit of the host, a project's limit holds all the same",
     await startPrepare("m-1", stage).done;
     const second = startPrepare("m-2", stage);
     await second.said(/Waiting for a machine of its project/);
-    await cleanup("m-1", stage);
+    await removeMachine("m-1", stage);
     await second.done;
-    await cleanup("m-2", stage);
+    await removeMachine("m-2", stage);
   }, {
     config: { ...ruled("[{max_machines: 1}]"), overcommitMemory: true, reserveDiskGib: 0 },
   }));
@@ -785,21 +792,21 @@ Deno.test("a project's machines count by whichever rule they started, people's d
     const third = startPrepare("m-3", stage);
     await third.said(/^Waiting for a machine of its project to end \(1 of 1 run\)$/m);
     await startPrepare("m-4", stage, { isProtected: true }).done; // behind it, without a limit
-    await cleanup("m-2", stage);
+    await removeMachine("m-2", stage);
     await third.done; // since it came before m-4
-    for (const machine of ["m-1", "m-3", "m-4"]) await cleanup(machine, stage);
+    for (const machine of ["m-1", "m-3", "m-4"]) await removeMachine(machine, stage);
   }, { config: ruled("[{protected: true, max_vcpus: 9}, {max_machines: 1}]") }));
 
 Deno.test("a machine that is kept after its job counts for its project", () =>
   withBed(async ({ stage }) => {
     await startPrepare("m-1", stage, { attemptDir: "/nonexistent/attempt" }).done;
-    await changeRecord(stage.connection, "m-1", { failed: "build_script", keepMinutes: "5" });
+    await changeMetadata(stage.connection, "m-1", { failed: "build_script", keepMinutes: "5" });
     assert(await keepAfterJob("m-1", stage));
     const second = startPrepare("m-2", stage);
     await second.said(/Waiting for a machine of its project to end/);
-    await cleanup("m-1", stage);
+    await removeMachine("m-1", stage);
     await second.done;
-    await cleanup("m-2", stage);
+    await removeMachine("m-2", stage);
   }, { config: ruled("[{max_machines: 1}]") }));
 
 Deno.test("a machine that nobody needs any more holds up its project for no longer", () =>
@@ -807,13 +814,13 @@ Deno.test("a machine that nobody needs any more holds up its project for no long
     await startPrepare("m-1", stage).done;
     const second = startPrepare("m-2", stage);
     await second.said(/Waiting for a machine of its project to end/);
-    await changeRecord(stage.connection, "m-1", {
+    await changeMetadata(stage.connection, "m-1", {
       attemptDir: "/nonexistent/attempt",
       runner: "1 1 0",
     });
     await second.done;
     assert.match(second.lines.join("\n"), /^Removed a machine that nobody needs any more$/m);
-    await cleanup("m-2", stage);
+    await removeMachine("m-2", stage);
   }, { config: ruled("[{max_machines: 1}]") }));
 
 Deno.test("a wait for the project that is cancelled, or too long, leaves nothing", () =>
@@ -826,7 +833,7 @@ Deno.test("a wait for the project that is cancelled, or too long, leaves nothing
     await assert.rejects(second.done, /cancelled/);
     assert.deepEqual(await volumesOf(connection), before);
 
-    const hasty = { ...stage, config: { ...stage.config, admissionSeconds: 0 } };
+    const hasty = toStage({ ...stage, config: { ...stage.config, admissionSeconds: 0 } });
     await assert.rejects(startPrepare("m-2", hasty).done, (error) => {
       assert(error instanceof SystemFailure);
       const wait = /did not get its turn within 0 s: it waits for a machine of its project to end /;
@@ -835,21 +842,21 @@ Deno.test("a wait for the project that is cancelled, or too long, leaves nothing
       return true;
     });
     assert.deepEqual(await volumesOf(connection), before);
-    await cleanup("m-1", stage);
+    await removeMachine("m-1", stage);
   }, { config: ruled("[{max_machines: 1}]") }));
 
 Deno.test("what a job waits for its project counts for how long it may wait at all", () =>
   withBed(async ({ stage }) => {
     await startPrepare("m-1", stage).done;
     await startPrepare("m-2", stage, OTHER).done;
-    const patient = { ...stage, config: { ...stage.config, admissionSeconds: 60 } };
+    const patient = toStage({ ...stage, config: { ...stage.config, admissionSeconds: 60 } });
     const third = startPrepare("m-3", patient, { project: "third/proj" });
     await third.said(/^Waiting for a machine to end/m);
     const start = performance.now();
     const last = startPrepare("m-4", stage);
     await last.said(/^Waiting for a machine of its project to end/m);
     await sleep(3000);
-    await cleanup("m-1", stage); // so the host is full again with m-3
+    await removeMachine("m-1", stage); // so the host is full again with m-3
     await last.said(/^Waiting for a machine to end/m);
     await assert.rejects(
       last.done,
@@ -857,7 +864,7 @@ Deno.test("what a job waits for its project counts for how long it may wait at a
     );
     assert(performance.now() - start < 8000);
     await third.done;
-    for (const machine of ["m-2", "m-3"]) await cleanup(machine, stage);
+    for (const machine of ["m-2", "m-3"]) await removeMachine(machine, stage);
   }, { config: { ...ruled("[{max_machines: 1}]"), maxMachines: 2, admissionSeconds: 5 } }));
 
 Deno.test("a machine that is removed while it waits for its project does not start", () =>
@@ -865,9 +872,9 @@ Deno.test("a machine that is removed while it waits for its project does not sta
     await startPrepare("m-1", stage).done;
     const second = startPrepare("m-2", stage);
     await second.said(/Waiting for a machine of its project/);
-    await cleanup("m-2", stage);
+    await removeMachine("m-2", stage);
     await assert.rejects(second.done, /"m-2" was removed while it waited/);
-    await cleanup("m-1", stage);
+    await removeMachine("m-1", stage);
   }, { config: ruled("[{max_machines: 1}]") }));
 
 Deno.test("where no rule limits a project, nobody takes a place, and cleanup looks for none", async () => {
@@ -882,10 +889,13 @@ Deno.test("where no rule limits a project, nobody takes a place, and cleanup loo
   };
   const without = {
     prepare: await countLists(() => startPrepare("m-1", stage).done),
-    cleanup: await countLists(() => cleanup("m-1", stage)),
+    cleanup: await countLists(() => removeMachine("m-1", stage)),
   };
-  const limited = { ...stage, config: { ...stage.config, ...ruled("[{max_machines: 4}]") } };
+  const limited = toStage({
+    ...stage,
+    config: { ...stage.config, ...ruled("[{max_machines: 4}]") },
+  });
   assert.equal(await countLists(() => startPrepare("m-1", limited).done), without.prepare + 1);
-  assert.equal(await countLists(() => cleanup("m-1", limited)), without.cleanup + 1);
+  assert.equal(await countLists(() => removeMachine("m-1", limited)), without.cleanup + 1);
   assert.deepEqual(await volumesOf(connection), ["somebody.qcow2"]);
 });

@@ -6,13 +6,13 @@ import type { Connection } from "../../src/libvirt/connection.ts";
 import { Network } from "../../src/libvirt/network.ts";
 import { findDhcp } from "../../src/machine/network/network_info.ts";
 import { newOwner } from "../../src/machine/owner.ts";
-import { createVolumes } from "../../src/machine/start.ts";
+import { boot } from "../../src/machine/start.ts";
+import { createVolumes } from "../../src/machine/storage/disks.ts";
 import { findTemplate } from "../../src/machine/storage/template.ts";
-import { cleanup } from "../../src/machine/remove.ts";
+import { removeMachine } from "../../src/machine/remove.ts";
 import { createLogin, volumeContents } from "../../src/machine/login.ts";
-import { boot, newMetadata } from "../../src/machine/create.ts";
+import { newMetadata } from "../../src/machine/create.ts";
 import { prepare } from "../../src/commands/prepare.ts";
-import { StepTimer } from "../../src/machine/steps.ts";
 import { chooseTemplate } from "../../src/policy/template_choice.ts";
 import { TestGuest } from "../fakes/test_guest.ts";
 import { openTestHost } from "../fakes/test_host.ts";
@@ -26,27 +26,21 @@ Deno.test("a machine that could not be resumed boots with another MAC, which has
   const { config } = stage;
   const { machine: name } = JOB;
   const { machine: settings } = config;
-  const template = "debian-12";
-  const choice = chooseTemplate(config, template, { isOperator: true });
+  const choice = chooseTemplate(config, "debian-12", { isOperator: true });
   const asked = { ...choice, advise: () => "", pool: config.templatePool };
-  const disk = { template: await findTemplate(connection, asked), diskGib: null };
-  const login = await createLogin(name, { keyFile: undefined, settings }, stage);
-  const ofRecord = { template, login, settings, card: null };
-  const record = newMetadata(await newOwner(JOB), ofRecord); // as the attempt to resume it had it
+
+  const login = await createLogin(name, { keys: "own", settings }, stage.host);
+  const ofMetadata = { template: choice.name, login, settings, card: null };
+  const metadata = newMetadata(await newOwner(JOB), ofMetadata); // as the attempt to resume it had it
   const machine = {
-    name,
-    record,
-    settings,
-    filter: null,
-    card: null,
-    disk,
-    login,
+    ...{ name, metadata, settings, filter: null, card: null, login },
+    template: await findTemplate(connection, asked),
     ...await createVolumes(pool, name, volumeContents(name, login, settings)),
   };
-  const making = { pool, turn: null, timer: new StepTimer(null) };
-  const { mac, address } = await boot(machine, making, stage);
-  await cleanup(name, stage);
-  assert.notEqual(mac, record.mac);
+  using started = await boot(machine, pool, stage);
+  const { mac, address } = await started?.reach(stage) ?? assert.fail();
+  await removeMachine(name, stage);
+  assert.notEqual(mac, metadata.mac);
   assert.match(address, /^127\.99\./);
 });
 

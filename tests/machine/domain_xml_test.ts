@@ -5,18 +5,18 @@ import fc from "fast-check";
 import { DEFAULT_CONFIG } from "../../src/settings/load.ts";
 import type { MachineSettings } from "../../src/settings/machine_settings.ts";
 import {
+  type DomainOnDisk,
   domainXml,
   interfaceXml,
-  type MachineDomain,
-  randomMac,
   withFilterLater,
 } from "../../src/machine/domain_xml.ts";
+import { randomMac } from "../../src/machine/network/card.ts";
 
 const SPDX = "<!-- SPDX-License-Identifier: GPL-2.0-or-later -->";
 
-const MACHINE: MachineDomain = {
+const MACHINE: DomainOnDisk = {
   name: "gitlab-proj-4242-0123456789",
-  record: {
+  metadata: {
     ...{ job: "4242", project: "grp/proj", template: "debian-12" },
     ...{ created: "2024-05-06T07:08:09.000Z", deadline: "2024-05-06T08:18:09.000Z" },
     ...{ attemptDir: "/tmp/custom-executor1", runner: "812 1043 boot", isRunner: "yes" },
@@ -42,11 +42,11 @@ const MACHINE: MachineDomain = {
   nvramPath: null,
 };
 
-function settings(differences: Partial<MachineSettings>): Pick<MachineDomain, "settings"> {
+function settings(differences: Partial<MachineSettings>): Pick<DomainOnDisk, "settings"> {
   return { settings: { ...DEFAULT_CONFIG.machine, ...differences } };
 }
 
-const CASES: Readonly<Record<string, Partial<MachineDomain>>> = {
+const CASES: Readonly<Record<string, Partial<DomainOnDisk>>> = {
   kvm: {},
   nested: { ...settings({ nested: true }), card: null },
   efi: { nvramPath: "/var/lib/libvirt/libvirt-gci/m.guest.libvirt-gci/nvram" },
@@ -84,10 +84,10 @@ Deno.test("whatever a job's project and template are called, the XML is well-for
       fc.string({ unit: "binary" }),
       fc.string({ unit: "binary" }),
       (project, template) => {
-        const record = { ...MACHINE.record, project, template };
-        const root = parseXml(domainXml({ ...MACHINE, record }).toString()).root;
-        const metadata = child(root, "metadata");
-        const ours = metadata && child(metadata, "gci:machine");
+        const metadata = { ...MACHINE.metadata, project, template };
+        const root = parseXml(domainXml({ ...MACHINE, metadata }).toString()).root;
+        const element = child(root, "metadata");
+        const ours = element && child(element, "gci:machine");
         assert.equal(root?.children.filter((node) => node instanceof XmlElement).length, 13);
         assert.equal(ours?.attributes["job"], "4242");
         assert.equal(comparable(ours?.attributes["project"]), comparable(project));

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import { Domain } from "../../src/libvirt/domain.ts";
+import { toStage } from "../../src/machine/context.ts";
 import assert from "node:assert/strict";
 import { SystemFailure } from "../../src/errors.ts";
 import type { Job } from "../../src/job/job.ts";
@@ -22,7 +23,7 @@ import {
   volumeName,
 } from "../../src/machine/storage/volumes.ts";
 import { makerOf, warmIds, warmVolume } from "../../src/machine/warm/warm_image.ts";
-import { cleanup } from "../../src/machine/remove.ts";
+import { removeMachine } from "../../src/machine/remove.ts";
 import { cleanupAll } from "../../src/commands/cleanup.ts";
 import { gc } from "../../src/commands/gc.ts";
 import { sweep } from "../../src/machine/unneeded.ts";
@@ -49,7 +50,7 @@ async function withStage(
     await using guest = await TestGuest.start();
     using stage = testStage(connection, guest, options);
     await test(stage);
-    await cleanup(JOB.machine, stage);
+    await removeMachine(JOB.machine, stage);
   }
   assert.deepEqual(await inventory(connection), before);
   assert.equal(await connection.close(), 0, "a handle is left");
@@ -76,13 +77,13 @@ async function hasDomain(connection: Connection, name: string): Promise<boolean>
   return domain !== null;
 }
 
-/** Makes the job's machine, as one whose record says this. */
+/** Makes the job's machine, as one whose metadata says this. */
 async function makeMachine(stage: TestStage, differences: Partial<MachineMetadata>): Promise<void> {
   await prepare({ ...JOB, attemptDir: "/nonexistent/attempt" }, {}, stage);
   using domain = await Domain.lookup(stage.connection, JOB.machine);
-  const record = await readMetadata(domain);
-  assert(record);
-  await writeMetadata(domain, { ...record, ...differences });
+  const metadata = await readMetadata(domain);
+  assert(metadata);
+  await writeMetadata(domain, { ...metadata, ...differences });
   stage.lines.length = 0;
 }
 
@@ -159,9 +160,9 @@ Deno.test("prepare calls its caller the runner only if that one called config to
     const isRunner = async (differences: Partial<Job>): Promise<string | undefined> => {
       await prepare({ ...JOB, attemptDir, ...differences }, {}, stage);
       using domain = await Domain.lookup(connection, JOB.machine);
-      const record = await readMetadata(domain);
-      await cleanup(JOB.machine, stage);
-      return record?.isRunner;
+      const metadata = await readMetadata(domain);
+      await removeMachine(JOB.machine, stage);
+      return metadata?.isRunner;
     };
     const caller = processMark(Deno.ppid);
     assert.equal(await isRunner({ configCaller: caller }), "yes");
@@ -456,7 +457,7 @@ Deno.test("gc leaves the machine of a prepare alone, at every moment of it", () 
     const prepared = prepare({ ...JOB, attemptDir }, {}, stage);
     let done = false;
     prepared.finally(() => done = true).catch(() => {});
-    const quiet = { ...stage, log: (line: string) => assert.fail(line) };
+    const quiet = toStage({ ...stage, log: (line: string) => assert.fail(line) });
     while (!done) await gc({}, quiet);
     await prepared;
     await run(JOB.machine, script("echo here"), stage);
@@ -508,7 +509,7 @@ Deno.test("prepare leaves a machine of the same name and number whose attempt go
     await prepare({ ...OTHER, attemptDir }, {}, stage); // of another GitLab server, say
     await prepare(JOB, {}, stage);
     assert(await hasDomain(stage.connection, OTHER.machine));
-    await cleanup(OTHER.machine, stage);
+    await removeMachine(OTHER.machine, stage);
     await Deno.remove(attemptDir);
   }));
 

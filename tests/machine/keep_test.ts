@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { StoragePool } from "../../src/libvirt/storage_pool.ts";
+import { Domain } from "../../src/libvirt/domain.ts";
+import { toStage } from "../../src/machine/context.ts";
 import assert from "node:assert/strict";
 import { SystemFailure } from "../../src/errors.ts";
 import { keyFile } from "../../src/guest/key_file.ts";
 import type { Connection } from "../../src/libvirt/connection.ts";
-import { Domain } from "../../src/libvirt/domain.ts";
 import { moment, newOwner, whyUnneeded } from "../../src/machine/owner.ts";
 import {
   isKept,
@@ -12,7 +13,7 @@ import {
   readMetadata,
   writeMetadata,
 } from "../../src/machine/metadata.ts";
-import { cleanup } from "../../src/machine/remove.ts";
+import { removeMachine } from "../../src/machine/remove.ts";
 import { cleanupAll } from "../../src/commands/cleanup.ts";
 import { gc } from "../../src/commands/gc.ts";
 import { sweep } from "../../src/machine/unneeded.ts";
@@ -63,23 +64,23 @@ async function withMachine(
     await prepare({ ...JOB, attemptDir: "/nonexistent/attempt" }, {}, stage);
     stage.lines.length = 0;
     await test({ connection, guest, stage, said, runAs });
-    await cleanup(MACHINE, stage);
+    await removeMachine(MACHINE, stage);
     using pool = await StoragePool.lookup(connection, "libvirt-gci");
     assert.deepEqual(await pool.volumeNames(), ["somebody.qcow2"]);
   }
   assert.equal(await connection.close(), 0, "a handle is left");
 }
 
-async function recordOf(connection: Connection, machine = MACHINE): Promise<MachineMetadata> {
+async function metadataOf(connection: Connection, machine = MACHINE): Promise<MachineMetadata> {
   using domain = await Domain.lookup(connection, machine);
-  const record = await readMetadata(domain);
-  assert(record);
-  return record;
+  const metadata = await readMetadata(domain);
+  assert(metadata);
+  return metadata;
 }
 
 async function change(connection: Connection, changes: Partial<MachineMetadata>): Promise<void> {
   using domain = await Domain.lookup(connection, MACHINE);
-  await writeMetadata(domain, { ...await recordOf(connection), ...changes });
+  await writeMetadata(domain, { ...await metadataOf(connection), ...changes });
 }
 
 async function exists(connection: Connection): Promise<boolean> {
@@ -111,9 +112,9 @@ Deno.test("the machine of a job that failed is kept, and the job's log says unti
     assert.match(words, /^Remove: +libvirt-gci cleanup --machine gitlab-proj-\S+$/m);
 
     assert(await keepAfterJob(MACHINE, stage));
-    const record = await recordOf(connection);
-    assert(isKept(record));
-    assertIsIn(record.keptUntil, 60);
+    const metadata = await metadataOf(connection);
+    assert(isKept(metadata));
+    assertIsIn(metadata.keptUntil, 60);
     assert.match(stage.lines[0] ?? "", /^Kept .* until .* UTC: the stage "build_script" of its/);
     await run(MACHINE, script("echo here"), stage);
     assert.equal(stage.output.stdout, "here\n");
@@ -143,13 +144,13 @@ Deno.test("a stage that GitLab tries again with success has not failed", () =>
     await runAs("get_sources", "exit 1");
     await runAs("clear_worktree", "exit 1");
     await runAs("get_sources", "exit 1");
-    assert.equal((await recordOf(connection)).failed, "get_sources");
+    assert.equal((await metadataOf(connection)).failed, "get_sources");
     assert.equal(said.filter((line) => line.includes("failed")).length, 1);
     await runAs("restore_cache", "true");
-    assert.equal((await recordOf(connection)).failed, "get_sources");
+    assert.equal((await metadataOf(connection)).failed, "get_sources");
     await runAs("get_sources", "true");
     assert.match(said.at(-1) ?? "", /^The stage "get_sources" passed this time, so .* not kept/);
-    assert.equal((await recordOf(connection)).failed, "");
+    assert.equal((await metadataOf(connection)).failed, "");
     assert(!await keepAfterJob(MACHINE, stage));
     await runAs("build_script", "exit 1");
     assert(await keepAfterJob(MACHINE, stage));
@@ -162,7 +163,7 @@ Deno.test("what follows a failure neither hides it nor says it again", () =>
     await runAs("after_script", "true");
     await runAs("upload_artifacts_on_failure", "exit 1");
     assert.equal(said.length, lines);
-    assert.equal((await recordOf(connection)).failed, "build_script");
+    assert.equal((await metadataOf(connection)).failed, "build_script");
   }));
 
 Deno.test("a connection that is lost while the machine lives is a failure too", () =>
@@ -188,7 +189,7 @@ Deno.test("a cancelled job has not failed", () =>
     setTimeout(() => stage.abort(new SystemFailure({ what: "Cancelled by SIGTERM" })), 500);
     assert.match(String(await ran), /Cancelled/);
     assert.deepEqual(said, []);
-    assert.equal((await recordOf(connection)).failed, "");
+    assert.equal((await metadataOf(connection)).failed, "");
   }));
 
 Deno.test("a script that a person runs in a job's machine fails no job", () =>
@@ -236,7 +237,7 @@ Deno.test("a failure is noted over a new connection if the daemon was started an
   withMachine(async ({ connection, stage, said }) => {
     const fresh = seenAs(connection, { [Symbol.asyncDispose]: () => Promise.resolve() });
     const connect = (): Promise<Connection> => Promise.resolve(fresh);
-    const restarted = { ...stage, connection: lostAfterLookup(connection), connect };
+    const restarted = toStage({ ...stage, connection: lostAfterLookup(connection), connect });
     const ofJob = { name: "build_script", say: (line: string) => void said.push(line) };
     await assert.rejects(run(MACHINE, script("exit 7"), restarted, ofJob), { scriptStatus: 7 });
     assert.match(said.join(), /is kept for 60 min/);
@@ -246,7 +247,7 @@ Deno.test("a failure is noted over a new connection if the daemon was started an
 Deno.test("when a failure cannot be noted, the script's status counts and the log says why", () =>
   withMachine(async ({ connection, stage, said }) => {
     const connect = (): Promise<Connection> => Promise.reject(new Error("it does not run"));
-    const stopped = { ...stage, connection: lostAfterLookup(connection), connect };
+    const stopped = toStage({ ...stage, connection: lostAfterLookup(connection), connect });
     const ofJob = { name: "build_script", say: (line: string) => void said.push(line) };
     await assert.rejects(run(MACHINE, script("exit 7"), stopped, ofJob), { scriptStatus: 7 });
     assert.match(said.join(), /^The machine ".*" is not kept: it does not run$/);
@@ -260,16 +261,16 @@ Deno.test("the key of a kept machine moves to where it lasts, and goes with the 
     await change(connection, { key, failed: "build_script" });
     const lasting = keyFile(stage.lastingKeyDirectory, MACHINE);
     await Deno.writeTextFile(lasting, "of a cleanup that was killed");
-    const later = { ...stage, keyDirectory: attemptDir };
+    const later = toStage({ ...stage, keyDirectory: attemptDir });
     assert(await keepAfterJob(MACHINE, later));
-    assert.equal((await recordOf(connection)).key, lasting);
+    assert.equal((await metadataOf(connection)).key, lasting);
     assert.equal(((await Deno.stat(lasting)).mode ?? 0) & 0o777, 0o600);
     await Deno.remove(attemptDir, { recursive: true });
     await run(MACHINE, script("echo here"), stage);
     assert(await keepAfterJob(MACHINE, later)); // a second cleanup
     await run(MACHINE, script("echo there"), stage);
     assert.equal(stage.output.stdout, "here\nthere\n");
-    await cleanup(MACHINE, later);
+    await removeMachine(MACHINE, later);
     await assert.rejects(Deno.stat(lasting), Deno.errors.NotFound);
   }));
 
@@ -279,7 +280,7 @@ Deno.test("of a kept machine whose guest is gone, the key goes with the rest", (
     await Deno.writeTextFile(lasting, "key");
     using domain = await Domain.lookup(connection, MACHINE);
     await domain.destroy();
-    await cleanup(MACHINE, { ...stage, keyDirectory: "/nonexistent" });
+    await removeMachine(MACHINE, toStage({ ...stage, keyDirectory: "/nonexistent" }));
     await assert.rejects(Deno.stat(lasting), Deno.errors.NotFound);
   }));
 
@@ -344,7 +345,7 @@ Deno.test("a machine whose runner was killed stays as long as its job's log says
     await change(connection, { attemptDir: "/", runner: "1 1 0", isRunner: "yes" });
     await runAs("build_script", "exit 1");
     assert.match(said.join("\n"), /is kept for 60 min after the job/);
-    const { promisedUntil } = await recordOf(connection);
+    const { promisedUntil } = await metadataOf(connection);
     assertIsIn(promisedUntil, 60);
     await change(connection, { deadline: inMinutes(-1) });
     await gc({}, stage);
@@ -361,16 +362,16 @@ Deno.test("keep extends a kept machine from its end, or from now if that is over
     await runAs("build_script", "exit 1");
     await keepAfterJob(MACHINE, stage);
     await keep(MACHINE, 1800, stage);
-    let record = await recordOf(connection);
-    assertIsIn(record.keptUntil, 90);
-    assert(isKept(record));
+    let metadata = await metadataOf(connection);
+    assertIsIn(metadata.keptUntil, 90);
+    assert(isKept(metadata));
     assert.match(stage.lines.at(-1) ?? "", /^The machine ".*" is kept until \d{4}-.* UTC$/);
     const over = inMinutes(-100);
     await change(connection, { keptUntil: over, deadline: over });
     await keep(MACHINE, 600, stage);
-    record = await recordOf(connection);
-    assertIsIn(record.keptUntil, 10);
-    assert(isKept(record));
+    metadata = await metadataOf(connection);
+    assertIsIn(metadata.keptUntil, 10);
+    assert(isKept(metadata));
   }));
 
 Deno.test("a second cleanup neither keeps a machine longer nor one whose time is over", () =>
@@ -381,19 +382,19 @@ Deno.test("a second cleanup neither keeps a machine longer nor one whose time is
       const end = inMinutes(minutes);
       await change(connection, { keptUntil: end, deadline: end });
       assert.equal(await keepAfterJob(MACHINE, stage), stays);
-      assert.equal((await recordOf(connection)).keptUntil, end);
+      assert.equal((await metadataOf(connection)).keptUntil, end);
     }
   }));
 
 Deno.test("keep on a running job's machine keeps it after the job, also if that passes", () =>
   withMachine(async ({ connection, stage, runAs }) => {
-    const { deadline } = await recordOf(connection);
+    const { deadline } = await metadataOf(connection);
     await keep(MACHINE, 7200, stage);
-    assert(!isKept(await recordOf(connection)));
-    assert.equal((await recordOf(connection)).deadline, deadline);
+    assert(!isKept(await metadataOf(connection)));
+    assert.equal((await metadataOf(connection)).deadline, deadline);
     await runAs("build_script", "true");
     assert(await keepAfterJob(MACHINE, stage));
-    assertIsIn((await recordOf(connection)).keptUntil, 120);
+    assertIsIn((await metadataOf(connection)).keptUntil, 120);
   }, { machine: { keepMinutes: 0 } }));
 
 Deno.test("keep while a script runs is not forgotten when that fails", () =>
@@ -405,7 +406,7 @@ Deno.test("keep while a script runs is not forgotten when that fails", () =>
     await keep(MACHINE, 7200, stage);
     await ran;
     await keepAfterJob(MACHINE, stage);
-    assertIsIn((await recordOf(connection)).keptUntil, 120);
+    assertIsIn((await metadataOf(connection)).keptUntil, 120);
   }));
 
 Deno.test("keep while a script runs is not forgotten when the guest does not answer its cancel", () =>
@@ -418,7 +419,7 @@ Deno.test("keep while a script runs is not forgotten when the guest does not ans
     guest.suspend();
     stage.abort(new SystemFailure({ what: "Cancelled by SIGTERM" }));
     await ran;
-    const { silent, keptUntil } = await recordOf(connection);
+    const { silent, keptUntil } = await metadataOf(connection);
     assert.equal(silent, "yes");
     assertIsIn(keptUntil, 120);
   }));
@@ -438,8 +439,8 @@ Deno.test("keep refuses a machine by hand, one that is gone, and what is not our
 Deno.test("a person's machine has no time after a failure: it stays", () =>
   withMachine(async ({ connection, stage }) => {
     await prepare({ ...JOB, machine: "by-hand", attemptDir: null }, {}, stage);
-    assert.equal((await recordOf(connection, "by-hand")).keepMinutes, "");
-    await cleanup("by-hand", stage);
+    assert.equal((await metadataOf(connection, "by-hand")).keepMinutes, "");
+    await removeMachine("by-hand", stage);
   }));
 
 Deno.test("no more machines are kept at once than max_kept_machines, whoever fails how often", () =>
@@ -458,9 +459,9 @@ Deno.test("no more machines are kept at once than max_kept_machines, whoever fai
     assert(!await keepAfterJob(MACHINE, stage));
     for (const machine of others) {
       assert(await keepAfterJob(machine, stage));
-      await cleanup(machine, stage);
+      await removeMachine(machine, stage);
     }
-    assert.equal((await recordOf(connection)).failed, "build_script");
+    assert.equal((await metadataOf(connection)).failed, "build_script");
   }, { config: { maxKeptMachines: 2 } }));
 
 Deno.test("of two jobs that fail at once, one is kept where one may be, or none", () =>
@@ -475,7 +476,7 @@ Deno.test("of two jobs that fail at once, one is kept where one may be, or none"
     );
     const kept = await Promise.all(machines.map((machine) => keepAfterJob(machine, stage)));
     assert(kept.filter((is) => is).length <= 1);
-    for (const machine of machines) await cleanup(machine, stage);
+    for (const machine of machines) await removeMachine(machine, stage);
   }, { config: { maxKeptMachines: 1 } }));
 
 Deno.test("cleanup --all counts kept machines apart, and removes them", () =>

@@ -8,10 +8,10 @@ import { findKvmFault, type KvmUser, watchKvm } from "../../src/machine/kvm/kvm_
 import { type KvmAnswer, kvmRunsGuests } from "../../src/machine/kvm/kvm_probe.ts";
 import { newOwner } from "../../src/machine/owner.ts";
 import { createLogin } from "../../src/machine/login.ts";
-import { newMetadata, reach } from "../../src/machine/create.ts";
+import { newMetadata } from "../../src/machine/create.ts";
+import { reach } from "../../src/machine/reach.ts";
 import { prepare } from "../../src/commands/prepare.ts";
 import { rootOf } from "../../src/read_xml.ts";
-import { StepTimer } from "../../src/machine/steps.ts";
 import { TestGuest } from "../fakes/test_guest.ts";
 import { openTestHost } from "../fakes/test_host.ts";
 import { JOB, testStage } from "../fakes/test_stage.ts";
@@ -73,13 +73,20 @@ Deno.test("a machine without an address is KVM's fault where KVM runs no guests,
   using stage = testStage(connection, guest, { machine, config: { postMortems: 0 } });
   const { machine: settings } = stage.config;
   using domain = await Domain.lookup(connection, "somebody"); // it has no card
-  const login = await createLogin(JOB.machine, { keyFile: undefined, settings }, stage);
-  const ofRecord = { template: "debian-12", login, settings, card: null };
-  const record = newMetadata(await newOwner(JOB), ofRecord);
-  const waiting = { record, settings, login, filter: null, card: null };
+  const login = await createLogin(JOB.machine, { keys: "own", settings }, stage.host);
+  const ofMetadata = { template: "debian-12", login, settings, card: null };
+  const metadata = newMetadata(await newOwner(JOB), ofMetadata);
+  const waiting = {
+    ...{ name: JOB.machine, metadata, settings, login, filter: null, card: null },
+    ...{ consolePath: "", seedPath: null, credentialPath: null, nvramPath: null },
+    template: {
+      ...{ pool: "base_imgs", volume: "debian-12.qcow2", path: "", format: "qcow2" },
+      ...{ capacityBytes: 0, modified: "" },
+    },
+  };
   const start = performance.now();
   await assert.rejects(
-    reach(domain, waiting, { timer: new StepTimer(null) }, stage),
+    reach(domain, waiting, {}, stage),
     (error) => {
       const isBroken = answer.works === false;
       assert.equal(faultOf(error), isBroken ? "kvm" : "address", explain(error));

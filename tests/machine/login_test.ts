@@ -15,7 +15,7 @@ Deno.test("--ssh-key-file is the key of a machine, whatever its template's login
   await Deno.writeTextFile(keyFile, guest.privateKey);
   for (const login of ["template", "cloud-init"] as const) {
     const settings = { ...DEFAULT_CONFIG.machine, login, key: "/nonexistent" };
-    const { key } = await createLogin("m", { keyFile, settings }, stage);
+    const { key } = await createLogin("m", { keys: { keyFile }, settings }, stage.host);
     assert.equal(key.privateKey, guest.privateKey);
   }
   await Deno.remove(keyFile);
@@ -27,7 +27,7 @@ Deno.test("a guest gets its user with the shell of the settings", async () => {
   using stage = testStage(connection, guest);
   for (const shell of ["bash", "sh"] as const) {
     const settings = { ...DEFAULT_CONFIG.machine, shell };
-    const login = await createLogin("m", { keyFile: undefined, settings }, stage);
+    const login = await createLogin("m", { keys: "own", settings }, stage.host);
     const { seed } = volumeContents("m", login, settings);
     assert(new TextDecoder().decode(seed ?? undefined).includes(`shell: "/bin/${shell}"`));
     await Deno.remove(login.key.file);

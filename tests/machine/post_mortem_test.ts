@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { Domain } from "../../src/libvirt/domain.ts";
+import { toStage } from "../../src/machine/context.ts";
 import { decode } from "fast-png";
 import fc from "fast-check";
 import assert from "node:assert/strict";
@@ -9,7 +10,7 @@ import { Connection } from "../../src/libvirt/connection.ts";
 import { EMPTY_METADATA, metadataXml } from "../../src/machine/metadata.ts";
 import { rootOf } from "../../src/read_xml.ts";
 import { toPng } from "../../src/machine/post_mortem/screenshot.ts";
-import { cleanup } from "../../src/machine/remove.ts";
+import { removeMachine } from "../../src/machine/remove.ts";
 import { fit, unpluggedIn, withPostMortem } from "../../src/machine/post_mortem/post_mortem.ts";
 import {
   findPostMortem,
@@ -24,6 +25,7 @@ import { TestGuest, type TestGuestOptions } from "../fakes/test_guest.ts";
 import { openTestHost } from "../fakes/test_host.ts";
 import { TestLibvirtd, xdr } from "../fakes/test_libvirtd.ts";
 import {
+  bareStage,
   JOB,
   script,
   type TestStage,
@@ -41,7 +43,7 @@ async function withStage(
   await using guest = await TestGuest.start(options.guest);
   using stage = testStage(connection, guest, options);
   await test({ stage, guest });
-  await cleanup(JOB.machine, stage);
+  await removeMachine(JOB.machine, stage);
 }
 
 async function listed(directory: string): Promise<string[]> {
@@ -133,7 +135,7 @@ Deno.test("with post_mortems: 0, nothing is kept", () =>
 
 Deno.test("a post-mortem that cannot be written is a warning, and the failure stays", () =>
   withStage(async ({ stage }) => {
-    const hopeless = { ...stage, postMortemDirectory: "/proc/nowhere" };
+    const hopeless = toStage({ ...stage, postMortemDirectory: "/proc/nowhere" });
     await assert.rejects(prepare(JOB, {}, hopeless), /did not come up/);
     assert.match(
       stage.warnings.join(),
@@ -165,7 +167,7 @@ Deno.test("a libvirt that never answers costs a post-mortem seconds, and the fai
   withStage(async ({ stage }) => {
     const failure = new SystemFailure({ what: "first", advice: "do it", fault: "lost" });
     const start = performance.now();
-    const dead = { ...stage, connect: () => new Promise<never>(() => {}) };
+    const dead = toStage({ ...stage, connect: () => new Promise<never>(() => {}) });
     const told = await withPostMortem(JOB.machine, failure, dead);
     assert(performance.now() - start < 10_000);
     assert.deepEqual([told.message, told.advice, told.fault], ["first", "do it", "lost"]);
@@ -176,10 +178,10 @@ Deno.test("a part that hangs does not lose the others", () =>
   withStage(async ({ stage }) => {
     await prepare(JOB, {}, stage);
     let connections = 0;
-    const slow = {
+    const slow = toStage({
       ...stage,
       connect: () => ++connections === 4 ? new Promise<never>(() => {}) : stage.connect(),
-    };
+    });
     const failure = new SystemFailure({ what: "first" });
     const start = performance.now();
     assert.match(explain(await withPostMortem(JOB.machine, failure, slow)), /on its host, in/);
@@ -315,7 +317,7 @@ Deno.test("many at once write and remove, and the bounds hold in the end", () =>
 
 /** What a machine's libvirt and its guest agent say, each answer of the agent with so many bytes. */
 function answers(agentBytes: number): ConstructorParameters<typeof TestLibvirtd>[0] {
-  const record = {
+  const metadata = {
     ...EMPTY_METADATA,
     job: "1",
     project: "evil/a",
@@ -323,7 +325,7 @@ function answers(agentBytes: number): ConstructorParameters<typeof TestLibvirtd>
   };
   const depth = Math.floor((agentBytes - 11) / 2);
   return {
-    DOMAIN_GET_METADATA: () => xdr(`${metadataXml(record)}`),
+    DOMAIN_GET_METADATA: () => xdr(`${metadataXml(metadata)}`),
     DOMAIN_GET_XML_DESC: () => xdr("<domain/>"),
     QEMU_AGENT_COMMAND: () => xdr(1, `{"return":${"[".repeat(depth)}${"]".repeat(depth)}}`),
   };
@@ -335,13 +337,15 @@ async function keptOf(agentBytes: number, postMortemMib: number): Promise<Map<st
   const postMortemDirectory = await Deno.makeTempDir({ prefix: "libvirt-gci-test-" });
   const warnings: string[] = [];
   try {
-    await withPostMortem("m", new SystemFailure({ what: "lost" }), {
+    const connect = () => Connection.open(libvirtd.uri);
+    await using connection = await connect();
+    const stage = bareStage(connection, {
       config: { ...DEFAULT_CONFIG, postMortemMib },
-      connect: () => Connection.open(libvirtd.uri),
-      signal: new AbortController().signal,
+      connect,
       postMortemDirectory,
-      warn: (line) => warnings.push(line),
+      warn: (line) => void warnings.push(line),
     });
+    await withPostMortem("m", new SystemFailure({ what: "lost" }), stage);
     assert.deepEqual(warnings, []);
     return await readOnly({ postMortemDirectory });
   } finally {

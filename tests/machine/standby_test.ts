@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import { Domain } from "../../src/libvirt/domain.ts";
+import { toStage } from "../../src/machine/context.ts";
 import assert from "node:assert/strict";
 import { type Config, DEFAULT_CONFIG, parseConfig } from "../../src/settings/load.ts";
 import { DEFAULT_MACHINE, type MachineSettings } from "../../src/settings/machine_settings.ts";
@@ -17,9 +18,8 @@ import {
   standbyKind,
   waitingIn,
 } from "../../src/machine/standby/waiting.ts";
-import { reserveName } from "../../src/machine/start.ts";
+import { reserveName } from "../../src/machine/name.ts";
 import { findTemplate } from "../../src/machine/storage/template.ts";
-import { leaveQueue } from "../../src/machine/queue/queue_entry.ts";
 import {
   createRawVolume,
   isMachineVolume,
@@ -33,7 +33,7 @@ import {
   warmVolume,
 } from "../../src/machine/warm/warm_image.ts";
 import { waitForRoom } from "../../src/machine/queue/admission.ts";
-import { cleanup } from "../../src/machine/remove.ts";
+import { removeMachine } from "../../src/machine/remove.ts";
 import { cleanupAll } from "../../src/commands/cleanup.ts";
 import { gc } from "../../src/commands/gc.ts";
 import { sweep } from "../../src/machine/unneeded.ts";
@@ -49,7 +49,7 @@ import { sleep } from "../../src/wait.ts";
 import { TestGuest } from "../fakes/test_guest.ts";
 import { openTestHost } from "../fakes/test_host.ts";
 import {
-  changeRecord,
+  changeMetadata,
   JOB,
   type TestStage,
   testStage,
@@ -92,7 +92,7 @@ async function makeStandby(
 ): Promise<string> {
   const name = newStandbyName();
   await prepare({ ...JOB, machine: name }, {}, stage);
-  await changeRecord(stage.connection, name, differences);
+  await changeMetadata(stage.connection, name, differences);
   using pool = await StoragePool.lookup(stage.connection, "libvirt-gci");
   await markWaiting(pool, { name, kind: KIND });
   stage.lines.length = 0;
@@ -108,7 +108,7 @@ async function take(
   using pool = await StoragePool.lookup(stage.connection, "libvirt-gci");
   await assignStandby(pool, JOB.machine, standby);
   assert(await acquireStandby(pool, { name: standby, kind: KIND }));
-  await changeRecord(stage.connection, standby, { machine: JOB.machine, ...differences });
+  await changeMetadata(stage.connection, standby, { machine: JOB.machine, ...differences });
 }
 
 Deno.test("the names of volumes tell who waits and who took whom", () => {
@@ -116,7 +116,7 @@ Deno.test("the names of volumes tell who waits and who took whom", () => {
   assert(isStandbyName(name));
   assert(!isStandbyName(JOB.machine) && !isStandbyName("standby-filler"));
   const waiting = `${name}.${KIND}.waiting.libvirt-gci`;
-  for (const machine of ["m", "m.overlay", "m.turn", "a.b-c_d"]) {
+  for (const machine of ["m", "m.overlay", "m.entry", "a.b-c_d"]) {
     const taken = `${machine}.${name}.taken.libvirt-gci`;
     assert.deepEqual(assignmentsIn([waiting, taken, "m.owner.libvirt-gci"]), [{
       machine,
@@ -194,9 +194,9 @@ Deno.test("a machine that was made to wait and does not is lost once its maker i
     const standby = await makeStandby(stage, { attemptDir: "", runner: "" });
     using pool = await StoragePool.lookup(stage.connection, "libvirt-gci");
     await acquireStandby(pool, { name: standby, kind: KIND });
-    await gc({}, stage); // by this record, a person has it
+    await gc({}, stage); // by this metadata, a person has it
     assert.deepEqual(stage.lines, []);
-    await changeRecord(stage.connection, standby, ENDED);
+    await changeMetadata(stage.connection, standby, ENDED);
     await gc({}, stage);
     assert.deepEqual(stage.lines, [
       `Removed "${standby}" (domain, 3 volumes): who made it is gone`,
@@ -206,13 +206,13 @@ Deno.test("a machine that was made to wait and does not is lost once its maker i
 Deno.test("gc leaves a machine that begins to wait while its maker ends, at every moment", () =>
   withStage(async (stage) => {
     const name = await makeStandby(stage);
-    const { connection, config } = stage;
+    const { connection } = stage;
     const { call } = connection;
     using pool = await StoragePool.lookup(connection, "libvirt-gci");
     for (let moment = 1, calls = 1; moment <= calls + 1; moment++) {
       await acquireStandby(pool, { name, kind: KIND }); // so it does not wait yet
       const maker = new Deno.Command("sleep", { args: ["100"] }).spawn();
-      await changeRecord(stage.connection, name, {
+      await changeMetadata(stage.connection, name, {
         attemptDir: "",
         runner: processMark(maker.pid) ?? "",
       });
@@ -228,11 +228,11 @@ Deno.test("gc leaves a machine that begins to wait while its maker ends, at ever
         if (++calls === moment) await ends();
         return result;
       }) as typeof call;
-      const { why } = await lookupNeed({ name, volumes: [] }, { connection, config });
+      const { why } = await lookupNeed({ name, volumes: [] }, stage.host);
       assert.equal(why, null, `after call ${moment} of libvirt`);
       if (calls < moment) await ends();
     }
-    await cleanup(name, stage);
+    await removeMachine(name, stage);
   }));
 
 Deno.test("a machine that is just being taken over is not lost", () =>
@@ -244,7 +244,7 @@ Deno.test("a machine that is just being taken over is not lost", () =>
     await acquireStandby(pool, { name: standby, kind: KIND });
     await gc({}, stage);
     assert((await domains(stage.connection)).includes(standby));
-    await cleanup("taker", stage); // which never got it
+    await removeMachine("taker", stage); // which never got it
     assert((await domains(stage.connection)).includes(standby));
     await gc({}, stage);
   }));
@@ -252,10 +252,10 @@ Deno.test("a machine that is just being taken over is not lost", () =>
 Deno.test("a machine goes by its job's name once it has one, to the end", () =>
   withStage(async (stage) => {
     const standby = await makeStandby(stage);
-    assert.equal(await domainName(JOB.machine, stage), JOB.machine);
+    assert.equal(await domainName(JOB.machine, stage.host), JOB.machine);
     await take(stage, standby, { job: "4242", runner: "" });
-    assert.equal(await domainName(JOB.machine, stage), standby);
-    assert.equal(await domainName(standby, stage), standby);
+    assert.equal(await domainName(JOB.machine, stage.host), standby);
+    assert.equal(await domainName(standby, stage.host), standby);
     const listed = (await listMachines(stage)).map((it) => [it.machine, it.domain, it.job]);
     assert.deepEqual(listed, [[JOB.machine, standby, "4242"]]);
     const asked: string[] = [];
@@ -263,7 +263,7 @@ Deno.test("a machine goes by its job's name once it has one, to the end", () =>
     await cleanupAll({ yes: false, ask }, stage);
     assert.deepEqual(asked, ["Remove 1 machine, 1 of them of running jobs?"]);
     stage.lines.length = 0;
-    assert(await cleanup(JOB.machine, stage));
+    assert(await removeMachine(JOB.machine, stage));
     assert.deepEqual(stage.lines, [`Removed the machine "${JOB.machine}"`]);
   }));
 
@@ -274,7 +274,7 @@ Deno.test("gc counts what a job's machine took over with it, and says it in one 
       const standby = await makeStandby(stage);
       await assignStandby(pool, machine, standby);
       await acquireStandby(pool, { name: standby, kind: KIND });
-      await changeRecord(stage.connection, standby, { machine, ...ENDED });
+      await changeMetadata(stage.connection, standby, { machine, ...ENDED });
       await gc({ dryRun: true }, stage);
       await gc({}, stage);
       const words = `"${machine}" (domain, 4 volumes): who made it is gone`;
@@ -290,8 +290,8 @@ Deno.test("a machine whose guest has powered off is removed by its job's name", 
       using domain = await Domain.lookup(stage.connection, standby);
       await domain.destroy();
     }
-    assert.equal(await domainName(JOB.machine, stage), standby);
-    assert(await cleanup(JOB.machine, stage));
+    assert.equal(await domainName(JOB.machine, stage.host), standby);
+    assert(await removeMachine(JOB.machine, stage));
   }));
 
 Deno.test("cleanup of a job that another was faster than leaves the other's machine alone", () =>
@@ -300,10 +300,10 @@ Deno.test("cleanup of a job that another was faster than leaves the other's mach
     using pool = await StoragePool.lookup(stage.connection, "libvirt-gci");
     await assignStandby(pool, "slower", standby); // and was killed
     await take(stage, standby);
-    assert.equal(await domainName("slower", stage), "slower");
-    await cleanup("slower", stage);
+    assert.equal(await domainName("slower", stage.host), "slower");
+    await removeMachine("slower", stage);
     assert((await domains(stage.connection)).includes(standby));
-    await cleanup(JOB.machine, stage);
+    await removeMachine(JOB.machine, stage);
   }));
 
 Deno.test("a kept machine outlives its attempt by either name", () =>
@@ -315,7 +315,7 @@ Deno.test("a kept machine outlives its attempt by either name", () =>
     await gc({}, stage);
     assert.deepEqual(stage.lines, []);
     const over = new Date(Date.now() - 1000).toISOString();
-    await changeRecord(stage.connection, standby, { keptUntil: over, deadline: over });
+    await changeMetadata(stage.connection, standby, { keptUntil: over, deadline: over });
     await gc({}, stage);
     assert.match(stage.lines.join("\n"), /^Removed .*: it was kept until /);
   }));
@@ -325,7 +325,7 @@ Deno.test("a job that has no room gets that of a machine that waits", () =>
     const standby = await makeStandby(stage);
     await prepare(JOB, {}, stage);
     assert(!(await domains(stage.connection)).includes(standby));
-    await cleanup(JOB.machine, stage);
+    await removeMachine(JOB.machine, stage);
   }, { config: { maxMachines: 1, admissionSeconds: 5 } }));
 
 Deno.test("only the job that starts next has machines removed that wait", () =>
@@ -348,8 +348,8 @@ Deno.test("only the job that starts next has machines removed that wait", () =>
     const admission = await waitForRoom("behind", { pool, memoryMib: 64 }, stage);
     assert.equal(await waiting(), 1);
     await removeStandbys(stage);
-    assert(admission.turn);
-    await leaveQueue(pool, admission.turn);
+    assert("leave" in admission);
+    await admission.leave();
   }, { config: { maxMachines: 2, admissionSeconds: 5 } }));
 
 Deno.test("a machine that waits and cannot be removed costs a job without room a warning", () =>
@@ -369,23 +369,24 @@ Deno.test("a machine that waits and cannot be removed costs a job without room a
       warnings.join(),
       /Could not remove the waiting machine .* was not made by libvirt-gci/,
     );
-    await cleanup(JOB.machine, stage);
+    await removeMachine(JOB.machine, stage);
     await theirs.destroy();
   }, { config: { maxMachines: 1, admissionSeconds: 5 } }));
 
 /** The same stage, whose settings want a machine of "debian-12" to wait. */
-function wanting<T extends Pick<TestStage, "config">>(
-  stage: T,
-  differences: Partial<Config> = {},
-): T {
-  const machine = { ...stage.config.machine, standby: 1 };
+function wanting(stage: TestStage, differences: Partial<Config> = {}): TestStage {
+  return toStage({ ...stage, config: wantingConfig(stage.config, differences) });
+}
+
+function wantingConfig(config: Config, differences: Partial<Config> = {}): Config {
+  const machine = { ...config.machine, standby: 1 };
   const templates = new Map([["debian-12", {
     machine,
     volume: null,
     aliases: [],
     ownKeys: new Set<string>(),
   }]]);
-  return { ...stage, config: { ...stage.config, templates, ...differences } };
+  return { ...config, templates, ...differences };
 }
 
 Deno.test("a template without a warm image has none wait, which is an error; --remove removes all", () =>
@@ -432,7 +433,7 @@ Deno.test("where the settings want none to wait, that is said, and no pool is ne
   }, { config: { overlayPool: "no-such-pool" } }));
 
 Deno.test("who makes machines wait in the background finds the settings from any directory", () => {
-  const config = wanting({ config: DEFAULT_CONFIG }).config;
+  const config = wantingConfig(DEFAULT_CONFIG);
   const cwd = (): string => "/builds";
   const refill = (file?: string) => refillArguments(config, { file, cwd });
   assert.deepEqual(refill(), ["standby"]);
@@ -457,7 +458,7 @@ Deno.test("too many that wait are unwanted, as many as are too many", () => {
 Deno.test("cleanup of a machine that waits takes it from those that jobs could get", () =>
   withStage(async (stage) => {
     const standby = await makeStandby(stage);
-    await cleanup(standby, stage);
+    await removeMachine(standby, stage);
     assert.deepEqual(waitingIn(await volumes(stage.connection)), []);
   }));
 
@@ -512,7 +513,7 @@ async function makeWarmImage(
       using _ = await createRawVolume(pool, warmVolume(image.template, image.id, part), 1);
     }
   }
-  const { wanted: [wanted] } = await findWanted(stage);
+  const { wanted: [wanted] } = await findWanted(stage.host);
   assert(wanted);
   return {
     kind: wanted.kind,
@@ -548,7 +549,7 @@ Deno.test("a machine that waits, is of no use and cannot be removed fails no job
     const warnings = stage.warnings.join("\n");
     assert.match(warnings, /Could not remove the waiting machine .*, so gc has to: .*was not made/);
     assert.match(warnings, /The waiting machine .* is of no use: .*has no record/);
-    await cleanup(JOB.machine, stage);
+    await removeMachine(JOB.machine, stage);
   }));
 
 Deno.test("a job that waits its turn tries a machine that comes to wait meanwhile", () =>
@@ -563,10 +564,10 @@ Deno.test("a job that waits its turn tries a machine that comes to wait meanwhil
     while (!stage.lines.join().includes("Waiting for")) await sleep(10);
     await markWaiting(pool, { name, kind: image.kind });
     while (stage.warnings.length === 0) await sleep(10);
-    await cleanup("first", stage);
+    await removeMachine("first", stage);
     await prepared;
     assert.match(stage.warnings.join("\n"), /The waiting machine .* is of no use: .*no record/);
-    await cleanup(JOB.machine, stage);
+    await removeMachine(JOB.machine, stage);
   }, { config: { maxMachines: 1, admissionSeconds: 10 } }));
 
 Deno.test("a job over its project's limit takes no machine that waits", () =>
@@ -585,8 +586,8 @@ Deno.test("a job over its project's limit takes no machine that waits", () =>
     await sleep(200); // for another look
     assert.equal(waitingIn(await pool.volumeNames()).length, 1);
     assert.doesNotMatch(stage.warnings.join("\n"), /is of no use/);
-    await cleanup("first", stage);
+    await removeMachine("first", stage);
     await prepared;
     assert.match(stage.warnings.join("\n"), /The waiting machine .* is of no use: .*no record/);
-    await cleanup(JOB.machine, stage);
+    await removeMachine(JOB.machine, stage);
   }, { config: parseConfig("rules: [{max_machines: 1}]", "config.yaml") }));

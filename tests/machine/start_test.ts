@@ -7,16 +7,18 @@ import { DEFAULT_CONFIG } from "../../src/settings/load.ts";
 import { explain, faultOf } from "../../src/errors.ts";
 import { Connection } from "../../src/libvirt/connection.ts";
 import { LibvirtError, VIR_ERR } from "../../src/libvirt/error.ts";
-import type { MachineDomain } from "../../src/machine/domain_xml.ts";
+import type { DomainOnDisk } from "../../src/machine/domain_xml.ts";
 import { takeCard } from "../../src/machine/network/card.ts";
 import { createFilter } from "../../src/machine/network/filter.ts";
 import { newOwner } from "../../src/machine/owner.ts";
 import { createDirPool } from "../../src/machine/storage/pools.ts";
-import { reserveName, setFilter, startMachine } from "../../src/machine/start.ts";
+import { reserveName } from "../../src/machine/name.ts";
+import { setFilter } from "../../src/machine/network/set_filter.ts";
+import { startMachine } from "../../src/machine/start.ts";
 import type { Template } from "../../src/machine/storage/template.ts";
 import { newMetadata } from "../../src/machine/create.ts";
 import { handle, HangUp, TestLibvirtd } from "../fakes/test_libvirtd.ts";
-import { JOB } from "../fakes/test_stage.ts";
+import { bareStage, JOB } from "../fakes/test_stage.ts";
 
 loadProc(); // what is loaded in a test is taken for a leak of it
 
@@ -25,12 +27,12 @@ const TEMPLATE: Template = {
   ...{ format: "qcow2", capacityBytes: 1024 ** 3, modified: "" },
 };
 
-async function newMachine(): Promise<MachineDomain> {
+async function newMachine(): Promise<DomainOnDisk> {
   const settings = { ...DEFAULT_CONFIG.machine, domainType: "qemu" };
   const login = { key: { privateKey: "", publicKey: "", file: "" }, hostKey: null };
-  const ofRecord = { template: "lite", login, settings, card: null };
+  const ofMetadata = { template: "lite", login, settings, card: null };
   return {
-    ...{ name: "m", record: newMetadata(await newOwner(JOB), ofRecord), settings },
+    ...{ name: "m", metadata: newMetadata(await newOwner(JOB), ofMetadata), settings },
     ...{ filter: null, card: null, overlayPath: "/nonexistent/m", consolePath: "/nonexistent/c" },
     ...{ seedPath: null, credentialPath: null, nvramPath: null },
   };
@@ -151,7 +153,7 @@ const LOST: readonly {
       const card = { mac: "52:54:00:01:02:03", address: "192.0.2.7", leasedUntil: null };
       const machine = { ...await newMachine(), filter: "libvirt-gci-m", card };
       const connect = () => Connection.open(connection.uri);
-      await setFilter(domain, machine, { connection, connect });
+      await setFilter(domain, machine, bareStage(connection, { connect }).host);
     },
   },
 ];

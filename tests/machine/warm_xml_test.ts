@@ -3,12 +3,14 @@ import assert from "node:assert/strict";
 import { parseXml, XmlElement } from "@rgrove/parse-xml";
 import fc from "fast-check";
 import { childrenOf, find, rootOf, textAt } from "../../src/read_xml.ts";
+import { DEFAULT_CONFIG } from "../../src/settings/load.ts";
+import type { DomainOnDisk } from "../../src/machine/domain_xml.ts";
 import type { MachineMetadata } from "../../src/machine/metadata.ts";
-import { type Resumed, xmlForMachine } from "../../src/machine/warm/warm_xml.ts";
+import { xmlForMachine } from "../../src/machine/warm/warm_xml.ts";
 
 const SAVED = await Deno.readTextFile(new URL("../data/saved.xml", import.meta.url));
 
-const RECORD: MachineMetadata = {
+const METADATA: MachineMetadata = {
   ...{ job: "7", project: "grp/proj", template: "lite", created: "", deadline: "", host: "" },
   ...{ attemptDir: "", runner: "", mac: "52:54:00:01:02:03", user: "gitlab-runner", port: "22" },
   ...{ key: "/k", shell: "bash", address: "", hostKey: "h" },
@@ -16,8 +18,11 @@ const RECORD: MachineMetadata = {
   machine: "",
 };
 
-const MACHINE: Resumed = {
-  ...{ name: "mine", record: RECORD, overlayPath: "/pool/mine.overlay.libvirt-gci" },
+const MACHINE: DomainOnDisk = {
+  settings: DEFAULT_CONFIG.machine,
+  filter: null,
+  card: null,
+  ...{ name: "mine", metadata: METADATA, overlayPath: "/pool/mine.overlay.libvirt-gci" },
   ...{
     consolePath: "/pool/mine.guest.libvirt-gci/console",
     seedPath: "/pool/mine.seed.libvirt-gci",
@@ -80,8 +85,8 @@ Deno.test("whatever a resumed job's project and template are called, its XML is 
   const text = fc.string({ unit: "binary" });
   fc.assert(
     fc.property(text, text, (project, template) => {
-      const record = { ...RECORD, project, template };
-      const root = parseXml(xmlForMachine(SAVED, { ...MACHINE, record }).toString()).root;
+      const metadata = { ...METADATA, project, template };
+      const root = parseXml(xmlForMachine(SAVED, { ...MACHINE, metadata }).toString()).root;
       const [machine] = childrenOf(find(root, "metadata"), "gci:machine");
       assert.equal(machine?.attributes["job"], "7");
       assert.equal(comparable(machine?.attributes["project"]), comparable(project));

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import { Domain } from "../../src/libvirt/domain.ts";
+import { toStage } from "../../src/machine/context.ts";
 import assert from "node:assert/strict";
 import { fileSystemSpace } from "../../ffi/proc.ts";
 import { DEFAULT_CONFIG } from "../../src/settings/load.ts";
@@ -15,14 +16,14 @@ import {
   type Samples,
 } from "../../src/metrics/metrics.ts";
 import { addToMetricsFile } from "../../src/metrics/metrics_file.ts";
-import { cleanup } from "../../src/machine/remove.ts";
+import { removeMachine } from "../../src/machine/remove.ts";
 import { prepare } from "../../src/commands/prepare.ts";
 import { sleep } from "../../src/wait.ts";
 import { RUN } from "../fakes/metrics_process.ts";
 import { type MetricSamples, readOpenMetrics } from "../fakes/open_metrics.ts";
 import { TestGuest } from "../fakes/test_guest.ts";
 import { openTestHost } from "../fakes/test_host.ts";
-import { JOB, testStage } from "../fakes/test_stage.ts";
+import { bareStage, JOB, testStage } from "../fakes/test_stage.ts";
 
 /** Gives the test a directory, and sees that nothing but the metrics are in it in the end. */
 async function withFile(test: (file: string) => Promise<void>): Promise<void> {
@@ -283,7 +284,7 @@ Deno.test("the free space of a pool on this host is what others than root can wr
     await pool.buildAndStart();
   }
   const config = { ...DEFAULT_CONFIG, overlayPool: "here" };
-  const gauges = await measure({ connection, config }, { disks: false });
+  const gauges = await measure(bareStage(connection, { config }).host, { disks: false });
   const space = fileSystemSpace(path);
   await Deno.remove(path);
   assert.equal(gauges?.poolCapacityBytes, space?.total);
@@ -298,10 +299,10 @@ Deno.test("prepare's steps and machines are counted, in few calls of libvirt", (
     await using guest = await TestGuest.start();
     using stage = testStage(connection, guest);
     const prepared = meter(file, { stage: "prepare" });
-    await prepare(JOB, {}, { ...stage, onStep: prepared.onStep });
+    await prepare(JOB, {}, toStage({ ...stage, onStep: prepared.onStep }));
     await prepare({ ...JOB, machine: "second" }, {}, stage);
     calls.length = 0;
-    await prepared.measure(stage);
+    await prepared.measure(stage.host);
     assert(calls.length <= 6, calls.join());
     await prepared.end(null);
     const samples = await samplesIn(file);
@@ -317,13 +318,13 @@ Deno.test("prepare's steps and machines are counted, in few calls of libvirt", (
     using domain = await Domain.lookup(connection, "second");
     await domain.destroy();
     const collected = meter(file, { stage: "gc" });
-    await collected.measure(stage);
+    await collected.measure(stage.host);
     await collected.end(null);
     const later = await samplesIn(file);
     assert.equal(later.get('libvirt_gci_machines{state="running"}'), 1);
     assert.equal(later.get('libvirt_gci_machines{state="stopped"}'), 1);
     assert.equal(later.get("libvirt_gci_machines_disk_bytes"), await diskBytes());
-    for (const machine of [JOB.machine, "second"]) await cleanup(machine, stage);
+    for (const machine of [JOB.machine, "second"]) await removeMachine(machine, stage);
     assert.deepEqual(stage.warnings, []);
 
     async function diskBytes(): Promise<number> {
@@ -346,7 +347,7 @@ Deno.test("a run is counted, but neither timed, nor is libvirt asked for anythin
     await using guest = await TestGuest.start();
     using stage = testStage(connection, guest);
     const ran = meter(file);
-    await ran.measure(stage);
+    await ran.measure(stage.host);
     assert.deepEqual(calls, []);
     await ran.end(null);
     const counted = [...await samplesIn(file)].filter(([, value]) => value !== 0);
@@ -423,5 +424,5 @@ Deno.test("without the pool nothing is measured", async () => {
   await using connection = await openTestHost();
   await using guest = await TestGuest.start();
   using stage = testStage(connection, guest, { config: { overlayPool: "gone" } });
-  assert.equal(await measure(stage, { disks: false }), null);
+  assert.equal(await measure(stage.host, { disks: false }), null);
 });

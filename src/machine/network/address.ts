@@ -14,6 +14,18 @@ import { type Limits, NotYet, waitFor } from "../../wait.ts";
 const OTHER_SOURCES_MS = 2000;
 const NO_LEASE = "no DHCP lease for its card";
 
+/** Whose address to wait for. */
+export interface AddressOptions {
+  readonly mac: string;
+  readonly network: string;
+  /** Those of the host that the settings name. */
+  readonly hostAddresses: readonly string[];
+  readonly card: Card | null;
+  readonly connection: Connection;
+  /** Asked meanwhile: throws what no waiting mends. */
+  readonly watch: () => Promise<void>;
+}
+
 /**
  * The address at which the host reaches the machine's card: from the network's leases, else from the
  * guest agent, else from the host's ARP table. All go by the card's MAC address: a host name is what
@@ -26,16 +38,7 @@ const NO_LEASE = "no DHCP lease for its card";
  */
 export function waitForAddress(
   domain: Domain,
-  { mac, network, hostAddresses, card, connection, watch }: {
-    readonly mac: string;
-    readonly network: string;
-    /** Those of the host that the settings name. */
-    readonly hostAddresses: readonly string[];
-    readonly card: Card | null;
-    readonly connection: Connection;
-    /** Asked meanwhile: throws what no waiting mends. */
-    readonly watch: () => Promise<void>;
-  },
+  { mac, network, hostAddresses, card, connection, watch }: AddressOptions,
   limits: Limits,
 ): Promise<string> {
   const findLeased = async (): Promise<string | null> => {
@@ -68,19 +71,30 @@ export function waitForAddress(
       await watch();
       if (performance.now() < nextOtherSources) return reason;
       nextOtherSources = performance.now() + OTHER_SOURCES_MS;
-      for (const source of [ADDRESS_SOURCE.AGENT, ADDRESS_SOURCE.ARP]) {
-        const said = await addressesOf(domain, mac, source);
-        const own = card === null
-          ? await guestsAmong(said, { network, hostAddresses }, connection)
-          : said;
-        const address = preferred(own);
-        if (address === null) continue;
-        if (card === null) return address;
-        return reason = address === card.address ? new NotYet(NO_LEASE) : unusable(address);
+      const isGuests = (said: readonly string[]) =>
+        guestsAmong(said, { network, hostAddresses }, connection);
+      const address = await otherAddress(domain, mac, card === null ? isGuests : null);
+      if (address === null) {
+        return reason = new NotYet(`${NO_LEASE}, no guest agent and no ARP entry that knows it`);
       }
-      return reason = new NotYet(`${NO_LEASE}, no guest agent and no ARP entry that knows it`);
+      if (card === null) return address;
+      return reason = address === card.address ? new NotYet(NO_LEASE) : unusable(address);
     },
   }, limits);
+}
+
+/** The address that the guest agent, else the ARP table says; `among` tells which are believed. */
+async function otherAddress(
+  domain: Domain,
+  mac: string,
+  among: ((said: readonly string[]) => Promise<string[]>) | null,
+): Promise<string | null> {
+  for (const source of [ADDRESS_SOURCE.AGENT, ADDRESS_SOURCE.ARP]) {
+    const said = await addressesOf(domain, mac, source);
+    const address = preferred(among === null ? said : await among(said));
+    if (address !== null) return address;
+  }
+  return null;
 }
 
 function notItsOwn(network: string, leased: string, { address }: Card): SystemFailure {

@@ -9,9 +9,15 @@ import { type DhcpLease, Network } from "../../libvirt/network.ts";
 import { NetworkFilter } from "../../libvirt/network_filter.ts";
 import { sha256 } from "../../sha256.ts";
 import { xml } from "../../xml.ts";
-import { randomMac } from "../domain_xml.ts";
 import { throwIfLost } from "../lost_connection.ts";
 import { type Dhcp, findDhcp } from "./network_info.ts";
+
+/** A network card's address of QEMU's own range (52:54:00), which libvirt uses too. */
+export function randomMac(): string {
+  const [a, b, c] = crypto.getRandomValues(new Uint8Array(3));
+  return [0x52, 0x54, 0x00, a, b, c].map((byte) => (byte ?? 0).toString(16).padStart(2, "0"))
+    .join(":");
+}
 
 /** A network card whose address is known before its guest asks for it. */
 export interface Card {

@@ -4,7 +4,8 @@ import { virsh } from "../../shell.ts";
 import { SystemFailure } from "../../errors.ts";
 import { readCidrs } from "../../ipv4.ts";
 import type { Connection } from "../../libvirt/connection.ts";
-import { type Card, takeCard } from "./card.ts";
+import type { MachineDomain } from "../domain_xml.ts";
+import { takeCard } from "./card.ts";
 import { createFilter, filterName, removeFilter } from "./filter.ts";
 import { hostAddresses, readHostNetwork, whyUnseen } from "./host_addresses.ts";
 import { readSubnets, type Subnet } from "./network_info.ts";
@@ -61,14 +62,10 @@ function requireSight(networkXml: string, name: string, { isLocal }: Connection)
   });
 }
 
-/** What keeps a machine from others: its filter's name, and the card that the filter is for. */
-export interface Isolated {
-  readonly filter: string | null;
-  /** Null where nobody can know its address before. */
-  readonly card: Card | null;
-}
-
-/** Makes the network filter of a machine and has a card for it; null if the settings want none. */
+/**
+ * Makes the network filter of a machine, null if the settings want none, and has a card for it, null
+ * where nobody can know its address before.
+ */
 export async function isolate(
   machine: string,
   { settings, subnets }: {
@@ -76,7 +73,7 @@ export async function isolate(
     readonly subnets: readonly Subnet[];
   },
   connection: Connection,
-): Promise<Isolated> {
+): Promise<Pick<MachineDomain, "filter" | "card">> {
   if (!settings.isolate || settings.network === "none") return { filter: null, card: null };
   // Wherever we run, its addresses are no job's business.
   const { addresses, others } = hostAddresses(readHostNetwork(), settings.hostAddresses);

@@ -16,10 +16,9 @@ import {
 } from "./queue_entry.ts";
 import { volumeName } from "../storage/volumes.ts";
 import { NotYet, waitFor } from "../../wait.ts";
-import type { CleanupStage } from "../remove.ts";
 import { removeOneUnneeded } from "../unneeded.ts";
 import { type FoundMachine, machinesIn, machinesOf } from "../inventory.ts";
-import type { Stage } from "../context.ts";
+import type { Context, Host } from "../context.ts";
 
 /** How rarely a machine that waits looks around. */
 export const LONGEST_PAUSE_MS = 1000;
@@ -30,88 +29,74 @@ const ADVICE = "See what runs: libvirt-gci list; max_machines, reserve_memory_mi
   "reserve_disk_gib in the settings say how much may run at once, and admission_seconds how long " +
   'a machine waits for that; GitLab Runner\'s "concurrent" says how many jobs it takes';
 
-type AdmissionStage = CleanupStage & Pick<Stage, "signal" | "progress" | "warn">;
-
-/** That a machine may start. */
-export interface Admission {
-  /** It counts until it is ended; null if there is no limit. */
-  readonly turn: QueueEntry | null;
+/** Where a machine stands that may start. */
+export interface Place {
   readonly hasWaited: boolean;
+  /** Leaves the queue: until then, the machine counts there. */
+  readonly leave: () => Promise<void>;
 }
 
-/** A machine that is to start. */
-interface Starting {
-  readonly pool: StoragePool;
-  readonly memoryMib: number;
-}
+const WITHOUT_LIMIT: Place = { hasWaited: false, leave: () => Promise.resolve() };
 
-/** How a job's machine is to start. */
-interface Waiting<T> extends Starting {
-  /** Gives what makes the machine needless; null if there is none now. */
-  readonly instead?: () => Promise<T | null>;
-  /** How long it has waited before, which counts too. */
-  readonly waitedSeconds?: number;
+function placeOf(pool: StoragePool, entry: QueueEntry, hasWaited: boolean): Place {
+  return { hasWaited, leave: () => leaveQueue(pool, entry) };
 }
 
 /**
  * Waits until the machine and all that came before it fit into what the settings let machines take, or
- * until `instead` gives what makes it needless. Throws SystemFailure when the time is over, or at once if
- * the machine can never fit.
+ * until `instead` gives what makes it needless. What it has waited before counts too. Throws SystemFailure
+ * when the time is over, or at once if the machine can never fit.
  */
 export async function waitForRoom<T extends object = never>(
   machine: string,
-  { pool, memoryMib, instead, waitedSeconds = 0 }: Waiting<T>,
-  stage: AdmissionStage,
-): Promise<Admission | T> {
-  const { config, signal, log, progress } = stage;
-  if (!isLimited(config)) return { turn: null, hasWaited: false };
+  { pool, memoryMib, instead, waitedSeconds = 0 }: {
+    readonly pool: StoragePool;
+    readonly memoryMib: number;
+    readonly instead?: () => Promise<T | null>;
+    readonly waitedSeconds?: number;
+  },
+  context: Context,
+): Promise<Place | T> {
+  const { host, report: { log, progress }, signal } = context;
+  const { config } = host;
+  if (!isLimited(config)) return WITHOUT_LIMIT;
   const limits = { memoryMib, longestSeconds: longestQueueSeconds(config), signal };
   let told = "";
-  let nextAsking = 0;
-  let taken: EnteredQueue | null = await enterQueue(pool, machine, limits);
-  let { turn } = taken;
-  const probe = async (): Promise<Admission | T | NotYet> => {
-    // The volumes first: a turn that ends between these calls has a domain that is seen.
-    const volumes = taken?.volumes ?? await pool.volumeNames();
-    taken = null;
-    const load = await lookAround(pool, { turn, volumes }, stage);
+  const makeRoom = roomMaker(machine, pool, context);
+  let entered: EnteredQueue | null = await enterQueue(pool, machine, limits);
+  let { entry } = entered;
+  const probe = async (): Promise<Place | T | NotYet> => {
+    // The volumes first: an entry that ends between these calls has a domain that is seen.
+    const volumes = entered?.volumes ?? await pool.volumeNames();
+    const load = await lookAround(pool, { entry, volumes }, host);
+    entered = null;
     if (load === null) {
-      taken = await enterQueue(pool, machine, limits); // somebody took us for dead
-      turn = taken.turn;
+      entered = await enterQueue(pool, machine, limits); // somebody took us for dead
+      entry = entered.entry;
       return new NotYet("its turn was lost");
     }
     const shortage = findShortage(load, config);
-    if (shortage === null) return { turn, hasWaited: told !== "" };
+    if (shortage === null) return placeOf(pool, entry, told !== "");
     if (shortage.isHopeless) throw hopeless(machine, shortage);
     const other = await instead?.() ?? null;
     if (other !== null) {
-      await leaveQueue(pool, turn);
+      await leaveQueue(pool, entry);
       return other;
     }
-    if (performance.now() >= nextAsking) {
-      if (await removeOneUnneeded(othersWithDisk(machine, pool, volumes), stage)) {
-        return new NotYet("a machine that nobody needs any more is removed");
-      }
-      nextAsking = performance.now() + ASKING_MS;
-    }
-    if (isNext(load, config) && await makeRoom(pool, volumes, stage)) {
-      return new NotYet("a machine that waited for a job is removed");
-    }
+    const removed = await makeRoom(volumes, isNext(load, config));
+    if (removed !== null) return new NotYet(removed);
     const reason = inWords(shortage);
     if (told !== shortage.what + shortage.ahead) log(`Waiting for ${reason}`);
     told = shortage.what + shortage.ahead;
     return new NotYet(`it waits for ${reason}`);
   };
-  return await waitFor({
-    goal: "get its turn",
-    awaited: "its turn",
-    probe,
-    advice: ADVICE,
-    fault: "room",
-  }, {
-    ...{ timeoutSeconds: config.admissionSeconds, waitedSeconds, signal, log, progress },
-    longestPauseMs: LONGEST_PAUSE_MS,
-  });
+  return await waitFor(
+    { goal: "get its turn", awaited: "its turn", probe, advice: ADVICE, fault: "room" },
+    {
+      ...{ timeoutSeconds: config.admissionSeconds, waitedSeconds, signal, log, progress },
+      longestPauseMs: LONGEST_PAUSE_MS,
+    },
+  );
 }
 
 /**
@@ -120,16 +105,16 @@ export async function waitForRoom<T extends object = never>(
  */
 export async function enterIfRoom(
   machine: string,
-  { pool, memoryMib }: Starting,
-  stage: Pick<Stage, "connection" | "config" | "signal">,
-): Promise<Admission | null> {
-  const { config, signal } = stage;
-  if (!isLimited(config)) return { turn: null, hasWaited: false };
+  { pool, memoryMib }: { readonly pool: StoragePool; readonly memoryMib: number },
+  { host, signal }: Context,
+): Promise<Place | null> {
+  const { config } = host;
+  if (!isLimited(config)) return WITHOUT_LIMIT;
   const limits = { memoryMib, longestSeconds: longestQueueSeconds(config), signal };
-  const { turn, volumes } = await enterQueue(pool, machine, limits);
-  const load = await lookAround(pool, { turn, volumes }, stage);
-  if (load !== null && findShortage(load, config) === null) return { turn, hasWaited: false };
-  await leaveQueue(pool, turn);
+  const { entry, volumes } = await enterQueue(pool, machine, limits);
+  const load = await lookAround(pool, { entry, volumes }, host);
+  if (load !== null && findShortage(load, config) === null) return placeOf(pool, entry, false);
+  await leaveQueue(pool, entry);
   return null;
 }
 
@@ -144,20 +129,46 @@ function othersWithDisk(
   );
 }
 
+/**
+ * What removes a machine in whose place the one that waits may start, one that no job has yet only for
+ * who is next. It gets the pool's volumes, and gives what it removed, as the end of a sentence; null if
+ * there is none now.
+ */
+function roomMaker(
+  machine: string,
+  pool: StoragePool,
+  context: Context,
+): (volumes: readonly string[], isNext: boolean) => Promise<string | null> {
+  let nextAsking = 0;
+  return async (volumes, isNext) => {
+    if (performance.now() >= nextAsking) {
+      if (await removeOneUnneeded(othersWithDisk(machine, pool, volumes), context)) {
+        return "a machine that nobody needs any more is removed";
+      }
+      nextAsking = performance.now() + ASKING_MS;
+    }
+    return isNext && await removeOneStandby(pool, volumes, context)
+      ? "a machine that waited for a job is removed"
+      : null;
+  };
+}
+
 /** Removes a machine that no job has yet. Resolves to whether there was one. */
-async function makeRoom(
+async function removeOneStandby(
   pool: StoragePool,
   volumes: readonly string[],
-  stage: AdmissionStage,
+  context: Context,
 ): Promise<boolean> {
   const waiting = waitingIn(volumes);
   if (waiting.length === 0) return false;
   const { removeStandby } = await import("../standby/fill.ts"); // where nobody lets machines wait, not needed
   for (const standby of waiting) {
     try {
-      if (await removeStandby(standby, pool, stage)) return true;
+      if (await removeStandby(standby, pool, context)) return true;
     } catch (error) {
-      stage.warn(`Could not remove the waiting machine "${standby.name}": ${explain(error)}`);
+      context.report.warn(
+        `Could not remove the waiting machine "${standby.name}": ${explain(error)}`,
+      );
     }
   }
   return false;
@@ -182,20 +193,20 @@ function hopeless(machine: string, { what, figures }: Shortage): SystemFailure {
   });
 }
 
-/** How the host is, by the pool's volumes just before; null if the turn is not there any more. */
+/** How the host is, by the pool's volumes just before; null if the entry is not there any more. */
 async function lookAround(
   pool: StoragePool,
-  { turn, volumes }: { readonly turn: QueueEntry; readonly volumes: readonly string[] },
-  { connection, config }: Pick<Stage, "connection" | "config">,
+  { entry, volumes }: { readonly entry: QueueEntry; readonly volumes: readonly string[] },
+  { connection, config }: Host,
 ): Promise<HostLoad | null> {
-  const turns = await liveEntries(pool, volumes, { longestSeconds: longestQueueSeconds(config) });
-  const place = turns.findIndex(({ volume }) => volume === turn.volume);
+  const entries = await liveEntries(pool, volumes, { longestSeconds: longestQueueSeconds(config) });
+  const place = entries.findIndex(({ volume }) => volume === entry.volume);
   if (place < 0) return null;
   const domains = await domainMemory(connection);
   const machines = machinesOf(volumes);
   return {
-    turn,
-    ahead: turns.slice(0, place),
+    entry,
+    ahead: entries.slice(0, place),
     running: new Set(domains.map(({ name }) => name).filter((name) => machines.has(name))),
     hasOthers: [...machines].some(([name, all]) => all.includes(volumeName(name, "overlay"))),
     memory: config.overcommitMemory ? null : await hostMemory(connection, domains),

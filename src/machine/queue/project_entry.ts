@@ -16,7 +16,7 @@ export interface ProjectEntry extends Queued {
 
 const PLACE = /^(.+)\.(\d+)-([0-9a-f]{16})\.place\.libvirt-gci$/;
 
-/** What a volume's name says, or null if it is no place. */
+/** What a volume's name says, or null if it is no entry. */
 export function parseProjectEntry(volume: string): ProjectEntry | null {
   const match = PLACE.exec(volume);
   if (match === null) return null;
@@ -24,13 +24,13 @@ export function parseProjectEntry(volume: string): ProjectEntry | null {
   return { volume, machine, number: Number(number), project };
 }
 
-/** A place, with the names of the pool's volumes as they were just after it came. */
+/** An entry, with the names of the pool's volumes as they were just after it came. */
 export interface EnteredProject {
-  readonly place: ProjectEntry;
+  readonly entry: ProjectEntry;
   readonly volumes: readonly string[];
 }
 
-/** Takes the next place in the project of this path. */
+/** Joins the queue of the project of this path. */
 export async function enterProject(
   pool: StoragePool,
   machine: string,
@@ -39,25 +39,25 @@ export async function enterProject(
   const project = (await sha256(`libvirt-gci project ${path}`)).slice(0, 16);
   const { volume, volumes } = await enqueue(pool, {
     nameOf: (number) => `${machine}.${number}-${project}.place.libvirt-gci`,
-    last: (volumes) => Promise.resolve(placesIn(project, volumes).at(-1)),
+    last: (volumes) => Promise.resolve(entriesOf(project, volumes).at(-1)),
     signal,
   });
-  const place = parseProjectEntry(volume);
-  if (place === null) throw new Error(`"${volume}" is no place's name`);
-  return { place, volumes };
+  const entry = parseProjectEntry(volume);
+  if (entry === null) throw new Error(`"${volume}" is no entry's name`);
+  return { entry, volumes };
 }
 
-/** Those of the project that came before; null if the place is not there any more. */
+/** Those of the project that came before; null if the entry is not there any more. */
 export function entriesBefore(
   { volume, project }: ProjectEntry,
   volumes: readonly string[],
 ): ProjectEntry[] | null {
-  const places = placesIn(project, volumes);
-  const at = places.findIndex((place) => place.volume === volume);
-  return at < 0 ? null : places.slice(0, at);
+  const entries = entriesOf(project, volumes);
+  const at = entries.findIndex((entry) => entry.volume === volume);
+  return at < 0 ? null : entries.slice(0, at);
 }
 
-function placesIn(project: string, volumes: readonly string[]): ProjectEntry[] {
-  const places = volumes.map(parseProjectEntry).filter((place) => place !== null);
-  return inOrder(places.filter((place) => place.project === project));
+function entriesOf(project: string, volumes: readonly string[]): ProjectEntry[] {
+  const entries = volumes.map(parseProjectEntry).filter((entry) => entry !== null);
+  return inOrder(entries.filter((entry) => entry.project === project));
 }

@@ -1,16 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { Rule } from "../../settings/load.ts";
 import { SystemFailure } from "../../errors.ts";
-import type { Job } from "../../job/job.ts";
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
 import { jobsAhead } from "./shortage.ts";
 import { enterProject, entriesBefore } from "./project_entry.ts";
 import { hasProjectLimit } from "../../policy/decide.ts";
 import { NotYet, waitFor } from "../../wait.ts";
 import { inWords, LONGEST_PAUSE_MS } from "./admission.ts";
-import { type GcStage, removeOneUnneeded } from "../unneeded.ts";
+import { removeOneUnneeded } from "../unneeded.ts";
 import { machinesIn } from "../inventory.ts";
-import type { Stage } from "../context.ts";
+import type { Context } from "../context.ts";
+
+/** The project of a job. */
+export interface Project {
+  readonly path: string;
+  /** The rule that holds for the job; null is none. */
+  readonly rule: Rule | null;
+}
 
 /**
  * Waits until the job's project has fewer machines than the rule lets it have, counting those that came
@@ -20,32 +26,28 @@ import type { Stage } from "../context.ts";
  */
 export async function waitForProject(
   machine: string,
-  { pool, job, rule }: {
-    readonly pool: StoragePool;
-    readonly job: Pick<Job, "project" | "byHand">;
-    readonly rule: Rule | null;
-  },
-  stage: GcStage & Pick<Stage, "progress">,
+  { pool, project }: { readonly pool: StoragePool; readonly project: Project | null },
+  context: Context,
 ): Promise<number> {
-  const { config, signal, log, progress } = stage;
-  const { project, byHand } = job;
-  if (!hasProjectLimit(config) || byHand || project === null) return 0;
+  const { host: { config }, report: { log, progress }, signal } = context;
+  if (!hasProjectLimit(config) || project === null) return 0;
+  const { path, rule } = project;
   // Also where this job's rule has no limit: its machine counts for the others of its project.
-  const taken = await enterProject(pool, machine, { project, signal });
+  const entered = await enterProject(pool, machine, { project: path, signal });
   if (rule === null || rule.maxMachines === null) return 0;
   const most = rule.maxMachines;
   const start = performance.now();
   let told = "";
-  let seen: readonly string[] | null = taken.volumes;
+  let seen: readonly string[] | null = entered.volumes;
   const probe = async (): Promise<number | NotYet> => {
     const volumes = seen ?? await pool.volumeNames();
     seen = null;
-    const before = entriesBefore(taken.place, volumes);
+    const before = entriesBefore(entered.entry, volumes);
     if (before === null) throw removed(machine);
     if (before.length < most) return told === "" ? 0 : (performance.now() - start) / 1000;
     const one = before[Math.floor(Math.random() * before.length)]?.machine; // it looks often
     const found = machinesIn(pool.name, volumes).filter(({ name }) => name === one);
-    await removeOneUnneeded(found, stage);
+    await removeOneUnneeded(found, context);
     const what = "a machine of its project to end";
     const ahead = jobsAhead(before.length - most);
     const reason = inWords({ what, ahead, figures: `${most} of ${most} run` });

@@ -20,7 +20,7 @@ export interface QueueEntry extends Queued {
 /** From when a machine may start, making its disks takes seconds at most. */
 const MARGIN_SECONDS = 600;
 
-/** How long a turn counts, whatever became of its prepare. */
+/** How long an entry counts, whatever became of its prepare. */
 export function longestQueueSeconds(
   { admissionSeconds }: { readonly admissionSeconds: number },
 ): number {
@@ -30,7 +30,7 @@ export function longestQueueSeconds(
 const TURN = /^(.+)\.(\d+)-(\d+)-(\d+-\d+-[0-9a-f]{8})-([0-9a-f]*)\.turn\.libvirt-gci$/;
 const UNKNOWN = "0-0-00000000";
 
-/** What a volume's name says, or null if it is no turn. */
+/** What a volume's name says, or null if it is no entry. */
 export function parseQueueEntry(volume: string): QueueEntry | null {
   const match = TURN.exec(volume);
   if (match === null) return null;
@@ -38,13 +38,13 @@ export function parseQueueEntry(volume: string): QueueEntry | null {
   return { volume, machine, number: Number(number), memoryMib: Number(memoryMib), process, host };
 }
 
-/** The turns among these volumes, the first first. */
+/** The entries among these volumes, the first first. */
 export function entriesIn(volumes: readonly string[]): QueueEntry[] {
-  return inOrder(volumes.map(parseQueueEntry).filter((turn) => turn !== null));
+  return inOrder(volumes.map(parseQueueEntry).filter((entry) => entry !== null));
 }
 
 /**
- * Whether the turn's prepare may still go on: it has not taken longer than any does, and its process
+ * Whether the entry's prepare may still go on: it has not taken longer than any does, and its process
  * runs. Of another host only the time is known.
  */
 export async function isLiveEntry(
@@ -62,19 +62,19 @@ function processOf(pid: number): string | null {
   return number === undefined ? null : `${number}-${start}-${boot?.slice(0, 8)}`;
 }
 
-/** How long turns count, and when to stop. */
+/** How long entries count, and when to stop. */
 export interface QueueLimits {
   readonly longestSeconds: number;
   readonly signal: AbortSignal;
 }
 
-/** A turn, with the names of the pool's volumes as they were just after it came. */
+/** An entry, with the names of the pool's volumes as they were just after it came. */
 export interface EnteredQueue {
-  readonly turn: QueueEntry;
+  readonly entry: QueueEntry;
   readonly volumes: readonly string[];
 }
 
-/** Takes the next turn. */
+/** Joins the queue at its end. */
 export async function enterQueue(
   pool: StoragePool,
   machine: string,
@@ -87,18 +87,18 @@ export async function enterQueue(
     last: async (volumes) => (await liveEntries(pool, volumes, { longestSeconds })).at(-1),
     signal,
   });
-  const turn = parseQueueEntry(volume);
-  if (turn === null) throw new Error(`"${volume}" is no turn's name`);
-  return { turn, volumes };
+  const entry = parseQueueEntry(volume);
+  if (entry === null) throw new Error(`"${volume}" is no name of an entry`);
+  return { entry, volumes };
 }
 
-/** Gives the turn up: once the domain runs, that counts instead. */
+/** Gives the entry up: once the domain runs, that counts instead. */
 export async function leaveQueue(pool: StoragePool, { volume }: QueueEntry): Promise<void> {
   await removeVolume(pool, volume);
 }
 
 /**
- * The turns among these volumes that count, the first first. Ends those of prepares that were
+ * The entries among these volumes that count, the first first. Ends those of prepares that were
  * killed, which count this once: libvirt may be about to start their domains.
  */
 export async function liveEntries(
@@ -107,10 +107,10 @@ export async function liveEntries(
   limits: Pick<QueueLimits, "longestSeconds">,
 ): Promise<QueueEntry[]> {
   const counting: QueueEntry[] = [];
-  for (const turn of entriesIn(volumes)) {
+  for (const entry of entriesIn(volumes)) {
     if (
-      await isLiveEntry(turn, limits) || await removeVolume(pool, turn.volume).catch(() => false)
-    ) counting.push(turn);
+      await isLiveEntry(entry, limits) || await removeVolume(pool, entry.volume).catch(() => false)
+    ) counting.push(entry);
   }
   return counting;
 }

@@ -16,11 +16,11 @@ export interface QueueSettings {
 
 /** What there is at one moment, as one prepare sees it. */
 export interface HostLoad {
-  /** Its own turn. */
-  readonly turn: Pick<QueueEntry, "machine" | "memoryMib">;
+  /** Its own entry. */
+  readonly entry: Pick<QueueEntry, "machine" | "memoryMib">;
   /** Those before it: what they will take is taken. */
   readonly ahead: readonly Pick<QueueEntry, "machine" | "memoryMib">[];
-  /** The machines of ours that run; one may still have a turn. */
+  /** The machines of ours that run; one may still have an entry. */
   readonly running: ReadonlySet<string>;
   /** Whether any other machine has a disk, and so may give space back. */
   readonly hasOthers: boolean;
@@ -53,9 +53,9 @@ export function findShortage(load: HostLoad, limits: QueueSettings): Shortage | 
 
 /** Whether nobody ahead of the machine waits, so that it is the next to start. */
 export function isNext(load: HostLoad, limits: QueueSettings): boolean {
-  return load.ahead.every((turn, place) =>
-    load.running.has(turn.machine) ||
-    findShortage({ ...load, turn, ahead: load.ahead.slice(0, place) }, limits) === null
+  return load.ahead.every((entry, place) =>
+    load.running.has(entry.machine) ||
+    findShortage({ ...load, entry, ahead: load.ahead.slice(0, place) }, limits) === null
   );
 }
 
@@ -82,7 +82,7 @@ function shortageOfSpace(
 }
 
 function shortageOfMemory(
-  { memory, turn: { memoryMib } }: HostLoad,
+  { memory, entry: { memoryMib } }: HostLoad,
   starting: HostLoad["ahead"],
   { overcommitMemory, reserveMemoryMib }: QueueSettings,
 ): Lack | null {
@@ -94,7 +94,7 @@ function shortageOfMemory(
     return { what, figures, isHopeless: true };
   }
   const available = memory.available - reserveMemoryMib;
-  const taken = starting.reduce((sum, turn) => sum + turn.memoryMib, 0);
+  const taken = starting.reduce((sum, entry) => sum + entry.memoryMib, 0);
   if (available - taken >= memoryMib) return null;
   return { what, figures: `${Math.max(0, Math.floor(available))} MiB are free` };
 }

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { severalFailures } from "../../errors.ts";
-import { makeKeyPair } from "../../guest/key.ts";
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
-import { type Owner, ownProcess } from "../owner.ts";
+import { ownProcess } from "../owner.ts";
 import { findActivePool } from "../storage/pools.ts";
 import {
   acquireStandby,
@@ -12,19 +11,15 @@ import {
   type Standby,
   waitingIn,
 } from "./waiting.ts";
-import { createVolumes, reserveName } from "../start.ts";
-import type { QueueEntry } from "../queue/queue_entry.ts";
 import { releaseName } from "../storage/volumes.ts";
-import { templatesToWait } from "../../policy/template_choice.ts";
-import { enterIfRoom } from "../queue/admission.ts";
+import { templateAdvice, templatesToWait } from "../../policy/template_choice.ts";
 import { reserveAbandonedName } from "../name.ts";
-import { cleanup, type CleanupStage, removeMachineSafely } from "../remove.ts";
-import { isolate, requireNetwork } from "../network/isolation.ts";
-import { createLogin, type MachineLogin, volumeContents } from "../login.ts";
-import { newMetadata } from "../create.ts";
+import { removeMachine, removeMachineSafely } from "../remove.ts";
+import { create } from "../create.ts";
+import type { MachineSpec } from "../machine.ts";
 import { lookupOverlayPool } from "../storage/overlay_pool.ts";
 import { resumeFrom } from "../warm/resume.ts";
-import type { Stage } from "../context.ts";
+import { type Context, type Host, quiet, withOwnSteps } from "../context.ts";
 import {
   countWaiting,
   findWanted,
@@ -32,7 +27,6 @@ import {
   unwantedOf,
   type WantedStandbys,
 } from "./wanted.ts";
-import { StepTimer } from "../steps.ts";
 
 /** The name that whoever makes machines wait has meanwhile, so that one process at a time does. */
 const FILLER = "standby-filler";
@@ -46,32 +40,32 @@ const FILLING_SECONDS = 6 * 3600;
  * that no job could get. If another process does that already, it is left to that one. Throws
  * SystemFailure for what it could not make.
  */
-export async function fillStandbys(stage: Stage): Promise<void> {
-  const { connection, config, log } = stage;
-  if (templatesToWait(config).length === 0) {
-    await removeStandbys(stage);
+export async function fillStandbys(context: Context): Promise<void> {
+  const { host, report: { log } } = context;
+  if (templatesToWait(host.config).length === 0) {
+    await removeStandbys(context);
     return log('No template that the settings name has "standby", so no machine waits for a job');
   }
-  using pool = await lookupOverlayPool(connection, config.overlayPool);
+  using pool = await lookupOverlayPool(host);
   const full = new Set<string>(); // templates of which no more can be made now
   for (;;) {
     const owner = await ownProcess(FILLING_SECONDS);
-    if (!await reserveAbandonedName(pool, { name: FILLER, owner }, stage)) {
+    if (!await reserveAbandonedName(pool, { name: FILLER, owner }, context)) {
       return log("Another process has machines wait for jobs: it is left to that one");
     }
     let found: FoundWanted;
     try {
-      found = await findWanted(stage);
-      await removeDead(pool, stage);
-      await removeUnwanted(found, pool, stage);
+      found = await findWanted(host);
+      await removeDead(pool, context);
+      await removeUnwanted(found, pool, context);
       for (const each of found.wanted) {
-        while (!full.has(each.template) && await isLacking(each, pool)) {
-          const made = await makeOne(each, pool, stage).catch((error) => {
-            stage.signal.throwIfAborted();
+        while (!full.has(each.choice.name) && await isLacking(each, pool)) {
+          const made = await makeOne(each, pool, context).catch((error) => {
+            context.signal.throwIfAborted();
             found.problems.push(error);
             return false;
           });
-          if (!made) full.add(each.template);
+          if (!made) full.add(each.choice.name);
         }
       }
     } finally {
@@ -82,7 +76,7 @@ export async function fillStandbys(stage: Stage): Promise<void> {
       throw severalFailures({ what }, found.problems);
     }
     // Whoever took one and came while we had the name left it to us to make another.
-    const open = found.wanted.filter(({ template }) => !full.has(template));
+    const open = found.wanted.filter(({ choice }) => !full.has(choice.name));
     const lacks = await Promise.all(open.map((each) => isLacking(each, pool)));
     if (!lacks.includes(true)) return;
   }
@@ -93,18 +87,18 @@ async function isLacking(wanted: WantedStandbys, pool: StoragePool): Promise<boo
 }
 
 /** Has no machine wait any more. Those that jobs have stay. */
-export async function removeStandbys(stage: Stage): Promise<void> {
-  const { connection, config } = stage;
+export async function removeStandbys(context: Context): Promise<void> {
+  const { connection, config } = context.host;
   using pool = await findActivePool(connection, config.overlayPool);
-  if (pool !== null) await removeUnwanted({ wanted: [], problems: [] }, pool, stage);
+  if (pool !== null) await removeUnwanted({ wanted: [], problems: [] }, pool, context);
 }
 
 /** Removes those whose guests have ended, such as with the host. */
-async function removeDead(pool: StoragePool, stage: CleanupStage): Promise<void> {
+async function removeDead(pool: StoragePool, context: Context): Promise<void> {
   for (const standby of waitingIn(await pool.volumeNames())) {
-    if (await isAlive(standby, stage.connection)) continue;
-    if (await removeStandby(standby, pool, stage)) {
-      stage.log(`Removed what was left of "${standby.name}", which waited for a job`);
+    if (await isAlive(standby, context.host.connection)) continue;
+    if (await removeStandby(standby, pool, context)) {
+      context.report.log(`Removed what was left of "${standby.name}", which waited for a job`);
     }
   }
 }
@@ -113,11 +107,11 @@ async function removeDead(pool: StoragePool, stage: CleanupStage): Promise<void>
 async function removeUnwanted(
   found: FoundWanted,
   pool: StoragePool,
-  stage: CleanupStage,
+  context: Context,
 ): Promise<void> {
   for (const standby of unwantedOf(found, await pool.volumeNames())) {
-    if (await removeStandby(standby, pool, stage)) {
-      stage.log(`Removed the machine "${standby.name}", which waited for a job`);
+    if (await removeStandby(standby, pool, context)) {
+      context.report.log(`Removed the machine "${standby.name}", which waited for a job`);
     }
   }
 }
@@ -126,69 +120,56 @@ async function removeUnwanted(
 export async function removeStandby(
   standby: Standby,
   pool: StoragePool,
-  stage: CleanupStage,
+  context: Context,
 ): Promise<boolean> {
   if (!await acquireStandby(pool, standby)) return false;
-  await cleanup(standby.name, { ...stage, log: () => {} });
+  await removeMachine(standby.name, quiet(context));
   return true;
 }
 
 /** Has one more wait. Resolves to false if there is no room for it now. Throws SystemFailure. */
-async function makeOne(wanted: WantedStandbys, pool: StoragePool, stage: Stage): Promise<boolean> {
-  const name = newStandbyName();
-  const owner = await ownProcess(MAKING_SECONDS);
-  if (!await reserveName(pool, name, owner)) throw new Error(`"${name}" is there already`);
-  await using undo = new AsyncDisposableStack();
-  undo.defer(() => removeMachineSafely(name, { ...stage, log: () => {} }));
-  const { memoryMib } = wanted.settings;
-  const admission = await enterIfRoom(name, { pool, memoryMib }, stage);
-  if (admission === null) {
-    stage.log(`There is no room now for another machine of "${wanted.template}" that waits`);
+async function makeOne(
+  wanted: WantedStandbys,
+  pool: StoragePool,
+  context: Context,
+): Promise<boolean> {
+  const { host, report: { log } } = context;
+  const template = wanted.choice.name;
+  const timed = withOwnSteps(quiet(context));
+  const machine = await create(await standbySpec(wanted, host), timed);
+  if (machine === null) {
+    log(`There is no room now for another machine of "${template}" that waits`);
     return false;
   }
-  const timer = new StepTimer(null);
-  await make({ name, owner, turn: admission.turn }, wanted, { pool, timer }, stage);
-  stage.signal.throwIfAborted();
+  const { name } = machine;
+  await using undo = new AsyncDisposableStack();
+  undo.defer(() => removeMachineSafely(name, timed));
   await markWaiting(pool, { name, kind: wanted.kind });
   undo.move();
-  stage.log(
-    `The machine "${name}" of "${wanted.template}" waits for a job after ${timer.summary()}`,
+  log(
+    `The machine "${name}" of "${template}" waits for a job after ${timed.report.steps.summary()}`,
   );
   return true;
 }
 
-async function make(
-  { name, owner, turn }: {
-    readonly name: string;
-    readonly owner: Owner;
-    readonly turn: QueueEntry | null;
-  },
-  { template, image, disk, settings }: WantedStandbys,
-  { pool, timer }: { readonly pool: StoragePool; readonly timer: StepTimer },
-  stage: Stage,
-): Promise<void> {
-  const { connection } = stage;
-  const subnets = await requireNetwork(connection, settings);
-  const login = await ownLogin(name, settings, stage);
-  const volumes = await createVolumes(pool, name, volumeContents(name, login, settings));
-  const { filter, card } = await isolate(name, { settings, subnets }, connection);
-  const record = newMetadata(owner, { template, login, settings, card });
-  const source = { template: disk, diskGib: settings.diskGib };
-  const machine = {
-    ...{ name, record, settings, filter, card, disk: source, login },
-    ...volumes,
+async function standbySpec(
+  { choice, image, template }: WantedStandbys,
+  { config }: Host,
+): Promise<MachineSpec> {
+  return {
+    name: newStandbyName(),
+    owner: await ownProcess(MAKING_SECONDS),
+    reserve: "free",
+    choice,
+    advise: templateAdvice(config, { isOperator: true }),
+    maxDiskGib: null,
+    // Whose machine it will be brings another key.
+    login: choice.settings.login === "template" ? "own" : "nobody",
+    project: null,
+    queue: "if there is room",
+    instead: null,
+    starts: [resumeFrom(image, template)],
+    hasCard: true,
+    keepsPostMortem: false,
   };
-  await resumeFrom(image, machine, { pool, turn, timer }, { ...stage, log: () => {} });
-}
-
-/** A key that nobody has later: whoever takes the machine over brings another. */
-async function ownLogin(
-  name: string,
-  settings: WantedStandbys["settings"],
-  stage: Stage,
-): Promise<MachineLogin> {
-  if (settings.login === "template") {
-    return await createLogin(name, { keyFile: undefined, settings }, stage);
-  }
-  return { key: { ...await makeKeyPair(), file: "" }, hostKey: await makeKeyPair() };
 }

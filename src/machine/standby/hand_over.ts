@@ -20,9 +20,9 @@ import { chooseWarmImage } from "../warm/warm_image.ts";
 import { together } from "../../wait.ts";
 import { removeMachineSafely } from "../remove.ts";
 import { createLogin, loginTo, toHostName } from "../login.ts";
-import type { Wanted } from "../create.ts";
-import type { Stage } from "../context.ts";
-import type { StepTimer } from "../steps.ts";
+import type { Machine, MachineSpec } from "../machine.ts";
+import type { Template } from "../storage/template.ts";
+import { type Context, quiet } from "../context.ts";
 
 /** It was ready already. */
 const PATIENCE_SECONDS = 15;
@@ -32,31 +32,31 @@ const PATIENCE_SECONDS = 15;
  * One that does not work is removed, with a warning, and the next is tried.
  */
 export async function useStandby(
-  wanted: Wanted,
-  { pool, timer }: { readonly pool: StoragePool; readonly timer: StepTimer },
-  stage: Stage,
-): Promise<MachineMetadata | null> {
-  const { connection, signal, warn } = stage;
-  const { template, disk, settings } = wanted;
+  spec: MachineSpec,
+  { template, pool }: { readonly template: Template; readonly pool: StoragePool },
+  context: Context,
+): Promise<Machine | null> {
+  const { host: { connection }, report: { warn, steps }, signal } = context;
+  const { name, choice: { name: templateName, settings } } = spec;
   const waiting = waitingIn(await pool.volumeNames());
   if (waiting.length === 0) return null;
-  const of = { name: template, template: disk.template, settings };
+  const of = { name: templateName, template, settings };
   const { image } = await chooseWarmImage(connection, pool, of);
   if (image === null) return null;
   const kind = await standbyKind({ imageId: image.id, settings });
   for (const standby of waiting.filter((each) => each.kind === kind)) {
     signal.throwIfAborted();
-    await assignStandby(pool, wanted.name, standby.name);
+    await assignStandby(pool, name, standby.name);
     if (!await acquireStandby(pool, standby)) {
-      await unassignStandby(pool, wanted.name, standby.name);
+      await unassignStandby(pool, name, standby.name);
       continue;
     }
-    timer.end("claim");
+    steps.end("claim");
     try {
-      return await handOver(standby, wanted, timer, stage);
+      return { name, metadata: await handOver(standby, spec, context) };
     } catch (error) {
-      await removeUseless(standby, stage);
-      await unassignStandby(pool, wanted.name, standby.name);
+      await removeUseless(standby, context);
+      await unassignStandby(pool, name, standby.name);
       signal.throwIfAborted();
       warn(`The waiting machine "${standby.name}" is of no use: ${explain(error)}`);
     }
@@ -65,27 +65,28 @@ export async function useStandby(
 }
 
 /** Removes it, or leaves it to gc: the job can do without that. */
-async function removeUseless({ name }: Standby, stage: Stage): Promise<void> {
+async function removeUseless({ name }: Standby, context: Context): Promise<void> {
   try {
-    await removeMachineSafely(name, { ...stage, log: () => {} });
+    await removeMachineSafely(name, quiet(context));
   } catch (error) {
-    stage.warn(`Could not remove the waiting machine "${name}", so gc has to: ${explain(error)}`);
+    context.report.warn(
+      `Could not remove the waiting machine "${name}", so gc has to: ${explain(error)}`,
+    );
   }
 }
 
 async function handOver(
   { name: standby }: Standby,
-  { name, owner, settings, keyFile }: Wanted,
-  timer: StepTimer,
-  stage: Stage,
+  { name, owner, login: keys, choice: { settings } }: MachineSpec,
+  context: Context,
 ): Promise<MachineMetadata> {
-  const { connection, log, progress, signal } = stage;
-  using domain = await Domain.lookup(connection, standby);
+  const { host, report: { log, progress, steps }, signal } = context;
+  using domain = await Domain.lookup(host.connection, standby);
   const waited = await readMetadata(domain);
   if (waited === null) throw new Error(`The domain "${standby}" has no record`);
   await refuseEnded(domain);
-  const login = await createLogin(standby, { keyFile, settings }, stage);
-  const record: MachineMetadata = {
+  const login = await createLogin(standby, { keys, settings }, host);
+  const metadata: MachineMetadata = {
     ...waited,
     ...owner,
     machine: name,
@@ -93,10 +94,10 @@ async function handOver(
     keepMinutes: owner.attemptDir === "" ? "" : String(settings.keepMinutes),
     address: "", // not ready
   };
-  await writeMetadata(domain, record);
-  await domain.setTitle(titleOf(record));
-  timer.end("record");
-  const target = await loginTo(domain, { ...record, address: waited.address }, login.key);
+  await writeMetadata(domain, metadata);
+  await domain.setTitle(titleOf(metadata));
+  steps.end("record");
+  const target = await loginTo(domain, { ...metadata, address: waited.address }, login.key);
   const { promise: keyKnown, resolve: tellKnown } = Promise.withResolvers<void>();
   const identity = {
     hostName: toHostName(name),
@@ -107,7 +108,7 @@ async function handOver(
     signal,
     async (signal) => {
       await authorizeUser(agentOf(domain), identity, signal);
-      timer.end("keys");
+      steps.end("keys");
       tellKnown();
     },
     (signal) => {
@@ -116,9 +117,9 @@ async function handOver(
     },
   );
   ssh[Symbol.dispose]();
-  timer.end("ssh");
+  steps.end("ssh");
   log(`Took over the machine "${standby}", which waited for a job`);
-  const ready = { ...record, address: waited.address };
+  const ready = { ...metadata, address: waited.address };
   await writeMetadata(domain, ready);
   return ready;
 }

@@ -118,7 +118,7 @@ const MAKES_MACHINE: Readonly<Record<keyof MachineSettings, boolean>> = {
   user: true,
   port: true,
   key: false,
-  shell: true, // the machine's record has it
+  shell: true, // the machine's metadata has it
   login: true,
   buildsDir: false,
   cacheDir: false,

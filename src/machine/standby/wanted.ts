@@ -3,27 +3,24 @@ import { BuildFailure, faultOf, SystemFailure } from "../../errors.ts";
 import { type Standby, standbyKind, waitingIn } from "./waiting.ts";
 import { findTemplate, type Template } from "../storage/template.ts";
 import { chooseWarmImage, type WarmImage } from "../warm/warm_image.ts";
-import type { MachineSettings } from "../../settings/machine_settings.ts";
 import {
   templateAdvice,
   type TemplateChoice,
   templatesToWait,
 } from "../../policy/template_choice.ts";
 import { lookupOverlayPool } from "../storage/overlay_pool.ts";
-import type { Stage } from "../context.ts";
+import type { Host } from "../context.ts";
 
 /** Machines of one template that the settings want to wait, and what they are made of. */
 export interface WantedStandbys {
-  readonly template: string;
+  readonly choice: TemplateChoice;
   readonly count: number;
   /** See standbyKind. */
   readonly kind: string;
   readonly image: WarmImage;
-  readonly disk: Template;
-  readonly settings: MachineSettings;
+  /** As it was when the image held. */
+  readonly template: Template;
 }
-
-type WantingStage = Pick<Stage, "connection" | "config">;
 
 /** What the settings want. */
 export interface FoundWanted {
@@ -33,12 +30,12 @@ export interface FoundWanted {
 }
 
 /** Finds what the settings want, and for the templates where that cannot be, why. */
-export async function findWanted(stage: WantingStage): Promise<FoundWanted> {
+export async function findWanted(host: Host): Promise<FoundWanted> {
   const wanted: WantedStandbys[] = [];
   const problems: Error[] = [];
-  for (const choice of templatesToWait(stage.config)) {
+  for (const choice of templatesToWait(host.config)) {
     try {
-      wanted.push(await lookupWanted(choice, stage));
+      wanted.push(await lookupWanted(choice, host));
     } catch (error) {
       if (!(error instanceof SystemFailure || error instanceof BuildFailure)) throw error;
       problems.push(error);
@@ -48,14 +45,16 @@ export async function findWanted(stage: WantingStage): Promise<FoundWanted> {
 }
 
 async function lookupWanted(
-  { name, settings, ...choice }: TemplateChoice,
-  { connection, config }: WantingStage,
+  choice: TemplateChoice,
+  host: Host,
 ): Promise<WantedStandbys> {
+  const { connection, config } = host;
+  const { name, settings } = choice;
   const advise = templateAdvice(config, { isOperator: true });
-  const asked = { ...choice, name, advise, pool: config.templatePool };
-  const disk = await findTemplate(connection, asked);
-  using pool = await lookupOverlayPool(connection, config.overlayPool);
-  const of = { name, template: disk, settings };
+  const asked = { ...choice, advise, pool: config.templatePool };
+  const template = await findTemplate(connection, asked);
+  using pool = await lookupOverlayPool(host);
+  const of = { name, template, settings };
   const { image } = await chooseWarmImage(connection, pool, of);
   if (image === null) {
     throw new SystemFailure({
@@ -65,7 +64,7 @@ async function lookupWanted(
     });
   }
   const kind = await standbyKind({ imageId: image.id, settings });
-  return { template: name, count: settings.standby, kind, image, disk, settings };
+  return { choice, count: settings.standby, kind, image, template };
 }
 
 /** How many of these wait, of the volumes of the overlay pool. */

@@ -109,20 +109,15 @@ export function isMachineVolume(name: string): boolean {
   return name.endsWith(".libvirt-gci");
 }
 
-/** Which volumes are to go. */
-export interface Doomed {
-  readonly machine: string;
-  /** Whether it may have an empty volume whose name says all, which only a list of the pool finds. */
-  readonly mayHaveNamed?: boolean;
-}
-
 /**
  * Deletes all volumes of the machine that are there but its owner's and what the guest wrote, and gives
- * their names. It goes on where it cannot delete one, and throws that error in the end.
+ * their names; the empty ones whose names say all, which only a list of the pool finds, if it may have
+ * such. It goes on where it cannot delete one, and throws that error in the end.
  */
 export async function removeVolumes(
   pool: StoragePool,
-  { machine, mayHaveNamed = false }: Doomed,
+  machine: string,
+  { mayHaveNamed }: { readonly mayHaveNamed: boolean },
 ): Promise<string[]> {
   const deleted: string[] = [];
   const errors: unknown[] = [];

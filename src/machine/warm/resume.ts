@@ -1,28 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { explain } from "../../errors.ts";
 import { type Identity, takeIdentity } from "../../guest/identity.ts";
-import { makeKeyPair } from "../../guest/key.ts";
-import type { Connection } from "../../libvirt/connection.ts";
+import { type KeyPair, makeKeyPair } from "../../guest/key.ts";
 import { Domain, VIR_DOMAIN_SAVE_RESET_NVRAM } from "../../libvirt/domain.ts";
 import { isLibvirtError } from "../../libvirt/error.ts";
 import { StoragePool } from "../../libvirt/storage_pool.ts";
 import { refuseEnded } from "../network/address.ts";
-import { interfaceXml, type MachineDomain, withFilterLater } from "../domain_xml.ts";
-import type { MachineMetadata } from "../metadata.ts";
+import { type DomainOnDisk, interfaceXml, withFilterLater } from "../domain_xml.ts";
 import { restoreInPlace } from "./restore.ts";
 import { savedXml, withSavedXml } from "./saved_image.ts";
 import { agentOf } from "../ssh_channel.ts";
-import { createDisk } from "../start.ts";
-import { requireUnchanged } from "../storage/template.ts";
-import { leaveQueue } from "../queue/queue_entry.ts";
+import { createDisk } from "../storage/disks.ts";
+import { requireUnchanged, type Template } from "../storage/template.ts";
 import { copyRawVolume, removeVolume, volumeName } from "../storage/volumes.ts";
 import { chooseWarmImage, type WarmImage, warmVolume } from "./warm_image.ts";
 import { xmlForMachine } from "./warm_xml.ts";
 import { NotYet, waitFor } from "../../wait.ts";
 import { toHostName } from "../login.ts";
-import { type Making, type NewMachine, reach } from "../create.ts";
-import { withReconnect } from "../reconnect.ts";
-import type { Stage } from "../context.ts";
+import { type NewMachine, type Start, type Started, startedAs } from "../machine.ts";
+import { reach } from "../reach.ts";
+import type { Context } from "../context.ts";
 
 /** A guest that was ready when its RAM was saved needs no time for a boot. */
 const PATIENCE_SECONDS = 30;
@@ -32,54 +28,16 @@ const AGENT_SECONDS = 10;
 /** The most that copying the RAM may take, or reading it, where many do so at once on a slow disk. */
 const RESTORE_SECONDS = 600;
 
-/**
- * Resumes the machine from a warm image of its template and waits until it is ready. Null if there is
- * no such image that holds, or if anything goes wrong on the way, which is a warning: then there is
- * nothing left of the attempt, and the machine has to boot.
- */
-export async function resume(
-  machine: NewMachine,
-  making: Making,
-  stage: Stage,
-): Promise<MachineMetadata | null> {
-  const { name } = machine;
-  const { pool } = making;
-  try {
-    const image = await chooseImage(machine, pool, stage);
-    if (image === null) return null;
-    return await resumeFrom(image, machine, making, stage);
-  } catch (error) {
-    stage.signal.throwIfAborted();
-    stage.warn(`Cannot resume the machine "${name}", so it boots: ${explain(error)}`);
-    await withReconnect(stage, (connection) => undo(name, pool.name, connection));
-    return null;
-  }
-}
-
-/** Resumes the machine from this image and waits until it is ready. Throws SystemFailure. */
-export async function resumeFrom(
-  image: WarmImage,
-  machine: NewMachine,
-  making: Making,
-  stage: Stage,
-): Promise<MachineMetadata> {
-  const { domain, record, finish } = await start(machine, { image, ...making }, stage);
-  using _ = domain;
-  stage.log(`Resumed the machine "${machine.name}" from the warm image of "${image.template}"`);
-  const reaching = { timer: making.timer, mostSeconds: PATIENCE_SECONDS, finish };
-  // The place of a post-mortem is for the machine that boots instead, or for those of jobs.
-  const config = { ...stage.config, postMortems: 0 };
-  const ready = await reach(domain, { ...machine, record }, reaching, { ...stage, config });
-  // Not before: a machine that fails boots in the same place.
-  if (making.turn !== null) await leaveQueue(making.pool, making.turn);
-  return ready;
+/** Resumes the machine from this image, which holds as long as the template is this one. */
+export function resumeFrom(image: WarmImage, template: Template): Start {
+  return (machine, pool, context) => startFrom(image, { ...machine, template }, pool, context);
 }
 
 /** The newest warm image that still holds, or null; `start: warm` says why there is none. */
 async function chooseImage(
-  { record: { template: name }, disk: { template }, settings }: NewMachine,
+  { metadata: { template: name }, template, settings }: NewMachine,
   pool: StoragePool,
-  { connection, warn }: Stage,
+  { host: { connection }, report: { warn } }: Context,
 ): Promise<WarmImage | null> {
   const of = { name, template, settings };
   const { image, changes } = await chooseWarmImage(connection, pool, of);
@@ -94,41 +52,66 @@ async function chooseImage(
   return image;
 }
 
-/** A machine whose guest works at becoming another. */
-interface Resumed {
-  readonly domain: Domain;
-  readonly record: MachineMetadata;
-  /** Waits until it is another, and removes the copy of the RAM, if there is one. */
-  readonly finish: (signal: AbortSignal) => Promise<void>;
-}
+/** Resumes the machine from the newest warm image of its template, if that still holds. */
+export const resume: Start = async (machine, pool, context) => {
+  const image = await chooseImage(machine, pool, context);
+  return image && await startFrom(image, machine, pool, context);
+};
 
 /** Starts it with a card, keys and an identity of its own. */
-async function start(
+async function startFrom(
+  image: WarmImage,
   machine: NewMachine,
-  { image, ...making }: Making & { readonly image: WarmImage },
-  stage: Stage,
-): Promise<Resumed> {
-  const { connection, signal, log, progress } = stage;
-  const { name, settings, login } = machine;
-  const { pool, timer } = making;
-  const hostKey = login.hostKey ?? await makeKeyPair();
-  const record = { ...machine.record, hostKey: hostKey.fingerprint };
+  pool: StoragePool,
+  context: Context,
+): Promise<Started> {
+  const { host: { connection }, report: { log, steps }, signal } = context;
+  const { name, settings } = machine;
+  const hostKey = machine.login.hostKey ?? await makeKeyPair();
+  const metadata = { ...machine.metadata, hostKey: hostKey.fingerprint };
+  const resumed = { ...machine, metadata };
   const overlayPath = await createFrozenOverlay(machine, image, pool);
-  timer.end("overlay");
-  await restore({ ...machine, record, overlayPath }, { image, ...making }, stage);
+  steps.end("overlay");
+  await restore({ ...resumed, overlayPath }, { image, poolName: pool.name }, context);
 
   using undo = new DisposableStack();
   const domain = undo.use(await Domain.lookup(connection, name));
   const hasCard = settings.network !== "none";
   if (hasCard) {
     // The kernel sees it, and what would ask for an address stands still until the guest is another.
-    await domain.attachDevice(interfaceXml(withFilterLater(machine)).toString());
-    timer.end("card");
+    await domain.attachDevice(interfaceXml(withFilterLater(resumed)).toString());
+    steps.end("card");
   }
+  const isAnother = await giveIdentity(domain, resumed, hostKey, context);
+  if (!hasCard) {
+    await isAnother(signal); // or its agent would start an SSH server with the former key
+    steps.end("identity");
+  }
+  const finish = async (signal: AbortSignal): Promise<void> => {
+    if (hasCard) {
+      await isAnother(signal);
+      steps.end("identity");
+    }
+    await removeVolume(pool, volumeName(name, "ram"));
+  };
+  log(`Resumed the machine "${name}" from the warm image of "${image.template}"`);
+  undo.move();
+  const options = { mostSeconds: PATIENCE_SECONDS, finish };
+  return startedAs(domain, (context) => reach(domain, resumed, options, context));
+}
+
+/** Has the guest begin to become another. Resolves to what waits until it is. */
+async function giveIdentity(
+  domain: Domain,
+  { name, metadata, settings, login }: NewMachine,
+  hostKey: KeyPair,
+  { report: { log, progress, steps }, signal }: Context,
+): Promise<(signal: AbortSignal) => Promise<void>> {
   const agent = agentOf(domain);
   const identity: Identity = {
     hostName: toHostName(name),
-    ...{ hostKey, user: settings.user },
+    hostKey,
+    user: settings.user,
     publicKey: settings.login === "template" ? null : login.key.publicKey,
   };
   const isAnother = await waitFor({
@@ -139,23 +122,11 @@ async function start(
         await agent({ execute: "guest-ping" }, 1);
         return await takeIdentity(agent, identity);
       }),
-    advice: `Make the warm image again: libvirt-gci warm ${record.template}`,
+    advice: `Make the warm image again: libvirt-gci warm ${metadata.template}`,
     fault: "template",
   }, { log, progress, signal, timeoutSeconds: AGENT_SECONDS });
-  timer.end("agent");
-  if (!hasCard) {
-    await isAnother(signal); // or its agent would start an SSH server with the former key
-    timer.end("identity");
-  }
-  const finish = async (signal: AbortSignal): Promise<void> => {
-    if (hasCard) {
-      await isAnother(signal);
-      timer.end("identity");
-    }
-    await removeVolume(pool, volumeName(name, "ram"));
-  };
-  undo.move();
-  return { domain, record, finish };
+  steps.end("agent");
+  return isAnother;
 }
 
 /**
@@ -163,9 +134,9 @@ async function start(
  * of it, may take longer than a call may, and what is left of an attempt is removed on the other one.
  */
 async function restore(
-  machine: NewMachine & Pick<MachineDomain, "overlayPath">,
-  { image, pool: { name: poolName }, timer }: Making & { readonly image: WarmImage },
-  { config, connect, signal, warn }: Stage,
+  machine: NewMachine & DomainOnDisk,
+  { image, poolName }: { readonly image: WarmImage; readonly poolName: string },
+  { host: { config, connect }, report: { warn, steps }, signal }: Context,
 ): Promise<void> {
   await using connection = await connect(Math.max(config.callSeconds, RESTORE_SECONDS));
   using pool = await StoragePool.lookup(connection, poolName);
@@ -178,12 +149,12 @@ async function restore(
     signal.throwIfAborted();
     using copy = await copyRawVolume(pool, volumeName(machine.name, "ram"), ram);
     await copy.upload(beforeRam);
-    timer.end("RAM");
+    steps.end("RAM");
     signal.throwIfAborted();
     await Domain.restore(connection, await copy.path(), flags);
   }
-  await requireUnchanged(connection, machine.disk.template);
-  timer.end("resume");
+  await requireUnchanged(connection, machine.template);
+  steps.end("resume");
 }
 
 /**
@@ -201,20 +172,11 @@ async function orNotYet<T>(domain: Domain, ask: () => Promise<T>): Promise<T | N
 }
 
 async function createFrozenOverlay(
-  { name, disk: { template, diskGib } }: NewMachine,
+  { name, template, settings: { diskGib } }: NewMachine,
   image: WarmImage,
   pool: StoragePool,
 ): Promise<string> {
   using base = await pool.lookupVolume(warmVolume(image.template, image.id, "disk"));
   const frozen = { ...template, path: await base.path(), format: "qcow2" };
   return await createDisk(pool, name, { template: frozen, diskGib });
-}
-
-/** Removes what an attempt made, so that the machine can boot. */
-async function undo(machine: string, poolName: string, connection: Connection): Promise<void> {
-  using pool = await StoragePool.lookup(connection, poolName);
-  using domain = await Domain.find(connection, machine);
-  await domain?.destroy();
-  await removeVolume(pool, volumeName(machine, "ram"));
-  await removeVolume(pool, volumeName(machine, "overlay"));
 }

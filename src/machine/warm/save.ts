@@ -2,7 +2,7 @@
 import { BuildFailure, severalFailures, SystemFailure } from "../../errors.ts";
 import { exerciseSsh, requireBooted, stopProcesses, takeIdentity } from "../../guest/identity.ts";
 import { makeKeyPair } from "../../guest/key.ts";
-import type { Domain } from "../../libvirt/domain.ts";
+import { Domain } from "../../libvirt/domain.ts";
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
 import type { MachineSettings } from "../../settings/machine_settings.ts";
 import { refuseEnded } from "../network/address.ts";
@@ -10,9 +10,9 @@ import { watchKvm } from "../kvm/kvm_fault.ts";
 import { ownProcess } from "../owner.ts";
 import { bytesBeforeRam, HEADER_BYTES } from "./saved_image.ts";
 import { agentOf } from "../ssh_channel.ts";
-import { createDisk, createVolumes, startMachine } from "../start.ts";
-import { findTemplate, type Template } from "../storage/template.ts";
-import { leaveQueue } from "../queue/queue_entry.ts";
+import { startMachine } from "../start.ts";
+import { createDisk } from "../storage/disks.ts";
+import { findTemplate } from "../storage/template.ts";
 import { createRawVolume } from "../storage/volumes.ts";
 import {
   findFitting,
@@ -28,15 +28,14 @@ import {
   writeInfo,
 } from "./warm_image.ts";
 import { chooseTemplate, templateAdvice, templatesToResume } from "../../policy/template_choice.ts";
-import { type Limits, NotYet, waitFor } from "../../wait.ts";
-import { waitForRoom } from "../queue/admission.ts";
-import { reserveAbandonedName } from "../name.ts";
+import { NotYet, waitFor } from "../../wait.ts";
+import { NameTaken } from "../name.ts";
 import { removeMachineSafely } from "../remove.ts";
-import { toHostName, volumeContents } from "../login.ts";
-import { newMetadata } from "../create.ts";
+import { toHostName } from "../login.ts";
+import { create } from "../create.ts";
+import { type MachineSpec, type Start, startedAs } from "../machine.ts";
 import { lookupOverlayPool } from "../storage/overlay_pool.ts";
-import type { Stage } from "../context.ts";
-import { StepTimer } from "../steps.ts";
+import { type Context, quiet, withOwnSteps } from "../context.ts";
 
 /**
  * Makes the warm images of these templates anew where they do not hold any more: a machine of the
@@ -44,19 +43,21 @@ import { StepTimer } from "../steps.ts";
  * want machines resumed. It goes on where it cannot make one, and throws SystemFailure in the end, or
  * BuildFailure for a template that there is not.
  */
-export async function warm(templates: readonly string[], stage: Stage): Promise<void> {
+export async function warm(templates: readonly string[], context: Context): Promise<void> {
   const names = templates.length > 0
     ? templates
-    : templatesToResume(stage.config).map(({ name }) => name);
+    : templatesToResume(context.host.config).map(({ name }) => name);
   if (names.length === 0) {
-    stage.log('No template that the settings name has "start" at warm or auto, or "standby"');
+    context.report.log(
+      'No template that the settings name has "start" at warm or auto, or "standby"',
+    );
   }
   const failures: unknown[] = [];
   for (const name of names) {
     try {
-      await warmTemplate(name, stage);
+      await warmTemplate(name, context);
     } catch (error) {
-      stage.signal.throwIfAborted();
+      context.signal.throwIfAborted();
       failures.push(error);
     }
   }
@@ -66,39 +67,30 @@ export async function warm(templates: readonly string[], stage: Stage): Promise<
   }
 }
 
-async function warmTemplate(requested: string, stage: Stage): Promise<void> {
-  const { config, connection, log } = stage;
+async function warmTemplate(requested: string, context: Context): Promise<void> {
+  const { host, report: { log, warn } } = context;
+  const { config, connection } = host;
   const choice = chooseTemplate(config, requested, { isOperator: true });
+  const advise = templateAdvice(config, { isOperator: true });
   const { name, settings } = choice;
-  const template = await findTemplate(connection, {
-    ...choice,
-    advise: templateAdvice(config, { isOperator: true }),
-    pool: config.templatePool,
-  });
+  const asked = { ...choice, advise, pool: config.templatePool };
+  const template = await findTemplate(connection, asked);
   const origin = await warmOrigin(connection, { template, settings });
-  using pool = await lookupOverlayPool(connection, config.overlayPool);
+  using pool = await lookupOverlayPool(host);
   const before = await findWarmImages(pool, name);
   const fitting = findFitting(before, origin);
   if (fitting !== undefined) {
     log(`The template "${name}" has a warm image, made ${fitting.created}: nothing to do`);
     return;
   }
-  const timer = new StepTimer(null);
   const image = { template: name, id: newWarmId(), created: new Date().toISOString(), origin };
-  await make(image, { template, settings, pool, timer }, stage);
-  log(`The template "${name}" is warm after ${timer.summary()}`);
-  for (const old of before) await drop(old, pool, stage);
+  const timed = withOwnSteps(context);
+  await make(image, { choice, advise, pool }, timed);
+  log(`The template "${name}" is warm after ${timed.report.steps.summary()}`);
+  for (const old of before) await drop(old, pool, context);
   if (settings.start === "cold") {
-    stage.warn(`Its jobs still boot: set "start" of the template "${name}" to warm or auto`);
+    warn(`Its jobs still boot: set "start" of the template "${name}" to warm or auto`);
   }
-}
-
-/** What a warm image is made with. */
-interface Making {
-  readonly template: Template;
-  readonly settings: MachineSettings;
-  readonly pool: StoragePool;
-  readonly timer: StepTimer;
 }
 
 /** The most that what comes after the boot may take. */
@@ -107,67 +99,70 @@ const SAVING_SECONDS = 3600;
 /** Makes the image and, with its last step, puts it in place; else nothing is left of it. */
 async function make(
   image: Omit<WarmImage, "bytesBeforeRam">,
-  { template, settings, pool, timer }: Making,
-  stage: Stage,
+  { choice, advise, pool }: Pick<MachineSpec, "choice" | "advise"> & { readonly pool: StoragePool },
+  context: Context,
 ): Promise<void> {
-  const { config, connection, log, progress, signal } = stage;
+  const { host, report: { steps }, signal } = context;
+  const { settings } = choice;
   const maker = await makerOf(image.template);
-  const seconds = settings.addressSeconds + settings.sshSeconds;
-  const longest = config.admissionSeconds + seconds + SAVING_SECONDS;
-  const owner = await ownProcess(longest);
-  if (!await reserveAbandonedName(pool, { name: maker, owner }, stage)) {
-    throw otherMaker(maker, image.template);
-  }
-  await using undo = new AsyncDisposableStack();
-  undo.defer(() => removeMachineSafely(maker, { ...stage, log: () => {} }));
+  const longest = host.config.admissionSeconds + bootSeconds(settings) + SAVING_SECONDS;
   await using undoImage = new AsyncDisposableStack();
-  undoImage.defer(async () => {
-    await removeMachineSafely(maker, { ...stage, log: () => {} }); // which runs on the disk
-    await removeWarmImage(pool, image);
+  undoImage.defer(async () => void await removeWarmImage(pool, image));
+  await create({
+    name: maker,
+    owner: await ownProcess(longest),
+    reserve: "abandoned",
+    choice,
+    advise,
+    maxDiskGib: null,
+    login: "nobody",
+    project: null,
+    queue: "wait",
+    instead: null,
+    starts: [bootToSave(image)],
+    hasCard: false,
+    keepsPostMortem: false,
+  }, context).catch((error) => {
+    throw error instanceof NameTaken ? otherMaker(maker, image.template) : error;
   });
-
-  const { turn } = await waitForRoom(maker, { pool, memoryMib: settings.memoryMib }, stage);
-  timer.end("turn");
-  const overlayPath = await createDisk(pool, maker, {
-    ...{ template, diskGib: settings.diskGib },
-    volume: warmVolume(image.template, image.id, "disk"),
-  });
-  const login = {
-    key: { ...await makeKeyPair(), file: "" }, // nobody has it
-    hostKey: settings.login === "template" ? null : await makeKeyPair(),
-  };
-  const volumes = await createVolumes(pool, maker, volumeContents(maker, login, settings));
-  const record = newMetadata(owner, { template: image.template, login, settings, card: null });
-  using domain = await startMachine(connection, {
-    ...{
-      name: maker,
-      record,
-      settings,
-      filter: null,
-      card: null,
-      overlayPath,
-      ...volumes,
-    },
-    isWarm: true,
-  }, { template, signal });
-  if (turn !== null) await leaveQueue(pool, turn); // the domain counts now
-  const { domainType } = settings;
-  log(`Started a machine from the template "${image.template}" to save its RAM (${domainType})`);
-  timer.end("start");
-  const watch = watchKvm({ settings, connection });
-  await bootUp(domain, settings, watch, { log, progress, signal, timeoutSeconds: seconds });
-  timer.end("boot");
+  await using undo = new AsyncDisposableStack(); // before that of the image, on whose disk it runs
+  undo.defer(() => removeMachineSafely(maker, quiet(context)));
+  using domain = await Domain.lookup(host.connection, maker);
   await tryIdentity(domain, maker, settings, signal);
-  timer.end("rehearsal");
+  steps.end("rehearsal");
 
   signal.throwIfAborted();
   using ram = await createRawVolume(pool, warmVolume(image.template, image.id, "ram"), 0);
   await stopProcesses(agentOf(domain));
   await domain.save(await ram.path());
-  timer.end("save");
+  steps.end("save");
   const header = await ram.download(0, HEADER_BYTES);
   await writeInfo(pool, { ...image, bytesBeforeRam: bytesBeforeRam(header) });
   undoImage.move();
+}
+
+function bootSeconds({ addressSeconds, sshSeconds }: MachineSettings): number {
+  return addressSeconds + sshSeconds;
+}
+
+/** Boots the machine on the disk of this image, for its RAM to be saved. */
+function bootToSave({ template: templateName, id }: WarmName): Start {
+  return async (machine, pool, { host: { connection }, report, signal }) => {
+    const { name, template, settings } = machine;
+    const { diskGib, domainType } = settings;
+    const volume = warmVolume(templateName, id, "disk");
+    const overlayPath = await createDisk(pool, name, { template, diskGib, volume });
+    const onDisk = { ...machine, overlayPath, isWarm: true };
+    const domain = await startMachine(connection, onDisk, { template, signal });
+    report.log(
+      `Started a machine from the template "${templateName}" to save its RAM (${domainType})`,
+    );
+    report.steps.end("start");
+    return startedAs(domain, async (context) => {
+      await bootUp(domain, settings, context);
+      return machine.metadata; // nobody else is to reach it
+    });
+  };
 }
 
 function otherMaker(maker: string, template: string): SystemFailure {
@@ -180,10 +175,10 @@ function otherMaker(maker: string, template: string): SystemFailure {
 /** Waits until the guest has booted and does what a clone of it will have to do. */
 async function bootUp(
   domain: Domain,
-  { port }: MachineSettings,
-  watch: () => Promise<void>,
-  limits: Limits,
+  settings: MachineSettings,
+  { host: { connection }, report: { log, progress, steps }, signal }: Context,
 ): Promise<void> {
+  const watch = watchKvm({ settings, connection });
   const agent = agentOf(domain);
   await waitFor({
     goal: "finish its boot, as its guest agent sees it",
@@ -196,13 +191,14 @@ async function bootUp(
       await refuseEnded(domain);
       await watch();
       try {
-        await requireBooted(agent, port);
+        await requireBooted(agent, settings.port);
         return true;
       } catch (error) {
         return new NotYet(error instanceof Error ? error.message : String(error));
       }
     },
-  }, limits);
+  }, { log, progress, signal, timeoutSeconds: bootSeconds(settings) });
+  steps.end("boot");
 }
 
 /** Throws SystemFailure now if a clone of the guest could not take an identity of its own. */
@@ -224,11 +220,14 @@ async function tryIdentity(
 }
 
 /** Removes the warm images of these templates. Throws BuildFailure for a template without any. */
-export async function removeWarmImages(templates: readonly string[], stage: Stage): Promise<void> {
-  const { config, connection } = stage;
+export async function removeWarmImages(
+  templates: readonly string[],
+  context: Context,
+): Promise<void> {
+  const { config } = context.host;
   for (const requested of templates) {
     const { name } = chooseTemplate(config, requested, { isOperator: true });
-    using pool = await lookupOverlayPool(connection, config.overlayPool);
+    using pool = await lookupOverlayPool(context.host);
     const images = [...warmIds(await pool.volumeNames())].filter(([, template]) =>
       template === name
     );
@@ -238,14 +237,14 @@ export async function removeWarmImages(templates: readonly string[], stage: Stag
         advice: "See what there is: libvirt-gci list",
       });
     }
-    for (const [id, template] of images) await drop({ id, template }, pool, stage);
+    for (const [id, template] of images) await drop({ id, template }, pool, context);
   }
 }
 
 async function drop(
   image: WarmName,
   pool: StoragePool,
-  { log }: Pick<Stage, "log">,
+  { report: { log } }: Context,
 ): Promise<void> {
   const users = await removeWarmImage(pool, image);
   log(

@@ -173,7 +173,7 @@ export function findFitting(
 /** All that the settings do to the XML of a machine, without what is its own. */
 function sampleXml(settings: MachineSettings): string {
   return domainXml({
-    ...{ name: "", record: EMPTY_METADATA, settings },
+    ...{ name: "", metadata: EMPTY_METADATA, settings },
     ...{
       filter: null,
       card: null,

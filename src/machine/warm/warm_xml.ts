@@ -2,21 +2,15 @@
 import { type XmlElement, XmlElement as Element, XmlText } from "@rgrove/parse-xml";
 import { rootOf } from "../../read_xml.ts";
 import { Xml, xml } from "../../xml.ts";
-import { type MachineDomain, titleOf } from "../domain_xml.ts";
+import { type DomainOnDisk, titleOf } from "../domain_xml.ts";
 import { metadataXml } from "../metadata.ts";
-
-/** What a machine that is resumed from RAM has of its own. */
-export type Resumed = Pick<
-  MachineDomain,
-  "name" | "record" | "overlayPath" | "consolePath" | "seedPath" | "credentialPath" | "nvramPath"
->;
 
 /**
  * The XML of a saved domain for another machine, which gets its RAM: all that the guest's kernel sees
  * of the hardware stays as it is, but for the generation id, by which it learns that it is another
  * (https://libvirt.org/formatdomain.html#general-metadata). libvirt makes the UUID.
  */
-export function xmlForMachine(savedXml: string, machine: Resumed): string {
+export function xmlForMachine(savedXml: string, machine: DomainOnDisk): string {
   const root = rootOf(savedXml);
   if (root === null) throw new Error("libvirt saved a domain without XML");
   return write(root, (element, parent) => replacement(element, parent, machine)).toString();
@@ -26,9 +20,9 @@ export function xmlForMachine(savedXml: string, machine: Resumed): string {
 function replacement(
   element: XmlElement,
   parent: XmlElement | null,
-  machine: Resumed,
+  machine: DomainOnDisk,
 ): Xml | null | undefined {
-  const { record } = machine;
+  const { metadata } = machine;
   const file = (path: string | null): Xml => writeTag(element, { file: path ?? "" });
   switch (`${parent?.name ?? ""}/${element.name}`) {
     case "domain/name":
@@ -37,11 +31,11 @@ function replacement(
       `;
     case "domain/title":
       return xml`
-        <title>${titleOf(record)}</title>
+        <title>${titleOf(metadata)}</title>
       `;
     case "domain/metadata":
       return xml`
-        <metadata>${metadataXml(record)}</metadata>
+        <metadata>${metadataXml(metadata)}</metadata>
       `;
     case "domain/genid":
       return xml`

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { FilterBinding, NetworkFilter } from "../../libvirt/network_filter.ts";
+import { SystemFailure } from "../../errors.ts";
+import type { Connection } from "../../libvirt/connection.ts";
+import { Domain, type DomainState } from "../../libvirt/domain.ts";
+import { sleep } from "../../wait.ts";
+import type { Host } from "../context.ts";
+import { interfaceXml, type MachineDomain, withFilterLater } from "../domain_xml.ts";
+import { throwIfLost } from "../lost_connection.ts";
+import { endedFailure } from "./address.ts";
+import { cardDevices, forwardLinkLocal, mayForwardLinkLocal } from "./link_local.ts";
+
+/**
+ * Sets the filter of the machine's card, if that has been without at first: now the machine is isolated,
+ * as it must be before any job has it. Before, link-local frames begin to meet filters at all, see
+ * {@linkcode forwardLinkLocal}. Resolves to whether the filter is new. Until it is set, libvirt answers
+ * nothing else about the domain, and the connection nothing at all: so it is one of its own. Throws
+ * SystemFailure.
+ */
+export async function setFilter(
+  domain: Domain,
+  machine: MachineDomain,
+  { connection: { uri }, connect }: Host,
+): Promise<boolean> {
+  const isSet = withFilterLater(machine).filter === machine.filter;
+  const mayForward = mayForwardLinkLocal(uri);
+  if (machine.filter === null || isSet && !mayForward) return false;
+  await using connection = await connect();
+  try {
+    using same = await Domain.lookup(connection, domain.name);
+    if (mayForward) await forwardLinkLocal(same);
+    if (!isSet) await updateCard(same, interfaceXml(machine).toString(), connection);
+    return !isSet;
+  } catch (cause) {
+    throwIfLost(cause, `set the network filter of the machine "${domain.name}"`);
+    const state = await stateInTheEnd(domain);
+    if (state !== "active") throw endedFailure(domain.name, state, cause);
+    throw new SystemFailure({
+      fault: "network",
+      what: `Cannot isolate the machine "${domain.name}": libvirt does not set its network filter`,
+      cause,
+      advice: "See what libvirt needs for filters: libvirt-gci doctor",
+    });
+  }
+}
+
+/**
+ * Sets the filter. If QEMU ends meanwhile, libvirt (9.0) leaves a binding of the filter "(null)" to the
+ * card's device, and then sets no filter for the next card that gets this device: such a binding is
+ * deleted, be it of this machine or of an earlier one.
+ */
+async function updateCard(domain: Domain, cardXml: string, connection: Connection): Promise<void> {
+  const devices = cardDevices(await domain.xml());
+  try {
+    await domain.updateDevice(cardXml);
+  } catch (error) {
+    if (!await deleteDeadBindings(devices, connection).catch(() => false)) throw error;
+    await domain.updateDevice(cardXml).catch(() => {
+      throw error; // which says more, if QEMU has ended
+    });
+  }
+}
+
+/** Deletes what binds a filter to these devices that is not there. Says whether there was any. */
+async function deleteDeadBindings(
+  devices: readonly string[],
+  connection: Connection,
+): Promise<boolean> {
+  let deleted = false;
+  for (const device of devices) {
+    using binding = await FilterBinding.find(connection, device);
+    if (binding === null) continue;
+    using filter = await NetworkFilter.find(connection, binding.filterName);
+    if (filter !== null) continue;
+    await binding.delete();
+    deleted = true;
+  }
+  return deleted;
+}
+
+const LOOKS = 10;
+
+/** libvirt may see only a moment later that QEMU has ended. */
+async function stateInTheEnd(domain: Domain): Promise<DomainState> {
+  for (let look = 1;; look++) {
+    const state = await domain.state().catch(() => "active" as const);
+    if (state !== "active" || look === LOOKS) return state;
+    await sleep(100);
+  }
+}

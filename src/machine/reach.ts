@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { waitForSsh } from "../guest/ready.ts";
+import type { Domain } from "../libvirt/domain.ts";
+import { together } from "../wait.ts";
+import { type Context, withSignal } from "./context.ts";
+import { watchKvm } from "./kvm/kvm_fault.ts";
+import { loginTo } from "./login.ts";
+import type { NewMachine } from "./machine.ts";
+import { type MachineMetadata, writeMetadata } from "./metadata.ts";
+import { refuseEnded, waitForAddress } from "./network/address.ts";
+import { setFilter } from "./network/set_filter.ts";
+import { CHANNEL_ADDRESS } from "./ssh_channel.ts";
+
+/** How to wait for a machine. */
+export interface ReachOptions {
+  /** The most that each wait may take, if that is less than the settings say. */
+  readonly mostSeconds?: number;
+  /** What else has to be done in the machine, once it has its filter. */
+  readonly finish?: (signal: AbortSignal) => Promise<void>;
+}
+
+/**
+ * Waits until a command runs in the machine, which gets its filter meanwhile, and gives its metadata,
+ * which say that it is ready. Throws SystemFailure.
+ */
+export async function reach(
+  domain: Domain,
+  machine: NewMachine,
+  { mostSeconds = Infinity, finish }: ReachOptions,
+  context: Context,
+): Promise<MachineMetadata> {
+  const [reached] = await together(
+    context.signal,
+    (signal) => reachBySsh(domain, machine, mostSeconds, withSignal(context, signal)),
+    async (signal: AbortSignal) => {
+      if (await setFilter(domain, machine, context.host)) context.report.steps.end("filter");
+      await finish?.(signal);
+    },
+  );
+  const ready = { ...machine.metadata, ...reached };
+  await writeMetadata(domain, ready);
+  return ready;
+}
+
+/** Waits until a command runs in the machine, and gives where, and the host key it has shown. */
+async function reachBySsh(
+  domain: Domain,
+  { metadata, settings, login, card }: NewMachine,
+  mostSeconds: number,
+  { host: { connection }, report: { log, progress, steps }, signal }: Context,
+): Promise<Pick<MachineMetadata, "address" | "hostKey">> {
+  const limits = { log, progress, signal };
+  const addressSeconds = Math.min(settings.addressSeconds, mostSeconds);
+  const sshSeconds = Math.min(settings.sshSeconds, mostSeconds);
+  const { mac } = metadata;
+  const { network, hostAddresses } = settings;
+  const watch = watchKvm({ settings, connection });
+  const address = network === "none"
+    ? CHANNEL_ADDRESS
+    : await waitForAddress(domain, { mac, network, hostAddresses, card, connection, watch }, {
+      ...limits,
+      timeoutSeconds: addressSeconds,
+    });
+  steps.end("address");
+  const target = await loginTo(domain, { ...metadata, address }, login.key);
+  const hostKey = await waitForSsh(target, async () => {
+    await refuseEnded(domain);
+    if (target.channel !== null) await watch(); // else its address has shown that KVM works
+  }, {
+    ...limits,
+    // Without a network, nothing has waited for the boot.
+    timeoutSeconds: sshSeconds + (target.channel === null ? 0 : addressSeconds),
+  });
+  steps.end("ssh");
+  return { address, hostKey };
+}

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { virsh } from "../../shell.ts";
+import { SystemFailure } from "../../errors.ts";
+import type { StoragePool } from "../../libvirt/storage_pool.ts";
+import type { MachineDomain } from "../domain_xml.ts";
+import { throwIfLost } from "../lost_connection.ts";
+import { createGuestDirectory, guestPaths } from "./guest_files.ts";
+import {
+  type Base,
+  createOverlay,
+  createRawVolume,
+  type VolumeKind,
+  volumeName,
+} from "./volumes.ts";
+
+/** What the other volumes of a machine hold. */
+export interface VolumeContents {
+  /** The cloud-init image, if the machine gets one. */
+  readonly seed: Uint8Array<ArrayBuffer> | null;
+  /** The systemd credential, if the machine gets one. */
+  readonly credential: Uint8Array<ArrayBuffer> | null;
+  /** Whether UEFI firmware boots the machine. */
+  readonly efi: boolean;
+}
+
+/**
+ * Makes the machine's own disk, on top of the template, and gives its path. `diskGib` holds if it
+ * is more than the template's. Throws SystemFailure.
+ */
+export function createDisk(
+  pool: StoragePool,
+  machine: string,
+  { template, diskGib, volume = volumeName(machine, "overlay") }: {
+    readonly template: Base;
+    readonly diskGib: number | null;
+    readonly volume?: string;
+  },
+): Promise<string> {
+  return orExplained(pool, machine, async () => {
+    const capacityBytes = (diskGib ?? 0) * 1024 ** 3;
+    using overlay = await createOverlay(pool, volume, { template, capacityBytes });
+    return await overlay.path();
+  });
+}
+
+/** Makes the other volumes of a machine. Throws SystemFailure. */
+export function createVolumes(
+  pool: StoragePool,
+  machine: string,
+  { seed, credential, efi }: VolumeContents,
+): Promise<
+  Pick<MachineDomain, "consolePath" | "seedPath" | "credentialPath" | "nvramPath">
+> {
+  const create = async (kind: VolumeKind, bytes: Uint8Array<ArrayBuffer>): Promise<string> => {
+    using volume = await createRawVolume(pool, volumeName(machine, kind), bytes.length);
+    await volume.upload(bytes);
+    return await volume.path();
+  };
+  return orExplained(pool, machine, async () => {
+    using directory = await createGuestDirectory(pool, machine);
+    const paths = guestPaths(await directory.path());
+    return {
+      consolePath: paths.console,
+      seedPath: seed && await create("seed", seed),
+      credentialPath: credential && await create("credential", credential),
+      nvramPath: efi ? paths.nvram : null,
+    };
+  });
+}
+
+/** Says of a failure of libvirt's what it kept from being made, and what to do. */
+export async function orExplained<T>(
+  pool: StoragePool,
+  machine: string,
+  create: () => Promise<T>,
+): Promise<T> {
+  try {
+    return await create();
+  } catch (cause) {
+    throwIfLost(cause, `made the disks of the machine "${machine}"`);
+    throw new SystemFailure({
+      fault: "storage",
+      what: `Cannot make the disks of the machine "${machine}" in the storage pool "${pool.name}"`,
+      cause,
+      advice: `See what space it has left, and free some: ${virsh(pool, "pool-info", pool.name)}`,
+    });
+  }
+}
