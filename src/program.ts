@@ -12,7 +12,8 @@ import type { Connection } from "./libvirt/connection.ts";
 import { type Stage, toStage } from "./machine/context.ts";
 import type { Counted } from "./metrics/metrics.ts";
 import type { Meter } from "./metrics/meter.ts";
-import { type Config, loadConfig } from "./settings/load.ts";
+import { loadConfig } from "./settings/load.ts";
+import type { Config } from "./settings/settings.ts";
 
 /** All commands, in the order of `--help`. The bundle takes literal paths only. */
 export const COMMANDS: Commands = {

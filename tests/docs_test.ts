@@ -5,7 +5,7 @@ import { parse as parseYaml } from "yaml";
 import { parseArguments } from "../src/cli/parser.ts";
 import { COMMANDS } from "../src/program.ts";
 import { jobFromEnv } from "../src/job/job.ts";
-import { parseConfig } from "../src/settings/load.ts";
+import { parseConfig } from "../src/settings/read.ts";
 
 const ROOT = new URL("../", import.meta.url);
 

@@ -9,7 +9,7 @@ import type { Sink } from "../guest/ssh_connection.ts";
 import type { Env } from "../job/job.ts";
 import type { Stage } from "../machine/context.ts";
 import type { Counted } from "../metrics/metrics.ts";
-import type { Config } from "../settings/load.ts";
+import type { Config } from "../settings/settings.ts";
 import type { Printer } from "./printer.ts";
 
 /** The program's name in messages, whatever the file is called. */

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { Env } from "../job/job.ts";
 import type { Stage } from "../machine/context.ts";
-import { type Config, DEFAULT_CONFIG } from "../settings/load.ts";
+import { type Config, DEFAULT_CONFIG } from "../settings/settings.ts";
 
 /** The directories of this host where a stage keeps files. */
 export function directoriesOf(

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { Config } from "../settings/load.ts";
+import type { Config } from "../settings/settings.ts";
 import type { Env } from "../job/job.ts";
 import { templatesToWait } from "../policy/template_choice.ts";
 

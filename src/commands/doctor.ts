@@ -5,6 +5,7 @@ import { option } from "@optique/core/primitives";
 import { string } from "@optique/core/valueparser";
 import { jsonFlag } from "../cli/arguments.ts";
 import { defineCommand, type Program } from "../cli/command.ts";
+import { type Config, DEFAULT_CONFIG } from "../settings/settings.ts";
 import { bootTemplate } from "../doctor/boot.ts";
 import { type GroupedFinding, runChecks } from "../doctor/checks.ts";
 import { failureOf, findingsJson, findingsText } from "../doctor/report.ts";
@@ -14,7 +15,6 @@ import { type Stage, toStage } from "../machine/context.ts";
 import { kvmRunsGuests } from "../machine/kvm/kvm_probe.ts";
 import { readHostNetwork } from "../machine/network/host_addresses.ts";
 import { removeMachine } from "../machine/remove.ts";
-import { type Config, DEFAULT_CONFIG } from "../settings/load.ts";
 import { prepare } from "./prepare.ts";
 import { run } from "./run.ts";
 

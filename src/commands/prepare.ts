@@ -11,6 +11,8 @@ import { stepsByHand } from "../machine/next_steps.ts";
 import { type Context, type Host, type Reporter, withOwnSteps } from "../machine/context.ts";
 import { create } from "../machine/create.ts";
 import type { Machine, MachineSpec, Start, UseAnother } from "../machine/machine.ts";
+import { SystemFailure } from "../errors.ts";
+import type { MachineSettings } from "../settings/settings.ts";
 import { newOwner } from "../machine/owner.ts";
 import { CHANNEL_ADDRESS } from "../machine/ssh_channel.ts";
 import { boot } from "../machine/start.ts";
@@ -18,7 +20,6 @@ import { listTemplateVolumes } from "../machine/storage/template.ts";
 import { sweep } from "../machine/unneeded.ts";
 import { decide, type Decision } from "../policy/decide.ts";
 import { TemplateRefusal } from "../policy/template_choice.ts";
-import type { MachineSettings } from "../settings/machine_settings.ts";
 
 export const command = defineCommand("prepare", {
   description: message`Start a machine for the job and wait until it accepts logins.`,

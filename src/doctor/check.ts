@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { Config } from "../settings/load.ts";
+import type { Config, MachineSettings } from "../settings/settings.ts";
 import { type Connection, isLocalUri } from "../libvirt/connection.ts";
 import type { HostNetwork } from "../machine/network/host_addresses.ts";
 import type { KvmAnswer } from "../machine/kvm/kvm_probe.ts";
-import type { MachineSettings } from "../settings/machine_settings.ts";
 import type { Found } from "./finding.ts";
 
 /** What the checks look at. */

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { explain, reasonOf } from "../errors.ts";
 import { childrenOf, find, rootOf } from "../read_xml.ts";
-import type { Config } from "../settings/load.ts";
+import type { Config } from "../settings/settings.ts";
 import { command } from "../shell.ts";
 import {
   allMachines,

@@ -4,7 +4,7 @@ import { type Cidr, cidrText, covers, readCidrs } from "../ipv4.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import { hostAddresses, whyUnseen } from "../machine/network/host_addresses.ts";
 import { readSubnets } from "../machine/network/network_info.ts";
-import type { MachineSettings } from "../settings/machine_settings.ts";
+import type { MachineSettings } from "../settings/settings.ts";
 import { allMachines, isLocal, type LibvirtContext } from "./check.ts";
 import { type Finding, type Found, ok, problem, warning } from "./finding.ts";
 

@@ -3,7 +3,7 @@ import { StoragePool } from "../libvirt/storage_pool.ts";
 import { GIB, gib } from "../bytes.ts";
 import { type Amount, poolSpace } from "../machine/queue/host_load.ts";
 import { rootOf, textAt } from "../read_xml.ts";
-import { DEFAULT_OVERLAY_POOL } from "../settings/load.ts";
+import { DEFAULT_CONFIG } from "../settings/settings.ts";
 import { command, makePool, virsh } from "../shell.ts";
 import {
   type DoctorContext,
@@ -72,7 +72,7 @@ async function checkPool({ name, key }: PoolName, context: LibvirtContext): Prom
 }
 
 function missingPool({ name, key }: PoolName, { config }: DoctorContext): Finding {
-  if (key === "overlay_pool" && name === DEFAULT_OVERLAY_POOL) {
+  if (key === "overlay_pool" && name === DEFAULT_CONFIG.overlayPool) {
     return ok(`The first job will create the storage pool "${name}"`);
   }
   return problem(`The storage pool "${name}" does not exist`, {

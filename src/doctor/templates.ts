@@ -2,9 +2,8 @@
 import { GIB } from "../bytes.ts";
 import { BuildFailure } from "../errors.ts";
 import { mayExist } from "../files.ts";
+import type { Config, MachineSettings } from "../settings/settings.ts";
 import { chooseTemplate, namedTemplates } from "../policy/template_choice.ts";
-import type { Config } from "../settings/load.ts";
-import type { MachineSettings } from "../settings/machine_settings.ts";
 import { command, virsh } from "../shell.ts";
 import {
   type DoctorContext,

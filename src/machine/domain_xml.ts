@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { MachineSettings } from "../settings/machine_settings.ts";
+import type { MachineSettings } from "../settings/settings.ts";
 import { type Xml, xml } from "../xml.ts";
 import type { Card } from "./network/card.ts";
 import { type MachineMetadata, metadataXml } from "./metadata.ts";

@@ -8,7 +8,7 @@ import type { MachineMetadata } from "./metadata.ts";
 import { cloudInitSeed } from "./storage/seed.ts";
 import { CHANNEL_ADDRESS, sshChannel } from "./ssh_channel.ts";
 import type { VolumeContents } from "./storage/disks.ts";
-import type { MachineSettings } from "../settings/machine_settings.ts";
+import type { MachineSettings } from "../settings/settings.ts";
 import type { Host } from "./context.ts";
 
 /** Who is let in to a machine, and how it is known. */

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { Config, Rule } from "../settings/load.ts";
+import type { Config, MachineSettings, Rule } from "../settings/settings.ts";
 import { SystemFailure } from "../errors.ts";
 import type { Job } from "../job/job.ts";
-import type { MachineSettings } from "../settings/machine_settings.ts";
 import { quoted } from "../quoted.ts";
 import { chooseSizes, type Sizes } from "./size_choice.ts";
 import {
@@ -85,7 +84,7 @@ export function findRule(job: Job, { rules }: Config): RuleSearch {
   return { rule: null, reasons };
 }
 
-function whyNot({ projects, isProtected }: Rule, job: Job): string | null {
+function whyNot({ projects, protected: isProtected }: Rule, job: Job): string | null {
   if (projects !== null) {
     const { project } = job;
     if (project === null) return `it is for ${projects.join(", ")}, and the project is unknown`;
@@ -98,7 +97,7 @@ function whyNot({ projects, isProtected }: Rule, job: Job): string | null {
     (job.isProtected === null ? "unknown" : job.isProtected ? "protected" : "not protected");
 }
 
-function whyItFits({ projects, isProtected }: Rule, { project }: Job): string {
+function whyItFits({ projects, protected: isProtected }: Rule, { project }: Job): string {
   const pattern = projects?.find((pattern) => fits(pattern, project ?? ""));
   const reasons = [
     ...(pattern === undefined ? [] : [`the project ${quoted(project ?? "")} fits ${pattern}`]),

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { Config, Rule } from "../settings/load.ts";
+import type { Config, MachineSettings, Rule } from "../settings/settings.ts";
 import { BuildFailure } from "../errors.ts";
 import type { SizeRequests } from "../job/job.ts";
-import type { MachineSettings } from "../settings/machine_settings.ts";
 import { quoted } from "../quoted.ts";
 
 /** What a job gets of something, and why not more. */

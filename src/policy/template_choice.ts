@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { Config, Rule, TemplateSettings } from "../settings/load.ts";
-import { TEMPLATE_NAME } from "../settings/schema.ts";
+import { TEMPLATE_NAME } from "../settings/kinds.ts";
+import type { Config, MachineSettings, Rule, TemplateSettings } from "../settings/settings.ts";
 import { BuildFailure, type Failure } from "../errors.ts";
-import type { MachineSettings } from "../settings/machine_settings.ts";
 import { quoted } from "../quoted.ts";
 
 /** The template that a job gets, before anybody looked whether it exists. */

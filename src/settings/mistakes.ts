@@ -1,23 +1,47 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type * as v from "valibot";
-import { isAlias, isMap, isNode, isScalar, isSeq, visit } from "yaml";
-import type { Document } from "yaml";
+import { type Document, isAlias, isMap, isNode, isScalar, isSeq, visit } from "yaml";
+import { isKeys } from "./kinds.ts";
+
+/** The way to a value of the file, by keys and by places in lists. */
+export type Path = readonly (string | number)[];
 
 /** A mistake in the settings. */
 export interface Mistake {
-  /** Where it stands in the file. */
+  readonly path: Path;
+  /** Whether the key is wrong, not its value. */
+  readonly atKey?: boolean;
+  readonly words: string;
+}
+
+/** A mistake in the file as YAML. */
+export interface YamlMistake {
   readonly offset: number;
   readonly words: string;
   /** Whether the settings cannot be looked at until it is gone. */
   readonly hidesOthers?: boolean;
 }
 
-/** A key of these is one that valibot leaves out without a word. */
-const NO_KEYS: readonly string[] = ["__proto__", "constructor", "prototype"];
+/** A value that is not what it must be. */
+export function mustBe(path: Path, words: string, value: unknown): Mistake {
+  const given = value === null
+    ? "nothing"
+    : typeof value === "object"
+    ? (isKeys(value) ? "keys with values" : "a list")
+    : (typeof value === "string" ? JSON.stringify(value) : String(value));
+  const where = path.length === 0 ? "the file" : path.join(".");
+  return { path, words: `"${where}" must be ${words}, not ${given}` };
+}
+
+/** A key that is none of those that are known in its place. */
+export function unknownKey(path: Path, known: readonly string[]): Mistake {
+  const near = nearest(String(path.at(-1)), known);
+  const hint = near ? `did you mean "${near}"?` : `known here: ${known.join(", ")}`;
+  return { path, atKey: true, words: `"${path.join(".")}" is unknown; ${hint}` };
+}
 
 /** What is wrong with the file as YAML, and with its keys whatever they mean. */
-export function mistakesOfYaml(document: Document): Mistake[] {
-  const mistakes: Mistake[] = [];
+export function mistakesOfYaml(document: Document): YamlMistake[] {
+  const mistakes: YamlMistake[] = [];
   for (const { name, pos, message } of [...document.errors, ...document.warnings]) {
     mistakes.push({ offset: pos[0], words: message, hidesOthers: name === "YAMLParseError" });
   }
@@ -34,7 +58,7 @@ export function mistakesOfYaml(document: Document): Mistake[] {
   return mistakes;
 }
 
-function mistakesOfKeys(keys: readonly unknown[]): Mistake[] {
+function mistakesOfKeys(keys: readonly unknown[]): YamlMistake[] {
   // To name a key that is a list or has keys itself can take more memory than there is.
   const strange = keys.find((key) => isNode(key) && !isScalar(key));
   if (strange !== undefined) {
@@ -44,12 +68,8 @@ function mistakesOfKeys(keys: readonly unknown[]): Mistake[] {
   const names = keys.map((key) => nameOf(key));
   return keys.flatMap((key, i) => {
     const name = nameOf(key);
-    const words = NO_KEYS.includes(name)
-      ? `"${name}" cannot be a key`
-      : names.indexOf(name) < i
-      ? `"${name}" stands here again`
-      : null;
-    return words === null ? [] : [{ offset: startOf(key) ?? 0, words }];
+    if (names.indexOf(name) === i) return [];
+    return [{ offset: startOf(key) ?? 0, words: `"${name}" stands here again` }];
   });
 }
 
@@ -58,47 +78,8 @@ function nameOf(key: unknown): string {
   return String(isScalar(key) ? key.value : key);
 }
 
-/** What the schema says of the settings, put in words and in its place. */
-export function mistakesOfValues(
-  issues: readonly v.BaseIssue<unknown>[],
-  document: Document,
-): Mistake[] {
-  return issues.map((issue) => {
-    const path = (issue.path ?? []).map(({ key }) => key);
-    const atKey = issue.type === "never" || issue.path?.at(-1)?.origin === "key";
-    return { offset: offsetOf(document, path, atKey), words: say(path, issue) };
-  });
-}
-
-/** Whoever asks for a name must get one template. */
-export function mistakesOfAliases(settings: unknown, document: Document): Mistake[] {
-  const templates = isKeys(settings) && settings["templates"];
-  if (!isKeys(templates)) return [];
-  const owners = new Map<unknown, string>(Object.keys(templates).map((name) => [name, name]));
-  const mistakes: Mistake[] = [];
-  for (const [template, ofTemplate] of Object.entries(templates)) {
-    const aliases = isKeys(ofTemplate) && ofTemplate["aliases"];
-    if (!Array.isArray(aliases)) continue;
-    for (const [i, alias] of aliases.entries()) {
-      const owner = owners.get(alias);
-      owners.set(alias, owner ?? template);
-      if (owner === undefined) continue;
-      const path = ["templates", template, "aliases", i];
-      const words = `"${path.join(".")}" must be a new name: "${alias}" is the template "${owner}"`;
-      mistakes.push({ offset: offsetOf(document, path, false), words });
-    }
-  }
-  return mistakes;
-}
-
-/** A job that could ask for another job's disk as its template would read it. */
-export function mistakeOfPools(document: Document): Mistake {
-  const words = `"overlay_pool" must be another pool than "template_pool"`;
-  return { offset: offsetOf(document, ["overlay_pool"], false), words };
-}
-
-/** Where in the file the value of this path stands, or its key. */
-export function offsetOf(document: Document, path: readonly unknown[], atKey: boolean): number {
+/** Where in the file a mistake is. */
+export function offsetOf(document: Document, { path, atKey }: Mistake): number {
   let key: unknown = null;
   let value: unknown = document.contents;
   for (const step of path) {
@@ -113,21 +94,6 @@ export function offsetOf(document: Document, path: readonly unknown[], atKey: bo
 
 function startOf(node: unknown): number | undefined {
   return isNode(node) ? node.range?.[0] : undefined;
-}
-
-function say(path: readonly unknown[], { type, message, input }: v.BaseIssue<unknown>): string {
-  const where = path.length === 0 ? "the file" : path.join(".");
-  if (type === "never") {
-    const near = nearest(String(path.at(-1)), message.split(", "));
-    return `"${where}" is unknown; ` +
-      (near ? `did you mean "${near}"?` : `known here: ${message}`);
-  }
-  const given = input === null
-    ? "nothing"
-    : typeof input === "object"
-    ? (isKeys(input) ? "keys with values" : "a list")
-    : (typeof input === "string" ? JSON.stringify(input) : String(input));
-  return `"${where}" must be ${message}, not ${given}`;
 }
 
 /** The word that this one was meant to be: a letter or two differ, or its end is missing. */
@@ -150,9 +116,4 @@ function distance(a: string, b: string): number {
     row = next;
   }
   return row[b.length] ?? 0;
-}
-
-/** Valibot itself takes a list for an object with the keys 0, 1, … */
-export function isKeys(value: unknown): value is Readonly<Record<string, unknown>> {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
 }

@@ -3,7 +3,7 @@ import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import { Domain } from "../../src/libvirt/domain.ts";
 import { toStage } from "../../src/machine/context.ts";
 import assert from "node:assert/strict";
-import { parseConfig } from "../../src/settings/load.ts";
+import { parseConfig } from "../../src/settings/read.ts";
 import {
   BuildFailure,
   explain,

@@ -4,14 +4,14 @@ import { Domain } from "../../src/libvirt/domain.ts";
 import assert from "node:assert/strict";
 import { fileSystemSpace } from "../../ffi/proc.ts";
 import { gib } from "../../src/bytes.ts";
+import { poolPath } from "../../src/shell.ts";
+import { DEFAULT_CONFIG } from "../../src/settings/settings.ts";
 import { networkFindings } from "../../src/doctor/network_xml.ts";
 import { checkNetworks, startFindings } from "../../src/doctor/networks.ts";
 import { checkOverlayPool, checkTemplatePool } from "../../src/doctor/storage.ts";
 import { checkTemplates } from "../../src/doctor/templates.ts";
 import { checkWarmImages } from "../../src/doctor/warm_check.ts";
 import { Connection } from "../../src/libvirt/connection.ts";
-import { DEFAULT_CONFIG } from "../../src/settings/load.ts";
-import { poolPath } from "../../src/shell.ts";
 import { sleep } from "../../src/wait.ts";
 import { allOk, answerCalls, doctorHost, look, notOk, only } from "../fakes/test_doctor.ts";
 

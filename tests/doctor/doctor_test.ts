@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { parseConfig } from "../../src/settings/load.ts";
+import { parseConfig } from "../../src/settings/read.ts";
 import { bootTemplate } from "../../src/doctor/boot.ts";
 import type { Check } from "../../src/doctor/check.ts";
 import { virsh } from "../../src/shell.ts";

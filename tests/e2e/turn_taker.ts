@@ -5,7 +5,7 @@
 // and gives back, from many at once.
 import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import { entriesIn } from "../../src/machine/queue/queue_entry.ts";
-import { DEFAULT_CONFIG } from "../../src/settings/load.ts";
+import { DEFAULT_CONFIG } from "../../src/settings/settings.ts";
 import { Connection } from "../../src/libvirt/connection.ts";
 import { waitForRoom } from "../../src/machine/queue/admission.ts";
 import { sleep } from "../../src/wait.ts";

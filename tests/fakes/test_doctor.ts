@@ -5,8 +5,8 @@ import type { DoctorContext, LibvirtContext } from "../../src/doctor/check.ts";
 import { type Finding, type Found, type Level, listFindings } from "../../src/doctor/finding.ts";
 import { type CallName, Connection } from "../../src/libvirt/connection.ts";
 import type { HostNetwork } from "../../src/machine/network/host_addresses.ts";
-import { type Config, DEFAULT_CONFIG, parseConfig } from "../../src/settings/load.ts";
-import type { MachineSettings } from "../../src/settings/machine_settings.ts";
+import { parseConfig } from "../../src/settings/read.ts";
+import { type Config, DEFAULT_CONFIG, type MachineSettings } from "../../src/settings/settings.ts";
 import { poolPath } from "../../src/shell.ts";
 import { openTestHost } from "./test_host.ts";
 

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { Domain } from "../../src/libvirt/domain.ts";
 import assert from "node:assert/strict";
-import { type Config, DEFAULT_CONFIG } from "../../src/settings/load.ts";
+import { type Config, DEFAULT_CONFIG, type MachineSettings } from "../../src/settings/settings.ts";
 import type { Job } from "../../src/job/job.ts";
 import type { Connection } from "../../src/libvirt/connection.ts";
 import { type MachineMetadata, readMetadata, writeMetadata } from "../../src/machine/metadata.ts";
-import type { MachineSettings } from "../../src/settings/machine_settings.ts";
 import { type Stage, type StageParts, toStage } from "../../src/machine/context.ts";
 import type { TestGuest } from "./test_guest.ts";
 

@@ -2,7 +2,7 @@
 import fc from "fast-check";
 import assert from "node:assert/strict";
 import { fileSystemSpace } from "../../ffi/proc.ts";
-import { parseConfig } from "../../src/settings/load.ts";
+import { parseConfig } from "../../src/settings/read.ts";
 import { SystemFailure } from "../../src/errors.ts";
 import type { Job } from "../../src/job/job.ts";
 import type { Connection } from "../../src/libvirt/connection.ts";

@@ -2,8 +2,7 @@
 import assert from "node:assert/strict";
 import { parseXml, XmlElement } from "@rgrove/parse-xml";
 import fc from "fast-check";
-import { DEFAULT_CONFIG } from "../../src/settings/load.ts";
-import type { MachineSettings } from "../../src/settings/machine_settings.ts";
+import { DEFAULT_CONFIG, type MachineSettings } from "../../src/settings/settings.ts";
 import {
   type DomainOnDisk,
   domainXml,

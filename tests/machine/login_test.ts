@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { DEFAULT_CONFIG } from "../../src/settings/load.ts";
+import { DEFAULT_CONFIG } from "../../src/settings/settings.ts";
 import { waitForSsh } from "../../src/guest/ready.ts";
 import { createLogin, toHostName, volumeContents } from "../../src/machine/login.ts";
 import { TestGuest } from "../fakes/test_guest.ts";

@@ -4,7 +4,7 @@ import { toStage } from "../../src/machine/context.ts";
 import { decode } from "fast-png";
 import fc from "fast-check";
 import assert from "node:assert/strict";
-import { DEFAULT_CONFIG } from "../../src/settings/load.ts";
+import { DEFAULT_CONFIG } from "../../src/settings/settings.ts";
 import { BuildFailure, explain, SystemFailure } from "../../src/errors.ts";
 import { Connection } from "../../src/libvirt/connection.ts";
 import { EMPTY_METADATA, metadataXml } from "../../src/machine/metadata.ts";

@@ -3,8 +3,8 @@ import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import { Domain } from "../../src/libvirt/domain.ts";
 import { toStage } from "../../src/machine/context.ts";
 import assert from "node:assert/strict";
-import { type Config, DEFAULT_CONFIG, parseConfig } from "../../src/settings/load.ts";
-import { DEFAULT_MACHINE, type MachineSettings } from "../../src/settings/machine_settings.ts";
+import { parseConfig } from "../../src/settings/read.ts";
+import { type Config, DEFAULT_CONFIG, type MachineSettings } from "../../src/settings/settings.ts";
 import type { Connection } from "../../src/libvirt/connection.ts";
 import { ownProcess, processMark } from "../../src/machine/owner.ts";
 import type { MachineMetadata } from "../../src/machine/metadata.ts";
@@ -148,14 +148,14 @@ const NOT_OF_THE_MACHINE: readonly string[] = [
 ];
 
 Deno.test("a machine waits for the jobs that would get the same, and for no others", async () => {
-  const made = { imageId: "0123456789", settings: DEFAULT_MACHINE };
+  const made = { imageId: "0123456789", settings: DEFAULT_CONFIG.machine };
   const kind = await standbyKind(made);
   assert.match(kind, /^[0-9a-f]{16}$/);
   assert.notEqual(await standbyKind({ ...made, imageId: "0123456780" }), kind);
   const same: string[] = [];
   for (const [key, value] of Object.entries(OTHER_SETTINGS)) {
-    const settings = { ...DEFAULT_MACHINE, [key]: value };
-    assert.notDeepEqual(settings, DEFAULT_MACHINE, `${key} is no other`);
+    const settings = { ...DEFAULT_CONFIG.machine, [key]: value };
+    assert.notDeepEqual(settings, DEFAULT_CONFIG.machine, `${key} is no other`);
     if (await standbyKind({ ...made, settings }) === kind) same.push(key);
   }
   assert.deepEqual(same.sort(), NOT_OF_THE_MACHINE.toSorted());

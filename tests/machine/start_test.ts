@@ -3,7 +3,7 @@ import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import { Domain } from "../../src/libvirt/domain.ts";
 import assert from "node:assert/strict";
 import { loadProc } from "../../ffi/proc.ts";
-import { DEFAULT_CONFIG } from "../../src/settings/load.ts";
+import { DEFAULT_CONFIG } from "../../src/settings/settings.ts";
 import { explain, faultOf } from "../../src/errors.ts";
 import { Connection } from "../../src/libvirt/connection.ts";
 import { LibvirtError, VIR_ERR } from "../../src/libvirt/error.ts";

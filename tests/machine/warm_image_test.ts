@@ -9,7 +9,7 @@ import {
   warmOrigin,
   warmVolume,
 } from "../../src/machine/warm/warm_image.ts";
-import { DEFAULT_MACHINE } from "../../src/settings/machine_settings.ts";
+import { DEFAULT_CONFIG } from "../../src/settings/settings.ts";
 import { openTestHost } from "../fakes/test_host.ts";
 
 Deno.test("a warm image holds when the host's clock is measured anew, and not on another processor", () => {
@@ -29,7 +29,7 @@ Deno.test("a warm image whose user cloud-init made with another shell does not h
   };
   for (const login of ["cloud-init", "systemd", "template"] as const) {
     const origin = (shell: "bash" | "sh") =>
-      warmOrigin(connection, { template, settings: { ...DEFAULT_MACHINE, login, shell } });
+      warmOrigin(connection, { template, settings: { ...DEFAULT_CONFIG.machine, login, shell } });
     const isSame = JSON.stringify(await origin("sh")) === JSON.stringify(await origin("bash"));
     assert.equal(isSame, login !== "cloud-init", login);
   }

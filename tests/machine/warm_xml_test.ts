@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { parseXml, XmlElement } from "@rgrove/parse-xml";
 import fc from "fast-check";
 import { childrenOf, find, rootOf, textAt } from "../../src/read_xml.ts";
-import { DEFAULT_CONFIG } from "../../src/settings/load.ts";
+import { DEFAULT_CONFIG } from "../../src/settings/settings.ts";
 import type { DomainOnDisk } from "../../src/machine/domain_xml.ts";
 import type { MachineMetadata } from "../../src/machine/metadata.ts";
 import { xmlForMachine } from "../../src/machine/warm/warm_xml.ts";

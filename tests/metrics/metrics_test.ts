@@ -4,7 +4,7 @@ import { Domain } from "../../src/libvirt/domain.ts";
 import { toStage } from "../../src/machine/context.ts";
 import assert from "node:assert/strict";
 import { fileSystemSpace } from "../../ffi/proc.ts";
-import { DEFAULT_CONFIG } from "../../src/settings/load.ts";
+import { DEFAULT_CONFIG } from "../../src/settings/settings.ts";
 import { BuildFailure, FAULTS, ScriptFailure, SystemFailure } from "../../src/errors.ts";
 import { measure } from "../../src/metrics/gauges.ts";
 import { Meter, type MeterOptions } from "../../src/metrics/meter.ts";

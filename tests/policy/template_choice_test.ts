@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import { explain } from "../../src/errors.ts";
-import { type Config, DEFAULT_CONFIG, parseConfig } from "../../src/settings/load.ts";
+import { parseConfig } from "../../src/settings/read.ts";
+import { type Config, DEFAULT_CONFIG } from "../../src/settings/settings.ts";
 import {
   chooseTemplate,
   fits,

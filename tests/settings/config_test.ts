@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import fc from "fast-check";
 import assert from "node:assert/strict";
-import { DEFAULT_CONFIG, loadConfig, parseConfig } from "../../src/settings/load.ts";
+import { loadConfig } from "../../src/settings/load.ts";
+import { parseConfig } from "../../src/settings/read.ts";
+import { DEFAULT_CONFIG } from "../../src/settings/settings.ts";
 import { SystemFailure } from "../../src/errors.ts";
 
 const EXAMPLE = new URL("../../config.example.yaml", import.meta.url);
@@ -333,10 +335,13 @@ Deno.test("a key that objects of JavaScript have by themselves is a mistake", ()
   assert.equal(mistakesIn(keys.map((key) => `${key}: 1\n`).join("")).length, keys.length);
 });
 
-Deno.test("a template cannot have the name of a key that would be lost", () => {
-  assert.deepEqual(mistakesIn("templates:\n  prototype: {vcpus: 3}"), [
-    'config.yaml:2:3: "prototype" cannot be a key',
-  ]);
+Deno.test("a template may have the name of what objects of JavaScript have by themselves", () => {
+  for (const name of ["__proto__", "constructor", "prototype", "toString"]) {
+    const { templates } = parseConfig(`templates: {${name}: {vcpus: 3}}`, "config.yaml");
+    assert.deepEqual([...templates].map(([name, { machine }]) => [name, machine.vcpus]), [
+      [name, 3],
+    ]);
+  }
 });
 
 Deno.test("a key that stands twice is a mistake, beside all others", () => {
@@ -507,15 +512,18 @@ Deno.test("an alias that is the name of another template is a mistake, at the al
   ]);
 });
 
-Deno.test("two templates with the same alias are a mistake, beside all others", () => {
-  assert.deepEqual(
-    mistakesIn("vcpus: 0\ntemplates:\n  a: {aliases: [x]}\n  b: {aliases: [x, 3]}\n"),
-    [
-      'config.yaml:1:8: "vcpus" must be a whole number from 1 to 1024, not 0',
-      'config.yaml:4:17: "templates.b.aliases.0" must be a new name: "x" is the template "a"',
-      'config.yaml:4:20: "templates.b.aliases.1" must be a name, not 3',
-    ],
-  );
+Deno.test("two templates with the same alias are a mistake, at the second", () => {
+  assert.deepEqual(mistakesIn("templates:\n  a: {aliases: [x]}\n  b: {aliases: [y, x]}\n"), [
+    'config.yaml:3:20: "templates.b.aliases.1" must be a new name: "x" is the template "a"',
+  ]);
+});
+
+Deno.test("what contradicts each other is looked at once each value by itself is valid", () => {
+  const yaml = "template_pool: a\noverlay_pool: a\nvcpus: 9\nmax_vcpus: 1\nport: ";
+  assert.deepEqual(mistakesIn(`${yaml}x`).map((mistake) => mistake.replace(/:.*/, "")), [
+    "config.yaml",
+  ]);
+  assert.equal(mistakesIn(`${yaml}22`).length, 2);
 });
 
 Deno.test("the mistakes come with the advice to edit the file", () => {
@@ -572,7 +580,7 @@ Deno.test("a rule can set everything, and nothing is null in it", () => {
     {
       name: "rule 1 (rules[0])",
       projects: ["grp/*", "a/b"],
-      isProtected: true,
+      protected: true,
       templates: ["ci-*"],
       maxVcpus: 4,
       maxMemoryMib: 4096,
@@ -584,7 +592,7 @@ Deno.test("a rule can set everything, and nothing is null in it", () => {
     {
       name: "rule 2 (rules[1])",
       projects: null,
-      isProtected: null,
+      protected: null,
       templates: null,
       maxVcpus: 2,
       maxMemoryMib: null,

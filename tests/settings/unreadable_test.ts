@@ -5,7 +5,8 @@ import { sinkTo } from "../../src/cli/terminal.ts";
 import { canBeNobody, printedByNobody } from "../fakes/test_nobody.ts";
 
 const IMPORTS = `
-  import { DEFAULT_CONFIG, loadConfig } from "src/settings/load.ts";
+  import { loadConfig } from "src/settings/load.ts";
+  import { DEFAULT_CONFIG } from "src/settings/settings.ts";
   import { explain, ScriptFailure } from "src/errors.ts";
   import { reportScriptStatus } from "src/cli/exit_status.ts";
   import { readKey } from "src/guest/key.ts";

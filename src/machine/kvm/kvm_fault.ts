@@ -2,7 +2,7 @@
 import { SystemFailure } from "../../errors.ts";
 import type { Connection } from "../../libvirt/connection.ts";
 import { isLibvirtError } from "../../libvirt/error.ts";
-import type { MachineSettings } from "../../settings/machine_settings.ts";
+import type { MachineSettings } from "../../settings/settings.ts";
 import type { KvmAnswer } from "./kvm_probe.ts";
 
 /** What speaks against doing without KVM, and who says so. */

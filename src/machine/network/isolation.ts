@@ -9,7 +9,7 @@ import { takeCard } from "./card.ts";
 import { createFilter, filterName, removeFilter } from "./filter.ts";
 import { hostAddresses, readHostNetwork, whyUnseen } from "./host_addresses.ts";
 import { readSubnets, type Subnet } from "./network_info.ts";
-import type { MachineSettings } from "../../settings/machine_settings.ts";
+import type { MachineSettings } from "../../settings/settings.ts";
 
 /**
  * The IPv4 ranges of the network that a machine with these settings is in. Throws SystemFailure if it is

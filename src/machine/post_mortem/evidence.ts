@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { Config } from "../../settings/load.ts";
+import type { Config } from "../../settings/settings.ts";
 import { explain, reasonOf } from "../../errors.ts";
 import type { Connection } from "../../libvirt/connection.ts";
 import { toVisible } from "../../quoted.ts";

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { Config } from "../../settings/load.ts";
+import type { Config } from "../../settings/settings.ts";
 import { explain, SystemFailure } from "../../errors.ts";
 import { domainMemory } from "../../libvirt/memory_stats.ts";
 import type { StoragePool } from "../../libvirt/storage_pool.ts";

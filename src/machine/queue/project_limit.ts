@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { Rule } from "../../settings/load.ts";
+import type { Rule } from "../../settings/settings.ts";
 import { SystemFailure } from "../../errors.ts";
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
 import { jobsAhead } from "./shortage.ts";

@@ -2,7 +2,7 @@
 import { Domain } from "../../libvirt/domain.ts";
 import type { Connection } from "../../libvirt/connection.ts";
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
-import type { MachineSettings } from "../../settings/machine_settings.ts";
+import { fixedValues, type MachineSettings } from "../../settings/settings.ts";
 import { sha256 } from "../../sha256.ts";
 import { createRawVolume, removeVolume } from "../storage/volumes.ts";
 
@@ -86,47 +86,6 @@ function takenVolume(machine: string, standby: string): string {
 }
 
 /**
- * Whether a machine is as it is by this setting. The others say how to get there, how many there are,
- * what a job may ask for, or what is looked up when the job has the machine.
- */
-const MAKES_MACHINE: Readonly<Record<keyof MachineSettings, boolean>> = {
-  domainType: true,
-  network: true,
-  isolate: true,
-  hostPorts: true,
-  blockedNetworks: true,
-  hostAddresses: true,
-  vcpus: true,
-  memoryMib: true,
-  diskGib: true,
-  nested: true,
-  keepMinutes: false,
-  maxVcpus: false,
-  maxMemoryMib: false,
-  maxDiskGib: false,
-  maxKeepMinutes: false,
-  allowNested: false,
-  cpuShares: true,
-  diskMibPerSecond: true,
-  diskIops: true,
-  networkMibPerSecond: true,
-  machineType: true,
-  firmware: true,
-  cpuMode: true,
-  start: false,
-  standby: false,
-  user: true,
-  port: true,
-  key: false,
-  shell: true, // the machine's metadata has it
-  login: true,
-  buildsDir: false,
-  cacheDir: false,
-  addressSeconds: false,
-  sshSeconds: false,
-};
-
-/**
  * What tells the machines that a job may have from those that it may not: from which RAM they were
  * resumed, and the settings by which they are as they are.
  */
@@ -136,9 +95,7 @@ export async function standbyKind(
     readonly settings: MachineSettings;
   },
 ): Promise<string> {
-  const made = (Object.keys(MAKES_MACHINE) as (keyof MachineSettings)[])
-    .filter((key) => MAKES_MACHINE[key]).map((key) => [key, settings[key]]);
-  return (await sha256(JSON.stringify([imageId, made]))).slice(0, 16);
+  return (await sha256(JSON.stringify([imageId, fixedValues(settings)]))).slice(0, 16);
 }
 
 function randomHex(bytes: number): string {

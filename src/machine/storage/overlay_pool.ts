@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { DEFAULT_OVERLAY_POOL } from "../../settings/load.ts";
+import { DEFAULT_CONFIG } from "../../settings/settings.ts";
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
 import type { Host } from "../context.ts";
 import { createDirPool, lookupActivePool } from "./pools.ts";
@@ -7,6 +7,6 @@ import { createDirPool, lookupActivePool } from "./pools.ts";
 /** The pool for overlays. The one that nobody chose is made at its first use. */
 export async function lookupOverlayPool({ connection, config }: Host): Promise<StoragePool> {
   const name = config.overlayPool;
-  if (name === DEFAULT_OVERLAY_POOL) await createDirPool(connection, name);
+  if (name === DEFAULT_CONFIG.overlayPool) await createDirPool(connection, name);
   return await lookupActivePool(connection, name, "overlay_pool");
 }

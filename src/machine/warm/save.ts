@@ -4,7 +4,7 @@ import { exerciseSsh, requireBooted, stopProcesses, takeIdentity } from "../../g
 import { makeKeyPair } from "../../guest/key.ts";
 import { Domain } from "../../libvirt/domain.ts";
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
-import type { MachineSettings } from "../../settings/machine_settings.ts";
+import type { MachineSettings } from "../../settings/settings.ts";
 import { refuseEnded } from "../network/address.ts";
 import { watchKvm } from "../kvm/kvm_fault.ts";
 import { ownProcess } from "../owner.ts";

@@ -2,7 +2,7 @@
 import type { Connection } from "../../libvirt/connection.ts";
 import { isLibvirtError, orNull, VIR_ERR } from "../../libvirt/error.ts";
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
-import type { MachineSettings } from "../../settings/machine_settings.ts";
+import type { MachineSettings } from "../../settings/settings.ts";
 import { find, rootOf, textAt } from "../../read_xml.ts";
 import { XmlElement } from "@rgrove/parse-xml";
 import { sha256 } from "../../sha256.ts";

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { LineCounter, parseDocument } from "yaml";
+import { SystemFailure } from "../errors.ts";
+import { contradictionsIn } from "./contradictions.ts";
+import { isKeys, type Kind, NAME } from "./kinds.ts";
+import {
+  type Mistake,
+  mistakesOfYaml,
+  mustBe,
+  offsetOf,
+  type Path,
+  unknownKey,
+} from "./mistakes.ts";
+import {
+  camel,
+  type Config,
+  DEFAULT_CONFIG,
+  fallbacksOf,
+  type MachineSettings,
+  type Rule,
+  type TemplateSettings,
+  type Values,
+  valuesOf,
+} from "./settings.ts";
+import { FILE, HOST, MACHINE, type Members, RULE, TEMPLATE } from "./table.ts";
+
+/** Reads settings from YAML. `file` is for messages. Throws SystemFailure with all mistakes. */
+export function parseConfig(yamlText: string, file: string): Config {
+  const lineCounter = new LineCounter();
+  const { config, mistakes } = readYaml(yamlText, { file, lineCounter });
+  if (mistakes.length === 0) return { ...config, file };
+  const lines = mistakes.sort((a, b) => a.offset - b.offset).map(({ offset, words }) => {
+    const { line, col } = lineCounter.linePos(offset);
+    return `${file}:${line}:${col}: ${words}`;
+  });
+  throw new SystemFailure({
+    what: [`The settings have ${lines.length === 1 ? "a mistake" : "mistakes"}:`, ...lines].join(
+      "\n",
+    ),
+    advice: `Edit "${file}"; config.example.yaml has every setting with its default`,
+  });
+}
+
+interface PlacedMistake {
+  readonly offset: number;
+  readonly words: string;
+}
+
+function readYaml(
+  yamlText: string,
+  { file, lineCounter }: { readonly file: string; readonly lineCounter: LineCounter },
+): { readonly config: Config; readonly mistakes: PlacedMistake[] } {
+  try {
+    const document = parseDocument(yamlText, {
+      lineCounter,
+      prettyErrors: false,
+      logLevel: "error",
+      uniqueKeys: false, // mistakesOfYaml() knows their names and places better
+    });
+    const mistakes = mistakesOfYaml(document);
+    if (mistakes.some(({ hidesOthers }) => hidesOthers)) {
+      return { config: DEFAULT_CONFIG, mistakes };
+    }
+    const read = readConfig(document.toJS() ?? {});
+    const placed = read.mistakes.map((mistake) => ({
+      offset: offsetOf(document, mistake),
+      words: mistake.words,
+    }));
+    return { config: read.config, mistakes: [...mistakes, ...placed] };
+  } catch (cause) {
+    // The parser gives up on what is nested too deep, and on anchors that multiply.
+    throw new SystemFailure({
+      what: `Cannot make sense of the settings in "${file}"`,
+      cause,
+      advice: `Edit "${file}"; config.example.yaml has every setting with its default`,
+    });
+  }
+}
+
+/** The settings, and what is wrong with them. What contradicts each other must be valid first. */
+function readConfig(raw: unknown): { readonly config: Config; readonly mistakes: Mistake[] } {
+  const mistakes: Mistake[] = [];
+  const values = readMembers(FILE, raw, fallbacksOf(FILE), { path: [], mistakes });
+  const machine = valuesOf(MACHINE, values);
+  const config = {
+    ...valuesOf(HOST, values),
+    file: null,
+    machine,
+    templates: readTemplates(values.templates, machine, mistakes),
+    rules: values.rules.map((rule, i) => readRule(rule, i, mistakes)),
+  };
+  if (mistakes.length === 0) mistakes.push(...contradictionsIn(config));
+  return { config, mistakes };
+}
+
+function readTemplates(
+  raw: Readonly<Record<string, unknown>>,
+  inherited: MachineSettings,
+  mistakes: Mistake[],
+): Map<string, TemplateSettings> {
+  const otherwise = { ...fallbacksOf(TEMPLATE), ...inherited };
+  return new Map(
+    Object.entries(raw).map(([name, entry]) => {
+      const path = ["templates", name];
+      if (!NAME.accepts(name)) mistakes.push({ ...mustBe(path, NAME.words, name), atKey: true });
+      const { volume, aliases, ...machine } = readMembers(TEMPLATE, entry ?? {}, otherwise, {
+        path,
+        mistakes,
+      });
+      const ownKeys = new Set(Object.keys(entry ?? {}));
+      return [name, { volume, aliases, machine, ownKeys }];
+    }),
+  );
+}
+
+function readRule(raw: unknown, i: number, mistakes: Mistake[]): Rule {
+  const values = readMembers(RULE, raw, fallbacksOf(RULE), { path: ["rules", i], mistakes });
+  return { ...values, name: `rule ${i + 1} (rules[${i}])` };
+}
+
+/** Where something stands in the file, and where its mistakes go. */
+interface ProjectEntry {
+  readonly path: Path;
+  readonly mistakes: Mistake[];
+}
+
+/** What the file says of these settings, and else the inherited values. */
+function readMembers<M extends Members>(
+  members: M,
+  raw: unknown,
+  inherited: Values<M>,
+  { path, mistakes }: ProjectEntry,
+): Values<M> {
+  if (!isKeys(raw)) {
+    mistakes.push(mustBe(path, "keys with values", raw));
+    return inherited;
+  }
+  const values: Record<string, unknown> = { ...inherited };
+  for (const [key, value] of Object.entries(raw)) {
+    const member = Object.hasOwn(members, key) ? members[key] : undefined;
+    if (member === undefined) {
+      mistakes.push(unknownKey([...path, key], Object.keys(members)));
+    } else if (isValid(member.kind, value, { path: [...path, key], mistakes })) {
+      values[camel(key)] = value;
+    }
+  }
+  return values as Values<M>;
+}
+
+function isValid(
+  { words, accepts, items }: Kind<unknown>,
+  value: unknown,
+  place: ProjectEntry,
+): boolean {
+  const { path, mistakes } = place;
+  if (!accepts(value)) {
+    mistakes.push(mustBe(path, words, value));
+    return false;
+  }
+  if (items === undefined || !Array.isArray(value)) return true;
+  return value.map((item, i) => isValid(items, item, { path: [...path, i], mistakes }))
+    .every((isValid) => isValid);
+}

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { HOST, MACHINE, type Members, type RULE, type Setting } from "./table.ts";
+
+/** `max_machines` as TypeScript has it: `maxMachines`. */
+type Camel<Key extends string> = Key extends `${infer Start}_${infer Rest}`
+  ? `${Start}${Capitalize<Camel<Rest>>}`
+  : Key;
+
+/** The values of these settings. */
+export type Values<M extends Members> = {
+  readonly [Key in keyof M & string as Camel<Key>]: M[Key] extends Setting<infer T> ? T : never;
+};
+
+/** What can be set for all machines, and for those of one template. */
+export type MachineSettings = Values<typeof MACHINE>;
+
+/** What can be set for one template. */
+export interface TemplateSettings {
+  readonly volume: string | null;
+  readonly aliases: readonly string[];
+  readonly machine: MachineSettings;
+  /** The keys that its entry itself sets, as the file spells them; the rest is inherited. */
+  readonly ownKeys: ReadonlySet<string>;
+}
+
+/** What the jobs that it is for may have. What it does not set (null) is as without the rule. */
+export interface Rule extends Values<typeof RULE> {
+  /** What messages call it, such as `rule 1 (rules[0])`. */
+  readonly name: string;
+}
+
+/** The settings, complete. */
+export interface Config extends Values<typeof HOST> {
+  /** The file that they are from; null are the defaults. */
+  readonly file: string | null;
+  readonly machine: MachineSettings;
+  readonly templates: ReadonlyMap<string, TemplateSettings>;
+  /** The first that fits a job counts for it. */
+  readonly rules: readonly Rule[];
+}
+
+/** The settings without any file. */
+export const DEFAULT_CONFIG: Config = {
+  ...fallbacksOf(HOST),
+  file: null,
+  machine: fallbacksOf(MACHINE),
+  templates: new Map(),
+  rules: [],
+};
+
+/** The values of these settings where the file says nothing. */
+export function fallbacksOf<M extends Members>(members: M): Values<M> {
+  const values = Object.entries(members).map(([key, { fallback }]) => [camel(key), fallback]);
+  return Object.fromEntries(values) as Values<M>;
+}
+
+/** Those of the values that are of these settings. */
+export function valuesOf<M extends Members>(members: M, values: Values<M>): Values<M> {
+  const all: Readonly<Record<string, unknown>> = values;
+  return Object.fromEntries(
+    Object.keys(members).map((key) => [camel(key), all[camel(key)]]),
+  ) as Values<M>;
+}
+
+/** The values of the settings by which a machine is as it is, each with its key. */
+export function fixedValues(settings: MachineSettings): [string, unknown][] {
+  const values: Readonly<Record<string, unknown>> = settings;
+  const members: Members = MACHINE;
+  return Object.entries(members).filter(([, { fixed }]) => fixed)
+    .map(([key]) => [key, values[camel(key)]]);
+}
+
+/** The name in TypeScript of a key. */
+export function camel(key: string): string {
+  return key.replace(/_(\w)/g, (_, letter: string) => letter.toUpperCase());
+}
