@@ -192,8 +192,8 @@ async function withStage(
   const onCall = debug
     ? (name: string, ms: number) => printer.debug(`${name} ${ms.toFixed(1)} ms`)
     : null;
-  const connect = (callSeconds = config.callSeconds): Promise<Connection> =>
-    Connection.open(config.uri, { callSeconds, signal, onCall });
+  const connect = (callSeconds = config.libvirt.callSeconds): Promise<Connection> =>
+    Connection.open(config.libvirt.uri, { callSeconds, signal, onCall });
   await using connection = await connect();
   const stage = toStage({
     ...{ config, connection, connect, signal, home: env["HOME"], stdout, stderr },

@@ -61,8 +61,8 @@ async function onFullHost(admissionSeconds = 600): Promise<Program> {
   const full = host.replaceAll("somebody.qcow2", "somebody.overlay.libvirt-gci");
   return await program((directory) => {
     Deno.writeTextFileSync(`${directory}/host.xml`, full);
-    return `uri: test://${directory}/host.xml\nmax_machines: 1\nisolate: false\n` +
-      `admission_seconds: ${admissionSeconds}\n`;
+    return `libvirt: {uri: test://${directory}/host.xml}\nnetwork: {isolate: false}\n` +
+      `host: {max_machines: 1, queue_seconds: ${admissionSeconds}}\n`;
   });
 }
 
@@ -100,7 +100,7 @@ Deno.test("a script ends when its runner is gone, whether or not it writes", asy
       });
       await using machine = await program((directory) => {
         Deno.writeTextFileSync(`${directory}/key`, guest.privateKey);
-        return `uri: ${libvirtd.uri}\n`;
+        return `libvirt: {uri: ${libvirtd.uri}}\n`;
       });
       const mark = `sleep 99.${crypto.getRandomValues(new Uint32Array(1))[0]}`;
       const { argv, options, directory } = machine;
@@ -136,7 +136,7 @@ Deno.test("a cleanup whose runner is gone still waits for a daemon that is start
       throw new Error("the daemon ends");
     },
   });
-  await using machine = await program(() => `uri: ${libvirtd.uri}\n`);
+  await using machine = await program(() => `libvirt: {uri: ${libvirtd.uri}}\n`);
   const { argv, options, directory } = machine;
   const differences = {
     ...{ configExec: null, prepareExec: null, runExec: ["true"], tmpdir: directory },

@@ -81,7 +81,7 @@ Deno.test("a template's name that is none is the job's fault, with the runner's 
   withRunner(async (env) => {
     const uri = `test://${new URL("data/host.xml", import.meta.url).pathname}`;
     const settings = await Deno.makeTempFile({ prefix: "libvirt-gci-test-" });
-    await Deno.writeTextFile(settings, `uri: ${uri}\n`);
+    await Deno.writeTextFile(settings, `libvirt: {uri: ${uri}}\n`);
     const args = ["--config", settings, "prepare"];
     const { status, stderr } = await program(args, { ...env, CUSTOM_ENV_DISTRO: "../x" });
     await Deno.remove(settings);
@@ -103,7 +103,10 @@ Deno.test("a fault of the host has the runner's status, and removes an earlier s
 Deno.test("config tells GitLab Runner of the template of --distro", () =>
   withRunner(async (env) => {
     const settings = await Deno.makeTempFile({ prefix: "libvirt-gci-test-" });
-    await Deno.writeTextFile(settings, "allowed_templates: []\ntemplates: {a: {user: root}}\n");
+    await Deno.writeTextFile(
+      settings,
+      "allowed_templates: []\ntemplates: {a: {ssh: {user: root}}}\n",
+    );
     const { stdout } = await program(["--config", settings, "config", "--distro", "a"], env);
     await Deno.remove(settings);
     assert.equal(JSON.parse(stdout).builds_dir, "/root/builds");
@@ -127,7 +130,7 @@ Deno.test("words that are not ours look like no line of ours, with --debug neith
   };
   await using libvirtd = new TestLibvirtd({ CONNECT_LIST_ALL_DOMAINS: list });
   const settings = await Deno.makeTempFile({ prefix: "libvirt-gci-test-" });
-  await Deno.writeTextFile(settings, `uri: ${libvirtd.uri}\n`);
+  await Deno.writeTextFile(settings, `libvirt: {uri: ${libvirtd.uri}}\n`);
   const { status, stderr } = await program(["--debug", "--config", settings, "list"]);
   await Deno.remove(settings);
   assert.equal(status, 2);
@@ -139,7 +142,7 @@ Deno.test("words that are not ours look like no line of ours, with --debug neith
 
 Deno.test("explain says what a job would get, and does not connect to libvirt", async () => {
   const settings = await Deno.makeTempFile({ prefix: "libvirt-gci-test-" });
-  await Deno.writeTextFile(settings, "uri: nonsense:///\nmax_vcpus: 8\n");
+  await Deno.writeTextFile(settings, "libvirt: {uri: nonsense:///}\nlimits: {vcpus: 8}\n");
   const { status, stdout, stderr } = await program(
     ["--debug", "--config", settings, "explain", "--project", "grp/proj", "--distro", "fedora-40"],
     { CUSTOM_ENV_LIBVIRT_GCI_VCPUS: "4" },
@@ -168,7 +171,10 @@ async function withHost<T>(volume: string, body: (settings: string) => Promise<T
   const directory = await Deno.makeTempDir({ prefix: "libvirt-gci-test-" });
   const host = await Deno.readTextFile(new URL("tests/data/host.xml", ROOT));
   await Deno.writeTextFile(`${directory}/host.xml`, host.replaceAll("somebody.qcow2", volume));
-  await Deno.writeTextFile(`${directory}/config.yaml`, `uri: test://${directory}/host.xml\n`);
+  await Deno.writeTextFile(
+    `${directory}/config.yaml`,
+    `libvirt: {uri: test://${directory}/host.xml}\n`,
+  );
   try {
     return await body(`${directory}/config.yaml`);
   } finally {
@@ -278,7 +284,7 @@ async function homeOfUser(): Promise<string> {
 
 Deno.test("without HOME, as systemd's services are, ~ is the home that the system knows of", () =>
   withHost("somebody.qcow2", async (settings) => {
-    await Deno.writeTextFile(settings, "login: template\nkey: ~/.ssh/no-such-key\n", {
+    await Deno.writeTextFile(settings, "ssh: {login: template, key: ~/.ssh/no-such-key}\n", {
       append: true,
     });
     const { stdout } = await program(["--config", settings, "doctor"], { HOME: "" });

@@ -6,13 +6,13 @@ import { type Config, DEFAULT_CONFIG } from "../settings/settings.ts";
 /** The directories of this host where a stage keeps files. */
 export function directoriesOf(
   env: Env,
-  { uri, postMortemDir }: Pick<Config, "uri" | "postMortemDir">,
+  { libvirt: { uri }, postMortem }: Pick<Config, "libvirt" | "postMortem">,
 ): Pick<Stage, "keyDirectory" | "lastingKeyDirectory" | "postMortemDirectory"> {
   const lastingKeyDirectory = lastingDirectory(env, uri);
   return {
     keyDirectory: attemptDirectory(env) ?? lastingKeyDirectory,
     lastingKeyDirectory,
-    postMortemDirectory: postMortemDir ?? stateDirectory(env),
+    postMortemDirectory: postMortem.dir ?? stateDirectory(env),
   };
 }
 
@@ -27,7 +27,7 @@ function attemptDirectory(env: Env): string | null {
  * another's machines for left over.
  */
 function lastingDirectory(env: Env, uri: string): string {
-  const below = uri === DEFAULT_CONFIG.uri ? "" : `/${encodeURIComponent(uri)}`;
+  const below = uri === DEFAULT_CONFIG.libvirt.uri ? "" : `/${encodeURIComponent(uri)}`;
   if (Deno.uid() === 0) return `/run/libvirt-gci${below}`;
   const runtime = env["XDG_RUNTIME_DIR"];
   const base = runtime ? `${runtime}/libvirt-gci` : `${env["HOME"] ?? ""}/.cache/libvirt-gci`;

@@ -25,7 +25,7 @@ export const command = defineCommand("config", {
  * may not have is for `prepare` to refuse, whose message the job's log shows.
  */
 export function configJson(job: Job, config: Config, version: string): string {
-  const { user, shell, buildsDir, cacheDir } = settingsOf(job, config);
+  const { ssh: { user }, guest: { shell, buildsDir, cacheDir } } = settingsOf(job, config);
   const home = user === "root" ? "/root" : `/home/${user}`;
   return JSON.stringify({
     driver: { name: "libvirt-gci", version: `v${version}` },

@@ -75,7 +75,7 @@ export async function findingsOfHost(
   await using stack = new AsyncDisposableStack();
   let connection: Connection | Error;
   try {
-    connection = await Connection.open(config.uri, { callSeconds: CALL_SECONDS, signal });
+    connection = await Connection.open(config.libvirt.uri, { callSeconds: CALL_SECONDS, signal });
     stack.use(connection);
   } catch (error) {
     connection = error instanceof Error ? error : new Error(String(error));

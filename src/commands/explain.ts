@@ -110,7 +110,7 @@ function rowsOf(
         ? "the default of a job that asks for none"
         : `for which ${asker} asks as ${quoted(job.template)}`),
     ],
-    ["volume", `${volumes} in the storage pool ${quoted(config.templatePool)}`],
+    ["volume", `${volumes} in the storage pool ${quoted(config.pools.templates)}`],
     ["vcpus", words(sizes.vcpus)],
     ["memory", words(sizes.memoryMib, " MiB")],
     ["disk", words(sizes.diskGib, " GiB")],
@@ -121,8 +121,8 @@ function rowsOf(
       `${sizes.nested.cap ? "allowed" : "not allowed"} by ${sizes.nested.capFrom}`,
     ],
     ["start", startOf(settings)],
-    ["login", `${settings.login}, as the user ${quoted(settings.user)}`],
-    ["network", quoted(settings.network)],
+    ["login", `${settings.ssh.login}, as the user ${quoted(settings.ssh.user)}`],
+    ["network", quoted(settings.network.name)],
     ["isolated", isolation(settings)],
     ...machinesRow(rule),
   ];
@@ -152,11 +152,12 @@ function startOf({ start, standby, firmware }: Decision["settings"]): string {
   return `${start}${waiting}, with the firmware ${firmware}`;
 }
 
-function isolation({ isolate, hostPorts, blockedNetworks }: Decision["settings"]): string {
+function isolation({ network }: Decision["settings"]): string {
+  const { isolate, hostPorts, blocked } = network;
   if (!isolate) return "no";
   const open = hostPorts.length === 0 ? "" : `, but for ${hostPorts.join(", ")} of the host`;
-  const blocked = blockedNetworks.length === 0 ? "" : `; also from ${blockedNetworks.join(", ")}`;
-  return `yes${open}${blocked}`;
+  const closed = blocked.length === 0 ? "" : `; also from ${blocked.join(", ")}`;
+  return `yes${open}${closed}`;
 }
 
 function yesOrNo(is: boolean): string {
@@ -171,7 +172,7 @@ function jsonOf({ choice, settings, sizes, rule }: Decision, config: Config): ob
   const { vcpus, memoryMib, diskGib, keepMinutes, nested } = sizes;
   return {
     template: choice.name,
-    template_pool: config.templatePool,
+    pools: { templates: config.pools.templates },
     volumes: choice.volumes,
     sizes: {
       vcpus: jsonOfSize(vcpus),
@@ -188,12 +189,13 @@ function jsonOf({ choice, settings, sizes, rule }: Decision, config: Config): ob
     start: settings.start,
     standby: settings.standby,
     firmware: settings.firmware,
-    login: settings.login,
-    user: settings.user,
-    network: settings.network,
-    isolate: settings.isolate,
-    host_ports: settings.hostPorts,
-    blocked_networks: settings.blockedNetworks,
+    ssh: { login: settings.ssh.login, user: settings.ssh.user },
+    network: {
+      name: settings.network.name,
+      isolate: settings.network.isolate,
+      host_ports: settings.network.hostPorts,
+      blocked: settings.network.blocked,
+    },
     max_machines_of_project: rule?.maxMachines ?? null,
   };
 }

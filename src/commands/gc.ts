@@ -119,10 +119,12 @@ async function removeDeadEntries(
   { name, volumes }: FoundMachine,
   { host: { connection, config }, report: { log } }: Context,
 ): Promise<void> {
-  const names = volumes.filter(({ pool }) => pool === config.overlayPool).map(({ name }) => name);
+  const names = volumes.filter(({ pool }) => pool === config.pools.overlays).map(({ name }) =>
+    name
+  );
   for (const entry of entriesIn(names)) {
-    if (await isLiveEntry(entry, { longestSeconds: longestQueueSeconds(config) })) continue;
-    using pool = await StoragePool.lookup(connection, config.overlayPool);
+    if (await isLiveEntry(entry, { longestSeconds: longestQueueSeconds(config.host) })) continue;
+    using pool = await StoragePool.lookup(connection, config.pools.overlays);
     await leaveQueue(pool, entry);
     log(`Removed the turn of "${name}": nobody waits for it any more`);
   }
@@ -133,7 +135,7 @@ async function removeDeadWarmImages(
   problems: unknown[],
   { host: { connection, config }, report: { log } }: Context,
 ): Promise<void> {
-  using pool = await findActivePool(connection, config.overlayPool);
+  using pool = await findActivePool(connection, config.pools.overlays);
   for (const image of pool === null ? [] : await findDeadWarmImages(pool)) {
     try {
       const what = `a warm image of "${image.template}": it is incomplete, or there is a newer one`;
@@ -155,7 +157,7 @@ async function removeUnwantedStandbys(
   problems: unknown[],
   context: Context,
 ): Promise<void> {
-  using pool = await findActivePool(context.host.connection, context.host.config.overlayPool);
+  using pool = await findActivePool(context.host.connection, context.host.config.pools.overlays);
   const volumes = await pool?.volumeNames() ?? [];
   if (pool === null || waitingIn(volumes).length === 0) return;
   for (const standby of unwantedOf(await findWanted(context.host), volumes)) {

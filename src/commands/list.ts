@@ -124,7 +124,7 @@ async function isQueued(
     return true;
   }
   const turns = entriesIn(volumes.map((volume) => volume.name));
-  const limits = { longestSeconds: longestQueueSeconds(config) };
+  const limits = { longestSeconds: longestQueueSeconds(config.host) };
   return (await Promise.all(turns.map((turn) => isLiveEntry(turn, limits)))).includes(true);
 }
 
@@ -236,12 +236,12 @@ export async function listWarmImages(
   { connection, config }: Host,
 ): Promise<ListedWarmImage[]> {
   const { findWarmImages, machinesOn, warmVolume } = await import("../machine/warm/warm_image.ts");
-  using pool = await findActivePool(connection, config.overlayPool);
+  using pool = await findActivePool(connection, config.pools.overlays);
   const images = pool === null ? [] : await findWarmImages(pool, null);
   return await Promise.all(images.map(async (image) => {
     const { template, id, created } = image;
     const volumes = (["disk", "ram", "info"] as const).map((part) => ({
-      pool: config.overlayPool,
+      pool: config.pools.overlays,
       name: warmVolume(template, id, part),
     }));
     return {

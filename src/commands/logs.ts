@@ -23,7 +23,7 @@ export async function logs(
   stage: Stage,
 ): Promise<void> {
   const { connection, config, stdout } = stage;
-  using pool = await findActivePool(connection, config.overlayPool);
+  using pool = await findActivePool(connection, config.pools.overlays);
   const of = pool && { connection, pool, machine: await domainName(machine, stage.host) };
   const bytes = of && await readConsole(of, Infinity);
   if (bytes === null) {

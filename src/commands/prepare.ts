@@ -95,7 +95,7 @@ async function decideHere(job: Job, { config, connection }: Host): Promise<Decis
     return decide(job, config);
   } catch (refusal) {
     if (!(refusal instanceof TemplateRefusal)) throw refusal;
-    const volumes = await listTemplateVolumes(connection, config.templatePool).catch(() => null);
+    const volumes = await listTemplateVolumes(connection, config.pools.templates).catch(() => null);
     throw volumes === null ? refusal : refusal.withVolumes(volumes); // which stands in any case
   }
 }
@@ -113,7 +113,7 @@ async function specOf(
     reserve: "free",
     choice,
     advise,
-    maxDiskGib: settings.maxDiskGib,
+    maxDiskGib: settings.limits.diskGib,
     login: keyFile === undefined ? "own" : { keyFile },
     project: job.byHand || job.project === null ? null : { path: job.project, rule },
     queue: "wait",

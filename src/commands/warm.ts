@@ -34,7 +34,8 @@ export const command = defineCommand("warm", {
   },
   run: async ({ templates, remove }, { settings, onHost }) => {
     const config = await settings();
-    const patient = { ...config, callSeconds: Math.max(config.callSeconds, CALL_SECONDS) };
+    const callSeconds = Math.max(config.libvirt.callSeconds, CALL_SECONDS);
+    const patient = { ...config, libvirt: { ...config.libvirt, callSeconds } };
     await onHost(
       (stage) => remove ? removeWarmImages(templates, stage) : warm(templates, stage),
       patient,

@@ -57,7 +57,7 @@ export function isConnected(context: DoctorContext): context is LibvirtContext {
 
 /** Whether the files of this host are those of the hypervisor's. */
 export function isLocal({ config }: DoctorContext): boolean {
-  return isLocalUri(config.uri);
+  return isLocalUri(config.libvirt.uri);
 }
 
 /** The settings of all machines that there may be: the general ones, and those of templates. */

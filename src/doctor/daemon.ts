@@ -46,7 +46,7 @@ async function noConnection(context: DoctorContext): Promise<Finding> {
   const remedy = await connectRemedy(context);
   const { connection } = context;
   const reason = remedy === null ? explain(connection) : reasonOf(connection);
-  return problem(`No connection to libvirt at "${context.config.uri}"`, {
+  return problem(`No connection to libvirt at "${context.config.libvirt.uri}"`, {
     meaning: `${reason}\nNo job can start. Pools, networks, filters and templates are not checked`,
     remedy,
   });
@@ -61,13 +61,15 @@ async function checkVersion({ connection, config }: LibvirtContext): Promise<Fin
     });
   }
   const qemu = versionWords(await connection.hypervisorVersion());
-  return ok(`Connected to libvirt ${versionWords(version)} with QEMU ${qemu} at "${config.uri}"`);
+  return ok(
+    `Connected to libvirt ${versionWords(version)} with QEMU ${qemu} at "${config.libvirt.uri}"`,
+  );
 }
 
 function oldestFor(config: Config): number {
   const machines = allMachines(config);
   if (machines.some(({ firmware }) => firmware === "efi")) return OLDEST_WITH_EFI;
-  return machines.some(({ login }) => login === "systemd") ? OLDEST_WITH_SYSTEMD_LOGIN : OLDEST;
+  return machines.some(({ ssh }) => ssh.login === "systemd") ? OLDEST_WITH_SYSTEMD_LOGIN : OLDEST;
 }
 
 function versionWords(version: number): string {
@@ -97,7 +99,7 @@ export async function emulatorFinding(
 
 /** What lets this user in, as far as the daemon's socket tells; null if it tells nothing. */
 async function connectRemedy(context: DoctorContext): Promise<string | null> {
-  if (!isLocal(context) || !/^qemu:.*\/system$/.test(context.config.uri)) return null;
+  if (!isLocal(context) || !/^qemu:.*\/system$/.test(context.config.libvirt.uri)) return null;
   for (const socket of SOCKETS) {
     const info = await statHostFile(context, socket);
     if (info === null) continue;

@@ -126,5 +126,5 @@ async function defaultFirewall({ connection }: LibvirtContext): Promise<Finding>
 }
 
 function isolates({ config }: DoctorContext): boolean {
-  return allMachines(config).some(({ isolate, network }) => isolate && network !== "none");
+  return allMachines(config).some(({ network }) => network.isolate && network.name !== "none");
 }

@@ -9,8 +9,8 @@ export const group: Group = { name: "SSH keys", checks: [checkKeys] };
 
 /** The private keys for templates that know theirs already. */
 export async function checkKeys(context: DoctorContext): Promise<Finding[]> {
-  const machines = allMachines(context.config).filter(({ login }) => login === "template");
-  const files = new Set(machines.map(({ key }) => key));
+  const machines = allMachines(context.config).filter(({ ssh: { login } }) => login === "template");
+  const files = new Set(machines.map(({ ssh: { key } }) => key));
   return await Promise.all(Array.from(files, (file) => checkKey(file, context)));
 }
 

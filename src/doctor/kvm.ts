@@ -95,11 +95,11 @@ export async function checkNested(context: DoctorContext): Promise<Finding | nul
   const { config } = context;
   const machines = allMachines(config);
   const isWanted = machines.some(({ nested }) => nested);
-  const isAllowed = machines.some(({ allowNested }) => allowNested) ||
-    config.rules.some(({ allowNested }) => allowNested === true);
+  const isAllowed = machines.some(({ limits: { nested: allowNested } }) => allowNested) ||
+    config.rules.some(({ limits: { nested: allowNested } }) => allowNested === true);
   if (!isWanted && !isAllowed) return null;
   const finding = isWanted ? problem : warning;
-  const meaning = "The settings have nested or allow_nested, but guests get no /dev/kvm";
+  const meaning = 'The settings have "nested" or "limits.nested", but guests get no /dev/kvm';
   for (const module of ["kvm_intel", "kvm_amd"]) {
     const value = await readHostFile(context, `/sys/module/${module}/parameters/nested`);
     if (value === null) continue;

@@ -46,7 +46,7 @@ function checkBridge(root: XmlElement | null, context: NetworkContext): Finding 
 
 function noDhcp(context: NetworkContext): Finding {
   return problem(`The network "${context.name}" has no DHCP`, {
-    meaning: "Machines get no address, and their jobs fail after address_seconds",
+    meaning: 'Machines get no address, and their jobs fail after "timeouts.address_seconds"',
     remedy: edit(
       context,
       "in <ip>, add <dhcp><range start='192.168.122.2' end='192.168.122.254'/></dhcp>, with " +
@@ -57,7 +57,7 @@ function noDhcp(context: NetworkContext): Finding {
 
 /** Whether the network keeps the addresses of all machines there, for that they are isolated. */
 function areKept({ config, name }: NetworkContext): boolean {
-  return allMachines(config).every(({ network, isolate }) => network !== name || isolate);
+  return allMachines(config).every(({ network }) => network.name !== name || network.isolate);
 }
 
 /**
@@ -102,8 +102,10 @@ function checkPing(root: XmlElement | null, context: NetworkContext): Finding | 
 
 /** Changes hold from the next start, which takes the network from the machines in it. */
 function edit({ config, name }: NetworkContext, what: string): string {
-  const restart = `${virsh(config, "net-destroy", name)} && ${virsh(config, "net-start", name)}`;
-  return `${virsh(config, "net-edit", name)} # ${what}\n${restart} # while no machine runs`;
+  const restart = `${virsh(config.libvirt, "net-destroy", name)} && ${
+    virsh(config.libvirt, "net-start", name)
+  }`;
+  return `${virsh(config.libvirt, "net-edit", name)} # ${what}\n${restart} # while no machine runs`;
 }
 
 function hoursWords(hours: number): string {

@@ -15,7 +15,7 @@ export const group: Group = { name: "network", checks: [needsLibvirt(checkNetwor
 
 /** Each network that the settings name. */
 export async function checkNetworks(context: LibvirtContext): Promise<Found> {
-  const names = new Set(allMachines(context.config).map(({ network }) => network));
+  const names = new Set(allMachines(context.config).map(({ network }) => network.name));
   names.delete("none");
   return await Promise.all(Array.from(names, (name) => checkNetwork(context, name)));
 }
@@ -31,12 +31,12 @@ async function checkNetwork(context: LibvirtContext, name: string): Promise<Foun
 }
 
 function missingNetwork(name: string, { config }: LibvirtContext): Finding {
-  const define = virsh(config, "net-define", "/usr/share/libvirt/networks/default.xml");
+  const define = virsh(config.libvirt, "net-define", "/usr/share/libvirt/networks/default.xml");
   return problem(`The network "${name}" does not exist`, {
-    meaning: 'Jobs in this network cannot start. The setting "network" names it',
+    meaning: 'Jobs in this network cannot start. The setting "network.name" names it',
     remedy: name === "default"
-      ? `${define} && ${virsh(config, "net-start", "default")}`
-      : virsh(config, "net-list", "--all"),
+      ? `${define} && ${virsh(config.libvirt, "net-start", "default")}`
+      : virsh(config.libvirt, "net-list", "--all"),
   });
 }
 
@@ -50,11 +50,11 @@ export function startFindings(
   return [
     isActive ? null : problem(`The network "${name}" is not active`, {
       meaning: "Jobs in this network cannot start",
-      remedy: virsh(context.config, "net-start", name),
+      remedy: virsh(context.config.libvirt, "net-start", name),
     }),
     autostarts ? null : warning(`The network "${name}" does not start at boot`, {
       meaning: "After a reboot, jobs in this network cannot start",
-      remedy: virsh(context.config, "net-autostart", name),
+      remedy: virsh(context.config.libvirt, "net-autostart", name),
     }),
   ];
 }

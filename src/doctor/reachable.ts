@@ -13,12 +13,12 @@ const PRIVATE = readCidrs(["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"]);
 
 /** What jobs reach of the host, and by way of it. */
 export async function checkReach(context: LibvirtContext): Promise<Found> {
-  const machines = allMachines(context.config).filter(({ network }) => network !== "none");
+  const machines = allMachines(context.config).filter(({ network }) => network.name !== "none");
   const networks = await xmlsOf(machines, context.connection);
-  const isolated = machines.filter(({ isolate }) => isolate);
+  const isolated = machines.filter(({ network: { isolate } }) => isolate);
   const notIsolated = machines.length === isolated.length ? null : warning(
     "Machines without isolation can reach the host, each other and all networks",
-    { meaning: "isolate is false, for all machines or for those of a template" },
+    { meaning: '"network.isolate" is false, for all machines or for those of a template' },
   );
   if (isolated.length === 0) return notIsolated;
   return [
@@ -36,7 +36,7 @@ async function xmlsOf(
   connection: Connection,
 ): Promise<Map<string, string>> {
   const found = new Map<string, string>();
-  for (const name of new Set(machines.map(({ network }) => network))) {
+  for (const name of new Set(machines.map(({ network }) => network.name))) {
     using network = await Network.find(connection, name);
     if (network !== null) found.set(name, await network.xml());
   }
@@ -48,8 +48,8 @@ function unseen(
   networks: ReadonlyMap<string, string>,
   context: LibvirtContext,
 ): Found {
-  const unnamed = isolated.filter(({ hostAddresses }) => hostAddresses.length === 0);
-  return unique(unnamed.map(({ network }) => network)).map((name) => {
+  const unnamed = isolated.filter(({ network: { hostAddresses } }) => hostAddresses.length === 0);
+  return unique(unnamed.map(({ network }) => network.name)).map((name) => {
     const xml = networks.get(name);
     if (xml === undefined) return null; // which is a finding of its own
     const reason = whyUnseen(xml, { isLocal: isLocal(context), host: context.hostNetwork() });
@@ -58,8 +58,8 @@ function unseen(
       `Cannot tell which addresses to block for machines in "${name}": ${reason}`,
       {
         meaning: "Jobs with an isolated machine cannot start. Name the addresses in " +
-          "host_addresses",
-        remedy: "ip -4 address # on the machines' host: put these into host_addresses",
+          '"network.host_addresses"',
+        remedy: `ip -4 address # on the machines' host: put these into "network.host_addresses"`,
       },
     );
   });
@@ -70,16 +70,18 @@ function open(
   networks: ReadonlyMap<string, string>,
   { hostNetwork }: LibvirtContext,
 ): Finding {
-  const ports = unique(isolated.flatMap(({ hostPorts }) => hostPorts));
+  const ports = unique(isolated.flatMap(({ network: { hostPorts } }) => hostPorts));
   const services = "On the host, isolated machines can reach DHCP and DNS of their network";
   if (ports.length === 0) return ok(`${services}, and no other port`);
-  const withPorts = isolated.filter(({ hostPorts }) => hostPorts.length > 0);
-  const gateways = withPorts.flatMap(({ network }) => readSubnets(networks.get(network) ?? NONE))
+  const withPorts = isolated.filter(({ network: { hostPorts } }) => hostPorts.length > 0);
+  const gateways = withPorts.flatMap(({ network }) =>
+    readSubnets(networks.get(network.name) ?? NONE)
+  )
     .map(({ host }) => host);
-  const named = withPorts.flatMap((machine) => machine.hostAddresses);
+  const named = withPorts.flatMap((machine) => machine.network.hostAddresses);
   const { addresses } = hostAddresses(hostNetwork(), named);
   const where = unique(gateways.concat(addresses)).join(", ");
-  return ok(`${services}, and the host_ports ${ports.join(", ")} at ${where}`);
+  return ok(`${services}, and by "network.host_ports" ${ports.join(", ")} at ${where}`);
 }
 
 const NONE = "<network/>";
@@ -90,7 +92,7 @@ function metadata(isolated: readonly MachineSettings[]): Finding {
   }
   return warning(`Isolated machines can reach ${METADATA.address}, the cloud's metadata service`, {
     meaning: "In a cloud, it gives the host's credentials to whoever asks. Add 169.254.0.0/16 to " +
-      "blocked_networks",
+      '"network.blocked"',
   });
 }
 
@@ -112,12 +114,12 @@ function privateNetworks(
   }
   return warning(`Isolated machines can reach private networks: ${reached.join(", ")}`, {
     meaning: "Jobs can connect to everything there. If they need not, add these networks to " +
-      "blocked_networks, beside 169.254.0.0/16",
+      '"network.blocked", beside 169.254.0.0/16',
   });
 }
 
-function isBlocked(network: Cidr, { blockedNetworks }: MachineSettings): boolean {
-  return readCidrs(blockedNetworks).some((blocked) => covers(blocked, network));
+function isBlocked(network: Cidr, settings: MachineSettings): boolean {
+  return readCidrs(settings.network.blocked).some((blocked) => covers(blocked, network));
 }
 
 function unique(texts: readonly string[]): string[] {

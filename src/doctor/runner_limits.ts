@@ -11,14 +11,15 @@ const SHORTEST_FORCE_SECONDS = 5;
 /** Whether the stages have the time that they may need. */
 export function checkTimeouts({ name, custom }: Runner, { config }: DoctorContext): Finding[] {
   const boot = Math.max(
-    ...allMachines(config).map(({ addressSeconds, sshSeconds }) => addressSeconds + sshSeconds),
+    ...allMachines(config).map(({ timeouts }) => timeouts.addressSeconds + timeouts.sshSeconds),
   );
   const limits = [
     {
       key: "prepare_exec_timeout",
-      least: config.admissionSeconds + boot,
+      least: config.host.queueSeconds + boot,
       meaning: "GitLab Runner kills a prepare that waits or boots for longer, even within " +
-        "admission_seconds, address_seconds and ssh_seconds, and the job's log does not say why",
+        `"host.queue_seconds", "timeouts.address_seconds" and "timeouts.ssh_seconds", and the job's ` +
+        "log does not say why",
     },
     {
       key: "cleanup_exec_timeout",
@@ -51,13 +52,16 @@ export async function checkMemory(
   context: DoctorContext,
 ): Promise<Finding | null> {
   const sum = runners.reduce((sum, { limit }) => sum + (limit || Infinity), 0);
-  const { maxMachines, overcommitMemory } = context.config;
+  const { maxMachines, overcommitMemory } = context.config.host;
   const jobs = Math.min(concurrent, sum);
   if (maxMachines !== null && maxMachines < jobs) {
-    return warning(`Up to ${jobs} jobs can run at once, but max_machines is ${maxMachines}`, {
-      meaning: "Surplus jobs wait in prepare, although another host could take them",
-      remedy: `${EDIT} # concurrent = ${maxMachines}`,
-    });
+    return warning(
+      `Up to ${jobs} jobs can run at once, but "host.max_machines" is ${maxMachines}`,
+      {
+        meaning: "Surplus jobs wait in prepare, although another host could take them",
+        remedy: `${EDIT} # concurrent = ${maxMachines}`,
+      },
+    );
   }
   const text = await readHostFile(context, "/proc/meminfo");
   const totalKib = /^MemTotal:\s+(\d+) kB$/m.exec(text ?? "")?.[1];

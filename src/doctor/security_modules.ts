@@ -88,9 +88,9 @@ async function checkHelperProfile(context: DoctorContext): Promise<Finding | nul
   const { connection, config } = context;
   const profile = await readHostFile(context, `/etc/apparmor.d/${HELPER}`);
   if (profile === null) return null;
-  using pool = await StoragePool.find(connection, config.overlayPool);
+  using pool = await StoragePool.find(connection, config.pools.overlays);
   const path = pool === null
-    ? poolPath(config.overlayPool) // which prepare makes
+    ? poolPath(config.pools.overlays) // which prepare makes
     : textAt(rootOf(await pool.xml()), "target", "path") ?? "";
   const own = await readHostFile(context, `/etc/apparmor.d/local/${HELPER}`) ?? "";
   const isKnown = /^\/(media|mnt|opt|srv|var\/lib\/libvirt\/images)\//.test(`${path}/`) ||

@@ -26,17 +26,17 @@ const WRITABLE_BY_OTHERS = 0o022;
 /** A pool of the settings, and which setting names it. */
 interface PoolName {
   readonly name: string;
-  readonly key: "template_pool" | "overlay_pool";
+  readonly key: "pools.templates" | "pools.overlays";
 }
 
 /** The pool of templates. */
 export function checkTemplatePool(context: LibvirtContext): Promise<Found> {
-  return checkPool({ name: context.config.templatePool, key: "template_pool" }, context);
+  return checkPool({ name: context.config.pools.templates, key: "pools.templates" }, context);
 }
 
 /** The pool of machines' disks. */
 export function checkOverlayPool(context: LibvirtContext): Promise<Found> {
-  return checkPool({ name: context.config.overlayPool, key: "overlay_pool" }, context);
+  return checkPool({ name: context.config.pools.overlays, key: "pools.overlays" }, context);
 }
 
 async function checkPool({ name, key }: PoolName, context: LibvirtContext): Promise<Found> {
@@ -47,19 +47,19 @@ async function checkPool({ name, key }: PoolName, context: LibvirtContext): Prom
     ? null
     : warning(`The storage pool "${name}" does not start at boot`, {
       meaning: "After a reboot, no job can start",
-      remedy: virsh(config, "pool-autostart", name),
+      remedy: virsh(config.libvirt, "pool-autostart", name),
     });
   if (!await pool.isActive()) {
-    const remedy = virsh(config, "pool-start", name);
+    const remedy = virsh(config.libvirt, "pool-start", name);
     const inactive = `The storage pool "${name}" is not active`;
     return [problem(inactive, { meaning: "No job can start", remedy }), autostart];
   }
   const root = rootOf(await pool.xml());
   const type = root?.attributes["type"] ?? "";
-  if (key === "overlay_pool" && !/^(dir|fs|netfs)$/.test(type)) {
+  if (key === "pools.overlays" && !/^(dir|fs|netfs)$/.test(type)) {
     return problem(`The storage pool "${name}" has the type ${type}`, {
       meaning:
-        "Machines' disks must be files, so no job can start. Set overlay_pool to a pool of " +
+        `Machines' disks must be files, so no job can start. Set "pools.overlays" to a pool of ` +
         "type dir, fs or netfs",
     });
   }
@@ -67,17 +67,17 @@ async function checkPool({ name, key }: PoolName, context: LibvirtContext): Prom
   return [
     await checkSpace({ name, key, path }, await poolSpace(connection, pool), context),
     autostart,
-    isLocal(context) && key === "overlay_pool" ? await checkOwner(path, context) : null,
+    isLocal(context) && key === "pools.overlays" ? await checkOwner(path, context) : null,
   ];
 }
 
 function missingPool({ name, key }: PoolName, { config }: DoctorContext): Finding {
-  if (key === "overlay_pool" && name === DEFAULT_CONFIG.overlayPool) {
+  if (key === "pools.overlays" && name === DEFAULT_CONFIG.pools.overlays) {
     return ok(`The first job will create the storage pool "${name}"`);
   }
   return problem(`The storage pool "${name}" does not exist`, {
     meaning: `No job can start. To use another pool, set ${key}`,
-    remedy: makePool(config, name),
+    remedy: makePool(config.libvirt, name),
   });
 }
 
@@ -90,7 +90,7 @@ async function checkSpace(
   const where = fileSystem === null ? path : `${path} (${fileSystem})`;
   const percent = Math.floor(available / total * 100);
   const space = `${gib(available)} of ${gib(total)} GiB free (${percent} %) in ${where}`;
-  const grows = key === "overlay_pool";
+  const grows = key === "pools.overlays";
   if (available >= 10 * GIB && (percent >= 15 || !grows)) {
     return ok(`The storage pool "${name}": ${space}`);
   }

@@ -35,7 +35,7 @@ export interface TemplateHost {
 /** Reads them; null if the pool of templates cannot be used. */
 export async function readTemplateHost(context: LibvirtContext): Promise<TemplateHost | null> {
   const { connection, config } = context;
-  using pool = await findActivePool(connection, config.templatePool);
+  using pool = await findActivePool(connection, config.pools.templates);
   if (pool === null) return null;
   const volumes = await readVolumes(pool, isTemplateVolume);
   return {
@@ -86,7 +86,7 @@ async function readOverlays(
   { connection, config }: LibvirtContext,
 ): Promise<Map<string, string[]>> {
   const overlays = new Map<string, string[]>();
-  using pool = await findActivePool(connection, config.overlayPool);
+  using pool = await findActivePool(connection, config.pools.overlays);
   if (pool === null) return overlays;
   const isMachines = (name: string): boolean => machineOfVolume(name) !== null;
   for (const { path, backing } of await readVolumes(pool, isMachines)) {
@@ -106,7 +106,7 @@ function findWriters(
   const writers = new Map<string, HostDomain[]>();
   for (const domain of domains) {
     for (const { path: own, pool, volume } of writtenDisks(domain.xml)) {
-      const named = pool === config.templatePool
+      const named = pool === config.pools.templates
         ? volumes.find(({ name }) => name === volume)?.path
         : undefined;
       const path = own ?? named;

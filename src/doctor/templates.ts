@@ -34,7 +34,7 @@ export async function checkTemplates(context: LibvirtContext): Promise<Found> {
   if (host === null) return null; // checkTemplatePool() says so
   const volumes = Array.from(host.volumes.values());
   return [
-    volumes.length > 0 ? null : noTemplate(context.config.templatePool),
+    volumes.length > 0 ? null : noTemplate(context.config.pools.templates),
     await Promise.all(volumes.map((volume) => checkTemplate(volume, host, context))),
     missingTemplates(volumes, context),
   ];
@@ -57,8 +57,8 @@ function missingTemplates(volumes: readonly TemplateVolume[], context: DoctorCon
     problem(`The settings name the template "${choice.name}", which does not exist`, {
       meaning: `Jobs that ask for it fail: there is no volume ` +
         choice.volumes.map((name) => `"${name}"`).join(" or "),
-      remedy: virsh(context.config, "pool-refresh", config.templatePool) + " && " +
-        virsh(context.config, "vol-list", config.templatePool),
+      remedy: virsh(context.config.libvirt, "pool-refresh", config.pools.templates) + " && " +
+        virsh(context.config.libvirt, "vol-list", config.pools.templates),
     })
   );
 }
@@ -120,11 +120,11 @@ function writerProblem(
   return isActive
     ? problem(`${subject}, which is running`, {
       meaning: `Whatever it writes ${what}. Shut it down, and give it its own disk`,
-      remedy: virsh(context.config, "shutdown", domain),
+      remedy: virsh(context.config.libvirt, "shutdown", domain),
     })
     : problem(subject, {
       meaning: `Starting it ${what}. Give it its own disk`,
-      remedy: virsh(context.config, "edit", domain),
+      remedy: virsh(context.config.libvirt, "edit", domain),
     });
 }
 
@@ -162,11 +162,14 @@ function checkSize(
 ): Finding | null {
   if (settings === null) return null;
   const gib = Math.ceil(capacityBytes / GIB);
-  const most = Math.min(settings.maxDiskGib ?? Infinity, machine.maxDiskGib ?? Infinity);
+  const most = Math.min(settings.limits.diskGib ?? Infinity, machine.limits.diskGib ?? Infinity);
   if (gib <= most) return null;
-  const has = rules.some(({ maxDiskGib }) => (maxDiskGib ?? 0) >= gib) ? warning : problem;
-  return has(`The template "${name}" has ${gib} GiB, but max_disk_gib is ${most}`, {
-    meaning: "Jobs that ask for it fail, unless a rule allows more. Raise max_disk_gib, or make " +
+  const has = rules.some(({ limits: { diskGib: maxDiskGib } }) => (maxDiskGib ?? 0) >= gib)
+    ? warning
+    : problem;
+  return has(`The template "${name}" has ${gib} GiB, but "limits.disk_gib" is ${most}`, {
+    meaning:
+      'Jobs that ask for it fail, unless a rule allows more. Raise "limits.disk_gib", or make ' +
       "the template smaller",
   });
 }

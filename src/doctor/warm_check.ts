@@ -21,7 +21,7 @@ async function checkWarmImage(choice: TemplateChoice, context: LibvirtContext): 
   const { name, settings } = choice;
   const template = await templateOf(choice, context);
   if (template === null) return null;
-  using pool = await findActivePool(connection, config.overlayPool);
+  using pool = await findActivePool(connection, config.pools.overlays);
   if (pool === null) return missingImage(name, null);
   const of = { name, template, settings };
   const { image, changes } = await chooseWarmImage(connection, pool, of);
@@ -39,7 +39,7 @@ async function templateOf(
   { connection, config }: LibvirtContext,
 ): Promise<Template | null> {
   try {
-    const wanted = { ...choice, pool: config.templatePool, advise: () => "" };
+    const wanted = { ...choice, pool: config.pools.templates, advise: () => "" };
     return await findTemplate(connection, wanted);
   } catch (error) {
     if (error instanceof BuildFailure || error instanceof SystemFailure) return null;

@@ -61,14 +61,17 @@ export async function readKey(file: string | null, home: string | undefined): Pr
         fault: "settings",
         what: `Cannot read the SSH key "${candidate}"`,
         cause,
-        advice: `Set "key" in the settings, or use --ssh-key-file, and let this user read the file`,
+        advice:
+          `Set "ssh.key" in the settings, or use --ssh-key-file, and let this user read the file`,
       });
     }
   }
   throw new SystemFailure({
     fault: "settings",
     what: `There is no SSH key to log in with: neither ${files.map((f) => `"${f}"`).join(" nor ")}`,
-    advice: `Make one: ssh-keygen -t ed25519 -N "" -f ${files[0]}; or set "key" in the settings`,
+    advice: `Make one: ssh-keygen -t ed25519 -N "" -f ${
+      files[0]
+    }; or set "ssh.key" in the settings`,
   });
 }
 

@@ -92,7 +92,7 @@ function orNotYetItsHostKey(error: unknown): NotYet {
   if (!(error instanceof WrongHostKey)) throw error;
   return new NotYet(error.message, {
     advice:
-      'Set "login" to what the template has: cloud-init; systemd, 252 or newer, with qemu_fw_cfg in ' +
+      'Set "ssh.login" to what the template has: cloud-init; systemd, 252 or newer, with qemu_fw_cfg in ' +
       "its kernel; or template, if neither. The guest did not take the keys that were made for it",
     fault: "host_key",
   });

@@ -188,7 +188,7 @@ function noStatus(
     return new SystemFailure({
       fault: "template",
       what: `The guest has no shell ${quoted(shell)}`,
-      advice: 'Install it in the template, or choose the other by "shell" in the settings',
+      advice: 'Install it in the template, or choose the other by "guest.shell" in the settings',
     });
   }
   if (status !== null) {

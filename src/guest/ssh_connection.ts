@@ -287,8 +287,8 @@ function refusalOr(error: Error & { level?: string }, login: Login): Error {
     fault: "ssh_refused",
     what: `The guest at ${login.address} refuses the key for the user "${login.user}"`,
     advice:
-      'Have the template take the key from cloud-init or systemd, as "login" in the settings says; ' +
-      `with "login: template", add its public part to the template's ~${login.user}/.ssh/authorized_keys`,
+      'Have the template take the key from cloud-init or systemd, as "ssh.login" in the settings says; ' +
+      `with "ssh.login" at template, add its public part to the template's ~${login.user}/.ssh/authorized_keys`,
   });
 }
 

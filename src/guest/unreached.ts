@@ -65,14 +65,14 @@ const CLOSING: Behaviour = {
 const STANDSTILL: Behaviour = {
   does: "it takes the connection, and its SSH server says nothing",
   advice: "See the end of its serial console: the machine is too busy, or lacks memory; " +
-    '"vcpus", "memory_mib" and "ssh_seconds" in the settings give it more',
+    '"vcpus", "memory_mib" and "timeouts.ssh_seconds" in the settings give it more',
 };
 
 function refusal(port: number): Behaviour {
   return {
     does: "it refuses the connection",
     advice: `Have an SSH server listen on port ${port} of the machine from its boot on, and no ` +
-      'script stop it; the port is "port" in the settings',
+      'script stop it; the port is "ssh.port" in the settings',
   };
 }
 

@@ -41,5 +41,5 @@ function openAdvice(uri: string, { code, message }: LibvirtError): string {
     return "Start libvirt: systemctl enable --now libvirtd.socket (or virtqemud.socket); " +
       "where it is missing, install libvirt-daemon-system (Debian, Ubuntu) or libvirt-daemon-kvm (Fedora)";
   }
-  return `Try it with: virsh -c ${uri} version; the URI is "uri" in the settings`;
+  return `Try it with: virsh -c ${uri} version; the URI is "libvirt.uri" in the settings`;
 }

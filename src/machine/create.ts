@@ -62,14 +62,18 @@ export async function create(spec: MachineSpec, context: Context): Promise<Machi
 /** The template as it is now. Throws SystemFailure also if it is too large. */
 async function findFitting(spec: MachineSpec, { connection, config }: Host): Promise<Template> {
   const { choice, advise, maxDiskGib } = spec;
-  const template = await findTemplate(connection, { ...choice, advise, pool: config.templatePool });
+  const template = await findTemplate(connection, {
+    ...choice,
+    advise,
+    pool: config.pools.templates,
+  });
   const gib = Math.ceil(template.capacityBytes / 1024 ** 3);
   if (maxDiskGib === null || gib <= maxDiskGib) return template;
   throw new SystemFailure({
     fault: "settings",
-    what: `The template's disk "${template.volume}" has ${gib} GiB, and max_disk_gib is ` +
+    what: `The template's disk "${template.volume}" has ${gib} GiB, and "limits.disk_gib" is ` +
       `${maxDiskGib}`,
-    advice: "Have the settings raise max_disk_gib to at least that, or make the template smaller",
+    advice: 'Set "limits.disk_gib" to at least that, or make the template smaller',
   });
 }
 
@@ -122,10 +126,10 @@ export function newMetadata(
     ...owner,
     template,
     mac: card?.mac ?? randomMac(),
-    user: settings.user,
-    port: String(settings.port),
+    user: settings.ssh.user,
+    port: String(settings.ssh.port),
     key: login.key.file,
-    shell: settings.shell,
+    shell: settings.guest.shell,
     address: "",
     hostKey: login.hostKey?.fingerprint ?? "",
     keepMinutes: owner.attemptDir === "" ? "" : String(settings.keepMinutes), // by hand it stays
@@ -179,7 +183,8 @@ async function reachOrExamine(
     if (signal.aborted) throw cause;
     const { withPostMortem } = await import("./post_mortem/post_mortem.ts"); // what few machines need
     const failure = new SystemFailure({ what: `The machine "${name}" did not come up`, cause });
-    const config = keeps ? host.config : { ...host.config, postMortems: 0 };
+    const postMortem = keeps ? host.config.postMortem : { ...host.config.postMortem, count: 0 };
+    const config = { ...host.config, postMortem };
     throw await withPostMortem(name, failure, { ...context, host: { ...host, config } });
   }
 }
@@ -188,7 +193,7 @@ async function reachOrExamine(
 async function withCurrentCard(machine: NewMachine, { connection }: Host): Promise<NewMachine> {
   const { card, settings } = machine;
   if (card === null) return machine;
-  return { ...machine, card: await withCurrentLease(connection, settings.network, card) };
+  return { ...machine, card: await withCurrentLease(connection, settings.network.name, card) };
 }
 
 /** Removes what an attempt to start the machine made, so that it can be started in another way. */

@@ -94,7 +94,7 @@ export function titleOf({ job, project, template }: MachineMetadata): string {
   return `libvirt-gci: ${what}`.replace(/\s+/g, " "); // libvirt refuses a line feed in a title
 }
 
-function cpuSharesXml({ cpuShares }: MachineSettings): Xml | null {
+function cpuSharesXml({ cpu: { shares: cpuShares } }: MachineSettings): Xml | null {
   return cpuShares === null ? null : xml`
     <cputune>
       <shares>${cpuShares}</shares>
@@ -128,7 +128,7 @@ function osXml({ settings, nvramPath }: MachineDomain): Xml {
  */
 function cpuXml({ settings }: MachineDomain): Xml {
   const { domainType } = settings;
-  const mode = settings.cpuMode ?? (domainType === "kvm" ? "host-passthrough" : "maximum");
+  const mode = settings.cpu.mode ?? (domainType === "kvm" ? "host-passthrough" : "maximum");
   if (settings.nested || domainType !== "kvm" || Deno.build.arch !== "x86_64") {
     return xml`
       <cpu mode="${mode}" />
@@ -154,13 +154,13 @@ function credentialXml(path: string | null): Xml | null {
   `;
 }
 
-function iotuneXml({ diskMibPerSecond, diskIops }: MachineSettings): Xml | null {
-  if (diskMibPerSecond === null && diskIops === null) return null;
-  const bytes = diskMibPerSecond && diskMibPerSecond * 1024 ** 2;
+function iotuneXml({ disk }: MachineSettings): Xml | null {
+  if (disk.mibPerSecond === null && disk.iops === null) return null;
+  const bytes = disk.mibPerSecond && disk.mibPerSecond * 1024 ** 2;
   return xml`
     <iotune>
       ${bytes && xml`<total_bytes_sec>${bytes}</total_bytes_sec>`}
-      ${diskIops && xml`<total_iops_sec>${diskIops}</total_iops_sec>`}
+      ${disk.iops && xml`<total_iops_sec>${disk.iops}</total_iops_sec>`}
     </iotune>
   `;
 }
@@ -186,7 +186,7 @@ function genidXml(): Xml | null {
 
 /** The way into the machine: its card or, without a network, a channel. */
 function accessXml(machine: DomainOnDisk): Xml | null {
-  if (machine.settings.network === "none") return sshChannelXml();
+  if (machine.settings.network.name === "none") return sshChannelXml();
   return machine.isWarm === true ? null : interfaceXml(withFilterLater(machine));
 }
 
@@ -204,13 +204,13 @@ export function withFilterLater(machine: MachineDomain): MachineDomain {
  * (libvirt 6.1).
  */
 export function interfaceXml({ metadata, settings, filter, card }: MachineDomain): Xml {
-  const kibPerSecond = settings.networkMibPerSecond && settings.networkMibPerSecond * 1024;
+  const kibPerSecond = settings.network.mibPerSecond && settings.network.mibPerSecond * 1024;
   return xml`
     <interface type="network">
       <mac address="${metadata.mac}"/>
-      <source network="${settings.network}"/>
+      <source network="${settings.network.name}"/>
       <model type="virtio"/>
-      ${settings.isolate && xml`
+      ${settings.network.isolate && xml`
         <port isolated="yes" />
       `}
       ${filter === null ? null : filterrefXml(filter, card)}

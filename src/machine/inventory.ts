@@ -42,7 +42,7 @@ export async function findMachines(
     return machine;
   };
   for (const name of await ourDomains(connection)) machineOf(name).hasDomain = true;
-  for (const poolName of [config.overlayPool, config.templatePool]) {
+  for (const poolName of [config.pools.overlays, config.pools.templates]) {
     using pool = await findActivePool(connection, poolName);
     if (pool === null) continue;
     if (refresh) {
@@ -115,7 +115,11 @@ export async function lookupNeed(
   }
   const taken = await metadataOfAssigned(name, volumes, connection);
   if (taken !== null) return { metadata, owner: taken, why: await whyUnneeded(taken) };
-  const found = await findOwnerIn([config.overlayPool, config.templatePool], name, connection);
+  const found = await findOwnerIn(
+    [config.pools.overlays, config.pools.templates],
+    name,
+    connection,
+  );
   if (found === "unknown") return { metadata, owner: null, why: null };
   if (found === null) {
     const why = await isAnyFresh(volumes, connection) ? null : "nothing says whose it is";
@@ -133,7 +137,7 @@ async function isAwaited(
   standby: string,
   { connection, config }: Host,
 ): Promise<boolean> {
-  using pool = await findActivePool(connection, config.overlayPool);
+  using pool = await findActivePool(connection, config.pools.overlays);
   const volumes = await pool?.volumeNames() ?? [];
   if (waitingIn(volumes).some(({ name }) => name === standby)) return true;
   for (const { machine } of assignmentsIn(volumes).filter((taken) => taken.standby === standby)) {

@@ -49,7 +49,7 @@ export async function noteFailure(
 async function note(
   machine: string,
   { name, say }: JobScript,
-  { connection, config: { maxKeptMachines } }: Host,
+  { connection, config: { host: { maxKeptMachines } } }: Host,
 ): Promise<void> {
   using domain = await Domain.find(connection, machine);
   const metadata = domain && await findMetadata(domain);
@@ -62,7 +62,7 @@ async function note(
     await writeMetadata(domain, { ...metadata, failed: name, keepMinutes: "" });
     return say(
       `The machine "${machine}" is not kept after the job: no more than ${maxKeptMachines} are at ` +
-        "once, by max_kept_machines of this host's settings",
+        `once, by "host.max_kept_machines" of this host's settings`,
     );
   }
   say(

@@ -34,9 +34,9 @@ export async function createLogin(
   { directories: { home, keys } }: Host,
 ): Promise<MachineLogin> {
   const keyFile = typeof choice === "object" ? choice.keyFile : undefined;
-  const hostKey = settings.login === "template" ? null : await makeKeyPair();
+  const hostKey = settings.ssh.login === "template" ? null : await makeKeyPair();
   if (choice === "nobody") return { key: { ...await makeKeyPair(), file: "" }, hostKey };
-  if (hostKey === null) return { key: await readKey(keyFile ?? settings.key, home), hostKey };
+  if (hostKey === null) return { key: await readKey(keyFile ?? settings.ssh.key, home), hostKey };
   if (keyFile !== undefined) return { key: await readKey(keyFile, home), hostKey };
   const pair = await makeKeyPair();
   const file = await writeKeyFile(keys, machine, pair.privateKey);
@@ -59,7 +59,7 @@ export async function loginTo(
 export function volumeContents(
   machine: string,
   { key, hostKey }: MachineLogin,
-  { login, user, shell, firmware }: MachineSettings,
+  { ssh: { login, user }, guest: { shell }, firmware }: MachineSettings,
 ): VolumeContents {
   const withoutKeys = { seed: null, credential: null, efi: firmware === "efi" };
   if (hostKey === null) return withoutKeys;

@@ -31,7 +31,7 @@ export async function standbysAssignedTo(
   machine: string,
   { connection, config }: Host,
 ): Promise<string[]> {
-  using pool = await findActivePool(connection, config.overlayPool);
+  using pool = await findActivePool(connection, config.pools.overlays);
   const taken = assignmentsIn(await pool?.volumeNames() ?? []);
   const ours: string[] = [];
   for (const { standby } of taken.filter((each) => each.machine === machine)) {

@@ -50,10 +50,10 @@ async function reachBySsh(
   { host: { connection }, report: { log, progress, steps }, signal }: Context,
 ): Promise<Pick<MachineMetadata, "address" | "hostKey">> {
   const limits = { log, progress, signal };
-  const addressSeconds = Math.min(settings.addressSeconds, mostSeconds);
-  const sshSeconds = Math.min(settings.sshSeconds, mostSeconds);
+  const addressSeconds = Math.min(settings.timeouts.addressSeconds, mostSeconds);
+  const sshSeconds = Math.min(settings.timeouts.sshSeconds, mostSeconds);
   const { mac } = metadata;
-  const { network, hostAddresses } = settings;
+  const { name: network, hostAddresses } = settings.network;
   const watch = watchKvm({ settings, connection });
   const address = network === "none"
     ? CHANNEL_ADDRESS

@@ -34,7 +34,7 @@ export async function removeMachine(
 ): Promise<boolean> {
   const { host, report } = context;
   const { connection, config, directories } = host;
-  const pools = [...new Set([config.overlayPool, ...volumes.map(({ pool }) => pool)])];
+  const pools = [...new Set([config.pools.overlays, ...volumes.map(({ pool }) => pool)])];
   const { destroyed, key, isReady } = await destroyMachine(machine, connection);
   const standbys = destroyed ? [] : await standbysAssignedTo(machine, host);
   for (const standby of standbys) {
@@ -109,7 +109,7 @@ async function deleteDisks(
 ): Promise<boolean> {
   using found = await StoragePool.find(connection, poolName);
   if (found === null) return false;
-  using pool = await lookupActivePool(connection, poolName, "overlay_pool");
+  using pool = await lookupActivePool(connection, poolName, "pools.overlays");
   const of = { connection, pool, machine };
   const [guest, others] = await Promise.allSettled([
     removeGuestFiles(of),

@@ -91,9 +91,11 @@ async function chooseSome(
   { host: { connection, config } }: Context,
 ): Promise<Pick<FoundMachine, "name" | "volumes">[]> {
   try {
-    using pool = await findActivePool(connection, config.overlayPool);
+    using pool = await findActivePool(connection, config.pools.overlays);
     const job = withoutAttempt(machine);
-    const found = machinesIn(config.overlayPool, await pool?.volumeNames() ?? []).map((other) => ({
+    const found = machinesIn(config.pools.overlays, await pool?.volumeNames() ?? []).map((
+      other,
+    ) => ({
       other,
       place: withoutAttempt(other.name) === job ? 0 : Math.random(),
     }));

@@ -15,7 +15,7 @@ export async function measure(
   { connection, config }: Host,
   { disks }: { readonly disks: boolean },
 ): Promise<Gauges | null> {
-  using pool = await findActivePool(connection, config.overlayPool);
+  using pool = await findActivePool(connection, config.pools.overlays);
   if (pool === null) return null;
   const machines = machinesOf(await pool.volumeNames());
   using domains = await Domain.listActive(connection);

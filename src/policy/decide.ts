@@ -16,7 +16,7 @@ import {
 export interface Decision extends RuleSearch {
   /** The template; its settings have the sizes that the job gets. */
   readonly choice: TemplateChoice;
-  /** Those of the choice. The template's disk must not be larger than their `maxDiskGib` either. */
+  /** Those of the choice. The template's disk must not be larger than their `limits.diskGib` either. */
   readonly settings: MachineSettings;
   readonly sizes: Sizes;
   /** What to do if the template is not there. */
@@ -47,7 +47,7 @@ export function decide(job: Job, config: Config): Decision {
     diskGib: sizes.diskGib.value,
     keepMinutes: sizes.keepMinutes.value,
     nested: sizes.nested.value,
-    maxDiskGib: sizes.maxDiskGib,
+    limits: { ...choice.settings.limits, diskGib: sizes.maxDiskGib },
   };
   return {
     choice: { ...choice, settings },

@@ -39,27 +39,16 @@ export interface SizeContext {
 interface Kind {
   /** The setting, as the file spells it. */
   readonly key: string;
-  readonly max: "maxVcpus" | "maxMemoryMib" | "maxDiskGib" | "maxKeepMinutes";
   readonly variable: string;
   /** The least that is a size at all. */
   readonly min: number;
 }
 
 const KINDS = {
-  vcpus: { key: "vcpus", max: "maxVcpus", variable: "LIBVIRT_GCI_VCPUS", min: 1 },
-  memoryMib: {
-    key: "memory_mib",
-    max: "maxMemoryMib",
-    variable: "LIBVIRT_GCI_MEMORY_MIB",
-    min: 64,
-  },
-  diskGib: { key: "disk_gib", max: "maxDiskGib", variable: "LIBVIRT_GCI_DISK_GIB", min: 1 },
-  keepMinutes: {
-    key: "keep_minutes",
-    max: "maxKeepMinutes",
-    variable: "LIBVIRT_GCI_KEEP_MINUTES",
-    min: 0,
-  },
+  vcpus: { key: "vcpus", variable: "LIBVIRT_GCI_VCPUS", min: 1 },
+  memoryMib: { key: "memory_mib", variable: "LIBVIRT_GCI_MEMORY_MIB", min: 64 },
+  diskGib: { key: "disk_gib", variable: "LIBVIRT_GCI_DISK_GIB", min: 1 },
+  keepMinutes: { key: "keep_minutes", variable: "LIBVIRT_GCI_KEEP_MINUTES", min: 0 },
 } as const satisfies Record<string, Kind>;
 
 const NESTED = "LIBVIRT_GCI_NESTED";
@@ -76,7 +65,7 @@ export function chooseSizes(context: SizeContext): Sizes {
     diskGib: chooseSize("diskGib", context),
     keepMinutes: chooseSize("keepMinutes", context),
     nested: chooseNested(context),
-    maxDiskGib: capOf(KINDS.diskGib, context)?.cap ?? null,
+    maxDiskGib: capOf("diskGib", context)?.cap ?? null,
   };
 }
 
@@ -90,8 +79,8 @@ function chooseSize<Field extends keyof typeof KINDS>(
   const value = request === null ? usual : wholeNumber(request, kind);
   const from = request === null ? whoseSetting(kind.key, context) : kind.variable;
   const { cap, capFrom }: Pick<Size<number | MachineSettings[Field]>, "cap" | "capFrom"> =
-    capOf(kind, context) ??
-      { cap: usual, capFrom: `${SETTINGS}, which have no max_${kind.key}` };
+    capOf(field, context) ??
+      { cap: usual, capFrom: `${SETTINGS}, which have no "limits.${kind.key}"` };
   if (value !== null && (cap === null || value > cap)) {
     // A bound on what happens after a job that asks for nothing is no reason to refuse the job.
     if (field === "keepMinutes" && request === null) {
@@ -104,29 +93,34 @@ function chooseSize<Field extends keyof typeof KINDS>(
 
 /** The smaller of what the template's own entry allows, and the rule or else all settings do. */
 function capOf(
-  { key, max }: Kind,
+  size: keyof typeof KINDS,
   { config, template, rule }: SizeContext,
 ): { readonly cap: number; readonly capFrom: string } | null {
   const entry = config.templates.get(template);
-  const own = entry?.ownKeys.has(`max_${key}`) ? entry.machine[max] : null;
-  const common = rule?.[max] ?? config.machine[max];
+  const isOwn = entry?.ownKeys.has(`limits.${KINDS[size].key}`);
+  const own = isOwn ? entry?.machine.limits[size] ?? null : null;
+  const common = rule?.limits[size] ?? config.machine.limits[size];
   if (own !== null && own < (common ?? Infinity)) {
     return { cap: own, capFrom: `the template ${quoted(template)}` };
   }
   if (common === null) return null;
-  return { cap: common, capFrom: rule !== null && rule[max] !== null ? rule.name : SETTINGS };
+  return {
+    cap: common,
+    capFrom: rule !== null && rule.limits[size] !== null ? rule.name : SETTINGS,
+  };
 }
 
 function chooseNested(context: SizeContext): Size<boolean> {
   const { config, template, rule, requests: { nested: request } } = context;
-  const isForbiddenByRule = rule?.allowNested === false;
+  const isForbiddenByRule = rule?.limits.nested === false;
   const usual = settingsFor(context).nested && !isForbiddenByRule;
   const entry = config.templates.get(template);
-  const isForbiddenByTemplate = entry?.ownKeys.has("allow_nested") && !entry.machine.allowNested;
-  const isAllowed = !isForbiddenByTemplate && (rule?.allowNested ?? config.machine.allowNested);
+  const isForbiddenByTemplate = entry?.ownKeys.has("limits.nested") &&
+    !entry.machine.limits.nested;
+  const isAllowed = !isForbiddenByTemplate && (rule?.limits.nested ?? config.machine.limits.nested);
   const capFrom = isForbiddenByTemplate
     ? `the template ${quoted(template)}`
-    : rule !== null && rule.allowNested !== null
+    : rule !== null && rule.limits.nested !== null
     ? rule.name
     : SETTINGS;
   if (request !== null && request !== "true" && request !== "false") {
@@ -137,8 +131,8 @@ function chooseNested(context: SizeContext): Size<boolean> {
   }
   if (request === "true" && !usual && !isAllowed) {
     throw new BuildFailure({
-      what: `The job asks for ${NESTED}=true, but "allow_nested" of ${capFrom} is false`,
-      advice: `Leave the variable ${NESTED} away, or have the host's settings set allow_nested`,
+      what: `The job asks for ${NESTED}=true, but "limits.nested" of ${capFrom} is false`,
+      advice: `Leave the variable ${NESTED} away, or have the host's settings set "limits.nested"`,
     });
   }
   return {
@@ -184,12 +178,13 @@ function tooMuch(
   if (cap === null) {
     return new BuildFailure({
       what: `${asked}, but ${capFrom}, allow no other disk than the template's own`,
-      advice: `Leave the variable ${variable} away, or have the host's settings set max_${key}`,
+      advice:
+        `Leave the variable ${variable} away, or have the host's settings set "limits.${key}"`,
     });
   }
   return new BuildFailure({
     what: `${asked}, but the most that it may have is ${cap}, by ${capFrom}`,
     advice: `Set the variable ${variable} to ${cap} or less, or have the host's settings raise ` +
-      `max_${key}`,
+      `"limits.${key}"`,
   });
 }

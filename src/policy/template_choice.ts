@@ -108,7 +108,7 @@ export function templateAdvice(config: Config, asker: Asker): TemplateAdvice {
   return (volumes) => {
     if (volumes.length === 0) {
       return "Make a template on the host: make_base_image.sh VM " +
-        `(the storage pool "${config.templatePool}" has none)`;
+        `(the storage pool "${config.pools.templates}" has none)`;
     }
     const held = volumes.map((volume) => findHeld(config, volume));
     return advice(namesOf(held, config, asker).sort(), asker);
@@ -173,7 +173,7 @@ function refusal(
   asker: Asker,
 ): TemplateRefusal {
   const hint = requested === null && config.defaultTemplate === null
-    ? "; or have the host's settings name a default_template"
+    ? `; or have the host's settings name a "default_template"`
     : "";
   const advise = templateAdvice(config, asker);
   return new TemplateRefusal(
@@ -229,7 +229,7 @@ function findHeld(config: Config, volume: string): Found | null {
 
 /** The names, then the patterns, of what the asker may have. */
 function allowedNames(config: Config, asker: Asker): string[] {
-  const { defaultTemplate, allowedTemplates, templates, templatePool } = config;
+  const { defaultTemplate, allowedTemplates, templates, pools } = config;
   const named = [...templates.keys(), ...(defaultTemplate === null ? [] : [defaultTemplate])]
     .map((name) => findTemplateName(config, name));
   const patterns = (asker.rule?.templates ?? ["*"]).flatMap((ofRule) =>
@@ -242,7 +242,7 @@ function allowedNames(config: Config, asker: Asker): string[] {
     )
   );
   const others = (asker.isOperator ? ["*"] : patterns)
-    .map((pattern) => pattern === "*" ? `any of the storage pool "${templatePool}"` : pattern);
+    .map((pattern) => pattern === "*" ? `any of the storage pool "${pools.templates}"` : pattern);
   return [...namesOf(named, config, asker), ...new Set(others)];
 }
 

@@ -13,10 +13,10 @@ export function contradictionsIn(config: Config): Mistake[] {
 }
 
 /** A job could ask for another job's disk, which its template would read. */
-function mistakesOfPools({ templatePool, overlayPool }: Config): Mistake[] {
-  if (templatePool !== overlayPool) return [];
-  const words = `"overlay_pool" must be another pool than "template_pool"`;
-  return [{ path: ["overlay_pool"], words }];
+function mistakesOfPools({ pools: { templates, overlays } }: Config): Mistake[] {
+  if (templates !== overlays) return [];
+  const words = `"pools.overlays" must be another pool than "pools.templates"`;
+  return [{ path: ["pools", "overlays"], words }];
 }
 
 /** Whoever asks for a name must get one template. */
@@ -37,32 +37,32 @@ function mistakesOfAliases({ templates }: Config): Mistake[] {
 }
 
 const SIZES = [
-  { key: "vcpus", field: "vcpus", max: "maxVcpus" },
-  { key: "memory_mib", field: "memoryMib", max: "maxMemoryMib" },
-  { key: "disk_gib", field: "diskGib", max: "maxDiskGib" },
-  { key: "keep_minutes", field: "keepMinutes", max: "maxKeepMinutes" },
+  { key: "vcpus", size: "vcpus" },
+  { key: "memory_mib", size: "memoryMib" },
+  { key: "disk_gib", size: "diskGib" },
+  { key: "keep_minutes", size: "keepMinutes" },
 ] as const;
 
 /** A machine that is larger than it may be: no job that asks for nothing would get one. */
 function mistakesOfSize(
-  { key, field, max }: typeof SIZES[number],
+  { key, size }: typeof SIZES[number],
   { machine, templates, rules }: Config,
 ): Mistake[] {
   const mistakes: Mistake[] = [];
   const add = (path: readonly string[], words: string): void => {
     mistakes.push({ path, words: `"${path.join(".")}" must be ${words}` });
   };
-  const usual = machine[field] ?? 0;
-  const most = machine[max] ?? Infinity;
-  if (usual > most) add([`max_${key}`], `at least "${key}", ${usual}, not ${most}`);
+  const usual = machine[size] ?? 0;
+  const most = machine.limits[size] ?? Infinity;
+  if (usual > most) add(["limits", key], `at least "${key}", ${usual}, not ${most}`);
   for (const [name, { machine, ownKeys }] of templates) {
-    const own = machine[field] ?? 0;
-    const ownMost = ownKeys.has(`max_${key}`) ? machine[max] ?? Infinity : Infinity;
-    const granted = rules.some((rule) => (rule[max] ?? 0) >= own);
+    const own = machine[size] ?? 0;
+    const ownMost = ownKeys.has(`limits.${key}`) ? machine.limits[size] ?? Infinity : Infinity;
+    const granted = rules.some(({ limits }) => (limits[size] ?? 0) >= own);
     if (own > ownMost) {
-      add(["templates", name, `max_${key}`], `at least "${key}", ${own}, not ${ownMost}`);
+      add(["templates", name, "limits", key], `at least "${key}", ${own}, not ${ownMost}`);
     } else if (own > most && ownKeys.has(key) && !granted) {
-      add(["templates", name, key], `at most "max_${key}", ${most}, not ${own}`);
+      add(["templates", name, key], `at most "limits.${key}", ${most}, not ${own}`);
     }
   }
   return mistakes;
@@ -72,11 +72,12 @@ function mistakesOfSize(
 function mistakesOfRules(rules: readonly Rule[]): Mistake[] {
   const catchAll = rules.findIndex((rule) => rule.projects === null && rule.protected === null);
   return rules.flatMap((rule, i) => {
-    const { name: _, projects: __, protected: ___, ...effects } = rule;
+    const { templates, maxMachines, limits } = rule;
+    const effects = [templates, maxMachines, ...Object.values(limits)];
     const words = catchAll >= 0 && i > catchAll
       ? `"rules.${i}" is never reached: "rules.${catchAll}" has neither projects nor protected`
-      : Object.values(effects).every((effect) => effect === null)
-      ? `"rules.${i}" has no effect: it needs templates, a max_… or allow_nested`
+      : effects.every((effect) => effect === null)
+      ? `"rules.${i}" has no effect: it needs templates, limits or max_machines`
       : null;
     return words === null ? [] : [{ path: ["rules", i], words }];
   });

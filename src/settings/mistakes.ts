@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { type Document, isAlias, isMap, isNode, isScalar, isSeq, visit } from "yaml";
+import { HOST } from "./host_table.ts";
 import { isKeys } from "./kinds.ts";
+import { type Members, settingsIn } from "./setting.ts";
 
 /** The way to a value of the file, by keys and by places in lists. */
 export type Path = readonly (string | number)[];
@@ -32,11 +34,23 @@ export function mustBe(path: Path, words: string, value: unknown): Mistake {
   return { path, words: `"${where}" must be ${words}, not ${given}` };
 }
 
+/** Something of the file. */
+export interface FilePlace {
+  /** All settings of the file, of the template or of the rule that it is in. */
+  readonly table: Members;
+  /** Where that begins. */
+  readonly start: Path;
+  readonly path: Path;
+}
+
 /** A key that is none of those that are known in its place. */
-export function unknownKey(path: Path, known: readonly string[]): Mistake {
-  const near = nearest(String(path.at(-1)), known);
-  const hint = near ? `did you mean "${near}"?` : `known here: ${known.join(", ")}`;
-  return { path, atKey: true, words: `"${path.join(".")}" is unknown; ${hint}` };
+export function unknownKey({ path, start, table }: FilePlace, known: readonly string[]): Mistake {
+  const steps = path.slice(start.length);
+  const near = nearest(steps.join("."), table) ?? nearest(String(steps.at(-1)), table);
+  const words = start.length > 0 && Object.hasOwn(HOST, String(steps[0]))
+    ? "applies to the whole host only: set it at the top"
+    : `is unknown; ${near ? `did you mean "${near}"?` : `known here: ${known.join(", ")}`}`;
+  return { path, atKey: true, words: `"${path.join(".")}" ${words}` };
 }
 
 /** What is wrong with the file as YAML, and with its keys whatever they mean. */
@@ -96,12 +110,22 @@ function startOf(node: unknown): number | undefined {
   return isNode(node) ? node.range?.[0] : undefined;
 }
 
-/** The word that this one was meant to be: a letter or two differ, or its end is missing. */
-function nearest(word: string, known: readonly string[]): string | undefined {
-  const [best] = known.map((other) => ({ other, changes: distance(word.toLowerCase(), other) }))
-    .sort((a, b) => a.changes - b.changes);
-  if (best && best.changes <= Math.min(2, word.length / 3)) return best.other;
-  return known.find((other) => other.startsWith(`${word}_`));
+/** The key that was meant, with its group or without: a letter or two differ, or its end is missing. */
+function nearest(word: string, table: Members): string | undefined {
+  const settings = settingsIn(table).flatMap(([key, { guess = key }]) =>
+    [key, key.replaceAll(".", "_"), key.replace(/^.*\./, ""), guess]
+      .map((spelling) => ({ key, spelling }))
+  );
+  const groups = Object.keys(table).map((key) => ({ key, spelling: key }));
+  const known = [...settings, ...groups]
+    .map((of) => ({ ...of, changes: distance(word.toLowerCase(), of.spelling) }))
+    .sort((a, b) => a.changes - b.changes || depthOf(a.key) - depthOf(b.key));
+  if (known[0] && known[0].changes <= Math.min(2, word.length / 3)) return known[0].key;
+  return known.find(({ spelling }) => spelling.startsWith(`${word}_`))?.key;
+}
+
+function depthOf(key: string): number {
+  return key.split(".").length;
 }
 
 /** How many letters to add, remove or change to make one word of the other (Levenshtein's). */

@@ -4,6 +4,7 @@ import { SystemFailure } from "../errors.ts";
 import { contradictionsIn } from "./contradictions.ts";
 import { isKeys, type Kind, NAME } from "./kinds.ts";
 import {
+  type FilePlace,
   type Mistake,
   mistakesOfYaml,
   mustBe,
@@ -22,7 +23,10 @@ import {
   type Values,
   valuesOf,
 } from "./settings.ts";
-import { FILE, HOST, MACHINE, type Members, RULE, TEMPLATE } from "./table.ts";
+import { FILE, RULE, TEMPLATE } from "./table.ts";
+import { HOST } from "./host_table.ts";
+import { MACHINE } from "./machine_table.ts";
+import type { Members } from "./setting.ts";
 
 /** Reads settings from YAML. `file` is for messages. Throws SystemFailure with all mistakes. */
 export function parseConfig(yamlText: string, file: string): Config {
@@ -37,7 +41,7 @@ export function parseConfig(yamlText: string, file: string): Config {
     what: [`The settings have ${lines.length === 1 ? "a mistake" : "mistakes"}:`, ...lines].join(
       "\n",
     ),
-    advice: `Edit "${file}"; config.example.yaml has every setting with its default`,
+    advice: `Edit "${file}"; docs/settings.md has every setting`,
   });
 }
 
@@ -72,7 +76,7 @@ function readYaml(
     throw new SystemFailure({
       what: `Cannot make sense of the settings in "${file}"`,
       cause,
-      advice: `Edit "${file}"; config.example.yaml has every setting with its default`,
+      advice: `Edit "${file}"; docs/settings.md has every setting`,
     });
   }
 }
@@ -80,7 +84,7 @@ function readYaml(
 /** The settings, and what is wrong with them. What contradicts each other must be valid first. */
 function readConfig(raw: unknown): { readonly config: Config; readonly mistakes: Mistake[] } {
   const mistakes: Mistake[] = [];
-  const values = readMembers(FILE, raw, fallbacksOf(FILE), { path: [], mistakes });
+  const values = readMembers(FILE, raw, fallbacksOf(FILE), new ProjectEntry(mistakes, FILE));
   const machine = valuesOf(MACHINE, values);
   const config = {
     ...valuesOf(HOST, values),
@@ -103,25 +107,44 @@ function readTemplates(
     Object.entries(raw).map(([name, entry]) => {
       const path = ["templates", name];
       if (!NAME.accepts(name)) mistakes.push({ ...mustBe(path, NAME.words, name), atKey: true });
-      const { volume, aliases, ...machine } = readMembers(TEMPLATE, entry ?? {}, otherwise, {
-        path,
-        mistakes,
-      });
-      const ownKeys = new Set(Object.keys(entry ?? {}));
-      return [name, { volume, aliases, machine, ownKeys }];
+      const place = new ProjectEntry(mistakes, TEMPLATE, path);
+      const { volume, aliases, ...machine } = readMembers(TEMPLATE, entry, otherwise, place);
+      return [name, { volume, aliases, machine, ownKeys: new Set(keysIn(entry)) }];
     }),
   );
 }
 
 function readRule(raw: unknown, i: number, mistakes: Mistake[]): Rule {
-  const values = readMembers(RULE, raw, fallbacksOf(RULE), { path: ["rules", i], mistakes });
+  const place = new ProjectEntry(mistakes, RULE, ["rules", i]);
+  if (raw === null) place.mustBe("keys with values", raw);
+  const values = readMembers(RULE, raw, fallbacksOf(RULE), place);
   return { ...values, name: `rule ${i + 1} (rules[${i}])` };
 }
 
-/** Where something stands in the file, and where its mistakes go. */
-interface ProjectEntry {
-  readonly path: Path;
-  readonly mistakes: Mistake[];
+/** Each key that has a value here, such as `limits.vcpus`. */
+function keysIn(raw: unknown): string[] {
+  if (!isKeys(raw)) return [];
+  return Object.entries(raw).flatMap(([key, value]) =>
+    isKeys(value) ? keysIn(value).map((below) => `${key}.${below}`) : [key]
+  );
+}
+
+/** Something of the file, and where its mistakes go. */
+class ProjectEntry implements FilePlace {
+  constructor(
+    readonly mistakes: Mistake[],
+    readonly table: Members,
+    readonly start: Path = [],
+    readonly path: Path = start,
+  ) {}
+
+  below(step: string | number): ProjectEntry {
+    return new ProjectEntry(this.mistakes, this.table, this.start, [...this.path, step]);
+  }
+
+  mustBe(words: string, value: unknown): void {
+    this.mistakes.push(mustBe(this.path, words, value));
+  }
 }
 
 /** What the file says of these settings, and else the inherited values. */
@@ -129,18 +152,29 @@ function readMembers<M extends Members>(
   members: M,
   raw: unknown,
   inherited: Values<M>,
-  { path, mistakes }: ProjectEntry,
+  place: ProjectEntry,
 ): Values<M> {
+  const known = Object.keys(members);
+  if (raw === null) return inherited; // all that would stand below the key is commented out
   if (!isKeys(raw)) {
-    mistakes.push(mustBe(path, "keys with values", raw));
+    const isGroup = place.path !== place.start;
+    place.mustBe(isGroup ? `keys with values (${known.join(", ")})` : "keys with values", raw);
     return inherited;
   }
   const values: Record<string, unknown> = { ...inherited };
   for (const [key, value] of Object.entries(raw)) {
     const member = Object.hasOwn(members, key) ? members[key] : undefined;
+    const below = place.below(key);
     if (member === undefined) {
-      mistakes.push(unknownKey([...path, key], Object.keys(members)));
-    } else if (isValid(member.kind, value, { path: [...path, key], mistakes })) {
+      place.mistakes.push(unknownKey(below, known));
+    } else if ("members" in member) {
+      values[camel(key)] = readMembers(
+        member.members,
+        value,
+        values[camel(key)] as Values<Members>,
+        below,
+      );
+    } else if (isValid(member.kind, value, below)) {
       values[camel(key)] = value;
     }
   }
@@ -152,12 +186,10 @@ function isValid(
   value: unknown,
   place: ProjectEntry,
 ): boolean {
-  const { path, mistakes } = place;
   if (!accepts(value)) {
-    mistakes.push(mustBe(path, words, value));
+    place.mustBe(words, value);
     return false;
   }
   if (items === undefined || !Array.isArray(value)) return true;
-  return value.map((item, i) => isValid(items, item, { path: [...path, i], mistakes }))
-    .every((isValid) => isValid);
+  return value.map((item, i) => isValid(items, item, place.below(i))).every((isValid) => isValid);
 }

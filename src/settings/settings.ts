@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { HOST, MACHINE, type Members, type RULE, type Setting } from "./table.ts";
+import { HOST } from "./host_table.ts";
+import { isKeys } from "./kinds.ts";
+import { MACHINE } from "./machine_table.ts";
+import { type Group, type Members, type Setting, settingsIn } from "./setting.ts";
+import type { RULE } from "./table.ts";
 
 /** `max_machines` as TypeScript has it: `maxMachines`. */
 type Camel<Key extends string> = Key extends `${infer Start}_${infer Rest}`
@@ -8,7 +12,9 @@ type Camel<Key extends string> = Key extends `${infer Start}_${infer Rest}`
 
 /** The values of these settings. */
 export type Values<M extends Members> = {
-  readonly [Key in keyof M & string as Camel<Key>]: M[Key] extends Setting<infer T> ? T : never;
+  readonly [Key in keyof M & string as Camel<Key>]: M[Key] extends Setting<infer T> ? T
+    : M[Key] extends Group<infer Below> ? Values<Below>
+    : never;
 };
 
 /** What can be set for all machines, and for those of one template. */
@@ -19,7 +25,7 @@ export interface TemplateSettings {
   readonly volume: string | null;
   readonly aliases: readonly string[];
   readonly machine: MachineSettings;
-  /** The keys that its entry itself sets, as the file spells them; the rest is inherited. */
+  /** The keys that its entry itself sets, such as `limits.vcpus`; the rest is inherited. */
   readonly ownKeys: ReadonlySet<string>;
 }
 
@@ -50,7 +56,10 @@ export const DEFAULT_CONFIG: Config = {
 
 /** The values of these settings where the file says nothing. */
 export function fallbacksOf<M extends Members>(members: M): Values<M> {
-  const values = Object.entries(members).map(([key, { fallback }]) => [camel(key), fallback]);
+  const values = Object.entries(members).map(([key, member]) => [
+    camel(key),
+    "members" in member ? fallbacksOf(member.members) : member.fallback,
+  ]);
   return Object.fromEntries(values) as Values<M>;
 }
 
@@ -64,10 +73,13 @@ export function valuesOf<M extends Members>(members: M, values: Values<M>): Valu
 
 /** The values of the settings by which a machine is as it is, each with its key. */
 export function fixedValues(settings: MachineSettings): [string, unknown][] {
-  const values: Readonly<Record<string, unknown>> = settings;
-  const members: Members = MACHINE;
-  return Object.entries(members).filter(([, { fixed }]) => fixed)
-    .map(([key]) => [key, values[camel(key)]]);
+  return settingsIn(MACHINE).filter(([, { fixed }]) => fixed).map(([key]) => {
+    const value = key.split(".").reduce<unknown>(
+      (values, step) => isKeys(values) ? values[camel(step)] : undefined,
+      settings,
+    );
+    return [key, value];
+  });
 }
 
 /** The name in TypeScript of a key. */

@@ -81,7 +81,7 @@ async function measureTemplate(
 
 function settingsOf(start: Start, template: string): Settings {
   if (start !== "standby") return { start };
-  const login = template === "lite" ? { login: "template" } : {};
+  const login = template === "lite" ? { ssh: { login: "template" } } : {};
   return { start: "warm", templates: { [template]: { ...login, standby: 1 } } };
 }
 

@@ -8,13 +8,13 @@ import { JOB } from "../fakes/test_stage.ts";
 
 const CONFIG = parseConfig(
   `
-  max_vcpus: 8
+  limits: {vcpus: 8}
   templates:
-    fedora-40: { aliases: [fedora], memory_mib: 4096, login: template, host_ports: [tcp/80],
-                 start: warm, standby: 2, firmware: efi }
+    fedora-40: { aliases: [fedora], memory_mib: 4096, ssh: { login: template },
+                 network: { host_ports: [tcp/80] }, start: warm, standby: 2, firmware: efi }
   rules:
-    - { projects: [trusted/*], max_vcpus: 32 }
-    - { protected: false, templates: [fedora-*, debian-*], max_disk_gib: 60 }
+    - { projects: [trusted/*], limits: {vcpus: 32} }
+    - { protected: false, templates: [fedora-*, debian-*], limits: {disk_gib: 60} }
   `,
   "config.yaml",
 );
@@ -32,10 +32,10 @@ Deno.test("explain says what the job gets, where each size is from, and which ru
     'volume    "fedora-40.qcow2" or "fedora-40" in the storage pool "base_imgs"',
     "vcpus     4, by LIBVIRT_GCI_VCPUS; at most 8, by this host's settings",
     'memory    4096 MiB, by the template "fedora-40"; at most 4096 MiB, by this host\'s settings, ' +
-    "which have no max_memory_mib",
+    'which have no "limits.memory_mib"',
     "disk      50 GiB, by LIBVIRT_GCI_DISK_GIB; at most 60 GiB, by rule 2 (rules[1])",
     "kept      0 min, by this host's settings; at most 0 min, by this host's settings, which have " +
-    "no max_keep_minutes, after a failure",
+    'no "limits.keep_minutes", after a failure',
     "nested    no, by this host's settings; not allowed by this host's settings",
     "start     warm, or one of 2 that wait, with the firmware efi",
     'login     template, as the user "gitlab-runner"',
@@ -69,13 +69,13 @@ Deno.test("explain gives the same as JSON, for programs", () => {
     protected: false,
     rule: "rule 2 (rules[1])",
     template: "debian-12",
-    template_pool: "base_imgs",
+    pools: { templates: "base_imgs" },
     volumes: ["debian-12.qcow2", "debian-12"],
     keep_minutes: {
       value: 0,
       from: "this host's settings",
       max: 0,
-      max_from: "this host's settings, which have no max_keep_minutes",
+      max_from: 'this host\'s settings, which have no "limits.keep_minutes"',
     },
     nested: {
       value: false,
@@ -84,12 +84,13 @@ Deno.test("explain gives the same as JSON, for programs", () => {
       allowed_by: "this host's settings",
     },
     ...{ start: "cold", standby: 0, firmware: "bios" },
-    login: "cloud-init",
-    user: "gitlab-runner",
-    network: "default",
-    isolate: true,
-    host_ports: [],
-    blocked_networks: ["169.254.0.0/16"],
+    ssh: { login: "cloud-init", user: "gitlab-runner" },
+    network: {
+      name: "default",
+      isolate: true,
+      host_ports: [],
+      blocked: ["169.254.0.0/16"],
+    },
     max_machines_of_project: null,
   });
   assert.equal(reasons.length, 2);

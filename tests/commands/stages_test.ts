@@ -32,6 +32,7 @@ import {
   testStage,
   type TestStageOptions,
 } from "../fakes/test_stage.ts";
+import { merged } from "../fakes/merged.ts";
 
 interface Bed {
   readonly connection: Connection;
@@ -241,16 +242,16 @@ Deno.test("prepare calls no machine isolated whose host's addresses it cannot se
         /^Cannot isolate machines of the network "default": .* bridge "virbr0"/.test(
           error.message,
         ) &&
-        /host_addresses.*isolate: false/.test(error.advice ?? ""),
+        /"network\.host_addresses".*"network\.isolate" to false/.test(error.advice ?? ""),
     );
     assert.deepEqual(stage.lines, [], "it began to make a machine");
-  }, { machine: { isolate: true } }));
+  }, { machine: { network: { isolate: true } } }));
 
-Deno.test("with host_addresses, prepare goes on where it cannot see the host's addresses", () =>
+Deno.test("with network.host_addresses, prepare goes on where it cannot see the host's addresses", () =>
   withBed(async ({ stage }) => {
     const error = await prepare(JOB, {}, stage).then(() => null, (error) => error);
     assert.doesNotMatch(String(error), /of the network "default"/);
-  }, { machine: { isolate: true, hostAddresses: ["192.0.2.7/24"] } }));
+  }, { machine: { network: { isolate: true, hostAddresses: ["192.0.2.7/24"] } } }));
 
 Deno.test("all that a script wrote before it ended arrives", () =>
   withBed(async ({ stage }) => {
@@ -383,7 +384,7 @@ Deno.test("prepare gives up on a guest that lets in and never answers a command"
     const prepared = prepare(JOB, {}, stage);
     setTimeout(() => stage.abort(new SystemFailure({ what: "Cancelled by SIGTERM" })), 1000);
     await assert.rejects(prepared, /Cancelled by SIGTERM/);
-  }, { guest: { ignoreCommands: true }, machine: { sshSeconds: 60 } }));
+  }, { guest: { ignoreCommands: true }, machine: { timeouts: { sshSeconds: 60 } } }));
 
 Deno.test("a script that kills its own session is no success", () =>
   withBed(async ({ stage }) => {
@@ -458,13 +459,13 @@ Deno.test("prepare says so where no template is there, or none is to be seen", (
       '<pool type="dir"><name>empty</name><target><path>/nonexistent/e</path></target></pool>',
     );
     await pool.buildAndStart();
-    const onEmpty = toStage({ ...stage, config: { ...stage.config, templatePool: "empty" } });
-    await assert.rejects(prepare(noName, {}, onEmpty), {
+    const from = (templates: string) =>
+      toStage({ ...stage, config: merged(stage.config, { pools: { templates } }) });
+    await assert.rejects(prepare(noName, {}, from("empty")), {
       name: "BuildFailure",
       advice: /make_base_image\.sh VM \(the storage pool "empty" has none\)/,
     });
-    const onNone = toStage({ ...stage, config: { ...stage.config, templatePool: "gone" } });
-    await assert.rejects(prepare(noName, {}, onNone), {
+    await assert.rejects(prepare(noName, {}, from("gone")), {
       name: "BuildFailure",
       advice: /: any of the storage pool "gone"$/,
     });
@@ -515,16 +516,32 @@ Deno.test("prepare blames the host for a template that only its settings name", 
   }, { config: { defaultTemplate: "no-such" } }));
 
 const HOST_FAULTS: Record<string, [TestStageOptions, RegExp, Fault]> = {
-  "no template pool": [{ config: { templatePool: "gone" } }, /no storage pool "gone"/, "storage"],
-  "no overlay pool": [{ config: { overlayPool: "gone" } }, /no storage pool "gone"/, "storage"],
-  "no network": [{ machine: { network: "gone" } }, /no network "gone"/, "network"],
-  "no key": [{ machine: { key: "/nonexistent/key" } }, /SSH key "\/nonexistent\/key"/, "settings"],
+  "no template pool": [
+    { config: { pools: { templates: "gone" } } },
+    /no storage pool "gone"/,
+    "storage",
+  ],
+  "no overlay pool": [
+    { config: { pools: { overlays: "gone" } } },
+    /no storage pool "gone"/,
+    "storage",
+  ],
+  "no network": [{ machine: { network: { name: "gone" } } }, /no network "gone"/, "network"],
+  "no key": [
+    { machine: { ssh: { key: "/nonexistent/key" } } },
+    /SSH key "\/nonexistent\/key"/,
+    "settings",
+  ],
   "a full pool": [
     { machine: { diskGib: 1000 } },
     /Cannot make the disks of the machine/,
     "storage",
   ],
-  "a domain that libvirt refuses": [{ machine: { cpuMode: "nonsense" } }, /Cannot start/, "start"],
+  "a domain that libvirt refuses": [
+    { machine: { cpu: { mode: "nonsense" } } },
+    /Cannot start/,
+    "start",
+  ],
 };
 
 for (const [what, [options, message, fault]] of Object.entries(HOST_FAULTS)) {
@@ -549,7 +566,7 @@ Deno.test("prepare fails at once if the guest refuses the key, and leaves nothin
     });
     assert(performance.now() - start < 20_000);
     assert.deepEqual(await inventory(connection), before);
-  }, { guest: { refuseKey: true }, machine: { sshSeconds: 60 } }));
+  }, { guest: { refuseKey: true }, machine: { timeouts: { sshSeconds: 60 } } }));
 
 Deno.test("prepare leaves nothing if SSH never answers, and says why", () =>
   withBed(async ({ connection, stage }) => {
@@ -561,7 +578,7 @@ Deno.test("prepare leaves nothing if SSH never answers, and says why", () =>
       return true;
     });
     assert.deepEqual(await inventory(connection), before);
-  }, { machine: { port: 1, sshSeconds: 1 } }));
+  }, { machine: { ssh: { port: 1 }, timeouts: { sshSeconds: 1 } } }));
 
 Deno.test("prepare leaves nothing when it is cancelled", () =>
   withBed(async ({ connection, stage }) => {
@@ -570,7 +587,7 @@ Deno.test("prepare leaves nothing when it is cancelled", () =>
     setTimeout(() => stage.abort(new SystemFailure({ what: "Cancelled by SIGTERM" })), 500);
     await assert.rejects(prepared, /Cancelled by SIGTERM/);
     assert.deepEqual(await inventory(connection), before);
-  }, { machine: { port: 1, sshSeconds: 60 } }));
+  }, { machine: { ssh: { port: 1 }, timeouts: { sshSeconds: 60 } } }));
 
 Deno.test("prepare refuses a name that is taken, and leaves the one who has it alone", () =>
   withBed(async ({ connection, stage }) => {
@@ -598,7 +615,7 @@ Deno.test("a job cannot have another job's disk for its template", () =>
   withBed(async ({ stage }) => {
     await prepare(JOB, {}, stage);
     const template = `${JOB.machine}.overlay.libvirt-gci`;
-    const config = { ...stage.config, templatePool: "libvirt-gci" };
+    const config = merged(stage.config, { pools: { templates: "libvirt-gci" } });
     const spying = prepare({ ...JOB, machine: "spy", template }, {}, toStage({ ...stage, config }));
     await assert.rejects(spying, (error) => {
       assert(error instanceof BuildFailure);
@@ -627,7 +644,7 @@ Deno.test("a pool that somebody stopped stays so, and the message says how to st
       "stopped",
       '<pool type="dir"><name>stopped</name><target><path>/nonexistent/s</path></target></pool>',
     );
-    using stage = testStage(connection, guest, { config: { overlayPool: "stopped" } });
+    using stage = testStage(connection, guest, { config: { pools: { overlays: "stopped" } } });
     await assert.rejects(prepare(JOB, {}, stage), { message: /pool "stopped" is not active/ });
   }));
 
@@ -703,10 +720,10 @@ Deno.test("cleanup touches no volume that is not ours, whatever the machine's na
 
 Deno.test("no machine has a larger disk than the settings let it, though the template has", () =>
   withBed(async ({ stage }) => {
-    await assert.rejects(prepare(JOB, {}, stage), /has 4 GiB, and max_disk_gib is 3/);
-  }, { machine: { maxDiskGib: 3 } }));
+    await assert.rejects(prepare(JOB, {}, stage), /has 4 GiB, and "limits\.disk_gib" is 3/);
+  }, { machine: { limits: { diskGib: 3 } } }));
 
 Deno.test("config does not guess the directories of a job whose rule nobody can tell", () => {
-  const config = parseConfig("rules: [{ max_vcpus: 4 }]", "config.yaml");
+  const config = parseConfig("rules: [{ limits: {vcpus: 4} }]", "config.yaml");
   assert.throws(() => configJson({ ...JOB, project: null }, config, "1"), /project is unknown/);
 });

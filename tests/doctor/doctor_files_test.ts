@@ -112,8 +112,8 @@ Deno.test("nested virtualisation that is off is told where the settings want it"
       [{}, "nested: true", "ok"],
       [amd, "nested: true", "ok"],
       [off, "nested: true", "problem"],
-      [off, "allow_nested: true", "warning"],
-      [none, "rules: [{ allow_nested: true }]", "warning"],
+      [off, "limits: {nested: true}", "warning"],
+      [none, "rules: [{ limits: {nested: true} }]", "warning"],
     ] as const
   ) {
     only(await look(checkNested, { files, yaml }), level, /kvm_intel|kvm_amd/);
@@ -155,7 +155,10 @@ Deno.test("who has not the capability CAP_NET_ADMIN isolates machines by libvirt
     await Deno.readTextFile(new URL(`../../${dropIn}`, import.meta.url)),
     /^AmbientCapabilities=CAP_NET_ADMIN$/m,
   );
-  assert.deepEqual(await look(checkCapability, { files, machine: { isolate: false } }), []);
+  assert.deepEqual(
+    await look(checkCapability, { files, machine: { network: { isolate: false } } }),
+    [],
+  );
 });
 
 Deno.test("a host with all that isolation needs is ok", async () => {
@@ -170,7 +173,7 @@ Deno.test("tracking that is switched off is a warning", async () => {
 
 Deno.test("machines that are not isolated, or have no network, need none of it", async () => {
   const files = { "/usr/sbin/ebtables": undefined };
-  for (const machine of [{ isolate: false }, { network: "none" }]) {
+  for (const machine of [{ network: { isolate: false } }, { network: { name: "none" } }]) {
     for (const check of [checkFilters, checkFilterPrograms, checkBridgeTracking]) {
       assert.deepEqual(await look(check, { machine, files }), []);
     }
@@ -194,7 +197,7 @@ Deno.test("the firewall's backend is told, and a problem without its program", a
 const { privateKey } = await makeKeyPair();
 
 function lookAtKey(key: string | null, files: HostTree): Promise<Finding[]> {
-  return look(checkKeys, { machine: { login: "template", key }, files });
+  return look(checkKeys, { machine: { ssh: { login: "template", key } }, files });
 }
 
 Deno.test("a key that only its owner may read is ok", async () => {
@@ -221,7 +224,7 @@ Deno.test("a key that is missing, encrypted or none is a problem", async () => {
     const files = text === null ? {} : { "/etc/key": { text, mode: 0o600 } };
     const subject = key === null ? /^No SSH key/ : /^Cannot use/;
     const found = only(await lookAtKey(key, files), "problem", subject);
-    assert.match(found.meaning, /Jobs cannot start if their template has login: template$/);
+    assert.match(found.meaning, /Jobs cannot start if their template has "ssh\.login: template"$/);
     assert.equal(found.remedy, remedy);
   }
 });
@@ -415,15 +418,15 @@ Deno.test("AppArmor's profile for virt-aa-helper has to know the directory of di
   const profile = { [`/etc/apparmor.d/${HELPER}`]: "/var/lib/libvirt/images/** r,\n" };
   const files = { ...APPARMOR, ...profile };
   // The pool as prepare makes it, and before it does.
-  for (const overlayPool of ["libvirt-gci", "not-yet"]) {
-    allOk(await look(checkSecurityModules, { files, config: { overlayPool } }));
+  for (const overlays of ["libvirt-gci", "not-yet"]) {
+    allOk(await look(checkSecurityModules, { files, config: { pools: { overlays } } }));
   }
 
   const xml = "<pool type='dir'><name>own</name><target><path>/data/own</path></target></pool>";
   const own: HostDifferences = {
     libvirt: async (connection) =>
       (await StoragePool.define(connection, "own", xml))[Symbol.dispose](),
-    config: { overlayPool: "own" },
+    config: { pools: { overlays: "own" } },
   };
   const [, helper] = await look(checkSecurityModules, { ...own, files });
   assert.equal(helper?.level, "warning");

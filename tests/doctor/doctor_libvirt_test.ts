@@ -14,6 +14,7 @@ import { checkWarmImages } from "../../src/doctor/warm_check.ts";
 import { Connection } from "../../src/libvirt/connection.ts";
 import { sleep } from "../../src/wait.ts";
 import { allOk, answerCalls, doctorHost, look, notOk, only } from "../fakes/test_doctor.ts";
+import { merged } from "../fakes/merged.ts";
 
 const TEMPLATES = "/var/lib/libvirt/base_imgs";
 const DEBIAN = `${TEMPLATES}/debian-12.qcow2`;
@@ -46,7 +47,7 @@ Deno.test("pools that are active and have space are ok, with their file system",
 });
 
 Deno.test("a pool that is missing is a problem, but for the one that the first job makes", async () => {
-  const config = { templatePool: "no such", overlayPool: "none" };
+  const config = { pools: { templates: "no such", overlays: "none" } };
   const noTemplates = await look(checkTemplatePool, { config });
   const { remedy } = only(noTemplates, "problem", /"no such" does not exist/);
   assert.match(
@@ -55,7 +56,7 @@ Deno.test("a pool that is missing is a problem, but for the one that the first j
   );
   const noOverlays = await look(checkOverlayPool, { config });
   const { meaning } = only(noOverlays, "problem", /"none" does not exist/);
-  assert.match(meaning, /set overlay_pool/);
+  assert.match(meaning, /set "pools\.overlays"/);
   await using connection = await openHostWithout("libvirt-gci");
   only(
     await look(checkOverlayPool, { connection }),
@@ -67,7 +68,7 @@ Deno.test("a pool that is missing is a problem, but for the one that the first j
 Deno.test("a pool for machines' disks that has no files is a problem", async () => {
   const findings = await look(checkOverlayPool, {
     libvirt: (it) => definePool(it, { name: "vg0", type: "logical", starts: true }),
-    config: { overlayPool: "vg0" },
+    config: { pools: { overlays: "vg0" } },
   });
   only(findings, "problem", /"vg0" has the type logical/);
 });
@@ -78,7 +79,7 @@ Deno.test("a pool that is not active is a problem, and no autostart a warning", 
       answerCalls(connection, { virStoragePoolGetAutostart: 0 });
       await definePool(connection, { name: "idle" });
     },
-    config: { overlayPool: "idle" },
+    config: { pools: { overlays: "idle" } },
   });
   assert.deepEqual(findings.map(({ level, remedy }) => [level, remedy]), [
     ["problem", "virsh -c qemu:///system pool-start idle"],
@@ -108,7 +109,7 @@ Deno.test("the space of a pool on this host is what its file system has now", as
   const path = await Deno.makeTempDir({ prefix: "libvirt-gci-test-" });
   const [{ subject } = { subject: "" }] = await look(checkTemplatePool, {
     libvirt: (it) => definePool(it, { name: "here", path, starts: true }),
-    config: { templatePool: "here" },
+    config: { pools: { templates: "here" } },
   });
   const total = gib(fileSystemSpace(path)?.total ?? NaN);
   await Deno.remove(path);
@@ -150,8 +151,8 @@ const N = { config: DEFAULT_CONFIG, name: "n" };
 
 /** Settings with machines in the network "n". */
 function inN(isolate: boolean): typeof N {
-  const machine = { ...DEFAULT_CONFIG.machine, network: "n", isolate };
-  return { name: "n", config: { ...DEFAULT_CONFIG, machine } };
+  const machine = { network: { name: "n", isolate } };
+  return { name: "n", config: merged(DEFAULT_CONFIG, { machine }) };
 }
 
 Deno.test("a network that costs machines no time is ok", () => {
@@ -214,7 +215,8 @@ Deno.test("a network on a bridge of somebody else's is a warning", () => {
 });
 
 Deno.test("each network that the settings name is looked at, and none that is missing passes", async () => {
-  const yaml = "templates:\n  a: { network: elsewhere }\n  b: { network: none }\n";
+  const yaml =
+    "templates:\n  a: { network: { name: elsewhere } }\n  b: { network: { name: none } }\n";
   const findings = await look(checkNetworks, { yaml });
   assert(findings.some(({ level, subject }) => level === "ok" && /"default"/.test(subject)));
   const missing = findings.filter(({ level }) => level === "problem");
@@ -227,7 +229,8 @@ Deno.test("each network that the settings name is looked at, and none that is mi
   const bare = await look(checkNetworks, { connection });
   const { remedy } = only(bare, "problem", /"default" does not exist/);
   assert.match(remedy ?? "", /net-define .*default.xml && virsh .* net-start default$/);
-  assert.deepEqual(await look(checkNetworks, { connection, machine: { network: "none" } }), []);
+  const machine = { network: { name: "none" } };
+  assert.deepEqual(await look(checkNetworks, { connection, machine }), []);
 });
 
 Deno.test("a network that is not active is a problem, and no autostart a warning", () => {
@@ -372,18 +375,18 @@ Deno.test("a machine of ours, and a disk that is only read, harm no template", a
   }
 });
 
-Deno.test("a template that is larger than max_disk_gib is a problem", async () => {
-  const limits = "max_disk_gib: 3\ndisk_gib: 3\n";
+Deno.test("a template that is larger than limits.disk_gib is a problem", async () => {
+  const limits = "limits: {disk_gib: 3}\ndisk_gib: 3\n";
   const old = `${limits}templates: { old: { volume: old-name } }`;
   for (
     const [yaml, level] of [
       [old, "problem"],
-      [`${limits}templates: { debian-12: { max_disk_gib: 9 } }`, "problem"],
-      [`${old}\nrules: [{ max_disk_gib: 9 }]`, "warning"],
+      [`${limits}templates: { debian-12: { limits: {disk_gib: 9} } }`, "problem"],
+      [`${old}\nrules: [{ limits: {disk_gib: 9} }]`, "warning"],
     ] as const
   ) {
     const found = notOk(await look(checkTemplates, { yaml }));
-    only(found, level, /"debian-12.qcow2" has 4 GiB, but max_disk_gib is 3/);
+    only(found, level, /"debian-12.qcow2" has 4 GiB, but "limits\.disk_gib" is 3/);
   }
 });
 

@@ -21,26 +21,30 @@ Deno.test("doctor says what isolated machines reach of the host", async () => {
     "ok",
     /reach DHCP and DNS of their network, and no other port/,
   );
-  const machine = { hostPorts: ["tcp/3142"], hostAddresses: ["198.51.100.7/24"] };
+  const network = { hostPorts: ["tcp/3142"], hostAddresses: ["198.51.100.7/24"] };
   only(
-    about(await reach({ machine }), /On the host/),
+    about(await reach({ machine: { network } }), /On the host/),
     "ok",
-    /the host_ports tcp\/3142 at 127\.99\.0\.1, 192\.0\.2\.7, 198\.51\.100\.7$/,
+    /by "network\.host_ports" tcp\/3142 at 127\.99\.0\.1, 192\.0\.2\.7, 198\.51\.100\.7$/,
   );
 });
 
 Deno.test("doctor says so where machines are not isolated, or have no network", async () => {
-  only(await reach({ machine: { isolate: false } }), "warning", /^Machines without isolation/);
-  assert.deepEqual(await reach({ machine: { network: "none" } }), []);
+  only(
+    await reach({ machine: { network: { isolate: false } } }),
+    "warning",
+    /^Machines without isolation/,
+  );
+  assert.deepEqual(await reach({ machine: { network: { name: "none" } } }), []);
 });
 
 Deno.test("doctor warns of a cloud's metadata that jobs reach", async () => {
   only(about(await reach({}), /metadata/), "ok", /cannot reach 169\.254\.169\.254/);
-  for (const blockedNetworks of [[], ["10.0.0.0/8"], ["169.254.169.0/25"]]) {
-    const found = about(await reach({ machine: { blockedNetworks } }), /metadata/);
+  for (const blocked of [[], ["10.0.0.0/8"], ["169.254.169.0/25"]]) {
+    const found = about(await reach({ machine: { network: { blocked } } }), /metadata/);
     assert.match(
       only(found, "warning", /machines can reach 169\.254\.169\.254/).meaning,
-      /credentials .*\. Add 169\.254\.0\.0\/16 to blocked_networks/,
+      /credentials .*\. Add 169\.254\.0\.0\/16 to "network\.blocked"/,
     );
   }
 });
@@ -59,14 +63,16 @@ Deno.test("doctor warns of private networks that jobs reach, but for those that 
     to("10.0.0.0", 8),
   ];
   const hostNetwork = () => ({ ...HOST_NETWORK, routes });
-  const found = (blockedNetworks: readonly string[]) =>
-    reach({ hostNetwork, machine: { blockedNetworks } }).then((all) => about(all, /private net/));
+  const found = (blocked: readonly string[]) =>
+    reach({ hostNetwork, machine: { network: { blocked } } }).then((all) =>
+      about(all, /private net/)
+    );
   const open = only(
     await found(["169.254.0.0/16"]),
     "warning",
     /networks: 192\.168\.1\.0\/24, 172\.17\.0\.0\/16, 10\.0\.0\.0\/8$/,
   );
-  assert.match(open.meaning, /blocked_networks/);
+  assert.match(open.meaning, /"network\.blocked"/);
   only(
     await found(["192.168.0.0/16", "172.16.0.0/12", "10.1.0.0/16"]),
     "warning",
@@ -79,7 +85,7 @@ Deno.test("a host whose addresses doctor cannot see is a problem, unless the set
   const hostNetwork = () => ({ ...HOST_NETWORK, isInitial: false });
   const unknown = about(await reach({ hostNetwork }), /Cannot tell/);
   const { meaning, remedy } = only(unknown, "problem", /machines in "default": .* in a container/);
-  assert.match(meaning, /host_addresses/);
+  assert.match(meaning, /"network\.host_addresses"/);
   assert.match(remedy ?? "", /^ip -4 address #/);
-  allOk(await reach({ hostNetwork, machine: { hostAddresses: ["192.0.2.7/24"] } }));
+  allOk(await reach({ hostNetwork, machine: { network: { hostAddresses: ["192.0.2.7/24"] } } }));
 });

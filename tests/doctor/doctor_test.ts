@@ -127,7 +127,7 @@ Deno.test("a daemon that is too old is a problem", async () => {
   for (
     const [yaml, virConnectGetLibVersion, oldest] of [
       ["", 6_000_000n, "6.1.0"],
-      ["login: systemd", 6_001_000n, "6.5.0"],
+      ["ssh: {login: systemd}", 6_001_000n, "6.5.0"],
       ["templates: { old: { firmware: efi } }", 8_000_000n, "8.1.0"],
     ] as const
   ) {
@@ -194,7 +194,7 @@ Deno.test("a user whom the daemon's socket lets in gets libvirt's own advice", a
 Deno.test("a hypervisor elsewhere is told, and this host's files are not looked at", async () => {
   const findings = await findingsOn({
     connection: REFUSED,
-    config: { uri: "qemu+ssh://elsewhere/system" },
+    config: { libvirt: { uri: "qemu+ssh://elsewhere/system" } },
     files: {
       "/usr/sbin/ebtables": undefined,
       "/dev/kvm": undefined,

@@ -172,25 +172,25 @@ Deno.test("limits of runners bound the memory, and the largest template counts",
   only(findings.slice(1), "warning", /4 machines at once, of up to 8192 MiB/);
 });
 
-Deno.test("more jobs than max_machines would wait in prepare", async () => {
-  const findings = await lookAtRunner({}, { yaml: "max_machines: 3" });
+Deno.test("more jobs than host.max_machines would wait in prepare", async () => {
+  const findings = await lookAtRunner({}, { yaml: "host: {max_machines: 3}" });
   const found = only(
     findings.slice(1),
     "warning",
-    /^Up to 4 jobs can run at once, but max_machines is 3$/,
+    /^Up to 4 jobs can run at once, but "host\.max_machines" is 3$/,
   );
   assert.match(found.remedy ?? "", /# concurrent = 3$/);
-  allOk(await lookAtRunner({}, { yaml: "max_machines: 4" }));
+  allOk(await lookAtRunner({}, { yaml: "host: {max_machines: 4}" }));
 });
 
-Deno.test("what becomes of jobs without memory depends on overcommit_memory", async () => {
+Deno.test("what becomes of jobs without memory depends on host.overcommit_memory", async () => {
   for (
     const [overcommit, meaning] of [[false, /surplus jobs wait in prepare/], [
       true,
       /swaps/,
     ]] as const
   ) {
-    const yaml = `memory_mib: 8192\novercommit_memory: ${overcommit}`;
+    const yaml = `memory_mib: 8192\nhost: {overcommit_memory: ${overcommit}}`;
     const found = only((await lookAtRunner({}, { yaml })).slice(1), "warning", /8192 MiB/);
     assert.match(found.meaning ?? "", meaning);
   }

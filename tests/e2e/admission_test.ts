@@ -72,7 +72,7 @@ e2eTest(
   "machines start in turn, and one that is killed while it waits holds up nobody",
   async () => {
     const [a, b, c, d] = ["gci-e2e-turn-a", "gci-e2e-turn-b", "gci-e2e-turn-c", "gci-e2e-turn-d"];
-    using file = settingsFile({ max_machines: 1 });
+    using file = settingsFile({ host: { max_machines: 1 } });
     await using undo = new AsyncDisposableStack();
     undo.defer(() => cleanUp(a, b, c, d));
 
@@ -110,7 +110,7 @@ e2eTest(
     await using undo = new AsyncDisposableStack();
     undo.defer(() => cleanUp(a));
     assert.equal((await call(["prepare", "-d", "lite", "-m", a])).status, 0);
-    const settings = { max_machines: 1, admission_seconds: 2 };
+    const settings = { host: { max_machines: 1, queue_seconds: 2 } };
     const waited = await call(["prepare", "-d", "lite", "-m", b], { settings });
     assert.equal(waited.status, 2);
     assert.match(waited.stdout, /^Waiting for a machine to end \(1 of 1 machine run\)$/m);
@@ -124,14 +124,14 @@ e2eTest("memory is waited for while the host could have it, and not if it never 
   const total = Number((await virsh("nodememstats")).match(/total\s*:\s*(\d+)/)?.[1]) / 1024;
   const prepare = async (settings: Settings) =>
     await call(["prepare", "-d", "lite", "-m", "gci-e2e-turn"], { settings });
-  const never = await prepare({ reserve_memory_mib: Math.ceil(total) - 511 });
+  const never = await prepare({ host: { reserve_memory_mib: Math.ceil(total) - 511 } });
   assert.equal(never.status, 2);
   assert.match(never.stderr, /would wait forever for 512 MiB of memory: the host has \d+ MiB in/);
-  const wait = { reserve_memory_mib: Math.floor(total) - 512, admission_seconds: 1 };
+  const wait = { host: { reserve_memory_mib: Math.floor(total) - 512, queue_seconds: 1 } };
   const waited = await prepare(wait);
   assert.equal(waited.status, 2);
   assert.match(waited.stdout, /^Waiting for 512 MiB of memory \(\d+ MiB are free\)$/m);
-  const full = await prepare({ reserve_disk_gib: 65_536 });
+  const full = await prepare({ host: { reserve_disk_gib: 65_536 } });
   assert.equal(full.status, 2);
   assert.match(full.stderr, /forever for space .*: [\d.]+ of [\d.]+ GiB are free, and no machine/);
 });
@@ -140,7 +140,7 @@ e2eTest("what a machine was promised and has not used yet is not there for anoth
   const total = Number((await virsh("nodememstats")).match(/total\s*:\s*(\d+)/)?.[1]) / 1024;
   const giant = Math.floor(total / 2);
   const machine = "gci-e2e-turn-giant";
-  const settings = { memory_mib: giant, reserve_memory_mib: 0, admission_seconds: 1 };
+  const settings = { memory_mib: giant, host: { reserve_memory_mib: 0, queue_seconds: 1 } };
   await using undo = new AsyncDisposableStack();
   undo.defer(() => cleanUp(machine));
   const prepared = await call(["prepare", "-d", "lite", "-m", machine], { settings });
@@ -196,7 +196,7 @@ e2eTest("two jobs of one project take turns, and one of another is not held up",
 }, { thorough: true });
 
 e2eTest("a runner that is killed makes room for a job that waits", async () => {
-  const settings = { max_machines: 1, admission_seconds: atMost(20) };
+  const settings = { host: { max_machines: 1, queue_seconds: atMost(20) } };
   using file = settingsFile(settings);
   const tmpdir = await Deno.makeTempDir({ prefix: "libvirt-gci-e2e-" });
   await using undo = new AsyncDisposableStack();

@@ -3,6 +3,7 @@ import assert from "node:assert/strict";
 import { stringify } from "yaml";
 import { kvmRunsGuests } from "../../src/machine/kvm/kvm_probe.ts";
 import { readHostNetwork } from "../../src/machine/network/host_addresses.ts";
+import { isKeys } from "../../src/settings/kinds.ts";
 import { machineOfVolume } from "../../src/machine/storage/volumes.ts";
 import { type Job, SMALL_JOB } from "../harness/payload.ts";
 import {
@@ -55,23 +56,33 @@ const IN_CONTAINER = !readHostNetwork().isInitial;
 
 const SETTINGS: Settings = {
   domain_type: DOMAIN_TYPE,
-  network: TESTBED.network,
-  template_pool: TESTBED.templatePool,
-  overlay_pool: TESTBED.overlayPool,
-  key: TESTBED.key,
+  pools: { templates: TESTBED.templatePool, overlays: TESTBED.overlayPool },
+  network: { name: TESTBED.network, ...(IN_CONTAINER && { host_addresses: ["192.0.2.1"] }) },
+  ssh: { key: TESTBED.key },
   memory_mib: 512,
   vcpus: 1, // emulated, a second one gains nothing; with two, a guest has stood still in its kernel
-  address_seconds: atMost(18), // what "cloud" needs
-  post_mortems: 0, // but for the tests of them, nothing is to stay
-  ...(IN_CONTAINER && { host_addresses: ["192.0.2.1"] }),
-  templates: { lite: { login: "template" }, cloud: { aliases: ["example.org/cloud:1"] } },
+  timeouts: { address_seconds: atMost(18) }, // what "cloud" needs
+  post_mortem: { count: 0 }, // but for the tests of them, nothing is to stay
+  templates: { lite: { ssh: { login: "template" } }, cloud: { aliases: ["example.org/cloud:1"] } },
 };
 
 /** A file with the test bed's settings and these, removed when it is disposed of. */
 export function settingsFile(settings: Settings = {}): Disposable & { readonly path: string } {
   const path = Deno.makeTempFileSync({ prefix: "libvirt-gci-e2e-", suffix: ".yaml" });
-  Deno.writeTextFileSync(path, stringify({ ...SETTINGS, ...settings }));
+  Deno.writeTextFileSync(path, stringify(withOwn(settings)));
   return { path, [Symbol.dispose]: () => Deno.removeSync(path) };
+}
+
+/** The test bed's settings with these in their place: key by key in each group, `templates` as a whole. */
+function withOwn(settings: Settings): Settings {
+  const groups = Object.entries(settings).map(([key, value]) => {
+    const usual = SETTINGS[key];
+    return [
+      key,
+      key !== "templates" && isKeys(usual) && isKeys(value) ? { ...usual, ...value } : value,
+    ];
+  });
+  return { ...SETTINGS, ...Object.fromEntries(groups) };
 }
 
 /** A job for the template `lite`. */

@@ -99,7 +99,7 @@ e2eTest("cleanup refuses a domain that is not ours, whatever --machine says", as
 e2eTest("the pool that nobody chose is made at its first use, also by two at once", async () => {
   const pools = async () => (await virsh("pool-list", "--all", "--name")).split("\n");
   assert(!(await pools()).includes("libvirt-gci"), "this test needs a host without our pool");
-  const settings = { overlay_pool: "libvirt-gci" };
+  const settings = { pools: { overlays: "libvirt-gci" } };
   const machines = ["gci-e2e-a", "gci-e2e-b"];
   await using undo = new AsyncDisposableStack(); // unlike finally, it hides no failure
   for (const action of ["undefine", "delete", "destroy"]) {
@@ -167,7 +167,7 @@ e2eTest(
 
 e2eTest("without libvirt's daemon, the message says how to start it", async () => {
   const uri = "qemu+unix:///system?socket=/nonexistent/libvirt-sock";
-  const called = await call(["cleanup", "--machine", "x"], { settings: { uri } });
+  const called = await call(["cleanup", "--machine", "x"], { settings: { libvirt: { uri } } });
   assert.equal(called.status, 2);
   assert.match(called.stderr, /Cannot connect to "qemu\+unix/);
   assert.match(called.stderr, /What to do: Start libvirt/);

@@ -74,16 +74,16 @@ faultTest("prepare meets a fault", async (t) => {
     await t.step(row.fault, () => meetFault({ ...row, stage: "prepare" }, meet));
   }
   await t.step("QEMU is killed while libvirt sets the filter", meetDeadBindings);
-  await t.step("overlay_pool full", async () => {
+  await t.step("overlay pool full", async () => {
     await using pool = await startPool("1M");
     await command(["dd", "if=/dev/zero", `of=${pool.path}/theirs`, "bs=4k"]);
     await meetFault(
       {
-        ...{ fault: "overlay_pool full", stage: "prepare", status: 2 },
+        ...{ fault: "overlay pool full", stage: "prepare", status: 2 },
         ...{ says: /No space left on device|room|free/, then: "nothing" },
       },
       (attempt) => attempt.prepare(),
-      { settings: { overlay_pool: NAME, admission_seconds: 3 } },
+      { settings: { pools: { overlays: NAME }, host: { queue_seconds: 3 } } },
     );
   });
 }, { core: true });

@@ -6,7 +6,7 @@ const ROOT = new URL("../../", import.meta.url);
 
 /** The template of the manual, which is the test bed's `lite`. Only a guest that boots has no cloud-init. */
 const settingsFor = (login: "template" | "cloud-init"): Settings => ({
-  templates: { "fedora-40": { volume: "lite.qcow2", login } },
+  templates: { "fedora-40": { volume: "lite.qcow2", ssh: { login } } },
 });
 
 /** Blocks for a shell that only call libvirt-gci, but for `doctor`, which finds fault with the test bed. */

@@ -5,7 +5,7 @@ import { call, e2eTest, type Settings, until } from "./bed.ts";
 const WARM: Settings = {
   firmware: "efi",
   start: "warm",
-  templates: { lite: { login: "template" } },
+  templates: { lite: { ssh: { login: "template" } } },
 };
 
 /** Its kernel is signed by nobody. It boots for its RAM to be saved, is resumed, and boots again. */

@@ -18,8 +18,8 @@ import {
 /** Templates whose machines have no network. */
 const HERMETIC = {
   templates: {
-    cloud: { network: "none" },
-    lite: { network: "none", login: "template" },
+    cloud: { network: { name: "none" } },
+    lite: { network: { name: "none" }, ssh: { login: "template" } },
   },
 };
 
@@ -99,7 +99,7 @@ async function isToldWhatItNeeds(): Promise<void> {
     await virsh("vol-delete", "--pool", TESTBED.templatePool, "empty.qcow2");
   });
   const result = await runOnBed(job({ variables: [{ key: "DISTRO", value: "empty" }] }), {
-    settings: { network: "none", address_seconds: 3, ssh_seconds: 3 },
+    settings: { network: { name: "none" }, timeouts: { address_seconds: 3, ssh_seconds: 3 } },
     runner: { attempts: 1 },
   });
   assertVerdict(result, "runner_system_failure");

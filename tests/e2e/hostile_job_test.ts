@@ -23,7 +23,7 @@ import {
 } from "./bed.ts";
 
 const NAMESPACE = "urn:libvirt-gci:machine:1";
-const LITE = { login: "template" };
+const LITE = { ssh: { login: "template" } };
 
 function variables(values: Readonly<Record<string, string>>): JobVariable[] {
   return Object.entries({ DISTRO: "lite", ...values }).map(([key, value]) => ({ key, value }));
@@ -193,7 +193,7 @@ for (
     [
       "a template's volume, past the settings of the template",
       { variables: variables({ DISTRO: "lite.qcow2", LIBVIRT_GCI_VCPUS: "2" }) },
-      { templates: { lite: { ...LITE, vcpus: 1, max_vcpus: 1 } }, max_vcpus: 4 },
+      { templates: { lite: { ...LITE, vcpus: 1, limits: { vcpus: 1 } } }, limits: { vcpus: 4 } },
       ['the most that it may have is 1, by the template "lite"'],
     ],
     [
@@ -222,7 +222,7 @@ for (
   e2eTest(`a job does not get ${title}`, () => assertRefused(job(differences), settings, words));
 }
 
-const CAPS = { max_vcpus: 4, max_memory_mib: 700, max_disk_gib: 5 };
+const CAPS = { limits: { vcpus: 4, memory_mib: 700, disk_gib: 5 } };
 
 e2eTest(
   "a job of a protected ref gets what it asks for within its bounds, and no more",
@@ -244,9 +244,8 @@ e2eTest(
     });
     const { verdict, logText } = await runOnBed(asks, {
       settings: {
-        cpu_shares: 512,
-        disk_mib_per_second: 5,
-        disk_iops: 500,
+        cpu: { shares: 512 },
+        disk: { mib_per_second: 5, iops: 500 },
         rules: [{ protected: true, ...CAPS }, { templates: ["cloud"] }],
       },
       events: [{
@@ -280,7 +279,7 @@ e2eTest("sizes over the caps, and hostile ones, are the job's fault", async () =
     [vcpus, "5", "the most that it may have is 4, by this host's settings"],
     [memory, "701", "the most that it may have is 700, by this host's settings"],
     [disk, "6", "the most that it may have is 5, by this host's settings"],
-    ["LIBVIRT_GCI_NESTED", "true", '"allow_nested" of this host\'s settings is false'],
+    ["LIBVIRT_GCI_NESTED", "true", '"limits.nested" of this host\'s settings is false'],
     ["LIBVIRT_GCI_NESTED", "\u001b[8mtrue", '"\\u001b[8mtrue", which is neither true nor false'],
     ...[
       [vcpus, "1e3"],

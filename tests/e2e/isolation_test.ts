@@ -45,7 +45,7 @@ const WORDS: Readonly<Record<string, string>> = {
 
 /** Root in the guest, as a job that wants to break out would be. */
 function asRoot(settings: Settings): Settings {
-  const lite = { login: "template", key: TESTBED.key, user: "root" };
+  const lite = { ssh: { login: "template", key: TESTBED.key, user: "root" } };
   return { ...settings, templates: { lite } };
 }
 
@@ -170,8 +170,9 @@ for (
   ] as const
 ) {
   e2eTest(`machines ${words}`, async () => {
-    const blocked = start === "warm" ? {} : { blocked_networks: BLOCKED_NETWORKS };
-    const settings = asRoot({ isolate, start, host_ports: [`tcp/${OPEN_PORT}`], ...blocked });
+    const blocked = start === "warm" ? {} : { blocked: BLOCKED_NETWORKS };
+    const network = { isolate, host_ports: [`tcp/${OPEN_PORT}`], ...blocked };
+    const settings = asRoot({ start, network });
     const machines = ["gci-e2e-left", "gci-e2e-right"];
     await using undo = new AsyncDisposableStack();
     for (const port of [CLOSED_PORT, OPEN_PORT, CLIENTS_PORT]) undo.use(listen(port));
@@ -224,7 +225,7 @@ e2eTest(
   "prepare isolates no machine of a host whose network is not the one it runs in",
   async () => {
     const args = ["prepare", "-d", "lite", "-m", "gci-e2e-left"];
-    const settings = { host_addresses: [] };
+    const settings = { network: { host_addresses: [] } };
     const { status, stderr } = await call(args, { settings, wrapper: ["unshare", "--net"] });
     assert.equal(status, 2, stderr);
     assert.match(stderr, /bridge "gcitb0" is not among the interfaces here.*\n.*host_addresses/s);

@@ -145,7 +145,7 @@ e2eTest("scripts end as they should, one after the other in a machine", async (t
 });
 
 e2eTest("a fault of the host is tried three times, and said", async () => {
-  const result = await runOnBed(job({}), { settings: { network: "no-such-network" } });
+  const result = await runOnBed(job({}), { settings: { network: { name: "no-such-network" } } });
   assertVerdict(result, "runner_system_failure");
   const prepares = result.stages.filter(({ name }) => name === "prepare");
   assert.deepEqual(prepares.map(({ exitStatus }) => exitStatus), [2, 2, 2]);
@@ -164,7 +164,7 @@ e2eTest("a job's next attempt removes what cleanup could not, among many others"
   for (const name of others) await virsh("vol-create-as", overlayPool, name, "400");
   await using proxy = new StallingProxy(PROCEDURE.DOMAIN_CREATE_XML);
   const result = await runOnBed(job({ id: 79, script: ["echo running", UNTIL_LET_GO] }), {
-    settings: { uri: proxy.uri, call_seconds: 6 },
+    settings: { libvirt: { uri: proxy.uri, call_seconds: 6 } },
     runner: { onStage: ({ name }) => void (name === "cleanup" && proxy.recover()) },
     events: [{
       stage: "build_script",
@@ -290,7 +290,7 @@ e2eTest("a guest that is destroyed in the middle of a script is the host's fault
 
 e2eTest("a script that powers its machine off is the host's fault, not a success", async () => {
   const result = await runOnBed(job({ script: ["poweroff -f; sleep 60"] }), {
-    settings: { templates: { lite: { login: "template", user: "root" } } },
+    settings: { templates: { lite: { ssh: { login: "template", user: "root" } } } },
   });
   assertVerdict(result, "runner_system_failure");
 }, { thorough: true });
@@ -340,7 +340,7 @@ e2eTest("a key that the guest does not know fails at once, and is said", async (
 
 e2eTest("with shell: sh, cloud-init makes a user who needs no bash", async () => {
   const machine = "gci-e2e-sh";
-  const settings = { shell: "sh" };
+  const settings = { guest: { shell: "sh" } };
   await using undo = new AsyncDisposableStack();
   undo.defer(async () => void await call(["cleanup", "-m", machine], { settings }));
   const booted = await call(["prepare", "-d", "cloud", "-m", machine], { settings });
@@ -358,7 +358,7 @@ e2eTest(
   "where KVM runs no guests, a job that is to use it fails soon, and is told why",
   async () => {
     const result = await runOnBed(job({}), {
-      settings: { domain_type: "kvm", address_seconds: 300 },
+      settings: { domain_type: "kvm", timeouts: { address_seconds: 300 } },
       runner: { attempts: 1 },
     });
     assertVerdict(result, "runner_system_failure");
@@ -374,7 +374,7 @@ e2eTest("a machine that does not boot is explained by its console", async () => 
   await virsh("vol-create-as", TESTBED.templatePool, "empty.qcow2", "64M", "--format", "qcow2");
   try {
     const result = await runOnBed(job({ variables: [{ key: "DISTRO", value: "empty" }] }), {
-      settings: { address_seconds: 8 },
+      settings: { timeouts: { address_seconds: 8 } },
       runner: { attempts: 1 },
     });
     assertVerdict(result, "runner_system_failure");

@@ -19,10 +19,10 @@ import {
 const NAMESPACE = "urn:libvirt-gci:machine:1";
 
 const SETTINGS: Settings = {
-  max_keep_minutes: 60,
+  limits: { keep_minutes: 60 },
   templates: {
-    lite: { login: "template" },
-    systemd: { volume: "cloud.qcow2", login: "systemd", user: "root" },
+    lite: { ssh: { login: "template" } },
+    systemd: { volume: "cloud.qcow2", ssh: { login: "systemd", user: "root" } },
   },
 };
 

@@ -60,7 +60,7 @@ e2eTest("make_base_image makes a template of a machine, and a job runs on it", a
       "test /etc/ssh/ssh_host_ed25519_key -nt /etc/machine-id && echo its host key is new",
     ];
     const result = await runOnBed(job({ variables: [{ key: "DISTRO", value: VM }], script }), {
-      settings: { login: "template" },
+      settings: { ssh: { login: "template" } },
     });
     assert.match(result.logText, /\nit has no machine-id\n[^]*\nits host key is new\n/);
     assertVerdict(result, "success");

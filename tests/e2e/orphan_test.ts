@@ -62,7 +62,7 @@ e2eTest(
   async () => {
     const first = await prepared("gci-e2e-first");
     try {
-      await using doomed = await startDoomedRunner(82, { max_machines: 1 });
+      await using doomed = await startDoomedRunner(82, { host: { max_machines: 1 } });
       await doomed.runner.printed(/^Waiting for a machine to end \(1 of 1 machine run\)$/m);
       await doomed.endBy("SIGTERM");
     } finally {

@@ -13,7 +13,7 @@ function postMortemTest(
   e2eTest(name, async () => {
     const directory = await Deno.makeTempDir({ prefix: "libvirt-gci-e2e-pm-" });
     const machine = "gci-e2e-post-mortem";
-    const settings = { post_mortem_dir: directory, post_mortems: 3 };
+    const settings = { post_mortem: { dir: directory, count: 3 } };
     try {
       await test({ machine, settings });
       const { mode } = await Deno.stat(directory);
@@ -111,7 +111,9 @@ postMortemTest(
 postMortemTest(
   "a machine whose SSH never comes is kept whole, before prepare removes it",
   async ({ machine, settings }) => {
-    const options = { settings: { ...settings, port: 2222, ssh_seconds: 3 } };
+    const options = {
+      settings: { ...settings, ssh: { port: 2222 }, timeouts: { ssh_seconds: 3 } },
+    };
     const prepared = await call(["prepare", "-d", "lite", "-m", machine], options);
     assert.equal(prepared.status, 2);
     assert.match(prepared.stderr, /did not come up\nbecause: .* did not accept an SSH connection/);

@@ -21,7 +21,7 @@ const PRIVATE_KEY = /-----BEGIN OPENSSH PRIVATE KEY-----(?:\\n|\n)([^-]*)-----EN
 
 const TEMPLATES = {
   cloud: {},
-  systemd: { volume: "cloud.qcow2", login: "systemd", user: "root" },
+  systemd: { volume: "cloud.qcow2", ssh: { login: "systemd", user: "root" } },
 };
 
 /** A job whose variables and script nobody else may read, whatever --debug tells. */

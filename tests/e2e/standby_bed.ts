@@ -17,7 +17,7 @@ export async function withStandbys(
   const settings = {
     ...more,
     start: "warm",
-    templates: { lite: { login: "cloud-init", standby: count } },
+    templates: { lite: { ssh: { login: "cloud-init" }, standby: count } },
   };
   using file = settingsFile(settings);
   try {

@@ -112,7 +112,7 @@ async function refillsAfterCleanup(file: string): Promise<void> {
 
 /** A job for which there is no room gets that of a machine that waits; gc removes what is unwanted. */
 async function givesWay(file: string): Promise<void> {
-  const settings = { max_machines: 2 };
+  const settings = { host: { max_machines: 2 } };
   const prepare = ["prepare", "-d", "lite", "-m", "gci-e2e-one"];
   const { status, stderr } = await call(prepare, { settings });
   assert.equal(status, 0, stderr);

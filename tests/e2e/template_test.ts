@@ -104,7 +104,7 @@ const READ = "ls -S /usr/bin/* | sed -n 1,8p | " +
   "while read -r file; do dd if=$file iflag=direct bs=1M status=none; done | md5sum";
 
 e2eTest("a new version of a template takes its place while a job runs on the old one", async () => {
-  const settings = { login: "template" };
+  const settings = { ssh: { login: "template" } };
   const variables = [{ key: "DISTRO", value: VM }];
   const sizeOf = "echo size $(cat /sys/block/vda/size)";
   await using _ = undoVm();

@@ -10,16 +10,17 @@ import { Connection } from "../../src/libvirt/connection.ts";
 import { waitForRoom } from "../../src/machine/queue/admission.ts";
 import { sleep } from "../../src/wait.ts";
 import { bareStage } from "../fakes/test_stage.ts";
+import { merged } from "../fakes/merged.ts";
 import { TESTBED } from "./bed.ts";
 
 const [name = "", rounds, maxMachines, file = ""] = Deno.args;
-const config = {
-  ...{ ...DEFAULT_CONFIG, overlayPool: TESTBED.overlayPool, maxMachines: Number(maxMachines) },
-  ...{ overcommitMemory: true, reserveDiskGib: 0 },
-};
+const config = merged(DEFAULT_CONFIG, {
+  pools: { overlays: TESTBED.overlayPool },
+  host: { maxMachines: Number(maxMachines), overcommitMemory: true, reserveDiskGib: 0 },
+});
 {
-  await using connection = await Connection.open(config.uri);
-  using pool = await StoragePool.lookup(connection, config.overlayPool);
+  await using connection = await Connection.open(config.libvirt.uri);
+  using pool = await StoragePool.lookup(connection, config.pools.overlays);
   const stage = bareStage(connection, { config });
   for (let round = 1; round <= Number(rounds); round++) {
     const machine = `${name}-${round}`;

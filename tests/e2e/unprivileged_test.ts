@@ -47,7 +47,7 @@ const ignore = !Deno.env.has("LIBVIRT_GCI");
 async function runAsUser(script: string, rights = ""): Promise<JobResult> {
   const before = await filesOfUser();
   using program = publicProgram();
-  using settings = settingsFile({ key: "/nonexistent/key" });
+  using settings = settingsFile({ ssh: { key: "/nonexistent/key" } });
   Deno.chmodSync(settings.path, 0o644);
   const runner = runnerFor(
     ["sh", "-c", asUser(rights), "sh", program.path],

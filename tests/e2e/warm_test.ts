@@ -29,7 +29,7 @@ const TEMPLATE = "gci-e2e-random";
 const VOLUME = `${TEMPLATE}.qcow2`;
 
 /** A template whose guest has a process that writes random numbers into /run/random, without end. */
-const WARM: Settings = { start: "warm", templates: { [TEMPLATE]: { login: "template" } } };
+const WARM: Settings = { start: "warm", templates: { [TEMPLATE]: { ssh: { login: "template" } } } };
 
 /** It runs before the RAM is saved, and goes on in each machine: 16 bytes of getrandom(2) a line. */
 const WRITER = `
@@ -183,7 +183,7 @@ async function isMadeOnce(): Promise<void> {
   const half = `${TEMPLATE}.0123456789.warm-disk.libvirt-gci`;
   await virsh("vol-create-as", TESTBED.overlayPool, half, "1M", "--format", "qcow2");
   assert.match(await done(call(["gc"])), /Removed a warm image of .*: it is incomplete/);
-  const full = { ...WARM, reserve_memory_mib: 16_000_000 };
+  const full = { ...WARM, host: { reserve_memory_mib: 16_000_000 } };
   const refused = await call(["warm", TEMPLATE], { settings: full });
   assert.match(refused.stderr, /The machine "warm-.*" would wait forever for/);
   const two = [1, 2].map(() => call(["warm", TEMPLATE], { settings: WARM }));

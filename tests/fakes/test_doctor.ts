@@ -8,6 +8,7 @@ import type { HostNetwork } from "../../src/machine/network/host_addresses.ts";
 import { parseConfig } from "../../src/settings/read.ts";
 import { type Config, DEFAULT_CONFIG, type MachineSettings } from "../../src/settings/settings.ts";
 import { poolPath } from "../../src/shell.ts";
+import { type Differences, merged } from "./merged.ts";
 import { openTestHost } from "./test_host.ts";
 
 /** A file of a made-up host: its text, and its mode if it is not 644. Null is a directory. */
@@ -88,10 +89,10 @@ export interface HostDifferences extends Partial<Omit<DoctorContext, "config">> 
   readonly files?: HostTree;
   /** Changes libvirt's test driver first. */
   readonly libvirt?: (connection: Connection) => unknown;
-  readonly config?: Partial<Config>;
+  readonly config?: Differences<Config>;
   /** Settings as a file has them, instead of `config`. */
   readonly yaml?: string;
-  readonly machine?: Partial<MachineSettings>;
+  readonly machine?: Differences<MachineSettings>;
 }
 
 /** For a host without libvirt. */
@@ -99,7 +100,7 @@ export const NO_LIBVIRT = new Error("nobody connected to libvirt in this test");
 
 /** A host on which jobs run well, but for these differences. Its files go when it is disposed of. */
 export async function doctorHost(
-  { files, libvirt, config, yaml, machine, ...differences }: HostDifferences = {},
+  { files, libvirt, config = {}, yaml, machine = {}, ...differences }: HostDifferences = {},
 ): Promise<LibvirtContext & AsyncDisposable> {
   const stack = new AsyncDisposableStack();
   const root = await Deno.makeTempDir({ prefix: "libvirt-gci-test-" });
@@ -112,9 +113,9 @@ export async function doctorHost(
     answerCalls(connection, ANSWERS);
     await libvirt?.(connection);
   }
-  const settings = { ...DEFAULT_CONFIG, ...yaml === undefined ? config : parseConfig(yaml, "x") };
+  const settings = yaml === undefined ? merged(DEFAULT_CONFIG, config) : parseConfig(yaml, "x");
   return {
-    config: { ...settings, machine: { ...settings.machine, ...machine } },
+    config: merged(settings, { machine }),
     configError: null,
     kvm: () => Promise.resolve({ works: true }),
     hostNetwork: () => HOST_NETWORK,

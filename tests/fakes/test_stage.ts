@@ -6,6 +6,7 @@ import type { Job } from "../../src/job/job.ts";
 import type { Connection } from "../../src/libvirt/connection.ts";
 import { type MachineMetadata, readMetadata, writeMetadata } from "../../src/machine/metadata.ts";
 import { type Stage, type StageParts, toStage } from "../../src/machine/context.ts";
+import { type Differences, merged } from "./merged.ts";
 import type { TestGuest } from "./test_guest.ts";
 
 /** A job as GitLab Runner gives it. */
@@ -35,8 +36,8 @@ export interface TestStage extends Stage, Disposable {
 
 /** What a {@linkcode testStage} differs in from the defaults. */
 export interface TestStageOptions {
-  readonly machine?: Partial<MachineSettings>;
-  readonly config?: Partial<Config>;
+  readonly machine?: Differences<MachineSettings>;
+  readonly config?: Differences<Config>;
 }
 
 /** A stage on any connection that nobody hears of, but for these parts. */
@@ -65,7 +66,7 @@ export function bareStage(connection: Connection, parts: Partial<StageParts> = {
 export function testStage(
   connection: Connection,
   guest: TestGuest,
-  { machine, config }: TestStageOptions = {},
+  { machine = {}, config = {} }: TestStageOptions = {},
 ): TestStage {
   const key = Deno.makeTempFileSync({ prefix: "libvirt-gci-test-" });
   Deno.writeTextFileSync(key, guest.privateKey);
@@ -82,20 +83,17 @@ export function testStage(
   };
   const stage = toStage({
     config: {
-      ...DEFAULT_CONFIG,
-      ...config,
-      machine: {
-        ...DEFAULT_CONFIG.machine,
-        ...{
+      ...merged(DEFAULT_CONFIG, config),
+      machine: merged(
+        merged(DEFAULT_CONFIG.machine, {
           domainType: "test",
           machineType: null,
-          login: "template",
-          isolate: false,
-          key,
-          port: guest.port,
-        },
-        ...{ addressSeconds: 2, sshSeconds: 2, ...machine },
-      },
+          network: { isolate: false },
+          ssh: { login: "template", key, port: guest.port },
+          timeouts: { addressSeconds: 2, sshSeconds: 2 },
+        }),
+        machine,
+      ),
     },
     connection,
     connect: () => Promise.resolve(unclosed(connection)),

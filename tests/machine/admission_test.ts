@@ -50,6 +50,7 @@ import {
   testStage,
   type TestStageOptions,
 } from "../fakes/test_stage.ts";
+import { merged } from "../fakes/merged.ts";
 
 const GIB = 1024 ** 3;
 
@@ -110,7 +111,7 @@ Deno.test("a machine that runs and has not given up its turn counts once", () =>
   assert.equal(shortage(load, { maxMachines: 5 }), null);
 });
 
-Deno.test("max_machines counts those that run and those that are about to", () => {
+Deno.test("host.max_machines counts those that run and those that are about to", () => {
   const load = { ahead: machines(2), running: names(1) };
   assert.equal(shortage(load, { maxMachines: 3 }), null);
   assert.equal(
@@ -427,7 +428,7 @@ function startPrepare(machine: string, stage: Stage, job: Partial<Job> = {}): Pr
   return { machine, lines, done, abort: () => controller.abort(new Error("cancelled")), said };
 }
 
-const ONE = { config: { maxMachines: 1 } };
+const ONE = { config: { host: { maxMachines: 1 } } };
 
 Deno.test("machines start one after another, in the order in which they came", () =>
   withBed(async ({ connection, stage }) => {
@@ -470,7 +471,7 @@ Deno.test("a machine whose runner was killed holds up nobody, and no more go tha
     assert.equal(running.filter((name) => all.includes(name)).length, 2);
     assert.deepEqual(stage.lines.at(-1), "Removed a machine that nobody needs any more");
     for (const machine of all) await removeMachine(machine, stage);
-  }, { config: { maxMachines: 3, admissionSeconds: 5 } }));
+  }, { config: { host: { maxMachines: 3, queueSeconds: 5 } } }));
 
 Deno.test("a runner that is killed while another's job waits makes room for it", () =>
   withBed(async ({ connection, stage }) => {
@@ -481,7 +482,7 @@ Deno.test("a runner that is killed while another's job waits makes room for it",
     await second.done;
     assert.match(second.lines.join("\n"), /^Removed a machine that nobody needs any more$/m);
     await removeMachine("m-2", stage);
-  }, { config: { maxMachines: 1, admissionSeconds: 30 } }));
+  }, { config: { host: { maxMachines: 1, queueSeconds: 30 } } }));
 
 Deno.test("a template that is replaced during the wait is looked up again", () =>
   withBed(async ({ connection, stage }) => {
@@ -518,7 +519,7 @@ Deno.test("of many at once, no more run than may, and each gets its turn", () =>
     });
     await Promise.all(jobs);
     assert.equal(most, 3);
-  }, { config: { maxMachines: 3 } }));
+  }, { config: { host: { maxMachines: 3 } } }));
 
 Deno.test("a machine of somebody else is none of ours", () =>
   withBed(async ({ connection, stage }) => {
@@ -547,12 +548,12 @@ Deno.test("a wait that takes too long fails, says for what, and leaves nothing",
       assert(error instanceof SystemFailure);
       const wait = /did not get its turn within 0 s: it waits for a machine to end \(1 of 1 /;
       assert.match(error.message, wait);
-      assert.match(error.advice ?? "", /libvirt-gci list; max_machines/);
+      assert.match(error.advice ?? "", /libvirt-gci list; "host\.max_machines"/);
       return true;
     });
     assert.deepEqual(await volumesOf(connection), before);
     await removeMachine("m-1", stage);
-  }, { config: { maxMachines: 1, admissionSeconds: 0 } }));
+  }, { config: { host: { maxMachines: 1, queueSeconds: 0 } } }));
 
 Deno.test("a prepare that was killed while it waited holds nobody up", () =>
   withBed(async ({ connection, stage }) => {
@@ -627,7 +628,7 @@ Deno.test("a machine that cannot start gives its turn back", () =>
   withBed(async ({ connection, stage }) => {
     await assert.rejects(startPrepare("m-1", stage).done, /Cannot start the machine/);
     assert.deepEqual(await volumesOf(connection), ["somebody.qcow2"]);
-  }, { machine: { cpuMode: "nonsense" } }));
+  }, { machine: { cpu: { mode: "nonsense" } } }));
 
 Deno.test("a pool that is full fails a job at once, before anything is made", () =>
   withBed(async ({ stage }) => {
@@ -637,18 +638,18 @@ Deno.test("a pool that is full fails a job at once, before anything is made", ()
       assert.match(error.message, /would wait forever for space in the pool .* 100 GiB stay free/);
       return true;
     });
-  }, { config: { reserveDiskGib: 100 } }));
+  }, { config: { host: { reserveDiskGib: 100 } } }));
 
 Deno.test("a pool that is full beside another machine is waited for", () =>
   withBed(async ({ stage }) => {
-    await startPrepare("m-1", toStage({ ...stage, config: { ...stage.config, reserveDiskGib: 0 } }))
-      .done;
+    const config = merged(stage.config, { host: { reserveDiskGib: 0 } });
+    await startPrepare("m-1", toStage({ ...stage, config })).done;
     const second = startPrepare("m-2", stage);
     await second.said(/^Waiting for space in the pool .* \([\d.]+ of 100 GiB are free\)$/m);
     second.abort();
     await assert.rejects(second.done, /cancelled/);
     await removeMachine("m-1", stage);
-  }, { config: { reserveDiskGib: 100 } }));
+  }, { config: { host: { reserveDiskGib: 100 } } }));
 
 Deno.test("without any limit, nobody takes a turn", async () => {
   const calls: string[] = [];
@@ -658,7 +659,9 @@ Deno.test("without any limit, nobody takes a turn", async () => {
   const look = "virConnectGetAllDomainStats";
   await startPrepare("m-1", stage).done;
   assert.equal(calls.filter((name) => name === look).length, 1);
-  const unlimited = { ...stage.config, overcommitMemory: true, reserveDiskGib: 0 };
+  const unlimited = merged(stage.config, {
+    host: { overcommitMemory: true, reserveDiskGib: 0 },
+  });
   await startPrepare("m-2", toStage({ ...stage, config: unlimited })).done;
   assert.equal(calls.filter((name) => name === look).length, 1);
   await removeMachine("m-1", stage);
@@ -669,7 +672,9 @@ Deno.test("whoever waits lists the volumes once each time that it looks around",
   const calls: string[] = [];
   await using connection = await openTestHost({ onCall: (name) => void calls.push(name) });
   await using guest = await TestGuest.start();
-  using stage = testStage(connection, guest, { config: { maxMachines: 1, admissionSeconds: 1 } });
+  using stage = testStage(connection, guest, {
+    config: { host: { maxMachines: 1, queueSeconds: 1 } },
+  });
   using pool = await StoragePool.lookup(connection, "libvirt-gci");
   await startPrepare("m-1", stage).done;
   calls.length = 0;
@@ -705,14 +710,14 @@ Deno.test("a machine that no job needs yet waits for no room, and leaves no turn
     assert.equal(entriesIn(await pool.volumeNames()).length, 1);
     await admission?.leave();
     assert.equal(entriesIn(await pool.volumeNames()).length, 0);
-  }, { config: { maxMachines: 1 } }));
+  }, { config: { host: { maxMachines: 1 } } }));
 
 Deno.test("a machine for a warm image waits its turn, as those of jobs do", () =>
   withBed(async ({ stage }) => {
     await prepare({ ...JOB, machine: "m-1" }, {}, stage);
     await assert.rejects(warm(["debian-12"], stage), /did not get its turn within 1 s/);
     await removeMachine("m-1", stage);
-  }, { config: { maxMachines: 1, admissionSeconds: 1 } }));
+  }, { config: { host: { maxMachines: 1, queueSeconds: 1 } } }));
 
 // --- Limits of projects --------------------------------------------------------------------------
 
@@ -752,7 +757,7 @@ Deno.test("a job over its project's limit waits, and holds back nobody of anothe
     await third.done;
     await removeMachine("m-3", stage);
     await removeMachine("m-5", stage);
-  }, { config: { ...ruled("[{max_machines: 1}]"), maxMachines: 2 } }));
+  }, { config: { ...ruled("[{max_machines: 1}]"), host: { maxMachines: 2 } } }));
 
 Deno.test("of many at once, no project has more than it may, and each gets its turn", () =>
   withBed(async ({ connection, stage }) => {
@@ -782,7 +787,10 @@ Deno.test("without any limit of the host, a project's limit holds all the same",
     await second.done;
     await removeMachine("m-2", stage);
   }, {
-    config: { ...ruled("[{max_machines: 1}]"), overcommitMemory: true, reserveDiskGib: 0 },
+    config: {
+      ...ruled("[{max_machines: 1}]"),
+      host: { overcommitMemory: true, reserveDiskGib: 0 },
+    },
   }));
 
 Deno.test("a project's machines count by whichever rule they started, people's do not", () =>
@@ -795,7 +803,7 @@ Deno.test("a project's machines count by whichever rule they started, people's d
     await removeMachine("m-2", stage);
     await third.done; // since it came before m-4
     for (const machine of ["m-1", "m-3", "m-4"]) await removeMachine(machine, stage);
-  }, { config: ruled("[{protected: true, max_vcpus: 9}, {max_machines: 1}]") }));
+  }, { config: ruled("[{protected: true, limits: {vcpus: 9}}, {max_machines: 1}]") }));
 
 Deno.test("a machine that is kept after its job counts for its project", () =>
   withBed(async ({ stage }) => {
@@ -833,12 +841,12 @@ Deno.test("a wait for the project that is cancelled, or too long, leaves nothing
     await assert.rejects(second.done, /cancelled/);
     assert.deepEqual(await volumesOf(connection), before);
 
-    const hasty = toStage({ ...stage, config: { ...stage.config, admissionSeconds: 0 } });
+    const hasty = toStage({ ...stage, config: merged(stage.config, { host: { queueSeconds: 0 } }) });
     await assert.rejects(startPrepare("m-2", hasty).done, (error) => {
       assert(error instanceof SystemFailure);
       const wait = /did not get its turn within 0 s: it waits for a machine of its project to end /;
       assert.match(error.message, wait);
-      assert.match(error.advice ?? "", /libvirt-gci list; max_machines of rule 1 \(rules\[0\]\)/);
+      assert.match(error.advice ?? "", /libvirt-gci list; "max_machines" of rule 1 \(rules\[0\]\)/);
       return true;
     });
     assert.deepEqual(await volumesOf(connection), before);
@@ -849,7 +857,8 @@ Deno.test("what a job waits for its project counts for how long it may wait at a
   withBed(async ({ stage }) => {
     await startPrepare("m-1", stage).done;
     await startPrepare("m-2", stage, OTHER).done;
-    const patient = toStage({ ...stage, config: { ...stage.config, admissionSeconds: 60 } });
+    const inTime = merged(stage.config, { host: { queueSeconds: 60 } });
+    const patient = toStage({ ...stage, config: inTime });
     const third = startPrepare("m-3", patient, { project: "third/proj" });
     await third.said(/^Waiting for a machine to end/m);
     const start = performance.now();
@@ -865,7 +874,7 @@ Deno.test("what a job waits for its project counts for how long it may wait at a
     assert(performance.now() - start < 8000);
     await third.done;
     for (const machine of ["m-2", "m-3"]) await removeMachine(machine, stage);
-  }, { config: { ...ruled("[{max_machines: 1}]"), maxMachines: 2, admissionSeconds: 5 } }));
+  }, { config: { ...ruled("[{max_machines: 1}]"), host: { maxMachines: 2, queueSeconds: 5 } } }));
 
 Deno.test("a machine that is removed while it waits for its project does not start", () =>
   withBed(async ({ stage }) => {
@@ -881,7 +890,7 @@ Deno.test("where no rule limits a project, nobody takes a place, and cleanup loo
   const calls: string[] = [];
   await using connection = await openTestHost({ onCall: (name) => void calls.push(name) });
   await using guest = await TestGuest.start();
-  using stage = testStage(connection, guest, { config: ruled("[{max_vcpus: 4}]") });
+  using stage = testStage(connection, guest, { config: ruled("[{limits: {vcpus: 4}}]") });
   const countLists = async (work: () => Promise<unknown>): Promise<number> => {
     calls.length = 0;
     await work();
@@ -893,7 +902,7 @@ Deno.test("where no rule limits a project, nobody takes a place, and cleanup loo
   };
   const limited = toStage({
     ...stage,
-    config: { ...stage.config, ...ruled("[{max_machines: 4}]") },
+    config: merged(stage.config, ruled("[{max_machines: 4}]")),
   });
   assert.equal(await countLists(() => startPrepare("m-1", limited).done), without.prepare + 1);
   assert.equal(await countLists(() => removeMachine("m-1", limited)), without.cleanup + 1);

@@ -27,7 +27,7 @@ Deno.test("a machine that could not be resumed boots with another MAC, which has
   const { machine: name } = JOB;
   const { machine: settings } = config;
   const choice = chooseTemplate(config, "debian-12", { isOperator: true });
-  const asked = { ...choice, advise: () => "", pool: config.templatePool };
+  const asked = { ...choice, advise: () => "", pool: config.pools.templates };
 
   const login = await createLogin(name, { keys: "own", settings }, stage.host);
   const ofMetadata = { template: choice.name, login, settings, card: null };
@@ -73,7 +73,8 @@ Deno.test("the lease of a guest that could not be resumed is not that of the one
   await using connection = await openTestHost();
   await using guest = await TestGuest.start();
   const hostAddresses = ["192.0.2.7/24"]; // the test driver has none
-  const machine = { isolate: true, hostAddresses, start: "auto", addressSeconds: 1 } as const;
+  const network = { isolate: true, hostAddresses };
+  const machine = { network, start: "auto", timeouts: { addressSeconds: 1 } } as const;
   using stage = testStage(connection, guest, { machine });
   using _ = haveFiltersAndLease(connection, 1_900_000_000);
   await assert.rejects(prepare(JOB, {}, stage), (error) => {

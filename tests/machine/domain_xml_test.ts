@@ -11,6 +11,8 @@ import {
 } from "../../src/machine/domain_xml.ts";
 import { randomMac } from "../../src/machine/network/card.ts";
 
+import { type Differences, merged } from "../fakes/merged.ts";
+
 const SPDX = "<!-- SPDX-License-Identifier: GPL-2.0-or-later -->";
 
 const MACHINE: DomainOnDisk = {
@@ -41,8 +43,8 @@ const MACHINE: DomainOnDisk = {
   nvramPath: null,
 };
 
-function settings(differences: Partial<MachineSettings>): Pick<DomainOnDisk, "settings"> {
-  return { settings: { ...DEFAULT_CONFIG.machine, ...differences } };
+function settings(differences: Differences<MachineSettings>): Pick<DomainOnDisk, "settings"> {
+  return { settings: merged(DEFAULT_CONFIG.machine, differences) };
 }
 
 const CASES: Readonly<Record<string, Partial<DomainOnDisk>>> = {
@@ -51,17 +53,17 @@ const CASES: Readonly<Record<string, Partial<DomainOnDisk>>> = {
   efi: { nvramPath: "/var/lib/libvirt/libvirt-gci/m.guest.libvirt-gci/nvram" },
   emulated: {
     ...{ seedPath: null, filter: null },
-    ...settings({ domainType: "qemu", isolate: false }),
+    ...settings({ domainType: "qemu", network: { isolate: false } }),
   },
   systemd: {
     seedPath: null,
     credentialPath: "/var/lib/libvirt/libvirt-gci/m.credential.libvirt-gci",
   },
   warm: { isWarm: true, filter: null, card: null },
-  hermetic: { filter: null, ...settings({ network: "none" }) },
+  hermetic: { filter: null, ...settings({ network: { name: "none" } }) },
   bounded: settings({
-    ...{ vcpus: 8, memoryMib: 16384, cpuShares: 512 },
-    ...{ diskMibPerSecond: 100, diskIops: 500, networkMibPerSecond: 10 },
+    ...{ vcpus: 8, memoryMib: 16384, cpu: { shares: 512 } },
+    ...{ disk: { mibPerSecond: 100, iops: 500 }, network: { mibPerSecond: 10 } },
   }),
 };
 

@@ -443,7 +443,7 @@ Deno.test("a person's machine has no time after a failure: it stays", () =>
     await removeMachine("by-hand", stage);
   }));
 
-Deno.test("no more machines are kept at once than max_kept_machines, whoever fails how often", () =>
+Deno.test("no more machines are kept at once than host.max_kept_machines, whoever fails how often", () =>
   withMachine(async ({ connection, stage, said, runAs }) => {
     const others = ["m-1", "m-2"];
     for (const machine of others) {
@@ -462,7 +462,7 @@ Deno.test("no more machines are kept at once than max_kept_machines, whoever fai
       await removeMachine(machine, stage);
     }
     assert.equal((await metadataOf(connection)).failed, "build_script");
-  }, { config: { maxKeptMachines: 2 } }));
+  }, { config: { host: { maxKeptMachines: 2 } } }));
 
 Deno.test("of two jobs that fail at once, one is kept where one may be, or none", () =>
   withMachine(async ({ stage }) => {
@@ -477,7 +477,7 @@ Deno.test("of two jobs that fail at once, one is kept where one may be, or none"
     const kept = await Promise.all(machines.map((machine) => keepAfterJob(machine, stage)));
     assert(kept.filter((is) => is).length <= 1);
     for (const machine of machines) await removeMachine(machine, stage);
-  }, { config: { maxKeptMachines: 1 } }));
+  }, { config: { host: { maxKeptMachines: 1 } } }));
 
 Deno.test("cleanup --all counts kept machines apart, and removes them", () =>
   withMachine(async ({ connection, stage, runAs }) => {

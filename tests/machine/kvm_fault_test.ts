@@ -25,7 +25,11 @@ const UNKNOWN: KvmAnswer = { works: null, reason: "no permission on /dev/kvm" };
 /** A machine of these settings, on a host where KVM is like this. */
 function user(answer: KvmAnswer, { domainType = "kvm", isLocal = true } = {}) {
   const kvm = () => isLocal ? Promise.resolve(answer) : Promise.reject(new Error("asked"));
-  return { settings: { domainType, addressSeconds: 1 }, connection: { isLocal }, kvm };
+  return {
+    settings: { domainType, timeouts: { addressSeconds: 1, sshSeconds: 1 } },
+    connection: { isLocal },
+    kvm,
+  };
 }
 
 const HERE = [WORKS, UNKNOWN, BROKEN].map((answer) => user(answer));
@@ -69,8 +73,8 @@ Deno.test("a machine without an address is KVM's fault where KVM runs no guests,
   const answer = await kvmRunsGuests();
   await using connection = await openTestHost();
   await using guest = await TestGuest.start();
-  const machine = { domainType: "kvm", addressSeconds: 6 };
-  using stage = testStage(connection, guest, { machine, config: { postMortems: 0 } });
+  const machine = { domainType: "kvm", timeouts: { addressSeconds: 6 } };
+  using stage = testStage(connection, guest, { machine, config: { postMortem: { count: 0 } } });
   const { machine: settings } = stage.config;
   using domain = await Domain.lookup(connection, "somebody"); // it has no card
   const login = await createLogin(JOB.machine, { keys: "own", settings }, stage.host);

@@ -6,6 +6,7 @@ import { createLogin, toHostName, volumeContents } from "../../src/machine/login
 import { TestGuest } from "../fakes/test_guest.ts";
 import { openTestHost } from "../fakes/test_host.ts";
 import { testStage } from "../fakes/test_stage.ts";
+import { merged } from "../fakes/merged.ts";
 
 Deno.test("--ssh-key-file is the key of a machine, whatever its template's login", async () => {
   await using connection = await openTestHost();
@@ -14,7 +15,7 @@ Deno.test("--ssh-key-file is the key of a machine, whatever its template's login
   const keyFile = await Deno.makeTempFile({ prefix: "libvirt-gci-test-" });
   await Deno.writeTextFile(keyFile, guest.privateKey);
   for (const login of ["template", "cloud-init"] as const) {
-    const settings = { ...DEFAULT_CONFIG.machine, login, key: "/nonexistent" };
+    const settings = merged(DEFAULT_CONFIG.machine, { ssh: { login, key: "/nonexistent" } });
     const { key } = await createLogin("m", { keys: { keyFile }, settings }, stage.host);
     assert.equal(key.privateKey, guest.privateKey);
   }
@@ -26,7 +27,7 @@ Deno.test("a guest gets its user with the shell of the settings", async () => {
   await using guest = await TestGuest.start();
   using stage = testStage(connection, guest);
   for (const shell of ["bash", "sh"] as const) {
-    const settings = { ...DEFAULT_CONFIG.machine, shell };
+    const settings = merged(DEFAULT_CONFIG.machine, { guest: { shell } });
     const login = await createLogin("m", { keys: "own", settings }, stage.host);
     const { seed } = volumeContents("m", login, settings);
     assert(new TextDecoder().decode(seed ?? undefined).includes(`shell: "/bin/${shell}"`));
@@ -46,7 +47,7 @@ Deno.test("a guest that shows another host key at first is waited for, as cloud-
     waitForSsh(login, () => Promise.resolve(), limits),
     {
       message: /within 0.5 s: .*does not show the machine's host key/,
-      advice: /^Set "login" .* cloud-init.* did not take the keys/,
+      advice: /^Set "ssh\.login" .* cloud-init.* did not take the keys/,
       fault: "host_key",
     },
   );

@@ -32,6 +32,7 @@ import {
   testStage,
   type TestStageOptions,
 } from "../fakes/test_stage.ts";
+import { merged } from "../fakes/merged.ts";
 
 const bytes = (text: string): Uint8Array => new TextEncoder().encode(text);
 
@@ -124,14 +125,14 @@ Deno.test("a cancelled prepare has none, and warns of nothing", () =>
       assert.rejects(prepared, reason),
     ]);
     assert.deepEqual([await listed(stage.postMortemDirectory), stage.warnings], [[], []]);
-  }, { guest: { ignoreCommands: true }, machine: { sshSeconds: 60 } }));
+  }, { guest: { ignoreCommands: true }, machine: { timeouts: { sshSeconds: 60 } } }));
 
-Deno.test("with post_mortems: 0, nothing is kept", () =>
+Deno.test("with post_mortem.count: 0, nothing is kept", () =>
   withStage(async ({ stage }) => {
     const words = await prepare(JOB, {}, stage).catch(explain);
     assert.match(String(words), /serial console/);
     assert.deepEqual(await listed(stage.postMortemDirectory), []);
-  }, { guest: { refuseKey: true }, config: { postMortems: 0 } }));
+  }, { guest: { refuseKey: true }, config: { postMortem: { count: 0 } } }));
 
 Deno.test("a post-mortem that cannot be written is a warning, and the failure stays", () =>
   withStage(async ({ stage }) => {
@@ -332,7 +333,7 @@ function answers(agentBytes: number): ConstructorParameters<typeof TestLibvirtd>
 }
 
 /** Has a machine fail whose guest says this, and gives the files that are kept of it. */
-async function keptOf(agentBytes: number, postMortemMib: number): Promise<Map<string, string>> {
+async function keptOf(agentBytes: number, totalMib: number): Promise<Map<string, string>> {
   await using libvirtd = new TestLibvirtd(answers(agentBytes));
   const postMortemDirectory = await Deno.makeTempDir({ prefix: "libvirt-gci-test-" });
   const warnings: string[] = [];
@@ -340,7 +341,7 @@ async function keptOf(agentBytes: number, postMortemMib: number): Promise<Map<st
     const connect = () => Connection.open(libvirtd.uri);
     await using connection = await connect();
     const stage = bareStage(connection, {
-      config: { ...DEFAULT_CONFIG, postMortemMib },
+      config: merged(DEFAULT_CONFIG, { postMortem: { totalMib } }),
       connect,
       postMortemDirectory,
       warn: (line) => void warnings.push(line),
@@ -353,7 +354,7 @@ async function keptOf(agentBytes: number, postMortemMib: number): Promise<Map<st
   }
 }
 
-Deno.test("what a fake guest agent says takes a quarter of post_mortem_mib at most, and loses nothing else", async () => {
+Deno.test("what a fake guest agent says takes a quarter of post_mortem.total_mib at most, and loses nothing else", async () => {
   const small = await keptOf(60_000, 100);
   assert.equal(Object.keys(JSON.parse(small.get("agent.json") ?? "{}")).length, 6);
   assert.equal(small.get("domain.xml"), "<domain/>");
@@ -366,7 +367,10 @@ Deno.test("what a fake guest agent says takes a quarter of post_mortem_mib at mo
   const { length } = quarter.get("agent.json") ?? "";
   assert(length > 250_000 && length <= 1024 ** 2 / 4, `${length} bytes`);
   const more = await keptOf(44_000, 1);
-  assert.match(more.get("reason.txt") ?? "", /^- agent\.json: .*quarter of post_mortem_mib$/m);
+  assert.match(
+    more.get("reason.txt") ?? "",
+    /^- agent\.json: .*quarter of "post_mortem\.total_mib"$/m,
+  );
   for (const files of [large, more]) {
     assert.deepEqual([...files.keys()], ["domain.xml", "project", "reason.txt"]);
   }

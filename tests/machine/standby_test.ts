@@ -55,6 +55,7 @@ import {
   testStage,
   type TestStageOptions,
 } from "../fakes/test_stage.ts";
+import { type Differences, merged } from "../fakes/merged.ts";
 
 const KIND = "0123456789abcdef";
 const ENDED = { runner: "1 1 0", attemptDir: "" };
@@ -131,20 +132,48 @@ Deno.test("the names of volumes tell who waits and who took whom", () => {
 
 /** Another value than the default of each setting of a machine. */
 const OTHER_SETTINGS: MachineSettings = {
-  ...{ domainType: "qemu", network: "other", isolate: false, hostPorts: ["tcp/80"] },
-  ...{ blockedNetworks: ["10.0.0.0/8"], hostAddresses: ["10.0.0.1"] },
-  ...{ vcpus: 3, memoryMib: 4096, diskGib: 9, nested: true, keepMinutes: 9 },
-  ...{ maxVcpus: 9, maxMemoryMib: 9999, maxDiskGib: 9, maxKeepMinutes: 9, allowNested: true },
-  ...{ cpuShares: 9, diskMibPerSecond: 9, diskIops: 9, networkMibPerSecond: 9 },
-  ...{ machineType: "pc", firmware: "efi", cpuMode: "maximum", start: "warm", standby: 9 },
-  ...{ user: "root", port: 2222, key: "/key", shell: "sh", login: "systemd" },
-  ...{ buildsDir: "/builds", cacheDir: "/cache", addressSeconds: 9, sshSeconds: 9 },
+  domainType: "qemu",
+  vcpus: 3,
+  memoryMib: 4096,
+  diskGib: 9,
+  nested: true,
+  keepMinutes: 9,
+  limits: { vcpus: 9, memoryMib: 9999, diskGib: 9, keepMinutes: 9, nested: true },
+  machineType: "pc",
+  firmware: "efi",
+  start: "warm",
+  standby: 9,
+  cpu: { mode: "maximum", shares: 9 },
+  disk: { mibPerSecond: 9, iops: 9 },
+  network: {
+    name: "other",
+    isolate: false,
+    hostPorts: ["tcp/80"],
+    hostAddresses: ["10.0.0.1"],
+    blocked: ["10.0.0.0/8"],
+    mibPerSecond: 9,
+  },
+  ssh: { login: "systemd", user: "root", port: 2222, key: "/key" },
+  guest: { shell: "sh", buildsDir: "/builds", cacheDir: "/cache" },
+  timeouts: { addressSeconds: 9, sshSeconds: 9 },
 };
+
+/** Each value of an object, and of those in it, as the change of this value alone. */
+function changesOf(values: object): [string, object][] {
+  return Object.entries(values).flatMap(([key, value]) =>
+    typeof value === "object" && value !== null && !Array.isArray(value)
+      ? changesOf(value).map(([below, change]): [string, object] => {
+        return [`${key}.${below}`, { [key]: change }];
+      })
+      : [[key, { [key]: value }]]
+  );
+}
 
 /** The settings that do not make a machine another one. */
 const NOT_OF_THE_MACHINE: readonly string[] = [
-  ...["keepMinutes", "maxVcpus", "maxMemoryMib", "maxDiskGib", "maxKeepMinutes", "allowNested"],
-  ...["start", "standby", "key", "buildsDir", "cacheDir", "addressSeconds", "sshSeconds"],
+  ...["keepMinutes", "limits.vcpus", "limits.memoryMib", "limits.diskGib", "limits.keepMinutes"],
+  ...["limits.nested", "start", "standby", "ssh.key", "guest.buildsDir", "guest.cacheDir"],
+  ...["timeouts.addressSeconds", "timeouts.sshSeconds"],
 ];
 
 Deno.test("a machine waits for the jobs that would get the same, and for no others", async () => {
@@ -153,8 +182,8 @@ Deno.test("a machine waits for the jobs that would get the same, and for no othe
   assert.match(kind, /^[0-9a-f]{16}$/);
   assert.notEqual(await standbyKind({ ...made, imageId: "0123456780" }), kind);
   const same: string[] = [];
-  for (const [key, value] of Object.entries(OTHER_SETTINGS)) {
-    const settings = { ...DEFAULT_CONFIG.machine, [key]: value };
+  for (const [key, change] of changesOf(OTHER_SETTINGS)) {
+    const settings = merged(DEFAULT_CONFIG.machine, change);
     assert.notDeepEqual(settings, DEFAULT_CONFIG.machine, `${key} is no other`);
     if (await standbyKind({ ...made, settings }) === kind) same.push(key);
   }
@@ -326,7 +355,7 @@ Deno.test("a job that has no room gets that of a machine that waits", () =>
     await prepare(JOB, {}, stage);
     assert(!(await domains(stage.connection)).includes(standby));
     await removeMachine(JOB.machine, stage);
-  }, { config: { maxMachines: 1, admissionSeconds: 5 } }));
+  }, { config: { host: { maxMachines: 1, queueSeconds: 5 } } }));
 
 Deno.test("only the job that starts next has machines removed that wait", () =>
   withStage(async (stage) => {
@@ -350,7 +379,7 @@ Deno.test("only the job that starts next has machines removed that wait", () =>
     await removeStandbys(stage);
     assert("leave" in admission);
     await admission.leave();
-  }, { config: { maxMachines: 2, admissionSeconds: 5 } }));
+  }, { config: { host: { maxMachines: 2, queueSeconds: 5 } } }));
 
 Deno.test("a machine that waits and cannot be removed costs a job without room a warning", () =>
   withStage(async (stage) => {
@@ -371,14 +400,14 @@ Deno.test("a machine that waits and cannot be removed costs a job without room a
     );
     await removeMachine(JOB.machine, stage);
     await theirs.destroy();
-  }, { config: { maxMachines: 1, admissionSeconds: 5 } }));
+  }, { config: { host: { maxMachines: 1, queueSeconds: 5 } } }));
 
 /** The same stage, whose settings want a machine of "debian-12" to wait. */
-function wanting(stage: TestStage, differences: Partial<Config> = {}): TestStage {
+function wanting(stage: TestStage, differences: Differences<Config> = {}): TestStage {
   return toStage({ ...stage, config: wantingConfig(stage.config, differences) });
 }
 
-function wantingConfig(config: Config, differences: Partial<Config> = {}): Config {
+function wantingConfig(config: Config, differences: Differences<Config> = {}): Config {
   const machine = { ...config.machine, standby: 1 };
   const templates = new Map([["debian-12", {
     machine,
@@ -386,7 +415,7 @@ function wantingConfig(config: Config, differences: Partial<Config> = {}): Confi
     aliases: [],
     ownKeys: new Set<string>(),
   }]]);
-  return { ...config, templates, ...differences };
+  return merged<Config>({ ...config, templates }, differences);
 }
 
 Deno.test("a template without a warm image has none wait, which is an error; --remove removes all", () =>
@@ -404,7 +433,7 @@ Deno.test("a template without a warm image has none wait, which is an error; --r
 Deno.test("what waits stays while nobody can know what is wanted", () =>
   withStage(async (stage) => {
     const standby = await makeStandby(stage);
-    const blind = wanting(stage, { templatePool: "no-such-pool" });
+    const blind = wanting(stage, { pools: { templates: "no-such-pool" } });
     await gc({}, blind);
     await assert.rejects(fillStandbys(blind), /Cannot have all machines wait/);
     assert((await domains(stage.connection)).includes(standby));
@@ -419,7 +448,7 @@ Deno.test("what waited when its guest ended, as with the host, is removed to be 
       using domain = await Domain.lookup(stage.connection, standby);
       await domain.destroy();
     }
-    await assert.rejects(fillStandbys(wanting(stage, { templatePool: "no-such-pool" })));
+    await assert.rejects(fillStandbys(wanting(stage, { pools: { templates: "no-such-pool" } })));
     assert.deepEqual(stage.lines, [
       `Removed what was left of "${standby}", which waited for a job`,
     ]);
@@ -430,7 +459,7 @@ Deno.test("where the settings want none to wait, that is said, and no pool is ne
     await fillStandbys(stage);
     assert.match(stage.lines.join(), /^No template that the settings name has "standby"/);
     await removeStandbys(stage);
-  }, { config: { overlayPool: "no-such-pool" } }));
+  }, { config: { pools: { overlays: "no-such-pool" } } }));
 
 Deno.test("who makes machines wait in the background finds the settings from any directory", () => {
   const config = wantingConfig(DEFAULT_CONFIG);
@@ -501,7 +530,7 @@ async function makeWarmImage(
 ): Promise<AsyncDisposable & { readonly kind: string }> {
   const { connection, config } = stage;
   const choice = chooseTemplate(config, "debian-12", { isOperator: true });
-  const asked = { ...choice, advise: () => "", pool: config.templatePool };
+  const asked = { ...choice, advise: () => "", pool: config.pools.templates };
   const template = await findTemplate(connection, asked);
   const { settings } = choice;
   const origin = await warmOrigin(connection, { template, settings });
@@ -568,7 +597,7 @@ Deno.test("a job that waits its turn tries a machine that comes to wait meanwhil
     await prepared;
     assert.match(stage.warnings.join("\n"), /The waiting machine .* is of no use: .*no record/);
     await removeMachine(JOB.machine, stage);
-  }, { config: { maxMachines: 1, admissionSeconds: 10 } }));
+  }, { config: { host: { maxMachines: 1, queueSeconds: 10 } } }));
 
 Deno.test("a job over its project's limit takes no machine that waits", () =>
   withStage(async (stage) => {

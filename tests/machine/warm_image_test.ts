@@ -11,6 +11,7 @@ import {
 } from "../../src/machine/warm/warm_image.ts";
 import { DEFAULT_CONFIG } from "../../src/settings/settings.ts";
 import { openTestHost } from "../fakes/test_host.ts";
+import { merged } from "../fakes/merged.ts";
 
 Deno.test("a warm image holds when the host's clock is measured anew, and not on another processor", () => {
   const capabilities = (hertz: number, microcode: number): string =>
@@ -29,7 +30,10 @@ Deno.test("a warm image whose user cloud-init made with another shell does not h
   };
   for (const login of ["cloud-init", "systemd", "template"] as const) {
     const origin = (shell: "bash" | "sh") =>
-      warmOrigin(connection, { template, settings: { ...DEFAULT_CONFIG.machine, login, shell } });
+      warmOrigin(connection, {
+        template,
+        settings: merged(DEFAULT_CONFIG.machine, { ssh: { login }, guest: { shell } }),
+      });
     const isSame = JSON.stringify(await origin("sh")) === JSON.stringify(await origin("bash"));
     assert.equal(isSame, login !== "cloud-init", login);
   }

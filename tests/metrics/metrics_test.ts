@@ -24,6 +24,7 @@ import { type MetricSamples, readOpenMetrics } from "../fakes/open_metrics.ts";
 import { TestGuest } from "../fakes/test_guest.ts";
 import { openTestHost } from "../fakes/test_host.ts";
 import { bareStage, JOB, testStage } from "../fakes/test_stage.ts";
+import { merged } from "../fakes/merged.ts";
 
 /** Gives the test a directory, and sees that nothing but the metrics are in it in the end. */
 async function withFile(test: (file: string) => Promise<void>): Promise<void> {
@@ -283,7 +284,7 @@ Deno.test("the free space of a pool on this host is what others than root can wr
     using pool = await StoragePool.define(connection, "here", xml);
     await pool.buildAndStart();
   }
-  const config = { ...DEFAULT_CONFIG, overlayPool: "here" };
+  const config = merged(DEFAULT_CONFIG, { pools: { overlays: "here" } });
   const gauges = await measure(bareStage(connection, { config }).host, { disks: false });
   const space = fileSystemSpace(path);
   await Deno.remove(path);
@@ -423,6 +424,6 @@ Deno.test("the manual names every metric and every cause", async () => {
 Deno.test("without the pool nothing is measured", async () => {
   await using connection = await openTestHost();
   await using guest = await TestGuest.start();
-  using stage = testStage(connection, guest, { config: { overlayPool: "gone" } });
+  using stage = testStage(connection, guest, { config: { pools: { overlays: "gone" } } });
   assert.equal(await measure(stage.host, { disks: false }), null);
 });

@@ -22,10 +22,10 @@ function settings(yaml: string): Config {
 
 const RULES = settings(`
   rules:
-    - { projects: [trusted/*, one/project], protected: true, max_vcpus: 32 }
-    - { projects: [trusted/*], max_vcpus: 16 }
-    - { protected: false, max_vcpus: 4 }
-    - { protected: true, max_vcpus: 8 }
+    - { projects: [trusted/*, one/project], protected: true, limits: {vcpus: 32} }
+    - { projects: [trusted/*], limits: {vcpus: 16} }
+    - { protected: false, limits: {vcpus: 4} }
+    - { protected: true, limits: {vcpus: 8} }
 `);
 
 for (
@@ -81,13 +81,13 @@ Deno.test("a job that asks for nothing gets what the settings say", () => {
     value: 2,
     from: "this host's settings",
     cap: 2,
-    capFrom: "this host's settings, which have no max_vcpus",
+    capFrom: 'this host\'s settings, which have no "limits.vcpus"',
   });
 });
 
 Deno.test("a job gets the sizes that it asks for, up to what the settings allow", () => {
   const config = settings(
-    "max_vcpus: 8\nmax_memory_mib: 8192\nmax_disk_gib: 50\nallow_nested: true",
+    "limits: {vcpus: 8, memory_mib: 8192, disk_gib: 50, nested: true}",
   );
   for (
     const [requests, expected] of [
@@ -110,8 +110,8 @@ Deno.test("by default, a job may ask for less and not for more", () => {
   assert.throws(() => decide(job({ requests: { vcpus: "3" } }), DEFAULT_CONFIG), {
     name: "BuildFailure",
     message: "The job asks for LIBVIRT_GCI_VCPUS=3, but the most that it may have is 2, by this " +
-      "host's settings, which have no max_vcpus",
-    advice: /^Set the variable LIBVIRT_GCI_VCPUS to 2 or less, or have .* raise max_vcpus$/,
+      'host\'s settings, which have no "limits.vcpus"',
+    advice: /^Set the variable LIBVIRT_GCI_VCPUS to 2 or less, or have .* raise "limits\.vcpus"$/,
   });
 });
 
@@ -119,8 +119,8 @@ Deno.test("by default, a job may ask for no disk", () => {
   assert.throws(() => decide(job({ requests: { diskGib: "1" } }), DEFAULT_CONFIG), {
     name: "BuildFailure",
     message:
-      /LIBVIRT_GCI_DISK_GIB=1, but .* no max_disk_gib, allow no other disk than the template/,
-    advice: /have the host's settings set max_disk_gib/,
+      /LIBVIRT_GCI_DISK_GIB=1, but .* no "limits\.disk_gib", allow no other disk than the template/,
+    advice: /have the host's settings set "limits\.disk_gib"/,
   });
   const config = settings("disk_gib: 20");
   assert.equal(decide(job({ requests: { diskGib: "20" } }), config).settings.diskGib, 20);
@@ -128,24 +128,26 @@ Deno.test("by default, a job may ask for no disk", () => {
 });
 
 Deno.test("the decision bounds the template's disk too, but only if somebody set a bound", () => {
-  assert.equal(decide(job(), settings("disk_gib: 20")).settings.maxDiskGib, null);
-  assert.equal(decide(job(), settings("max_disk_gib: 20")).settings.maxDiskGib, 20);
-  const raised = settings("max_disk_gib: 20\nrules: [{max_disk_gib: 30}]");
-  assert.equal(decide(job(), raised).settings.maxDiskGib, 30);
-  const config = settings("templates: {debian-12: {max_disk_gib: 7}}\nrules: [{max_disk_gib: 9}]");
-  assert.equal(decide(job(), config).settings.maxDiskGib, 7);
+  assert.equal(decide(job(), settings("disk_gib: 20")).settings.limits.diskGib, null);
+  assert.equal(decide(job(), settings("limits: {disk_gib: 20}")).settings.limits.diskGib, 20);
+  const raised = settings("limits: {disk_gib: 20}\nrules: [{limits: {disk_gib: 30}}]");
+  assert.equal(decide(job(), raised).settings.limits.diskGib, 30);
+  const config = settings(
+    "templates: {debian-12: {limits: {disk_gib: 7}}}\nrules: [{limits: {disk_gib: 9}}]",
+  );
+  assert.equal(decide(job(), config).settings.limits.diskGib, 7);
 });
 
 const CAPS = settings(`
-  max_vcpus: 8
+  limits: {vcpus: 8}
   templates:
     debian-12:
-    small: { max_vcpus: 4 }
-    large: { max_vcpus: 64 }
+    small: { limits: {vcpus: 4} }
+    large: { limits: {vcpus: 64} }
   rules:
-    - { projects: [many/*], max_vcpus: 16 }
-    - { projects: [few/*], max_vcpus: 2 }
-    - { projects: [same/*], max_memory_mib: 4096 }
+    - { projects: [many/*], limits: {vcpus: 16} }
+    - { projects: [few/*], limits: {vcpus: 2} }
+    - { projects: [same/*], limits: {memory_mib: 4096} }
 `);
 
 for (
@@ -176,7 +178,7 @@ for (
 
 Deno.test("a template that is larger than a rule allows tells the job to ask for less", () => {
   const config = settings(
-    "templates: {debian-12: {memory_mib: 8192}}\nrules: [{max_memory_mib: 512}]",
+    "templates: {debian-12: {memory_mib: 8192}}\nrules: [{limits: {memory_mib: 512}}]",
   );
   assert.throws(() => decide(job(), config), {
     name: "BuildFailure",
@@ -190,7 +192,7 @@ Deno.test("a template that is larger than a rule allows tells the job to ask for
 
 Deno.test("what an alias or a volume names has the template's sizes", () => {
   const config = settings(
-    "max_vcpus: 8\ntemplates: {small: {volume: s.img, aliases: [s], max_vcpus: 2}}",
+    "limits: {vcpus: 8}\ntemplates: {small: {volume: s.img, aliases: [s], limits: {vcpus: 2}}}",
   );
   for (const template of ["small", "s", "s.img", "small.qcow2"]) {
     assert.throws(() => decide(job({ template, requests: { vcpus: "3" } }), config), /is 2, by/);
@@ -198,7 +200,7 @@ Deno.test("what an alias or a volume names has the template's sizes", () => {
 });
 
 Deno.test("--distro is free to name any template, but not of any size", () => {
-  const config = settings("allowed_templates: []\nrules: [{templates: [], max_vcpus: 2}]");
+  const config = settings("allowed_templates: []\nrules: [{templates: [], limits: {vcpus: 2}}]");
   const operators = job({ template: "other", isTemplateFromOperator: true });
   assert.equal(decide(operators, config).choice.name, "other");
   assert.match(decide(operators, config).advise(["any.qcow2"]), /: any$/);
@@ -263,17 +265,20 @@ Deno.test("a job's machine is kept as long as it asks for within the bound, by d
     name: "BuildFailure",
     message:
       "The job asks for LIBVIRT_GCI_KEEP_MINUTES=1, but the most that it may have is 0, by " +
-      "this host's settings, which have no max_keep_minutes",
+      'this host\'s settings, which have no "limits.keep_minutes"',
   });
   assert.equal(minutes("keep_minutes: 30"), 30);
   assert.equal(minutes("keep_minutes: 30", "0"), 0);
-  assert.equal(minutes("max_keep_minutes: 60"), 0);
-  assert.equal(minutes("max_keep_minutes: 60", "60"), 60);
-  assert.throws(() => minutes("max_keep_minutes: 60", "61"), /is 60, by this host's settings$/);
+  assert.equal(minutes("limits: {keep_minutes: 60}"), 0);
+  assert.equal(minutes("limits: {keep_minutes: 60}", "60"), 60);
+  assert.throws(
+    () => minutes("limits: {keep_minutes: 60}", "61"),
+    /is 60, by this host's settings$/,
+  );
 });
 
 Deno.test("a rule that keeps machines less long than the settings refuses no job for it", () => {
-  const config = settings("keep_minutes: 30\nrules: [{max_keep_minutes: 0}]");
+  const config = settings("keep_minutes: 30\nrules: [{limits: {keep_minutes: 0}}]");
   const { value, from, cap } = decide(job({}), config).sizes.keepMinutes;
   assert.deepEqual([value, from, cap], [0, "rule 1 (rules[0])", 0]);
   assert.throws(() => decide(job({ requests: { keepMinutes: "30" } }), config), /is 0, by rule 1/);
@@ -295,26 +300,26 @@ Deno.test("a long word for a size is cut in the message", () => {
 for (
   const [yaml, project, isAllowed, capFrom] of [
     ["", "a/b", false, "this host's settings"],
-    ["allow_nested: true", "a/b", true, ""],
+    ["limits: {nested: true}", "a/b", true, ""],
     ["nested: true", "a/b", true, ""],
     ["templates: {debian-12: {nested: true}}", "a/b", true, ""],
-    ["templates: {debian-12: {allow_nested: true}}", "a/b", false, "this host's settings"],
+    ["templates: {debian-12: {limits: {nested: true}}}", "a/b", false, "this host's settings"],
     [
-      "allow_nested: true\ntemplates: {debian-12: {allow_nested: false}}",
+      "limits: {nested: true}\ntemplates: {debian-12: {limits: {nested: false}}}",
       "a/b",
       false,
       'the template "debian-12"',
     ],
-    ["rules: [{projects: [a/*], allow_nested: true}]", "a/b", true, ""],
-    ["rules: [{projects: [a/*], allow_nested: true}]", "b/b", false, "this host's settings"],
+    ["rules: [{projects: [a/*], limits: {nested: true}}]", "a/b", true, ""],
+    ["rules: [{projects: [a/*], limits: {nested: true}}]", "b/b", false, "this host's settings"],
     [
-      "allow_nested: true\nrules: [{projects: [a/*], allow_nested: false}]",
+      "limits: {nested: true}\nrules: [{projects: [a/*], limits: {nested: false}}]",
       "a/b",
       false,
       "rule 1 (rules[0])",
     ],
     [
-      "templates: {debian-12: {allow_nested: false}}\nrules: [{allow_nested: true}]",
+      "templates: {debian-12: {limits: {nested: false}}}\nrules: [{limits: {nested: true}}]",
       "a/b",
       false,
       'the template "debian-12"',
@@ -328,14 +333,14 @@ for (
     assert.throws(() => decide(asking, settings(yaml)), {
       name: "BuildFailure",
       message: "The job asks for LIBVIRT_GCI_NESTED=true, but " +
-        `"allow_nested" of ${capFrom} is false`,
+        `"limits.nested" of ${capFrom} is false`,
     });
   });
 }
 
 for (const value of ["", "yes", "1", "True", "true\n", "\x1b"]) {
   Deno.test(`LIBVIRT_GCI_NESTED=${JSON.stringify(value)} is neither true nor false`, () => {
-    const config = settings("allow_nested: true");
+    const config = settings("limits: {nested: true}");
     assert.throws(() => decide(job({ requests: { nested: value } }), config), {
       name: "BuildFailure",
       message: `The job asks for LIBVIRT_GCI_NESTED=${JSON.stringify(value)}, ` +
@@ -390,14 +395,14 @@ const patterns = fc.array(pattern, { maxLength: 3 });
 const some = <T>(value: fc.Arbitrary<T>): fc.Arbitrary<T | undefined> =>
   fc.option(value, { nil: undefined });
 const caps = {
-  max_vcpus: some(fc.integer({ min: 8, max: 64 })),
-  max_memory_mib: some(fc.integer({ min: 8192, max: 90_000 })),
-  max_disk_gib: some(fc.integer({ min: 40, max: 90 })),
-  max_keep_minutes: some(fc.integer({ min: 60, max: 90 })),
-  allow_nested: some(fc.boolean()),
+  vcpus: some(fc.integer({ min: 8, max: 64 })),
+  memory_mib: some(fc.integer({ min: 8192, max: 90_000 })),
+  disk_gib: some(fc.integer({ min: 40, max: 90 })),
+  keep_minutes: some(fc.integer({ min: 60, max: 90 })),
+  nested: some(fc.boolean()),
 };
 const machine = {
-  ...caps,
+  limits: fc.record(caps),
   vcpus: some(fc.integer({ min: 1, max: 8 })),
   disk_gib: some(fc.integer({ min: 1, max: 40 })),
   keep_minutes: some(fc.integer({ min: 0, max: 60 })),
@@ -420,19 +425,21 @@ const someConfig = fc.record({
       projects: fc.constantFrom(["a/*"], ["a/b", "b/*"], ["*"]),
       protected: some(fc.boolean()),
       templates: some(patterns),
-      ...caps,
-      max_keep_minutes: some(fc.nat({ max: 90 })),
-      max_vcpus: fc.integer({ min: 1, max: 64 }),
+      limits: fc.record({
+        ...caps,
+        keep_minutes: some(fc.nat({ max: 90 })),
+        vcpus: fc.integer({ min: 1, max: 64 }),
+      }),
     }),
     { maxLength: 3 },
   ),
 }).map((raw) => parseConfig(JSON.stringify(raw), "config.yaml"));
 
 const FIELDS = {
-  vcpus: ["maxVcpus", "vcpus"],
-  memory_mib: ["maxMemoryMib", "memoryMib"],
-  disk_gib: ["maxDiskGib", "diskGib"],
-  keep_minutes: ["maxKeepMinutes", "keepMinutes"],
+  vcpus: "vcpus",
+  memory_mib: "memoryMib",
+  disk_gib: "diskGib",
+  keep_minutes: "keepMinutes",
 } as const;
 
 /** The most that a job may have of something, worked out in another way. */
@@ -444,11 +451,11 @@ function mostOf(
   },
   key: keyof typeof FIELDS,
 ): number {
-  const [max, size] = FIELDS[key];
+  const size = FIELDS[key];
   const entry = config.templates.get(template);
   const words = [
-    rule?.[max] ?? config.machine[max],
-    entry?.ownKeys.has(`max_${key}`) ? entry.machine[max] : null,
+    rule?.limits[size] ?? config.machine.limits[size],
+    entry?.ownKeys.has(`limits.${key}`) ? entry.machine.limits[size] : null,
   ].filter((word) => word !== null);
   return words.length > 0 ? Math.min(...words) : (entry?.machine ?? config.machine)[size] ?? 0;
 }
@@ -481,8 +488,8 @@ function assertWithinSettings(job: Job, config: Config, decision: Decision): voi
   assert(diskGib === null || (1 <= diskGib && diskGib <= mostOf(whose, "disk_gib")));
   assert(0 <= keepMinutes && keepMinutes <= mostOf(whose, "keep_minutes"));
   const usual = config.templates.get(choice.name)?.machine ?? config.machine;
-  const mayHaveUsual = usual.nested && rule?.allowNested !== false;
-  assert(!nested || mayHaveUsual || (rule?.allowNested ?? config.machine.allowNested));
+  const mayHaveUsual = usual.nested && rule?.limits.nested !== false;
+  assert(!nested || mayHaveUsual || (rule?.limits.nested ?? config.machine.limits.nested));
   for (const volume of choice.volumes) assert.doesNotMatch(volume, /\/|\p{Cc}/u);
   assert(mayHave({ config, rule, job }, choice));
   const name = choice.name.replace(/\W/g, "\\$&");
@@ -493,7 +500,7 @@ Deno.test("the first rule that fits says how many machines a project may have, a
   const config = settings(`
     rules:
       - { projects: [a/*], max_machines: 9 }
-      - { projects: [b/*], max_vcpus: 9 }
+      - { projects: [b/*], limits: {vcpus: 9} }
       - { max_machines: 1 }
   `);
   assert(hasProjectLimit(config) && !hasProjectLimit(RULES));
@@ -504,7 +511,7 @@ Deno.test("the first rule that fits says how many machines a project may have, a
 
 Deno.test("a rule that does not allow nested machines takes them away where nobody asked", () => {
   const config = settings(
-    "templates: {debian-12: {nested: true}}\nrules: [{projects: [a/*], allow_nested: false}]",
+    "templates: {debian-12: {nested: true}}\nrules: [{projects: [a/*], limits: {nested: false}}]",
   );
   assert.equal(decide(job({ project: "b/b" }), config).settings.nested, true);
   assert.equal(decide(job({ project: "a/b" }), config).settings.nested, false);

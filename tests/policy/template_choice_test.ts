@@ -163,7 +163,7 @@ Deno.test("no pattern takes long over a long text", () => {
 });
 
 /** The settings with these templates allowed, and a rule for all jobs. */
-function configWith(allowed: string, rule = "max_vcpus: 9"): Config {
+function configWith(allowed: string, rule = "limits: {vcpus: 9}"): Config {
   return parseConfig(
     `
     default_template: alpine

@@ -11,7 +11,7 @@ export const EMULATION = "emulation is slow and, as QEMU's own guide says, no se
 
 /** A machine that may not come up because of KVM. */
 export interface KvmUser {
-  readonly settings: Pick<MachineSettings, "domainType" | "addressSeconds">;
+  readonly settings: Pick<MachineSettings, "domainType" | "timeouts">;
   readonly connection: Pick<Connection, "isLocal">;
   /** Whether KVM runs guests on this host; by default a guest is run. */
   readonly kvm?: () => Promise<KvmAnswer>;
@@ -58,7 +58,7 @@ const PATIENCE_MS = 10_000;
  * {@linkcode findKvmFault} if there is one, since no waiting mends that.
  */
 export function watchKvm(user: KvmUser): () => Promise<void> {
-  const patience = Math.min(PATIENCE_MS, user.settings.addressSeconds * 1000 / 2);
+  const patience = Math.min(PATIENCE_MS, user.settings.timeouts.addressSeconds * 1000 / 2);
   let next = performance.now() + patience;
   return async () => {
     if (performance.now() < next) return;

@@ -144,8 +144,9 @@ function endOf(machine: string, state: Exclude<DomainState, "active">): Failure 
       return {
         fault: "storage",
         what: `The machine "${machine}" is halted: the host could not write to its disk`,
-        advice: "Free space in the host's pool of machines' disks (overlay_pool), or see another " +
-          `reason in ${log}; a larger reserve_disk_gib in the settings keeps machines from starting ` +
+        advice:
+          `Free space in the host's pool of machines' disks ("pools.overlays"), or see another ` +
+          `reason in ${log}; a larger "host.reserve_disk_gib" in the settings keeps machines from starting ` +
           "without space",
       };
     case "gone":

@@ -17,21 +17,20 @@ import type { MachineSettings } from "../../settings/settings.ts";
  */
 export async function requireNetwork(
   connection: Connection,
-  settings: Pick<MachineSettings, "network" | "isolate" | "hostAddresses">,
+  { network: { name, isolate, hostAddresses } }: Pick<MachineSettings, "network">,
 ): Promise<Subnet[]> {
-  const { network: name } = settings;
   if (name === "none") {
     if (connection.isLocal) return [];
     throw new SystemFailure({
       fault: "network",
       what: "A machine without a network is reached only on the host where it runs",
-      advice: "Set network to a network of that host, or run libvirt-gci there",
+      advice: 'Set "network.name" to a network of that host, or run libvirt-gci there',
     });
   }
   using network = await Network.find(connection, name);
   if (network !== null && await network.isActive()) {
     const xml = await network.xml();
-    if (settings.isolate && settings.hostAddresses.length === 0) {
+    if (isolate && hostAddresses.length === 0) {
       requireSight(xml, name, connection);
     }
     return readSubnets(xml);
@@ -42,7 +41,7 @@ export async function requireNetwork(
       ? `The host has no network "${name}"`
       : `The network "${name}" is not active`,
     advice: network === null
-      ? `See what it has: ${virsh(connection, "net-list", "--all")}; "network" is a setting`
+      ? `See what it has: ${virsh(connection, "net-list", "--all")}; "network.name" is a setting`
       : `Start it: ${virsh(connection, "net-start", name)} && ` +
         virsh(connection, "net-autostart", name),
   });
@@ -56,8 +55,9 @@ function requireSight(networkXml: string, name: string, { isLocal }: Connection)
     fault: "settings",
     what: `Cannot isolate machines of the network "${name}": ${reason}, so nobody knows what ` +
       "addresses their host has",
-    advice: "Set host_addresses to the IPv4 addresses of that host, as ip -4 address shows them " +
-      "there, such as [192.0.2.7/24], or set isolate: false, which lets jobs reach the host and " +
+    advice:
+      'Set "network.host_addresses" to the IPv4 addresses of that host, as ip -4 address shows them ' +
+      'there, such as [192.0.2.7/24], or set "network.isolate" to false, which lets jobs reach the host and ' +
       "each other",
   });
 }
@@ -74,21 +74,23 @@ export async function isolate(
   },
   connection: Connection,
 ): Promise<Pick<MachineDomain, "filter" | "card">> {
-  if (!settings.isolate || settings.network === "none") return { filter: null, card: null };
+  if (!settings.network.isolate || settings.network.name === "none") {
+    return { filter: null, card: null };
+  }
   // Wherever we run, its addresses are no job's business.
-  const { addresses, others } = hostAddresses(readHostNetwork(), settings.hostAddresses);
+  const { addresses, others } = hostAddresses(readHostNetwork(), settings.network.hostAddresses);
   const isolation = {
     subnets,
     hostAddresses: addresses,
-    closed: [...others, ...readCidrs(settings.blockedNetworks)],
-    hostPorts: settings.hostPorts,
-    sshPort: settings.port,
+    closed: [...others, ...readCidrs(settings.network.blocked)],
+    hostPorts: settings.network.hostPorts,
+    sshPort: settings.ssh.port,
   };
   await removeFilter(connection, machine); // what an earlier machine of that name left has another card
   const filter = filterName(machine);
   const card = await takeCard(
     connection,
-    settings.network,
+    settings.network.name,
     (_, uuid) => createFilter(connection, machine, { ...isolation, uuid }),
   );
   if (card === null) await createFilter(connection, machine, { ...isolation, uuid: null });

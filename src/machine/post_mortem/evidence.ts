@@ -16,7 +16,7 @@ const PARTS_MS = 6000;
 export const CALL_SECONDS = 5;
 
 /** What all files of a machine may have together. */
-export function mostBytesOf({ postMortemMib }: Config): number {
+export function mostBytesOf({ postMortem: { totalMib: postMortemMib } }: Config): number {
   return postMortemMib * 1024 ** 2;
 }
 
@@ -59,7 +59,7 @@ export async function collect(
   };
   const parts: Readonly<Record<string, (connection: Connection) => Promise<Uint8Array>>> = {
     [CONSOLE]: async (connection) => {
-      using pool = await lookupActivePool(connection, config.overlayPool, "overlay_pool");
+      using pool = await lookupActivePool(connection, config.pools.overlays, "pools.overlays");
       const end = Math.min(mostBytes, MOST_CONSOLE_BYTES);
       const bytes = await readConsole({ connection, pool, machine }, end);
       if (bytes === null) throw new Error("there is no serial console");
@@ -99,7 +99,7 @@ const MOST_CONSOLE_BYTES = 64 * 1024 ** 2; // it is in memory once
 const MOST_SCREENSHOT_BYTES = 64 * 1024 ** 2; // likewise
 /** A file of a post-mortem. */
 export const DOMAIN_XML = "domain.xml";
-const TOO_LARGE = "it has more than a quarter of post_mortem_mib";
+const TOO_LARGE = 'it has more than a quarter of "post_mortem.total_mib"';
 /** A file of a post-mortem. */
 export const QEMU_LOG = "qemu.log";
 const QEMU_LOG_BYTES = 256 * 1024;

@@ -63,10 +63,10 @@ async function examine(
   if (need.metadata === null && need.owner === null && need.why !== null) return []; // none of ours
   const earlier = need.owner && await findEarlier(machine, need.owner, context);
   if (earlier !== null) return [whereMore(earlier)]; // the log has the rest from that time
-  const isNew = config.postMortems > 0;
+  const isNew = config.postMortem.count > 0;
   const [console, { files, missing }] = await Promise.all([
     inPart(context, async (connection) => {
-      using pool = await StoragePool.lookup(connection, config.overlayPool);
+      using pool = await StoragePool.lookup(connection, config.pools.overlays);
       const end = await readConsole({ connection, pool, machine }, CONSOLE_END_BYTES);
       return end && new TextDecoder().decode(end);
     }),
@@ -74,7 +74,7 @@ async function examine(
   ]);
   const details = [
     ...whyEnded(files),
-    ...unpluggedIn(files, { machine, uri: config.uri }),
+    ...unpluggedIn(files, { machine, uri: config.libvirt.uri }),
     ...panicOf(console.value ?? ""),
     consoleEnd(console.value ?? null, CONSOLE_LINES),
   ];
@@ -86,7 +86,7 @@ async function examine(
     details.push(whereMore(path));
     if (await hasNoRoom(path, context)) {
       details.pop();
-      throw new Error("post_mortem_mib leaves no room for it");
+      throw new Error('"post_mortem.total_mib" leaves no room for it');
     }
   } catch (error) {
     const what = `Could not keep what is known of the machine "${machine}" in ` +
@@ -113,13 +113,13 @@ async function hasNoRoom(
   path: string,
   { host: { config, directories: { postMortems: directory } }, signal }: Context,
 ): Promise<boolean> {
-  const bounds = { count: config.postMortems, bytes: mostBytesOf(config) };
+  const bounds = { count: config.postMortem.count, bytes: mostBytesOf(config) };
   const removed = await within(prunePostMortems(directory, bounds), WRITE_MS, signal);
   return removed?.includes(path) ?? false;
 }
 
 const DIRECTORY_ADVICE = "Let this user alone write to that directory, or have the settings set " +
-  "post_mortem_dir to another, or post_mortem_mib to more";
+  '"post_mortem.dir" to another, or "post_mortem.total_mib" to more';
 
 /** What is kept of it already; null where that cannot be seen, which is a warning. */
 async function findEarlier(

@@ -25,8 +25,9 @@ export const LONGEST_PAUSE_MS = 1000;
 /** How rarely it asks about each of the others whether anybody needs it. */
 const ASKING_MS = 10_000;
 
-const ADVICE = "See what runs: libvirt-gci list; max_machines, reserve_memory_mib and " +
-  "reserve_disk_gib in the settings say how much may run at once, and admission_seconds how long " +
+const ADVICE =
+  'See what runs: libvirt-gci list; "host.max_machines", "host.reserve_memory_mib" and ' +
+  '"host.reserve_disk_gib" in the settings say how much may run at once, and "host.queue_seconds" how long ' +
   'a machine waits for that; GitLab Runner\'s "concurrent" says how many jobs it takes';
 
 /** Where a machine stands that may start. */
@@ -60,7 +61,7 @@ export async function waitForRoom<T extends object = never>(
   const { host, report: { log, progress }, signal } = context;
   const { config } = host;
   if (!isLimited(config)) return WITHOUT_LIMIT;
-  const limits = { memoryMib, longestSeconds: longestQueueSeconds(config), signal };
+  const limits = { memoryMib, longestSeconds: longestQueueSeconds(config.host), signal };
   let told = "";
   const makeRoom = roomMaker(machine, pool, context);
   let entered: EnteredQueue | null = await enterQueue(pool, machine, limits);
@@ -75,7 +76,7 @@ export async function waitForRoom<T extends object = never>(
       entry = entered.entry;
       return new NotYet("its turn was lost");
     }
-    const shortage = findShortage(load, config);
+    const shortage = findShortage(load, config.host);
     if (shortage === null) return placeOf(pool, entry, told !== "");
     if (shortage.isHopeless) throw hopeless(machine, shortage);
     const other = await instead?.() ?? null;
@@ -83,7 +84,7 @@ export async function waitForRoom<T extends object = never>(
       await leaveQueue(pool, entry);
       return other;
     }
-    const removed = await makeRoom(volumes, isNext(load, config));
+    const removed = await makeRoom(volumes, isNext(load, config.host));
     if (removed !== null) return new NotYet(removed);
     const reason = inWords(shortage);
     if (told !== shortage.what + shortage.ahead) log(`Waiting for ${reason}`);
@@ -93,7 +94,7 @@ export async function waitForRoom<T extends object = never>(
   return await waitFor(
     { goal: "get its turn", awaited: "its turn", probe, advice: ADVICE, fault: "room" },
     {
-      ...{ timeoutSeconds: config.admissionSeconds, waitedSeconds, signal, log, progress },
+      ...{ timeoutSeconds: config.host.queueSeconds, waitedSeconds, signal, log, progress },
       longestPauseMs: LONGEST_PAUSE_MS,
     },
   );
@@ -110,10 +111,10 @@ export async function enterIfRoom(
 ): Promise<Place | null> {
   const { config } = host;
   if (!isLimited(config)) return WITHOUT_LIMIT;
-  const limits = { memoryMib, longestSeconds: longestQueueSeconds(config), signal };
+  const limits = { memoryMib, longestSeconds: longestQueueSeconds(config.host), signal };
   const { entry, volumes } = await enterQueue(pool, machine, limits);
   const load = await lookAround(pool, { entry, volumes }, host);
-  if (load !== null && findShortage(load, config) === null) return placeOf(pool, entry, false);
+  if (load !== null && findShortage(load, config.host) === null) return placeOf(pool, entry, false);
   await leaveQueue(pool, entry);
   return null;
 }
@@ -174,10 +175,8 @@ async function removeOneStandby(
   return false;
 }
 
-function isLimited(
-  { maxMachines, overcommitMemory, reserveDiskGib }: Config,
-): boolean {
-  return maxMachines !== null || !overcommitMemory || reserveDiskGib > 0;
+function isLimited({ host }: Config): boolean {
+  return host.maxMachines !== null || !host.overcommitMemory || host.reserveDiskGib > 0;
 }
 
 /** Such as `8192 MiB of memory, 3 jobs ahead (2100 MiB are free)`. */
@@ -199,7 +198,9 @@ async function lookAround(
   { entry, volumes }: { readonly entry: QueueEntry; readonly volumes: readonly string[] },
   { connection, config }: Host,
 ): Promise<HostLoad | null> {
-  const entries = await liveEntries(pool, volumes, { longestSeconds: longestQueueSeconds(config) });
+  const entries = await liveEntries(pool, volumes, {
+    longestSeconds: longestQueueSeconds(config.host),
+  });
   const place = entries.findIndex(({ volume }) => volume === entry.volume);
   if (place < 0) return null;
   const domains = await domainMemory(connection);
@@ -209,7 +210,7 @@ async function lookAround(
     ahead: entries.slice(0, place),
     running: new Set(domains.map(({ name }) => name).filter((name) => machines.has(name))),
     hasOthers: [...machines].some(([name, all]) => all.includes(volumeName(name, "overlay"))),
-    memory: config.overcommitMemory ? null : await hostMemory(connection, domains),
-    space: config.reserveDiskGib === 0 ? null : await poolSpace(connection, pool),
+    memory: config.host.overcommitMemory ? null : await hostMemory(connection, domains),
+    space: config.host.reserveDiskGib === 0 ? null : await poolSpace(connection, pool),
   };
 }

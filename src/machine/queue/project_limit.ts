@@ -59,11 +59,12 @@ export async function waitForProject(
     goal: "get its turn",
     awaited: "a machine of its project to end",
     probe,
-    advice: `See what runs: libvirt-gci list; max_machines of ${rule.name} in the settings says ` +
-      "how many machines a project may have at once, and admission_seconds how long one waits",
+    advice:
+      `See what runs: libvirt-gci list; "max_machines" of ${rule.name} in the settings says ` +
+      'how many machines a project may have at once, and "host.queue_seconds" how long one waits',
     fault: "room",
   }, {
-    ...{ timeoutSeconds: config.admissionSeconds, signal, log, progress },
+    ...{ timeoutSeconds: config.host.queueSeconds, signal, log, progress },
     longestPauseMs: LONGEST_PAUSE_MS,
   });
 }

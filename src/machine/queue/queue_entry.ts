@@ -22,9 +22,9 @@ const MARGIN_SECONDS = 600;
 
 /** How long an entry counts, whatever became of its prepare. */
 export function longestQueueSeconds(
-  { admissionSeconds }: { readonly admissionSeconds: number },
+  { queueSeconds }: { readonly queueSeconds: number },
 ): number {
-  return admissionSeconds + MARGIN_SECONDS;
+  return queueSeconds + MARGIN_SECONDS;
 }
 
 const TURN = /^(.+)\.(\d+)-(\d+)-(\d+-\d+-[0-9a-f]{8})-([0-9a-f]*)\.turn\.libvirt-gci$/;

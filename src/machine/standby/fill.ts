@@ -89,7 +89,7 @@ async function isLacking(wanted: WantedStandbys, pool: StoragePool): Promise<boo
 /** Has no machine wait any more. Those that jobs have stay. */
 export async function removeStandbys(context: Context): Promise<void> {
   const { connection, config } = context.host;
-  using pool = await findActivePool(connection, config.overlayPool);
+  using pool = await findActivePool(connection, config.pools.overlays);
   if (pool !== null) await removeUnwanted({ wanted: [], problems: [] }, pool, context);
 }
 
@@ -164,7 +164,7 @@ async function standbySpec(
     advise: templateAdvice(config, { isOperator: true }),
     maxDiskGib: null,
     // Whose machine it will be brings another key.
-    login: choice.settings.login === "template" ? "own" : "nobody",
+    login: choice.settings.ssh.login === "template" ? "own" : "nobody",
     project: null,
     queue: "if there is room",
     instead: null,

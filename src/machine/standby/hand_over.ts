@@ -101,8 +101,8 @@ async function handOver(
   const { promise: keyKnown, resolve: tellKnown } = Promise.withResolvers<void>();
   const identity = {
     hostName: toHostName(name),
-    user: settings.user,
-    publicKey: settings.login === "template" ? null : login.key.publicKey,
+    user: settings.ssh.user,
+    publicKey: settings.ssh.login === "template" ? null : login.key.publicKey,
   };
   const [, ssh] = await together(
     signal,

@@ -51,7 +51,7 @@ async function lookupWanted(
   const { connection, config } = host;
   const { name, settings } = choice;
   const advise = templateAdvice(config, { isOperator: true });
-  const asked = { ...choice, advise, pool: config.templatePool };
+  const asked = { ...choice, advise, pool: config.pools.templates };
   const template = await findTemplate(connection, asked);
   using pool = await lookupOverlayPool(host);
   const of = { name, template, settings };

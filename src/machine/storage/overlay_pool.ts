@@ -6,7 +6,7 @@ import { createDirPool, lookupActivePool } from "./pools.ts";
 
 /** The pool for overlays. The one that nobody chose is made at its first use. */
 export async function lookupOverlayPool({ connection, config }: Host): Promise<StoragePool> {
-  const name = config.overlayPool;
-  if (name === DEFAULT_CONFIG.overlayPool) await createDirPool(connection, name);
-  return await lookupActivePool(connection, name, "overlay_pool");
+  const name = config.pools.overlays;
+  if (name === DEFAULT_CONFIG.pools.overlays) await createDirPool(connection, name);
+  return await lookupActivePool(connection, name, "pools.overlays");
 }

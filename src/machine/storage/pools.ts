@@ -31,7 +31,7 @@ export async function lookupActivePool(
     throw new SystemFailure({
       fault: "storage",
       what: `The host has no storage pool "${name}"`,
-      advice: `Make it: ${makePool(connection, name)}; or set ${key} to another`,
+      advice: `Make it: ${makePool(connection, name)}; or set "${key}" to another`,
     });
   }
   using undo = new DisposableStack();
@@ -69,7 +69,7 @@ export async function createDirPool(connection: Connection, name: string): Promi
       fault: "storage",
       what: `Cannot make the storage pool "${name}" in ${poolPath(name)}`,
       cause,
-      advice: "Let this user manage libvirt, or set overlay_pool to a pool that there is",
+      advice: 'Let this user manage libvirt, or set "pools.overlays" to a pool that there is',
     });
   }
 }

@@ -36,7 +36,7 @@ export async function findTemplate(
     readonly advise: (volumes: readonly string[]) => string;
   },
 ): Promise<Template> {
-  using pool = await lookupActivePool(connection, poolName, "template_pool");
+  using pool = await lookupActivePool(connection, poolName, "pools.templates");
   const template = await findFirst(pool, volumes);
   if (template !== null) return template;
   // Somebody may have copied it there, which libvirt does not see by itself.
@@ -56,7 +56,7 @@ export async function listTemplateVolumes(
   connection: Connection,
   poolName: string,
 ): Promise<string[]> {
-  using pool = await lookupActivePool(connection, poolName, "template_pool");
+  using pool = await lookupActivePool(connection, poolName, "pools.templates");
   await refresh(pool);
   return await templateVolumes(pool);
 }

@@ -76,7 +76,7 @@ async function startFrom(
 
   using undo = new DisposableStack();
   const domain = undo.use(await Domain.lookup(connection, name));
-  const hasCard = settings.network !== "none";
+  const hasCard = settings.network.name !== "none";
   if (hasCard) {
     // The kernel sees it, and what would ask for an address stands still until the guest is another.
     await domain.attachDevice(interfaceXml(withFilterLater(resumed)).toString());
@@ -111,8 +111,8 @@ async function giveIdentity(
   const identity: Identity = {
     hostName: toHostName(name),
     hostKey,
-    user: settings.user,
-    publicKey: settings.login === "template" ? null : login.key.publicKey,
+    user: settings.ssh.user,
+    publicKey: settings.ssh.login === "template" ? null : login.key.publicKey,
   };
   const isAnother = await waitFor({
     goal: "answer through its guest agent",
@@ -138,7 +138,7 @@ async function restore(
   { image, poolName }: { readonly image: WarmImage; readonly poolName: string },
   { host: { config, connect }, report: { warn, steps }, signal }: Context,
 ): Promise<void> {
-  await using connection = await connect(Math.max(config.callSeconds, RESTORE_SECONDS));
+  await using connection = await connect(Math.max(config.libvirt.callSeconds, RESTORE_SECONDS));
   using pool = await StoragePool.lookup(connection, poolName);
   using ram = await pool.lookupVolume(warmVolume(image.template, image.id, "ram"));
   const saved = await ram.download(0, image.bytesBeforeRam);

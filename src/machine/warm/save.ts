@@ -73,7 +73,7 @@ async function warmTemplate(requested: string, context: Context): Promise<void> 
   const choice = chooseTemplate(config, requested, { isOperator: true });
   const advise = templateAdvice(config, { isOperator: true });
   const { name, settings } = choice;
-  const asked = { ...choice, advise, pool: config.templatePool };
+  const asked = { ...choice, advise, pool: config.pools.templates };
   const template = await findTemplate(connection, asked);
   const origin = await warmOrigin(connection, { template, settings });
   using pool = await lookupOverlayPool(host);
@@ -105,7 +105,7 @@ async function make(
   const { host, report: { steps }, signal } = context;
   const { settings } = choice;
   const maker = await makerOf(image.template);
-  const longest = host.config.admissionSeconds + bootSeconds(settings) + SAVING_SECONDS;
+  const longest = host.config.host.queueSeconds + bootSeconds(settings) + SAVING_SECONDS;
   await using undoImage = new AsyncDisposableStack();
   undoImage.defer(async () => void await removeWarmImage(pool, image));
   await create({
@@ -141,7 +141,7 @@ async function make(
   undoImage.move();
 }
 
-function bootSeconds({ addressSeconds, sshSeconds }: MachineSettings): number {
+function bootSeconds({ timeouts: { addressSeconds, sshSeconds } }: MachineSettings): number {
   return addressSeconds + sshSeconds;
 }
 
@@ -191,7 +191,7 @@ async function bootUp(
       await refuseEnded(domain);
       await watch();
       try {
-        await requireBooted(agent, settings.port);
+        await requireBooted(agent, settings.ssh.port);
         return true;
       } catch (error) {
         return new NotYet(error instanceof Error ? error.message : String(error));
@@ -205,7 +205,7 @@ async function bootUp(
 async function tryIdentity(
   domain: Domain,
   maker: string,
-  { login, user, port }: MachineSettings,
+  { ssh: { login, user, port } }: MachineSettings,
   signal: AbortSignal,
 ): Promise<void> {
   const agent = agentOf(domain);

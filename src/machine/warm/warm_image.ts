@@ -117,8 +117,8 @@ export async function warmOrigin(
     readonly settings: MachineSettings;
   },
 ): Promise<WarmOrigin> {
-  const { login, user, port, diskGib } = settings;
-  const shell = login === "cloud-init" ? settings.shell : null; // cloud-init makes the user with it
+  const { ssh: { login, user, port }, guest, diskGib } = settings;
+  const shell = login === "cloud-init" ? guest.shell : null; // cloud-init makes the user with it
   const machine = { login, user, shell, port, diskGib, xml: sampleXml(settings) };
   return {
     "the template": JSON.stringify(template),
@@ -182,8 +182,8 @@ function sampleXml(settings: MachineSettings): string {
       nvramPath: settings.firmware === "efi" ? "" : null,
       isWarm: true,
     },
-    seedPath: settings.login === "cloud-init" ? "" : null,
-    credentialPath: settings.login === "systemd" ? "" : null,
+    seedPath: settings.ssh.login === "cloud-init" ? "" : null,
+    credentialPath: settings.ssh.login === "systemd" ? "" : null,
   }).toString();
 }
 

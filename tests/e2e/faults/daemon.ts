@@ -110,7 +110,7 @@ faultTest("the daemon hangs", async (t) => {
   ) {
     await t.step(`prepare: ${name}`, async () => {
       await using proxy = new StallingProxy(PROCEDURE[name]);
-      const settings = { uri: proxy.uri, call_seconds: CALL_SECONDS };
+      const settings = { libvirt: { uri: proxy.uri, call_seconds: CALL_SECONDS } };
       const fault = `libvirtd hangs in ${name}`;
       await meetFault(
         { fault, stage: "prepare", status: 2, says, then: "cleanup" },
@@ -126,7 +126,7 @@ faultTest("the daemon hangs", async (t) => {
   }
   await t.step("run", async () => {
     await using proxy = new StallingProxy(PROCEDURE.DOMAIN_LOOKUP_BY_NAME, Infinity);
-    const settings = { uri: proxy.uri, call_seconds: CALL_SECONDS };
+    const settings = { libvirt: { uri: proxy.uri, call_seconds: CALL_SECONDS } };
     const fault = "libvirtd hangs while the script runs";
     await meetFault(
       { fault, stage: "run", status: 0, says: /^end$/m, then: "cleanup" },
@@ -144,7 +144,7 @@ faultTest("the daemon hangs", async (t) => {
   for (const name of ["DOMAIN_DESTROY", "STORAGE_VOL_DELETE"] as const) {
     await t.step(`cleanup: ${name}`, async () => {
       await using proxy = new StallingProxy(PROCEDURE[name], Infinity);
-      const settings = { uri: proxy.uri, call_seconds: CALL_SECONDS };
+      const settings = { libvirt: { uri: proxy.uri, call_seconds: CALL_SECONDS } };
       const fault = `libvirtd hangs in ${name}`;
       await meetFault(
         { fault, stage: "cleanup", status: 2, says, then: "gc" },

@@ -151,17 +151,20 @@ faultTest("the guest does not come up", async (t) => {
   const faults: readonly (Pick<Fault, "fault" | "says"> & { readonly settings: object })[] = [
     {
       fault: "nothing listens at the SSH port",
-      settings: { port: 2, ssh_seconds: 6 },
+      settings: { ssh: { port: 2 }, timeouts: { ssh_seconds: 6 } },
       says: /within 6 s: it refuses the connection/,
     },
     {
       fault: "the guest refuses the key",
-      settings: { user: "daemon" },
+      settings: { ssh: { user: "daemon" } },
       says: /refuses the key for the user "daemon"/,
     },
     {
       fault: "the guest has no key of ours, and another host key",
-      settings: { ssh_seconds: 6, templates: { lite: { login: "cloud-init" } } },
+      settings: {
+        timeouts: { ssh_seconds: 6 },
+        templates: { lite: { ssh: { login: "cloud-init" } } },
+      },
       says: /does not show the machine's host key[^]*What to do: .* did not take the keys/,
     },
   ];

@@ -48,27 +48,30 @@ async function meetInPrepare(
 }
 
 faultTest("a storage pool fails", async (t) => {
-  for (const key of ["template_pool", "overlay_pool"]) {
-    await t.step(`${key} missing`, () =>
+  for (const kind of ["templates", "overlays"]) {
+    await t.step(`pool of ${kind} missing`, () =>
       meetInPrepare(
-        { fault: `no ${key}`, says: /The host has no storage pool "gci-e2e-faults"/ },
-        { [key]: NAME },
+        { fault: `no pool of ${kind}`, says: /The host has no storage pool "gci-e2e-faults"/ },
+        { pools: { [kind]: NAME } },
       ));
-    await t.step(`${key} inactive`, async () => {
+    await t.step(`pool of ${kind} inactive`, async () => {
       await using _ = await startPool(null);
       await virsh("pool-destroy", NAME);
       await meetInPrepare(
-        { fault: `${key} inactive`, says: /The storage pool "gci-e2e-faults" is not active/ },
-        { [key]: NAME },
+        {
+          fault: `pool of ${kind} inactive`,
+          says: /The storage pool "gci-e2e-faults" is not active/,
+        },
+        { pools: { [kind]: NAME } },
         () => virsh("pool-start", NAME),
       );
     });
-    await t.step(`the directory of ${key} is gone`, async () => {
+    await t.step(`the directory of ${kind} is gone`, async () => {
       await using pool = await startPool(null);
       await Deno.remove(pool.path, { recursive: true });
       await meetInPrepare(
-        { fault: `directory of ${key} gone`, says: /Cannot make the disks|cannot open directory/ },
-        { [key]: NAME },
+        { fault: `directory of ${kind} gone`, says: /Cannot make the disks|cannot open directory/ },
+        { pools: { [kind]: NAME } },
         async () => {
           await Deno.mkdir(pool.path);
           await command(["virsh", "-c", "qemu:///system", "pool-start", NAME]); // if libvirt stopped it
@@ -80,15 +83,15 @@ faultTest("a storage pool fails", async (t) => {
     await using pool = await startPool("1M");
     await command(["dd", "if=/dev/zero", `of=${pool.path}/theirs`, "bs=4k"]);
     await meetInPrepare(
-      { fault: "overlay_pool full", says: /No space left on device|room|free/ },
-      { overlay_pool: NAME, admission_seconds: 3 },
+      { fault: "overlay pool full", says: /No space left on device|room|free/ },
+      { pools: { overlays: NAME }, host: { queue_seconds: 3 } },
     );
   });
   await t.step("runs full while the script runs", async () => {
     await using _ = await startPool("64M");
     await meetFault(
       {
-        fault: "overlay_pool runs full",
+        fault: "overlay pool runs full",
         ...{
           stage: "run",
           status: 2,
@@ -100,14 +103,14 @@ faultTest("a storage pool fails", async (t) => {
         await attempt.mustPrepare();
         return await attempt.run("dd if=/dev/zero of=$HOME/much bs=1M count=200; sync; sleep 600");
       },
-      { settings: { overlay_pool: NAME, reserve_disk_gib: 0 } },
+      { settings: { pools: { overlays: NAME }, host: { reserve_disk_gib: 0 } } },
     );
   });
   await t.step("inactive at cleanup", async () => {
     await using _ = await startPool(null);
     await meetFault(
       {
-        fault: "overlay_pool inactive",
+        fault: "overlay pool inactive",
         ...{ stage: "cleanup", status: 2, says: /"gci-e2e-faults" is not active/, then: "gc" },
       },
       async (attempt) => {
@@ -117,7 +120,7 @@ faultTest("a storage pool fails", async (t) => {
         await virsh("pool-start", NAME);
         return met;
       },
-      { settings: { overlay_pool: NAME } },
+      { settings: { pools: { overlays: NAME } } },
     );
   });
 });
@@ -126,21 +129,21 @@ faultTest("the network fails", async (t) => {
   await t.step("missing", () =>
     meetInPrepare(
       { fault: "no network", says: /has no network "gci-e2e-faults"/ },
-      { network: NAME },
+      { network: { name: NAME } },
     ));
   await t.step("no free address", async () => {
     const dhcp = `${ONE_ADDRESS}<host mac="52:54:00:00:00:01" ip="192.168.214.2"/>`;
     await using _ = await startNetwork({ dhcp });
     await meetInPrepare(
       { fault: "no free address", says: /"gci-e2e-faults" has no free address/ },
-      { network: NAME },
+      { network: { name: NAME } },
     );
   });
   await t.step("no lease", async () => {
     await using _ = await startNetwork({ option: "dhcp-ignore=tag:known" });
     await meetInPrepare(
       { fault: "no lease", says: /did not get an address .* no DHCP lease/ },
-      { network: NAME, address_seconds: 10 },
+      { network: { name: NAME }, timeouts: { address_seconds: 10 } },
     );
   });
   await t.step("killed while it gets an address", async () => {
@@ -153,7 +156,7 @@ faultTest("the network fails", async (t) => {
           ...{ stage: "prepare", status: null, says: /(?:)/, then: "gc" },
         },
         (attempt) => attempt.prepare({ strike: { ...strike, pidFile: null } }),
-        { settings: { network: NAME } },
+        { settings: { network: { name: NAME } } },
       );
     }
   });
@@ -162,7 +165,7 @@ faultTest("the network fails", async (t) => {
     await virsh("net-destroy", NAME);
     await meetInPrepare(
       { fault: "network inactive", says: /"gci-e2e-faults" is not active/ },
-      { network: NAME },
+      { network: { name: NAME } },
     );
   });
 });
@@ -200,7 +203,10 @@ faultTest("the template is corrupt", async (t) => {
       await file.seek(Math.max(at, 0), Deno.SeekMode.Start);
       await file.write(new Uint8Array(bytes));
       await virsh("pool-refresh", NAME);
-      await meetInPrepare({ fault, says }, { template_pool: NAME, address_seconds: 8 });
+      await meetInPrepare({ fault, says }, {
+        pools: { templates: NAME },
+        timeouts: { address_seconds: 8 },
+      });
     });
   }
 });

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import type { Kind } from "./kinds.ts";
+
+/** A setting: all that the program and its documentation know of it. */
+export interface Setting<T> extends Details {
+  readonly kind: Kind<unknown>;
+  /** The value where the file says nothing; null is what `unset` says. */
+  readonly fallback: T;
+  readonly doc: string;
+}
+
+interface Details {
+  /** What holds where the file says nothing, if that is no fixed value. */
+  readonly unset?: string;
+  /** Another value than the default, for the example. */
+  readonly example?: unknown;
+  /** Whether it is one of the few that people change first. */
+  readonly basic?: true;
+  /** Whether a machine is as it is by this setting: one with another value serves no such job. */
+  readonly fixed?: true;
+  /** What people may take for its key: the mistake then names the key. */
+  readonly guess?: string;
+}
+
+/** Settings that stand below one key. */
+export interface Group<M extends Members = Members> {
+  readonly doc: string;
+  readonly members: M;
+}
+
+/** Settings and groups by their keys. */
+export interface Members {
+  readonly [key: string]: Setting<unknown> | Group;
+}
+
+/** A setting with a default, or one that is null if the file says nothing. */
+export function setting<T>(
+  kind: Kind<T>,
+  fallback: NoInfer<T>,
+  doc: string,
+  details?: Details,
+): Setting<T>;
+export function setting<T>(
+  kind: Kind<T>,
+  fallback: null,
+  doc: string,
+  details: Details & { readonly unset: string },
+): Setting<T | null>;
+export function setting<T>(
+  kind: Kind<T>,
+  fallback: T | null,
+  doc: string,
+  details: Details = {},
+): Setting<T | null> {
+  return { kind, fallback, doc, ...details };
+}
+
+/** Settings that stand below one key. */
+export function group<const M extends Members>(doc: string, members: M): Group<M> {
+  return { doc, members };
+}
+
+/** Each setting with its key, such as `ssh.port`. */
+export function settingsIn(members: Members): [string, Setting<unknown>][] {
+  return Object.entries(members).flatMap(([key, member]) =>
+    "members" in member
+      ? settingsIn(member.members).map(([rest, of]): [string, Setting<unknown>] => {
+        return [`${key}.${rest}`, of];
+      })
+      : [[key, member]]
+  );
+}
