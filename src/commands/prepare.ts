@@ -11,7 +11,6 @@ import { stepsByHand } from "../machine/next_steps.ts";
 import { type Context, type Host, type Reporter, withOwnSteps } from "../machine/context.ts";
 import { create } from "../machine/create.ts";
 import type { Machine, MachineSpec, Start, UseAnother } from "../machine/machine.ts";
-import { SystemFailure } from "../errors.ts";
 import type { MachineSettings } from "../settings/settings.ts";
 import { newOwner } from "../machine/owner.ts";
 import { CHANNEL_ADDRESS } from "../machine/ssh_channel.ts";

@@ -4,8 +4,8 @@ import { FLAG, isKeys, listOf, NAME, PATTERNS, text, whole } from "./kinds.ts";
 import { MACHINE, RULE_LIMITS } from "./machine_table.ts";
 import { setting } from "./setting.ts";
 
-/** The settings of one template. */
-export const TEMPLATE = {
+/** What only a template has. */
+export const TEMPLATE_ONLY = {
   volume: setting(NAME, null, "The template's volume in the pool of templates.", {
     unset: "the template's name, with or without `.qcow2`",
   }),
@@ -14,8 +14,10 @@ export const TEMPLATE = {
     [],
     "Other names by which jobs may ask for the template. No two templates may share one.",
   ),
-  ...MACHINE,
 };
+
+/** The settings of one template. */
+export const TEMPLATE = { ...TEMPLATE_ONLY, ...MACHINE };
 
 /** The settings of one rule. What it does not set is as without it. */
 export const RULE = {

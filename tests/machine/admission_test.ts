@@ -841,7 +841,10 @@ Deno.test("a wait for the project that is cancelled, or too long, leaves nothing
     await assert.rejects(second.done, /cancelled/);
     assert.deepEqual(await volumesOf(connection), before);
 
-    const hasty = toStage({ ...stage, config: merged(stage.config, { host: { queueSeconds: 0 } }) });
+    const hasty = toStage({
+      ...stage,
+      config: merged(stage.config, { host: { queueSeconds: 0 } }),
+    });
     await assert.rejects(startPrepare("m-2", hasty).done, (error) => {
       assert(error instanceof SystemFailure);
       const wait = /did not get its turn within 0 s: it waits for a machine of its project to end /;
