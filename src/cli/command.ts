@@ -5,7 +5,7 @@ import { map } from "@optique/core/modifiers";
 import type { InferValue, Parser } from "@optique/core/parser";
 import { command } from "@optique/core/primitives";
 import { UsageError } from "../errors.ts";
-import type { Sink } from "../guest/ssh_connection.ts";
+import type { Sink } from "../guest/command_streams.ts";
 import type { Env } from "../job/job.ts";
 import type { Stage } from "../machine/context.ts";
 import type { Counted } from "../metrics/metrics.ts";

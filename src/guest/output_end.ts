@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { Sink } from "./ssh_connection.ts";
+import type { Sink } from "./command_streams.ts";
 
 /** Begins with a character that is rare in output. */
 const START = "@libvirt-gci-";

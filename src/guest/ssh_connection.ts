@@ -8,9 +8,16 @@ import type {
   ClientChannel,
   ConnectConfig,
 } from "ssh2";
-import type { Duplex, Readable } from "node:stream";
+import type { Duplex } from "node:stream";
 import { SystemFailure } from "../errors.ts";
 import type { Channel } from "./channel.ts";
+import {
+  type CommandEnd,
+  type CommandStreams,
+  drain,
+  endOf,
+  type Sink,
+} from "./command_streams.ts";
 import { limitBuffering } from "./backpressure.ts";
 
 /** How to log in to a guest. */
@@ -35,15 +42,6 @@ export class LoginRefused extends SystemFailure {
 
 /** The server shows another host key than the machine's own. */
 export class WrongHostKey extends LoginRefused {}
-
-/** What takes the output of a command, whole or in part; the next part waits until it is done. */
-export type Sink = (bytes: Uint8Array) => Promise<void>;
-
-/** How a command ended: with a status, by a signal, or with neither: the guest was lost. */
-export interface CommandEnd {
-  readonly status: number | null;
-  readonly signal: string | null;
-}
 
 const KEEPALIVE_MS = 15_000;
 /** For what has come already to be seen, when a time is over. */
@@ -213,17 +211,20 @@ export class SshConnection implements Disposable {
     return this.#start((done) => this.#client.exec(command, done));
   }
 
-  #start(open: (done: ClientCallback) => void): Promise<RunningCommand> {
+  async #start(open: (done: ClientCallback) => void): Promise<RunningCommand> {
     const { promise, resolve, reject } = Promise.withResolvers<RunningCommand>();
     const closed = (): void => reject(this.#lost ?? new Error("the connection is closed"));
     this.#client.once("close", closed);
-    open((error, channel) => {
+    try {
+      open((error, channel) => { // which throws where the connection is closed already
+        if (error) reject(error);
+        // Now or never: a fast command's end is in the same packet as the answer to ours.
+        else resolve({ channel, end: endOf(channel, this.#client) });
+      });
+      return await promise;
+    } finally {
       this.#client.off("close", closed);
-      if (error) reject(error);
-      // Now or never: a fast command's end is in the same packet as the answer to ours.
-      else resolve({ channel, end: endOf(channel, this.#client) });
-    });
-    return promise;
+    }
   }
 
   /** Closes the connection; the guest's processes that it started may run on. */
@@ -250,35 +251,6 @@ export interface RemoteTerminal {
 interface RunningCommand {
   readonly channel: ClientChannel;
   readonly end: Promise<CommandEnd>;
-}
-
-function endOf(channel: ClientChannel, client: Client): Promise<CommandEnd> {
-  const { promise, resolve } = Promise.withResolvers<CommandEnd>();
-  channel.on("exit", (status: number | null, signal?: string) => {
-    resolve({ status, signal: signal ?? null });
-  });
-  const lost = (): void => resolve({ status: null, signal: null });
-  channel.on("close", lost);
-  client.once("close", lost);
-  return promise.finally(() => client.off("close", lost));
-}
-
-/** The streams of a command. */
-export interface CommandStreams {
-  readonly input: Uint8Array;
-  readonly stdout: Filter;
-  readonly stderr: Filter;
-}
-
-/** A sink that may say `true`: it has all that it wants, though the stream may go on. */
-export type Filter = (bytes: Uint8Array) => Promise<boolean | void>;
-
-async function drain(stream: Readable, filter: Filter): Promise<void> {
-  // Destroyed, the stream would close the channel before the exit status has come.
-  for await (const bytes of stream.iterator({ destroyOnReturn: false })) {
-    if (await filter(bytes) === true) break;
-  }
-  stream.resume(); // what comes now is nobody's, but unread it would hold the channel open
 }
 
 function refusalOr(error: Error & { level?: string }, login: Login): Error {

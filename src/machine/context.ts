@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { Config } from "../settings/settings.ts";
-import type { Sink } from "../guest/ssh_connection.ts";
+import type { Sink } from "../guest/command_streams.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import type { Progress } from "../wait.ts";
 import { type OnStep, StepTimer } from "./steps.ts";

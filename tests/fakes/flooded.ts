@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { type CommandEnd, SshConnection } from "../../src/guest/ssh_connection.ts";
+import type { CommandEnd } from "../../src/guest/command_streams.ts";
+import { SshConnection } from "../../src/guest/ssh_connection.ts";
 import { sleep } from "../../src/wait.ts";
 import type { Flood } from "./flood.ts";
 import { TestGuest } from "./test_guest.ts";

@@ -53,6 +53,16 @@ Deno.test("a key that the guest refuses is offered once", () =>
     assert(performance.now() - start < 2000);
   }, { refuseKey: true }));
 
+Deno.test("a command on a connection that is closed fails once, and not again later", () =>
+  withGuest(async (login) => {
+    const ssh = await SshConnection.open(login, options);
+    ssh[Symbol.dispose]();
+    const sink = () => Promise.resolve();
+    const command = { input: new Uint8Array(), stdout: sink, stderr: sink };
+    await assert.rejects(ssh.run("true", command), /Not connected|closed/);
+    await sleep(200); // when the socket is closed, nobody is there to hear of it
+  }));
+
 Deno.test("SSH is tried on while libvirt does not say whether the machine has ended", async () => {
   const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   const { port } = listener.addr as Deno.NetAddr;
