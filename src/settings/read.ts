@@ -23,7 +23,7 @@ import {
   type Values,
   valuesOf,
 } from "./settings.ts";
-import { FILE, RULE, TEMPLATE } from "./table.ts";
+import { FILE, RULE, TEMPLATE } from "./file_table.ts";
 import { HOST } from "./host_table.ts";
 import { MACHINE } from "./machine_table.ts";
 import type { Members } from "./setting.ts";

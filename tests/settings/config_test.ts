@@ -7,7 +7,7 @@ import { DEFAULT_CONFIG } from "../../src/settings/settings.ts";
 import { HOST } from "../../src/settings/host_table.ts";
 import { MACHINE } from "../../src/settings/machine_table.ts";
 import { settingsIn } from "../../src/settings/setting.ts";
-import { FILE, RULE } from "../../src/settings/table.ts";
+import { FILE, RULE } from "../../src/settings/file_table.ts";
 import { merged } from "../fakes/merged.ts";
 import { SystemFailure } from "../../src/errors.ts";
 

@@ -3,7 +3,7 @@ import { stringify } from "yaml";
 import { HOST } from "../../src/settings/host_table.ts";
 import { MACHINE } from "../../src/settings/machine_table.ts";
 import { type Members, type Setting, settingsIn } from "../../src/settings/setting.ts";
-import { FILE, RULE, TEMPLATE_ONLY } from "../../src/settings/table.ts";
+import { FILE, RULE, TEMPLATE_ONLY } from "../../src/settings/file_table.ts";
 
 const WIDTH = 98;
 

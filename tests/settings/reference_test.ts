@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { parseConfig } from "../../src/settings/read.ts";
 import { settingsIn } from "../../src/settings/setting.ts";
 import { DEFAULT_CONFIG } from "../../src/settings/settings.ts";
-import { FILE } from "../../src/settings/table.ts";
+import { FILE } from "../../src/settings/file_table.ts";
 import { exampleFile, settingsPage } from "./reference.ts";
 
 const ROOT = new URL("../../", import.meta.url);

@@ -26,9 +26,9 @@ const USES: Readonly<Record<string, string>> = {
   "deletes a machine's key": `removeKeyFile(file)`,
   "looks for keys": `(async () => {
     await using connection = await Connection.open("test:///default");
-    const warn = () => {};
-    const stage = { connection, config: DEFAULT_CONFIG, keyDirectory: file, warn };
-    await findMachines(stage, { refresh: false });
+    const directories = { keys: file };
+    const context = { host: { connection, config: DEFAULT_CONFIG, directories }, report: {} };
+    await findMachines(context, { refresh: false });
   })()`,
   "writes the script's status": `reportScriptStatus(new ScriptFailure(1), env)`,
   "removes the script's status": `reportScriptStatus(null, env)`,
