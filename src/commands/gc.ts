@@ -22,7 +22,7 @@ import {
   leaveQueue,
   longestQueueSeconds,
 } from "../machine/queue/queue_entry.ts";
-import { removeStandby } from "../machine/standby/fill.ts";
+import { removeStandby } from "../machine/remove.ts";
 import { assignmentsIn, waitingIn } from "../machine/standby/waiting.ts";
 import { findWanted, unwantedOf } from "../machine/standby/wanted.ts";
 import { findActivePool } from "../machine/storage/pools.ts";

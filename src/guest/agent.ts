@@ -2,7 +2,12 @@
 import { SystemFailure } from "../errors.ts";
 import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
 import { sleep } from "../wait.ts";
-import type { Agent } from "./channel.ts";
+
+/**
+ * Gives the guest agent a command and resolves to the `return` of its answer:
+ * https://qemu.readthedocs.io/en/latest/interop/qemu-ga-ref.html
+ */
+export type Agent = (command: object, timeoutSeconds: number) => Promise<unknown>;
 
 const AGENT_SECONDS = 5;
 /** Each time, the guest works for the answer, and its agent may log it. */

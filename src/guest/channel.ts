@@ -5,13 +5,7 @@ import { dirname } from "node:path";
 import type { Duplex } from "node:stream";
 import { SystemFailure } from "../errors.ts";
 import { NotYet, within } from "../wait.ts";
-import { stderrOf } from "./agent.ts";
-
-/**
- * Gives the guest agent a command and resolves to the `return` of its answer:
- * https://qemu.readthedocs.io/en/latest/interop/qemu-ga-ref.html
- */
-export type Agent = (command: object, timeoutSeconds: number) => Promise<unknown>;
+import { type Agent, stderrOf } from "./agent.ts";
 
 /** A virtio-serial channel of a machine, and who puts an SSH server at the guest's end of it. */
 export interface Channel {

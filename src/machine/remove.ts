@@ -10,7 +10,7 @@ import type { FoundMachine } from "./inventory.ts";
 import { removeGuestFiles } from "./storage/guest_files.ts";
 import { removeFilter } from "./network/filter.ts";
 import { lookupActivePool } from "./storage/pools.ts";
-import { isStandbyName } from "./standby/waiting.ts";
+import { acquireStandby, isStandbyName, type Standby } from "./standby/waiting.ts";
 import { type MachineMetadata, readMetadata } from "./metadata.ts";
 import { releaseName, removeVolumes } from "./storage/volumes.ts";
 import { hasProjectLimit } from "../policy/decide.ts";
@@ -58,6 +58,17 @@ export async function removeMachine(
   for (const pool of pools) found = await releaseNameIn(machine, connection, pool) || found;
   report.log(found ? `Removed the machine "${machine}"` : `There is no machine "${machine}"`);
   return found;
+}
+
+/** Removes a standby machine if it still waits. Resolves to whether it did. */
+export async function removeStandby(
+  standby: Standby,
+  pool: StoragePool,
+  context: Context,
+): Promise<boolean> {
+  if (!await acquireStandby(pool, standby)) return false;
+  await removeMachine(standby.name, quiet(context));
+  return true;
 }
 
 /** As {@linkcode removeMachine}, and once more on a new connection if it fails. */

@@ -4,7 +4,8 @@ import { once } from "node:events";
 import { createServer, type Server, type Socket } from "node:net";
 // @ts-types="@types/ssh2"
 import ssh2 from "ssh2";
-import { type Agent, openChannel } from "../../src/guest/channel.ts";
+import type { Agent } from "../../src/guest/agent.ts";
+import { openChannel } from "../../src/guest/channel.ts";
 import { SshConnection } from "../../src/guest/ssh_connection.ts";
 import { NotYet, waitFor } from "../../src/wait.ts";
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import type { Agent } from "../../src/guest/channel.ts";
+import type { Agent } from "../../src/guest/agent.ts";
 import { LibvirtError, VIR_ERR } from "../../src/libvirt/error.ts";
 import {
   authorizeUser,

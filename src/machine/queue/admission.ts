@@ -16,6 +16,7 @@ import {
 } from "./queue_entry.ts";
 import { volumeName } from "../storage/volumes.ts";
 import { NotYet, waitFor } from "../../wait.ts";
+import { removeStandby } from "../remove.ts";
 import { removeOneUnneeded } from "../unneeded.ts";
 import { type FoundMachine, machinesIn, machinesOf } from "../inventory.ts";
 import type { Context, Host } from "../context.ts";
@@ -160,10 +161,7 @@ async function removeOneStandby(
   volumes: readonly string[],
   context: Context,
 ): Promise<boolean> {
-  const waiting = waitingIn(volumes);
-  if (waiting.length === 0) return false;
-  const { removeStandby } = await import("../standby/fill.ts"); // where nobody lets machines wait, not needed
-  for (const standby of waiting) {
+  for (const standby of waitingIn(volumes)) {
     try {
       if (await removeStandby(standby, pool, context)) return true;
     } catch (error) {

@@ -3,18 +3,11 @@ import { severalFailures } from "../../errors.ts";
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
 import { ownProcess } from "../owner.ts";
 import { findActivePool } from "../storage/pools.ts";
-import {
-  acquireStandby,
-  isAlive,
-  markWaiting,
-  newStandbyName,
-  type Standby,
-  waitingIn,
-} from "./waiting.ts";
+import { isAlive, markWaiting, newStandbyName, waitingIn } from "./waiting.ts";
 import { releaseName } from "../storage/volumes.ts";
 import { templateAdvice, templatesToWait } from "../../policy/template_choice.ts";
 import { reserveAbandonedName } from "../name.ts";
-import { removeMachine, removeMachineSafely } from "../remove.ts";
+import { removeMachineSafely, removeStandby } from "../remove.ts";
 import { create } from "../create.ts";
 import type { MachineSpec } from "../machine.ts";
 import { lookupOverlayPool } from "../storage/overlay_pool.ts";
@@ -114,17 +107,6 @@ async function removeUnwanted(
       context.report.log(`Removed the machine "${standby.name}", which waited for a job`);
     }
   }
-}
-
-/** Removes a machine if it still waits. Resolves to whether it did. */
-export async function removeStandby(
-  standby: Standby,
-  pool: StoragePool,
-  context: Context,
-): Promise<boolean> {
-  if (!await acquireStandby(pool, standby)) return false;
-  await removeMachine(standby.name, quiet(context));
-  return true;
 }
 
 /** Has one more wait. Resolves to false if there is no room for it now. Throws SystemFailure. */

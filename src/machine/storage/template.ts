@@ -5,18 +5,13 @@ import { isLibvirtError, VIR_ERR } from "../../libvirt/error.ts";
 import { StoragePool } from "../../libvirt/storage_pool.ts";
 import { lookupActivePool } from "./pools.ts";
 import { readVolumeXml } from "./volume_xml.ts";
-import { isMachineVolume } from "./volumes.ts";
+import { type Base, isMachineVolume } from "./volumes.ts";
 
 /** A base image that overlays stand on. */
-export interface Template {
+export interface Template extends Base {
   /** The names of its pool and its volume. */
   readonly pool: string;
   readonly volume: string;
-  /** Where it is on the hypervisor's host. */
-  readonly path: string;
-  /** `qcow2` or `raw`, as libvirt found it. */
-  readonly format: string;
-  readonly capacityBytes: number;
   /** When it was last written to, as libvirt has it; empty where the kind of pool has no such time. */
   readonly modified: string;
 }

@@ -4,7 +4,6 @@ import type { StoragePool } from "../../libvirt/storage_pool.ts";
 import type { Volume } from "../../libvirt/volume.ts";
 import { sleep } from "../../wait.ts";
 import { type Xml, xml } from "../../xml.ts";
-import type { Template } from "./template.ts";
 
 /**
  * The volumes of a machine: its name and one of these endings. libvirt's volumes have no metadata,
@@ -28,7 +27,13 @@ export function volumeName(machine: string, kind: VolumeKind): string {
 }
 
 /** What an overlay stands on. */
-export type Base = Pick<Template, "path" | "format" | "capacityBytes">;
+export interface Base {
+  /** Where it is on the hypervisor's host. */
+  readonly path: string;
+  /** `qcow2` or `raw`, as libvirt found it. */
+  readonly format: string;
+  readonly capacityBytes: number;
+}
 
 /**
  * Makes a disk which reads from its base what nobody wrote. `capacityBytes` holds if it is more than
