@@ -35,8 +35,10 @@ const status = await runProgram({
   ...{ args: Deno.args, env, version, exit: Deno.exit, signal: await cancellation() },
   ...{ printer: ownPrinter(env), uncaught: uncaught.promise, startInBackground },
   path: Deno.build.standalone ? Deno.execPath() : "/usr/local/bin/libvirt-gci",
-  stdout: sinkTo(Deno.stdout, "standard output"),
-  stderr: sinkTo(Deno.stderr, "standard error"),
+  output: {
+    stdout: sinkTo(Deno.stdout, "standard output"),
+    stderr: sinkTo(Deno.stderr, "standard error"),
+  },
 });
 // Without it, Deno ends its threads first, and some thread that has called libvirt ends while the C
 // libraries clean up after themselves: one process in a thousand then dies of a signal.

@@ -6,10 +6,12 @@ import { type CliOutput, type CommandLine, type Commands, parseArguments } from 
 import type { Printer } from "./cli/printer.ts";
 import { keptVariables, refillArguments } from "./cli/refill.ts";
 import { ScriptOutput } from "./cli/script_output.ts";
+import type { Outputs } from "./guest/command_streams.ts";
 import { explain, ScriptFailure } from "./errors.ts";
 import { type Env, isByHand } from "./job/job.ts";
 import type { Connection } from "./libvirt/connection.ts";
-import { type Stage, toStage } from "./machine/context.ts";
+import type { Context } from "./machine/context.ts";
+import { StepTimer } from "./machine/steps.ts";
 import type { Counted } from "./metrics/metrics.ts";
 import type { Meter } from "./metrics/meter.ts";
 import { loadConfig } from "./settings/load.ts";
@@ -34,8 +36,12 @@ export const COMMANDS: Commands = {
 };
 
 /** What the program gets from its caller. */
-export interface Caller extends Pick<Stage, "signal" | "stdout" | "stderr"> {
+export interface Caller {
   readonly args: readonly string[];
+  /** Aborts at a cancel; its reason is the error to end with. */
+  readonly signal: AbortSignal;
+  /** Where the output of scripts goes. */
+  readonly output: Outputs;
   readonly env: Env;
   readonly version: string;
   readonly exit: CliOutput["exit"];
@@ -54,7 +60,7 @@ type RunningCaller = Caller & Pick<Program, "say">;
 /** Does what the command line asks for, and says with which status to exit. It never throws. */
 export async function runProgram(caller: Caller): Promise<number> {
   const { env, version, exit, printer, uncaught } = caller;
-  const script = new ScriptOutput(caller);
+  const script = new ScriptOutput(caller.output);
   const lastWords: string[] = [];
   const say = (words: string): void => void lastWords.push(inOneLine(words));
   let line: CommandLine | null = null;
@@ -62,7 +68,7 @@ export async function runProgram(caller: Caller): Promise<number> {
   try {
     const output = { stdout: console.log, stderr: console.error, exit };
     line = await parseArguments(caller.args, { commands: COMMANDS, version, output });
-    const running = { ...caller, stdout: script.stdout, stderr: script.stderr, say };
+    const running = { ...caller, output: script, say };
     await Promise.race([runCommand(line, running), uncaught]);
   } catch (error) {
     if (line?.debug && error instanceof Error) printer.debug(inOneLine(error.stack ?? ""));
@@ -114,15 +120,15 @@ async function endOutput(script: ScriptOutput, env: Env): Promise<void> {
 /** Runs the command, as a stage if it is one. */
 async function runCommand(line: CommandLine, caller: RunningCaller): Promise<void> {
   const { config: file, action, guestCommand } = line;
-  const { env, version, path, signal, printer, stdout, say } = caller;
+  const { env, version, path, signal, printer, output, say } = caller;
   const places = { file, home: env["HOME"], xdgConfigHome: env["XDG_CONFIG_HOME"] };
   let loaded: Promise<Config> | null = null;
   const settings = (): Promise<Config> => loaded ??= loadConfig(places);
   const run = (meter: Meter | null): Promise<void> =>
     action.run({
-      ...{ env, version, path, signal, printer, stdout, say, guestCommand, settings },
+      ...{ env, version, path, signal, printer, output, say, guestCommand, settings },
       onHost: async (body, config) =>
-        await withStage(body, { config: config ?? await settings(), line, caller, meter }),
+        await onHost(body, { config: config ?? await settings(), line, caller, meter }),
     });
   if (action.countedAs === null) return await run(null);
   await runStage(run, { stage: action.countedAs, config: await settings(), line, caller });
@@ -176,9 +182,9 @@ function refillStandbys(
   }
 }
 
-/** Connects to libvirt for a stage, and closes the connection after it. */
-async function withStage(
-  body: (stage: Stage) => Promise<void>,
+/** Connects to libvirt for a command, and closes the connection after it. */
+async function onHost(
+  body: (context: Context) => Promise<void>,
   { config, line: { debug, action }, caller, meter }: {
     readonly config: Config;
     readonly line: CommandLine;
@@ -187,7 +193,7 @@ async function withStage(
   },
 ): Promise<void> {
   const { Connection } = await import("./libvirt/connection.ts"); // some commands never need it
-  const { env, stdout, stderr, printer } = caller;
+  const { env, printer } = caller;
   const signal = action.outlastsCancel ? new AbortController().signal : caller.signal;
   const onCall = debug
     ? (name: string, ms: number) => printer.debug(`${name} ${ms.toFixed(1)} ms`)
@@ -195,18 +201,20 @@ async function withStage(
   const connect = (callSeconds = config.libvirt.callSeconds): Promise<Connection> =>
     Connection.open(config.libvirt.uri, { callSeconds, signal, onCall });
   await using connection = await connect();
-  const stage = toStage({
-    ...{ config, connection, connect, signal, home: env["HOME"], stdout, stderr },
-    ...directoriesOf(env, config),
-    log: (words) => printer.print(inOneLine(words)),
-    progress: printer.progress,
-    onStep: meter && meter.onStep,
-    warn: (words) => printer.warn(inOneLine(words)),
-  });
+  const context: Context = {
+    host: { config, connection, connect, directories: directoriesOf(env, config) },
+    report: {
+      log: (words) => printer.print(inOneLine(words)),
+      warn: (words) => printer.warn(inOneLine(words)),
+      progress: printer.progress,
+      steps: new StepTimer(meter && meter.onStep),
+    },
+    signal,
+  };
   try {
-    await body(stage);
+    await body(context);
   } finally {
-    await meter?.measure(stage.host);
+    await meter?.measure(context.host);
   }
 }
 

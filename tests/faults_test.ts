@@ -15,10 +15,9 @@ import { removeMachine } from "../src/machine/remove.ts";
 import { gc } from "../src/commands/gc.ts";
 import { prepare } from "../src/commands/prepare.ts";
 import { run } from "../src/commands/run.ts";
-import { type Stage, toStage } from "../src/machine/context.ts";
+import { JOB, script, type Stage, type TestStage, testStage, toStage } from "./fakes/test_stage.ts";
 import { TestGuest } from "./fakes/test_guest.ts";
 import { openTestHost } from "./fakes/test_host.ts";
-import { JOB, script, type TestStage, testStage } from "./fakes/test_stage.ts";
 
 /** What happens at a call: before it reaches the daemon, or when the daemon has done it. */
 const FAULTS = {

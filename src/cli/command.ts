@@ -5,9 +5,9 @@ import { map } from "@optique/core/modifiers";
 import type { InferValue, Parser } from "@optique/core/parser";
 import { command } from "@optique/core/primitives";
 import { UsageError } from "../errors.ts";
-import type { Sink } from "../guest/command_streams.ts";
+import type { Outputs } from "../guest/command_streams.ts";
 import type { Env } from "../job/job.ts";
-import type { Stage } from "../machine/context.ts";
+import type { Context } from "../machine/context.ts";
 import type { Counted } from "../metrics/metrics.ts";
 import type { Config } from "../settings/settings.ts";
 import type { Printer } from "./printer.ts";
@@ -25,7 +25,7 @@ export interface Program {
   readonly signal: AbortSignal;
   readonly printer: Printer;
   /** Where the output of the guest goes. */
-  readonly stdout: Sink;
+  readonly output: Outputs;
   /** Takes a line that is printed after all output of the guest. */
   readonly say: (line: string) => void;
   /** The command and its arguments after `--`; null if there is none. */
@@ -36,7 +36,7 @@ export interface Program {
    * Connects to libvirt, and disconnects after the body. `config` replaces the settings. Throws
    * SystemFailure.
    */
-  readonly onHost: (body: (stage: Stage) => Promise<void>, config?: Config) => Promise<void>;
+  readonly onHost: (body: (context: Context) => Promise<void>, config?: Config) => Promise<void>;
 }
 
 /** A command with its arguments, ready to run. */

@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { Env } from "../job/job.ts";
-import type { Stage } from "../machine/context.ts";
+import type { Directories } from "../machine/context.ts";
 import { type Config, DEFAULT_CONFIG } from "../settings/settings.ts";
 
 /** The directories of this host where a stage keeps files. */
 export function directoriesOf(
   env: Env,
   { libvirt: { uri }, postMortem }: Pick<Config, "libvirt" | "postMortem">,
-): Pick<Stage, "keyDirectory" | "lastingKeyDirectory" | "postMortemDirectory"> {
-  const lastingKeyDirectory = lastingDirectory(env, uri);
+): Directories {
+  const lastingKeys = lastingDirectory(env, uri);
   return {
-    keyDirectory: attemptDirectory(env) ?? lastingKeyDirectory,
-    lastingKeyDirectory,
-    postMortemDirectory: postMortem.dir ?? stateDirectory(env),
+    home: env["HOME"],
+    keys: attemptDirectory(env) ?? lastingKeys,
+    lastingKeys,
+    postMortems: postMortem.dir ?? stateDirectory(env),
   };
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { Env } from "../job/job.ts";
-import type { Sink } from "../guest/command_streams.ts";
+import type { Outputs, Sink } from "../guest/command_streams.ts";
 
 const LINE_FEED = 0x0a;
 const RESET = "\x1b[0m"; // of colours and of hidden text: ECMA-48, SGR 0
@@ -12,7 +12,7 @@ export class ScriptOutput {
   readonly #plainStderr: Sink;
   #last: number | undefined;
 
-  constructor({ stdout, stderr }: { readonly stdout: Sink; readonly stderr: Sink }) {
+  constructor({ stdout, stderr }: Outputs) {
     this.stdout = this.#watched(stdout);
     this.stderr = this.#watched(stderr);
     this.#plainStderr = stderr;

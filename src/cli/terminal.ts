@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import type { Outputs } from "../guest/command_streams.ts";
 import { orFailure } from "../errors.ts";
 import type { TerminalSize } from "../guest/ssh_connection.ts";
 import type { Env } from "../job/job.ts";
@@ -37,8 +38,8 @@ export type Ask = (question: string) => Promise<boolean>;
 
 /** Asks on `stdout`, where anything but yes is no, a cancel too; null if nobody is at a terminal. */
 export function askAtTerminal(
-  { stdout, signal }: {
-    readonly stdout: (bytes: Uint8Array) => Promise<void>;
+  { output: { stdout }, signal }: {
+    readonly output: Pick<Outputs, "stdout">;
     readonly signal: AbortSignal;
   },
 ): Ask | null {

@@ -35,7 +35,7 @@ export const command = defineCommand("cleanup", {
   run: async ({ machine, all, yes }, program) => {
     if (!all) return await cleanupAfterJob(machine, program);
     const ask = askAtTerminal(program);
-    await program.onHost((stage) => cleanupAll({ yes, ask }, stage));
+    await program.onHost((context) => cleanupAll({ yes, ask }, context));
   },
 });
 
@@ -46,10 +46,10 @@ async function cleanupAfterJob(
 ): Promise<void> {
   const job = await jobFromEnv(env, { machine: named });
   const machine = requireMachine(job);
-  await onHost(async (stage) => {
+  await onHost(async (context) => {
     const keepIt = (context: Context) => keepAfterJob(machine, context);
-    if (!job.byHand && await withReconnect(stage, keepIt)) return;
-    await removeMachineSafely(machine, stage);
+    if (!job.byHand && await withReconnect(context, keepIt)) return;
+    await removeMachineSafely(machine, context);
   });
 }
 

@@ -8,7 +8,8 @@ import { consoleLines } from "../guest/console_text.ts";
 import { checkMachineName } from "../job/job.ts";
 import type { ConsoleSession, Domain, DomainState } from "../libvirt/domain.ts";
 import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
-import type { Stage } from "../machine/context.ts";
+import type { Sink } from "../guest/command_streams.ts";
+import type { Context } from "../machine/context.ts";
 import { lookupMachine } from "../machine/ready_machine.ts";
 import { sleep, within } from "../wait.ts";
 
@@ -21,9 +22,9 @@ export const command = defineCommand("console", {
     force: switchFlag("--force", message`Take the console over from another session.`),
   },
   check: ({ machine }) => checkMachineName(machine),
-  run: async ({ machine, force }, { env, onHost }) => {
+  run: async ({ machine, force }, { env, output: { stdout }, onHost }) => {
     const terminal = ownTerminal(env["TERM"]);
-    await onHost((stage) => openConsole(machine, { force, terminal, stage }));
+    await onHost((context) => openConsole(machine, { force, terminal, stdout }, context));
   },
 });
 
@@ -34,20 +35,21 @@ export const command = defineCommand("console", {
  */
 export async function openConsole(
   machine: string,
-  { force, terminal, stage }: {
+  { force, terminal, stdout }: {
     readonly force: boolean;
     readonly terminal: Pick<Terminal, "input" | "setRaw"> | null;
-    readonly stage: Stage;
+    readonly stdout: Sink;
   },
+  { host, report, signal }: Context,
 ): Promise<void> {
-  using found = await lookupMachine(machine, stage.host);
+  using found = await lookupMachine(machine, host);
   const { domain } = found;
   try {
     await domain.withConsole({ force }, async (session) => {
-      if (terminal === null) return await print(session, domain, stage);
-      const end = await connect(session, { domain, terminal, stage });
-      await stage.stdout(new TextEncoder().encode("\n")); // the guest's last line may be a prompt
-      stage.log(`${end === "left" ? "Left the console of" : ENDS[end]} "${machine}"`);
+      if (terminal === null) return await print(session, { domain, signal, stdout });
+      const end = await connect(session, { domain, terminal, stdout, signal, warn: report.warn });
+      await stdout(new TextEncoder().encode("\n")); // the guest's last line may be a prompt
+      report.log(`${end === "left" ? "Left the console of" : ENDS[end]} "${machine}"`);
     });
   } catch (cause) {
     if (force || !isLibvirtError(cause, VIR_ERR.OPERATION_FAILED)) throw cause;
@@ -70,8 +72,11 @@ const ENDS: Readonly<Record<End, string>> = {
 
 async function print(
   session: ConsoleSession,
-  domain: Domain,
-  { signal, stdout }: Stage,
+  { domain, signal, stdout }: {
+    readonly domain: Domain;
+    readonly signal: AbortSignal;
+    readonly stdout: Sink;
+  },
 ): Promise<void> {
   const decoder = new TextDecoder();
   const encoder = new TextEncoder();
@@ -94,10 +99,12 @@ const LONGEST_LINE = 4096;
 
 async function connect(
   session: ConsoleSession,
-  { domain, terminal, stage: { signal, warn, stdout } }: {
+  { domain, terminal, stdout, signal, warn }: {
     readonly domain: Domain;
     readonly terminal: Pick<Terminal, "input" | "setRaw">;
-    readonly stage: Stage;
+    readonly stdout: Sink;
+    readonly signal: AbortSignal;
+    readonly warn: (line: string) => void;
   },
 ): Promise<End | "left"> {
   const { name } = domain;

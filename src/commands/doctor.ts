@@ -11,7 +11,8 @@ import { type GroupedFinding, runChecks } from "../doctor/checks.ts";
 import { failureOf, findingsJson, findingsText } from "../doctor/report.ts";
 import { type Job, makeUpMachineName } from "../job/job.ts";
 import { Connection } from "../libvirt/connection.ts";
-import { type Stage, toStage } from "../machine/context.ts";
+import type { Outputs } from "../guest/command_streams.ts";
+import type { Context } from "../machine/context.ts";
 import { kvmRunsGuests } from "../machine/kvm/kvm_probe.ts";
 import { readHostNetwork } from "../machine/network/host_addresses.ts";
 import { removeMachine } from "../machine/remove.ts";
@@ -35,7 +36,7 @@ export const command = defineCommand("doctor", {
 /** Prints what is right and wrong with this host. Throws SystemFailure if there is a problem. */
 async function examineHost(
   { boot, json }: { readonly boot?: string | undefined; readonly json: boolean },
-  { env, path: program, signal, printer, settings, onHost }: Program,
+  { env, path: program, signal, printer, output, settings, onHost }: Program,
 ): Promise<void> {
   let config = DEFAULT_CONFIG;
   let configError: unknown = null;
@@ -47,8 +48,8 @@ async function examineHost(
   const home = env["HOME"];
   const findings = await findingsOfHost({ config, configError, home, program, signal });
   if (boot !== undefined) {
-    await onHost(async (stage) => {
-      findings.push(...await findingsOfJob(boot, stage));
+    await onHost(async (context) => {
+      findings.push(...await findingsOfJob(boot, output, context));
     }, config);
   }
   if (json) printer.print(findingsJson(findings));
@@ -94,9 +95,14 @@ export async function findingsOfHost(
 }
 
 /** How a whole job goes on a machine with this template. Progress goes where warnings go. */
-export function findingsOfJob(template: string, stage: Stage): Promise<GroupedFinding[]> {
+export function findingsOfJob(
+  template: string,
+  { stderr }: Outputs,
+  context: Context,
+): Promise<GroupedFinding[]> {
   const machine = makeUpMachineName(template);
-  const quiet = toStage({ ...stage, log: stage.warn });
+  const { report } = context;
+  const quiet: Context = { ...context, report: { ...report, log: report.warn } };
   return bootTemplate(template, {
     prepare: async () => void await prepare(jobByHand(machine, template), {}, quiet),
     run: async (script) => {
@@ -106,7 +112,7 @@ export function findingsOfJob(template: string, stage: Stage): Promise<GroupedFi
         written += decoder.decode(bytes, { stream: true });
         return Promise.resolve();
       };
-      await run(machine, new TextEncoder().encode(script), toStage({ ...quiet, stdout }));
+      await run(machine, new TextEncoder().encode(script), { ...quiet, stdout, stderr });
       return written;
     },
     cleanup: async () => void await removeMachine(machine, quiet),

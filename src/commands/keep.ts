@@ -27,7 +27,7 @@ export const command = defineCommand("keep", {
   },
   check: ({ machine }) => checkMachineName(machine),
   run: ({ machine, extendSeconds }, { onHost }) =>
-    onHost((stage) => keep(machine, extendSeconds, stage)),
+    onHost((context) => keep(machine, extendSeconds, context)),
 });
 
 /**

@@ -5,7 +5,8 @@ import { defineCommand } from "../cli/command.ts";
 import { SystemFailure } from "../errors.ts";
 import { consoleLines } from "../guest/console_text.ts";
 import { checkMachineName } from "../job/job.ts";
-import type { Stage } from "../machine/context.ts";
+import type { Sink } from "../guest/command_streams.ts";
+import type { Host } from "../machine/context.ts";
 import { domainName } from "../machine/lookup.ts";
 import { readConsole } from "../machine/storage/guest_files.ts";
 import { findActivePool } from "../machine/storage/pools.ts";
@@ -14,17 +15,15 @@ export const command = defineCommand("logs", {
   description: message`Print the output of a machine's serial console.`,
   fields: { machine: machineArgument },
   check: ({ machine }) => checkMachineName(machine),
-  run: ({ machine }, { onHost }) => onHost((stage) => logs(machine, stage)),
+  run: ({ machine }, { output, onHost }) =>
+    onHost(({ host }) => logs(machine, output.stdout, host)),
 });
 
 /** Prints what is kept of the machine's serial console. Throws SystemFailure if there is none. */
-export async function logs(
-  machine: string,
-  stage: Stage,
-): Promise<void> {
-  const { connection, config, stdout } = stage;
+export async function logs(machine: string, stdout: Sink, host: Host): Promise<void> {
+  const { connection, config } = host;
   using pool = await findActivePool(connection, config.pools.overlays);
-  const of = pool && { connection, pool, machine: await domainName(machine, stage.host) };
+  const of = pool && { connection, pool, machine: await domainName(machine, host) };
   const bytes = of && await readConsole(of, Infinity);
   if (bytes === null) {
     throw new SystemFailure({

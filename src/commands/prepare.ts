@@ -38,8 +38,8 @@ export const command = defineCommand("prepare", {
   refills: true,
   run: async (options, { env, onHost, printer }) => {
     const job = await jobFromEnv(env, options);
-    await onHost(async (stage) => {
-      const { name, metadata } = await prepare(job, options, stage);
+    await onHost(async (context) => {
+      const { name, metadata } = await prepare(job, options, context);
       if (job.byHand) stepsByHand(name, metadata).forEach((line) => printer.print(line));
     });
   },

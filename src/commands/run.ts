@@ -20,7 +20,8 @@ import { GuestFull, GuestSilent, runScript } from "../guest/script.ts";
 import { jobFromEnv, requireMachine } from "../job/job.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import { Domain, type DomainState } from "../libvirt/domain.ts";
-import { type Stage, withSignal } from "../machine/context.ts";
+import { type Context, type Host, withSignal } from "../machine/context.ts";
+import type { Outputs } from "../guest/command_streams.ts";
 import { isFirstFailure, type JobScript, noteFailure, notePass } from "../machine/kept.ts";
 import { endedFailure } from "../machine/network/address.ts";
 import { sleep, within } from "../wait.ts";
@@ -63,14 +64,14 @@ export const command = defineCommand("run", {
     });
   },
   countedAs: () => "run",
-  run: async (options, { env, guestCommand, say, onHost }) => {
+  run: async (options, { env, guestCommand, output, say, onHost }) => {
     // The file stays from stage to stage, and may hold the status of an earlier script.
     await reportScriptStatus(null, env);
     const job = await jobFromEnv(env, options);
     const machine = requireMachine(job);
     const script = await readScript(options.path, guestCommand);
     const ofJob = job.byHand ? null : { name: options.stage ?? "script", say };
-    await onHost((stage) => run(machine, script, stage, ofJob));
+    await onHost((context) => run(machine, script, { ...context, ...output }, ofJob));
   },
 });
 
@@ -97,21 +98,21 @@ const END_MS = 1000;
 export async function run(
   machine: string,
   script: Uint8Array,
-  stage: Stage,
+  context: Context & Outputs,
   ofJob: JobScript | null = null,
 ): Promise<void> {
   let name: string | null = null; // of the domain
   try {
-    using ready = await lookupReadyMachine(machine, stage.host);
+    using ready = await lookupReadyMachine(machine, context.host);
     name = ready.domain.name;
-    await runInMachine(ready, script, stage, ofJob);
+    await runInMachine(ready, script, context, ofJob);
   } catch (error) {
-    if (!(error instanceof SystemFailure) || stage.signal.aborted) throw error;
+    if (!(error instanceof SystemFailure) || context.signal.aborted) throw error;
     if (!LOSSES.includes(faultOf(error))) throw error;
-    name ??= await domainName(machine, stage.host);
-    const failure = await orEnded(name, error, stage);
+    name ??= await domainName(machine, context.host);
+    const failure = await orEnded(name, error, context);
     const { withPostMortem } = await import("../machine/post_mortem/post_mortem.ts"); // what few machines need
-    throw await withPostMortem(name, failure, stage);
+    throw await withPostMortem(name, failure, context);
   }
 }
 
@@ -123,7 +124,7 @@ const LOSSES: readonly Fault[] = [...ENDS, "lost", "ssh_refused", "ssh_timeout",
 async function orEnded(
   machine: string,
   failure: SystemFailure,
-  { connection, signal }: Stage,
+  { host: { connection }, signal }: Context,
 ): Promise<SystemFailure> {
   for (const end = performance.now() + END_MS; performance.now() < end; await sleep(100, signal)) {
     if (ENDS.includes(faultOf(failure))) break;
@@ -142,18 +143,18 @@ async function stateOf(machine: string, connection: Connection): Promise<DomainS
 async function runInMachine(
   ready: RunningMachine,
   script: Uint8Array,
-  stage: Stage,
+  context: Context & Outputs,
   ofJob: JobScript | null,
 ): Promise<void> {
   const { domain, metadata } = ready;
   try {
-    await runIn(ready, script, stage);
+    await runIn(ready, script, context);
   } catch (cause) {
     const error = cause instanceof GuestFull && isLaterScript(ofJob) ? filledByJob(cause) : cause;
-    const isOver = stage.signal.aborted || ENDS.includes(faultOf(error));
+    const isOver = context.signal.aborted || ENDS.includes(faultOf(error));
     if (cause instanceof GuestSilent) await noteAnswer(domain, "none");
     if (ofJob !== null && !isOver && isFirstFailure(metadata)) {
-      await noteFailure(domain.name, ofJob, stage);
+      await noteFailure(domain.name, ofJob, context);
     }
     throw error;
   }
@@ -174,16 +175,20 @@ function filledByJob({ message }: GuestFull): BuildFailure {
   });
 }
 
-async function runIn(ready: RunningMachine, script: Uint8Array, stage: Stage): Promise<void> {
+async function runIn(
+  ready: RunningMachine,
+  script: Uint8Array,
+  context: Context & Outputs,
+): Promise<void> {
   const ended = new AbortController();
-  const watching = watch(ready.domain.name, stage, ended);
+  const watching = watch(ready.domain.name, context.host, ended);
   const lost = rejectAtAbort(ended.signal);
   try {
-    const signal = AbortSignal.any([stage.signal, ended.signal]);
-    using ssh = await logIn(ready, withSignal(stage, signal));
+    const signal = AbortSignal.any([context.signal, ended.signal]);
+    using ssh = await logIn(ready, withSignal(context, signal));
     const shell = ready.metadata.shell === "sh" ? "sh" : "bash";
-    const { stdout, stderr } = stage;
-    const ran = runScript(ssh, { text: script, shell, stdout, stderr }, stage.signal);
+    const { stdout, stderr } = context;
+    const ran = runScript(ssh, { text: script, shell, stdout, stderr }, context.signal);
     const status = await Promise.race([ran, lost]);
     if (status !== 0) throw new ScriptFailure(status);
   } finally {
@@ -205,7 +210,7 @@ function rejectAtAbort(signal: AbortSignal): Promise<never> {
  */
 async function watch(
   machine: string,
-  { connection, connect }: Stage,
+  { connection, connect }: Host,
   ended: AbortController,
 ): Promise<void> {
   let own: Connection | null = null;

@@ -6,7 +6,8 @@ import { ownTerminal, type Terminal } from "../cli/terminal.ts";
 import { ScriptFailure, SystemFailure, UsageError } from "../errors.ts";
 import { commandLine } from "../guest/command_line.ts";
 import { checkMachineName } from "../job/job.ts";
-import type { Stage } from "../machine/context.ts";
+import type { Sink } from "../guest/command_streams.ts";
+import type { Context } from "../machine/context.ts";
 import { logIn, lookupReadyMachine } from "../machine/ready_machine.ts";
 
 export const command = defineCommand("ssh", {
@@ -18,11 +19,11 @@ export const command = defineCommand("ssh", {
   takesCommand: true,
   passesStatus: true,
   check: ({ machine }) => checkMachineName(machine),
-  run: async ({ machine }, { env, guestCommand, onHost }) => {
+  run: async ({ machine }, { env, guestCommand, output: { stdout }, onHost }) => {
     const terminal = ownTerminal(env["TERM"]);
     if (terminal === null) throw noTerminal(machine);
     const line = guestCommand === null ? null : commandLine(guestCommand);
-    await onHost((stage) => ssh(machine, { command: line, terminal, stage }));
+    await onHost((context) => ssh(machine, { command: line, terminal, stdout }, context));
   },
 });
 
@@ -39,21 +40,22 @@ function noTerminal(machine: string): UsageError {
  */
 export async function ssh(
   machine: string,
-  { command, terminal, stage }: {
+  { command, terminal, stdout }: {
     /** A line for the guest's shell; null is a shell. */
     readonly command: string | null;
     readonly terminal: Terminal;
-    readonly stage: Stage;
+    readonly stdout: Sink;
   },
+  context: Context,
 ): Promise<void> {
-  using ready = await lookupReadyMachine(machine, stage.host);
-  using connection = await logIn(ready, stage);
-  stage.warn(
+  using ready = await lookupReadyMachine(machine, context.host);
+  using connection = await logIn(ready, context);
+  context.report.warn(
     `This terminal obeys what the guest of "${machine}" sends: "libvirt-gci logs ${machine}" makes ` +
       "what is on its console visible instead",
   );
   const remote = await connection.openTerminal(command, {
-    ...{ type: terminal.type, size: terminal.size(), output: stage.stdout },
+    ...{ type: terminal.type, size: terminal.size(), output: stdout },
   });
   using _ = terminal.onResize(() => remote.resize(terminal.size()));
   terminal.setRaw(true);

@@ -37,7 +37,7 @@ export const command = defineCommand("warm", {
     const callSeconds = Math.max(config.libvirt.callSeconds, CALL_SECONDS);
     const patient = { ...config, libvirt: { ...config.libvirt, callSeconds } };
     await onHost(
-      (stage) => remove ? removeWarmImages(templates, stage) : warm(templates, stage),
+      (context) => remove ? removeWarmImages(templates, context) : warm(templates, context),
       patient,
     );
   },

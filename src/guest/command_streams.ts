@@ -6,6 +6,12 @@ import type { Readable } from "node:stream";
 /** What takes the output of a command, whole or in part; the next part waits until it is done. */
 export type Sink = (bytes: Uint8Array) => Promise<void>;
 
+/** Where the output of a script goes. */
+export interface Outputs {
+  readonly stdout: Sink;
+  readonly stderr: Sink;
+}
+
 /** How a command ended: with a status, by a signal, or with neither: the guest was lost. */
 export interface CommandEnd {
   readonly status: number | null;

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { Config } from "../settings/settings.ts";
-import type { Sink } from "../guest/command_streams.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import type { Progress } from "../wait.ts";
-import { type OnStep, StepTimer } from "./steps.ts";
+import type { StepTimer } from "./steps.ts";
 
 /** Where machines run, and where this host has what belongs to them. */
 export interface Host {
@@ -72,42 +71,4 @@ export function withoutWarnings(context: Context): Context {
 /** The same, with steps that begin now. */
 export function withOwnSteps(context: Context): Context {
   return { ...context, report: { ...context.report, steps: context.report.steps.anew() } };
-}
-
-/** What a command gets besides its arguments: a {@linkcode Context} and its parts. */
-export interface Stage extends Context, StageParts {}
-
-/** The parts that a {@linkcode Stage} is made of. */
-export interface StageParts extends Pick<Host, "config" | "connection" | "connect"> {
-  readonly signal: AbortSignal;
-  /** As {@linkcode Directories} has them. */
-  readonly home: string | undefined;
-  readonly keyDirectory: string;
-  readonly lastingKeyDirectory: string;
-  readonly postMortemDirectory: string;
-  /** As {@linkcode Reporter} has them. */
-  readonly log: (line: string) => void;
-  readonly warn: (line: string) => void;
-  readonly progress: Progress | null;
-  /** Told what prepare's steps take, where somebody counts it. */
-  readonly onStep: OnStep | null;
-  /** Where the output of the script goes. */
-  readonly stdout: Sink;
-  readonly stderr: Sink;
-}
-
-/** The stage of these parts. */
-export function toStage<T extends StageParts>(parts: T): T & Stage {
-  const { config, connection, connect, log, warn, progress } = parts;
-  const directories = {
-    home: parts.home,
-    keys: parts.keyDirectory,
-    lastingKeys: parts.lastingKeyDirectory,
-    postMortems: parts.postMortemDirectory,
-  };
-  return {
-    ...parts,
-    host: { config, connection, connect, directories },
-    report: { log, warn, progress, steps: new StepTimer(parts.onStep) },
-  };
 }

@@ -138,16 +138,19 @@ async function typeAtConsole(parts: readonly Uint8Array[], words: string): Promi
     heard.resolve();
     return Promise.resolve();
   };
-  await openConsole("m", {
-    force: false,
-    terminal: { input: typing(parts, heard.promise), setRaw: (raw) => modes.push(raw) },
-    stage: bareStage(connection, {
+  await openConsole(
+    "m",
+    {
+      force: false,
+      terminal: { input: typing(parts, heard.promise), setRaw: (raw) => modes.push(raw) },
       stdout,
+    },
+    bareStage(connection, {
       signal: AbortSignal.timeout(5000),
       log: (line) => void shown.push(`log: ${line}`),
       warn: (line) => void shown.push(`warn: ${line}`),
     }),
-  });
+  );
   return { receivedBytes: libvirtd.receivedBytes, modes, shown };
 }
 

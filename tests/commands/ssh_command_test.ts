@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { toStage } from "../../src/machine/context.ts";
+import { JOB, type TestStage, testStage } from "../fakes/test_stage.ts";
 import assert from "node:assert/strict";
 import { removeMachine } from "../../src/machine/remove.ts";
 import { prepare } from "../../src/commands/prepare.ts";
@@ -8,7 +8,6 @@ import { ssh } from "../../src/commands/ssh.ts";
 import { sleep } from "../../src/wait.ts";
 import { TestGuest } from "../fakes/test_guest.ts";
 import { openTestHost } from "../fakes/test_host.ts";
-import { JOB, type TestStage, testStage } from "../fakes/test_stage.ts";
 
 /** A terminal at which somebody types these lines, and what becomes of it. */
 class TypedTerminal implements Terminal {
@@ -72,7 +71,7 @@ terminalTest(
   "ssh gives a shell with the size of the terminal, and leaves the terminal as it was",
   async ({ stage, guest }) => {
     const terminal = new TypedTerminal(["echo it is $((6 * 7))\n", "exit\n"]);
-    await ssh(JOB.machine, { command: null, terminal, stage });
+    await ssh(JOB.machine, { command: null, terminal, stdout: stage.stdout }, stage);
     assert.match(stage.output.stdout, /it is 42/);
     assert.deepEqual(guest.terminals, ["80x24"]);
     assert.deepEqual(terminal.modes, [true, false]);
@@ -88,8 +87,8 @@ terminalTest(
       before.push([...stage.warnings]);
       return stage.stdout(bytes);
     };
-    const told = toStage({ ...stage, stdout });
-    await ssh(JOB.machine, { command: "echo hi", terminal: new TypedTerminal([]), stage: told });
+    const terminal = new TypedTerminal([]);
+    await ssh(JOB.machine, { command: "echo hi", terminal, stdout }, stage);
     assert.match(stage.output.stdout, /hi/);
     const [first] = before;
     assert.match(
@@ -103,7 +102,11 @@ terminalTest(
   "ssh runs a command in a terminal, passes on its new size and ends with its status",
   async ({ stage, guest }) => {
     const terminal = new TypedTerminal([]);
-    const ended = ssh(JOB.machine, { command: "sleep 0.5; exit 7", terminal, stage });
+    const ended = ssh(
+      JOB.machine,
+      { command: "sleep 0.5; exit 7", terminal, stdout: stage.stdout },
+      stage,
+    );
     while (guest.terminals.length === 0) await sleep(10);
     await sleep(100);
     terminal.resizeTo(132);
@@ -117,7 +120,7 @@ terminalTest(
   "ssh says that the machine was lost, and gives the terminal back",
   async ({ stage, guest }) => {
     const terminal = new TypedTerminal([]);
-    const ended = ssh(JOB.machine, { command: "sleep 60", terminal, stage });
+    const ended = ssh(JOB.machine, { command: "sleep 60", terminal, stdout: stage.stdout }, stage);
     while (guest.terminals.length === 0) await sleep(10);
     await sleep(100);
     guest.cutPower();
@@ -131,6 +134,9 @@ Deno.test("ssh says that a machine is gone", async () => {
   await using guest = await TestGuest.start();
   using stage = testStage(connection, guest);
   const terminal = new TypedTerminal([]);
-  await assert.rejects(ssh("gone", { command: null, terminal, stage }), /"gone" is gone/);
+  await assert.rejects(
+    ssh("gone", { command: null, terminal, stdout: stage.stdout }, stage),
+    /"gone" is gone/,
+  );
   assert.deepEqual(terminal.modes, []);
 });

@@ -1,7 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import { Domain } from "../../src/libvirt/domain.ts";
-import { toStage } from "../../src/machine/context.ts";
+import {
+  JOB,
+  script,
+  type TestStage,
+  testStage,
+  type TestStageOptions,
+  toStage,
+} from "../fakes/test_stage.ts";
 import assert from "node:assert/strict";
 import { parseConfig } from "../../src/settings/read.ts";
 import {
@@ -25,13 +32,6 @@ import { run } from "../../src/commands/run.ts";
 import { sleep } from "../../src/wait.ts";
 import { RUNTIME_DIR, TestGuest, type TestGuestOptions } from "../fakes/test_guest.ts";
 import { openTestHost } from "../fakes/test_host.ts";
-import {
-  JOB,
-  script,
-  type TestStage,
-  testStage,
-  type TestStageOptions,
-} from "../fakes/test_stage.ts";
 import { merged } from "../fakes/merged.ts";
 
 interface Bed {

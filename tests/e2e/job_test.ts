@@ -330,7 +330,10 @@ e2eTest("a key that the guest does not know fails at once, and is said", async (
   const key = `${directory}/key`;
   await new Deno.Command("ssh-keygen", { args: ["-q", "-t", "ed25519", "-N", "", "-f", key] })
     .output();
-  const result = await runOnBed(job({}), { settings: { key }, runner: { attempts: 1 } });
+  const result = await runOnBed(job({}), {
+    settings: { ssh: { key } },
+    runner: { attempts: 1 },
+  });
   Deno.removeSync(directory, { recursive: true });
   assertVerdict(result, "runner_system_failure");
   assert.match(result.logText, /refuses the key for the user "gitlab-runner"/);

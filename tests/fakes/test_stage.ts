@@ -5,7 +5,9 @@ import { type Config, DEFAULT_CONFIG, type MachineSettings } from "../../src/set
 import type { Job } from "../../src/job/job.ts";
 import type { Connection } from "../../src/libvirt/connection.ts";
 import { type MachineMetadata, readMetadata, writeMetadata } from "../../src/machine/metadata.ts";
-import { type Stage, type StageParts, toStage } from "../../src/machine/context.ts";
+import type { Outputs } from "../../src/guest/command_streams.ts";
+import type { Context, Directories, Host, Reporter } from "../../src/machine/context.ts";
+import { type OnStep, StepTimer } from "../../src/machine/steps.ts";
 import { type Differences, merged } from "./merged.ts";
 import type { TestGuest } from "./test_guest.ts";
 
@@ -24,6 +26,28 @@ export const JOB: Job & { readonly machine: string } = {
   configCaller: null,
   byHand: false,
 };
+
+/** The parts of a {@linkcode Stage}, which a test can change one by one. */
+export interface StageParts extends Outputs, Pick<Host, "config" | "connection" | "connect"> {
+  readonly signal: AbortSignal;
+  readonly directories: Directories;
+  readonly log: Reporter["log"];
+  readonly warn: Reporter["warn"];
+  readonly onStep: OnStep | null;
+}
+
+/** What a command gets, and the parts of that. */
+export interface Stage extends Context, StageParts {}
+
+/** The stage of these parts. */
+export function toStage<T extends StageParts>(parts: T): T & Stage {
+  const { config, connection, connect, directories, log, warn, onStep } = parts;
+  return {
+    ...parts,
+    host: { config, connection, connect, directories },
+    report: { log, warn, progress: null, steps: new StepTimer(onStep) },
+  };
+}
 
 /** A stage on libvirt's test driver, and what it printed. */
 export interface TestStage extends Stage, Disposable {
@@ -48,13 +72,9 @@ export function bareStage(connection: Connection, parts: Partial<StageParts> = {
     config: DEFAULT_CONFIG,
     connect: () => Promise.resolve(unclosed(connection)),
     signal: new AbortController().signal,
-    home: nowhere,
-    keyDirectory: nowhere,
-    lastingKeyDirectory: nowhere,
-    postMortemDirectory: nowhere,
+    directories: { home: nowhere, keys: nowhere, lastingKeys: nowhere, postMortems: nowhere },
     log: () => {},
     warn: () => {},
-    progress: null,
     onStep: null,
     stdout: () => Promise.resolve(),
     stderr: () => Promise.resolve(),
@@ -70,8 +90,8 @@ export function testStage(
 ): TestStage {
   const key = Deno.makeTempFileSync({ prefix: "libvirt-gci-test-" });
   Deno.writeTextFileSync(key, guest.privateKey);
-  const keyDirectory = Deno.makeTempDirSync({ prefix: "libvirt-gci-test-" });
-  const postMortemDirectory = Deno.makeTempDirSync({ prefix: "libvirt-gci-test-" });
+  const keys = Deno.makeTempDirSync({ prefix: "libvirt-gci-test-" });
+  const postMortems = Deno.makeTempDirSync({ prefix: "libvirt-gci-test-" });
   const controller = new AbortController();
   const lines: string[] = [];
   const warnings: string[] = [];
@@ -98,12 +118,9 @@ export function testStage(
     connection,
     connect: () => Promise.resolve(unclosed(connection)),
     signal: controller.signal,
-    home: "/nonexistent",
-    keyDirectory,
-    lastingKeyDirectory: keyDirectory,
-    postMortemDirectory,
+    directories: { home: "/nonexistent", keys, lastingKeys: keys, postMortems },
     log: (line) => void lines.push(line),
-    ...{ progress: null, onStep: null },
+    onStep: null,
     warn: (line) => void warnings.push(line),
     stdout: take("stdout"),
     stderr: take("stderr"),
@@ -116,8 +133,8 @@ export function testStage(
     abort: (reason) => controller.abort(reason),
     [Symbol.dispose]: () => {
       Deno.removeSync(key);
-      Deno.removeSync(postMortemDirectory, { recursive: true });
-      Deno.removeSync(keyDirectory); // which fails if a machine's key is left in it
+      Deno.removeSync(postMortems, { recursive: true });
+      Deno.removeSync(keys); // which fails if a machine's key is left in it
     },
   };
 }

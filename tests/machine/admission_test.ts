@@ -38,18 +38,19 @@ import { gc } from "../../src/commands/gc.ts";
 import { keepAfterJob } from "../../src/machine/kept.ts";
 import { listMachines } from "../../src/commands/list.ts";
 import { prepare } from "../../src/commands/prepare.ts";
-import { type Stage, toStage } from "../../src/machine/context.ts";
+import {
+  changeMetadata,
+  JOB,
+  type Stage,
+  type TestStage,
+  testStage,
+  type TestStageOptions,
+  toStage,
+} from "../fakes/test_stage.ts";
 import { warm } from "../../src/machine/warm/save.ts";
 import { sleep } from "../../src/wait.ts";
 import { TestGuest } from "../fakes/test_guest.ts";
 import { openTestHost } from "../fakes/test_host.ts";
-import {
-  changeMetadata,
-  JOB,
-  type TestStage,
-  testStage,
-  type TestStageOptions,
-} from "../fakes/test_stage.ts";
 import { merged } from "../fakes/merged.ts";
 
 const GIB = 1024 ** 3;

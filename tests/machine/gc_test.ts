@@ -1,7 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import { Domain } from "../../src/libvirt/domain.ts";
-import { toStage } from "../../src/machine/context.ts";
+import {
+  JOB,
+  script,
+  type TestStage,
+  testStage,
+  type TestStageOptions,
+  toStage,
+} from "../fakes/test_stage.ts";
 import assert from "node:assert/strict";
 import { SystemFailure } from "../../src/errors.ts";
 import type { Job } from "../../src/job/job.ts";
@@ -31,13 +38,6 @@ import { prepare } from "../../src/commands/prepare.ts";
 import { run } from "../../src/commands/run.ts";
 import { TestGuest } from "../fakes/test_guest.ts";
 import { openTestHost } from "../fakes/test_host.ts";
-import {
-  JOB,
-  script,
-  type TestStage,
-  testStage,
-  type TestStageOptions,
-} from "../fakes/test_stage.ts";
 
 /** Gives the test a host and a stage, and sees that no handle, machine or key is left. */
 async function withStage(
@@ -425,7 +425,7 @@ Deno.test("gc goes on where it cannot remove something, and says all of it in th
 
 Deno.test("gc removes keys without a machine, names those that it cannot, and leaves other files", () =>
   withStage(async (stage) => {
-    const { keyDirectory } = stage;
+    const { keys: keyDirectory } = stage.directories;
     await Deno.writeTextFile(`${keyDirectory}/gone.libvirt-gci-key`, "key");
     await Deno.writeTextFile(`${keyDirectory}/other-key`, "key");
     await Deno.mkdir(`${keyDirectory}/stuck.libvirt-gci-key/full`, { recursive: true });

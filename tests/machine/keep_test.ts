@@ -1,7 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import { Domain } from "../../src/libvirt/domain.ts";
-import { toStage } from "../../src/machine/context.ts";
+import {
+  JOB,
+  script,
+  type TestStage,
+  testStage,
+  type TestStageOptions,
+  toStage,
+} from "../fakes/test_stage.ts";
 import assert from "node:assert/strict";
 import { SystemFailure } from "../../src/errors.ts";
 import { keyFile } from "../../src/guest/key_file.ts";
@@ -23,13 +30,6 @@ import { prepare } from "../../src/commands/prepare.ts";
 import { run } from "../../src/commands/run.ts";
 import { TestGuest, type TestGuestOptions } from "../fakes/test_guest.ts";
 import { openTestHost } from "../fakes/test_host.ts";
-import {
-  JOB,
-  script,
-  type TestStage,
-  testStage,
-  type TestStageOptions,
-} from "../fakes/test_stage.ts";
 
 const { machine: MACHINE } = JOB;
 
@@ -259,9 +259,9 @@ Deno.test("the key of a kept machine moves to where it lasts, and goes with the 
     const key = keyFile(attemptDir, MACHINE);
     await Deno.writeTextFile(key, guest.privateKey);
     await change(connection, { key, failed: "build_script" });
-    const lasting = keyFile(stage.lastingKeyDirectory, MACHINE);
+    const lasting = keyFile(stage.directories.lastingKeys, MACHINE);
     await Deno.writeTextFile(lasting, "of a cleanup that was killed");
-    const later = toStage({ ...stage, keyDirectory: attemptDir });
+    const later = toStage({ ...stage, directories: { ...stage.directories, keys: attemptDir } });
     assert(await keepAfterJob(MACHINE, later));
     assert.equal((await metadataOf(connection)).key, lasting);
     assert.equal(((await Deno.stat(lasting)).mode ?? 0) & 0o777, 0o600);
@@ -276,11 +276,14 @@ Deno.test("the key of a kept machine moves to where it lasts, and goes with the 
 
 Deno.test("of a kept machine whose guest is gone, the key goes with the rest", () =>
   withMachine(async ({ connection, stage }) => {
-    const lasting = keyFile(stage.lastingKeyDirectory, MACHINE);
+    const lasting = keyFile(stage.directories.lastingKeys, MACHINE);
     await Deno.writeTextFile(lasting, "key");
     using domain = await Domain.lookup(connection, MACHINE);
     await domain.destroy();
-    await removeMachine(MACHINE, toStage({ ...stage, keyDirectory: "/nonexistent" }));
+    await removeMachine(
+      MACHINE,
+      toStage({ ...stage, directories: { ...stage.directories, keys: "/nonexistent" } }),
+    );
     await assert.rejects(Deno.stat(lasting), Deno.errors.NotFound);
   }));
 

@@ -1,6 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { Domain } from "../../src/libvirt/domain.ts";
-import { toStage } from "../../src/machine/context.ts";
+import {
+  bareStage,
+  JOB,
+  script,
+  type TestStage,
+  testStage,
+  type TestStageOptions,
+  toStage,
+} from "../fakes/test_stage.ts";
 import { decode } from "fast-png";
 import fc from "fast-check";
 import assert from "node:assert/strict";
@@ -24,14 +32,6 @@ import { sleep } from "../../src/wait.ts";
 import { TestGuest, type TestGuestOptions } from "../fakes/test_guest.ts";
 import { openTestHost } from "../fakes/test_host.ts";
 import { TestLibvirtd, xdr } from "../fakes/test_libvirtd.ts";
-import {
-  bareStage,
-  JOB,
-  script,
-  type TestStage,
-  testStage,
-  type TestStageOptions,
-} from "../fakes/test_stage.ts";
 import { merged } from "../fakes/merged.ts";
 
 const bytes = (text: string): Uint8Array => new TextEncoder().encode(text);
@@ -53,11 +53,11 @@ async function listed(directory: string): Promise<string[]> {
 
 /** The one post-mortem of a stage, as text by file. */
 async function readOnly(
-  stage: Pick<TestStage, "postMortemDirectory">,
+  stage: Pick<TestStage, "directories">,
 ): Promise<Map<string, string>> {
-  const [name, ...others] = await listed(stage.postMortemDirectory);
+  const [name, ...others] = await listed(stage.directories.postMortems);
   assert.deepEqual(others, []);
-  const directory = `${stage.postMortemDirectory}/${name}`;
+  const directory = `${stage.directories.postMortems}/${name}`;
   const files = await listed(directory);
   const texts = files.map((file) => Deno.readTextFile(`${directory}/${file}`));
   return new Map((await Promise.all(texts)).map((text, i) => [files[i] ?? "", text]));
@@ -68,9 +68,9 @@ Deno.test("a prepare that fails keeps what is known of the machine, and says whe
     const failure = await prepare(JOB, {}, stage).catch((error) => error);
     assert(failure instanceof SystemFailure);
     const words = explain(failure);
-    const [name] = await listed(stage.postMortemDirectory);
+    const [name] = await listed(stage.directories.postMortems);
     assert.match(name ?? "", /^\d{8}T\d{9}Z-gitlab-proj-debian-12-4242-0123456789$/);
-    assert.match(words, new RegExp(`on its host, in "${stage.postMortemDirectory}/${name}"`));
+    assert.match(words, new RegExp(`on its host, in "${stage.directories.postMortems}/${name}"`));
     const files = await readOnly(stage);
     assert.deepEqual([...files.keys()], [
       ...["domain.xml", "project", "reason.txt", "screenshot.png"],
@@ -84,9 +84,12 @@ Deno.test("a prepare that fails keeps what is known of the machine, and says whe
     for (const file of ["agent.json", "console.log", "qemu.log"]) {
       assert.match(reason, new RegExp(`^- ${file}: `, "m"));
     }
-    const picture = await Deno.readFile(`${stage.postMortemDirectory}/${name}/screenshot.png`);
+    const picture = await Deno.readFile(`${stage.directories.postMortems}/${name}/screenshot.png`);
     assert(decode(picture).width > 100);
-    assert.equal((await Deno.stat(`${stage.postMortemDirectory}/${name}`)).mode! & 0o777, 0o700);
+    assert.equal(
+      (await Deno.stat(`${stage.directories.postMortems}/${name}`)).mode! & 0o777,
+      0o700,
+    );
     assert.deepEqual(stage.warnings, []);
   }, { guest: { refuseKey: true } }));
 
@@ -97,7 +100,7 @@ Deno.test("a machine that is lost in run has one post-mortem, whatever fails aft
     assert.match(first ?? "", /connection to the guest broke/);
     assert.match(first ?? "", /serial console/);
     const second = await run(JOB.machine, script("true"), stage).catch(explain);
-    const [name] = await listed(stage.postMortemDirectory);
+    const [name] = await listed(stage.directories.postMortems);
     for (const words of [first, second]) assert.match(words ?? "", new RegExp(`${name}"$`));
     assert.equal((await readOnly(stage)).has("reason.txt"), true);
   }, { guest: { loseScripts: true } }));
@@ -113,7 +116,7 @@ Deno.test("a script that fails, a job's mistake, a cancel or a machine that neve
       () => {},
     );
     await ran.catch(() => {});
-    assert.deepEqual(await listed(stage.postMortemDirectory), []);
+    assert.deepEqual(await listed(stage.directories.postMortems), []);
   }));
 
 Deno.test("a cancelled prepare has none, and warns of nothing", () =>
@@ -124,19 +127,22 @@ Deno.test("a cancelled prepare has none, and warns of nothing", () =>
       sleep(500).then(() => stage.abort(reason)),
       assert.rejects(prepared, reason),
     ]);
-    assert.deepEqual([await listed(stage.postMortemDirectory), stage.warnings], [[], []]);
+    assert.deepEqual([await listed(stage.directories.postMortems), stage.warnings], [[], []]);
   }, { guest: { ignoreCommands: true }, machine: { timeouts: { sshSeconds: 60 } } }));
 
 Deno.test("with post_mortem.count: 0, nothing is kept", () =>
   withStage(async ({ stage }) => {
     const words = await prepare(JOB, {}, stage).catch(explain);
     assert.match(String(words), /serial console/);
-    assert.deepEqual(await listed(stage.postMortemDirectory), []);
+    assert.deepEqual(await listed(stage.directories.postMortems), []);
   }, { guest: { refuseKey: true }, config: { postMortem: { count: 0 } } }));
 
 Deno.test("a post-mortem that cannot be written is a warning, and the failure stays", () =>
   withStage(async ({ stage }) => {
-    const hopeless = toStage({ ...stage, postMortemDirectory: "/proc/nowhere" });
+    const hopeless = toStage({
+      ...stage,
+      directories: { ...stage.directories, postMortems: "/proc/nowhere" },
+    });
     await assert.rejects(prepare(JOB, {}, hopeless), /did not come up/);
     assert.match(
       stage.warnings.join(),
@@ -146,8 +152,8 @@ Deno.test("a post-mortem that cannot be written is a warning, and the failure st
 
 Deno.test("where post-mortems cannot be read, the log has the console all the same", () =>
   withStage(async ({ stage }) => {
-    await Deno.remove(stage.postMortemDirectory, { recursive: true });
-    await Deno.writeTextFile(stage.postMortemDirectory, "a file");
+    await Deno.remove(stage.directories.postMortems, { recursive: true });
+    await Deno.writeTextFile(stage.directories.postMortems, "a file");
     const words = await prepare(JOB, {}, stage).catch(explain);
     assert.match(String(words), /did not come up[^]*serial console/);
     assert.match(
@@ -158,10 +164,10 @@ Deno.test("where post-mortems cannot be read, the log has the console all the sa
 
 Deno.test("a post-mortem is not kept where others can exchange it", () =>
   withStage(async ({ stage }) => {
-    await Deno.chmod(stage.postMortemDirectory, 0o777);
+    await Deno.chmod(stage.directories.postMortems, 0o777);
     await assert.rejects(prepare(JOB, {}, stage), /did not come up/);
     assert.match(stage.warnings.join(), /Others than this user may write/);
-    assert.deepEqual(await listed(stage.postMortemDirectory), []);
+    assert.deepEqual(await listed(stage.directories.postMortems), []);
   }, { guest: { refuseKey: true } }));
 
 Deno.test("a libvirt that never answers costs a post-mortem seconds, and the failure stays", () =>
@@ -335,7 +341,8 @@ function answers(agentBytes: number): ConstructorParameters<typeof TestLibvirtd>
 /** Has a machine fail whose guest says this, and gives the files that are kept of it. */
 async function keptOf(agentBytes: number, totalMib: number): Promise<Map<string, string>> {
   await using libvirtd = new TestLibvirtd(answers(agentBytes));
-  const postMortemDirectory = await Deno.makeTempDir({ prefix: "libvirt-gci-test-" });
+  const postMortems = await Deno.makeTempDir({ prefix: "libvirt-gci-test-" });
+  const directories = { home: undefined, keys: "", lastingKeys: "", postMortems };
   const warnings: string[] = [];
   try {
     const connect = () => Connection.open(libvirtd.uri);
@@ -343,14 +350,14 @@ async function keptOf(agentBytes: number, totalMib: number): Promise<Map<string,
     const stage = bareStage(connection, {
       config: merged(DEFAULT_CONFIG, { postMortem: { totalMib } }),
       connect,
-      postMortemDirectory,
+      directories,
       warn: (line) => void warnings.push(line),
     });
     await withPostMortem("m", new SystemFailure({ what: "lost" }), stage);
     assert.deepEqual(warnings, []);
-    return await readOnly({ postMortemDirectory });
+    return await readOnly({ directories });
   } finally {
-    await Deno.remove(postMortemDirectory, { recursive: true });
+    await Deno.remove(postMortems, { recursive: true });
   }
 }
 

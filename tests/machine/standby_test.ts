@@ -1,7 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import { Domain } from "../../src/libvirt/domain.ts";
-import { toStage } from "../../src/machine/context.ts";
+import {
+  changeMetadata,
+  JOB,
+  type TestStage,
+  testStage,
+  type TestStageOptions,
+  toStage,
+} from "../fakes/test_stage.ts";
 import assert from "node:assert/strict";
 import { parseConfig } from "../../src/settings/read.ts";
 import { type Config, DEFAULT_CONFIG, type MachineSettings } from "../../src/settings/settings.ts";
@@ -48,13 +55,6 @@ import { chooseTemplate } from "../../src/policy/template_choice.ts";
 import { sleep } from "../../src/wait.ts";
 import { TestGuest } from "../fakes/test_guest.ts";
 import { openTestHost } from "../fakes/test_host.ts";
-import {
-  changeMetadata,
-  JOB,
-  type TestStage,
-  testStage,
-  type TestStageOptions,
-} from "../fakes/test_stage.ts";
 import { type Differences, merged } from "../fakes/merged.ts";
 
 const KIND = "0123456789abcdef";

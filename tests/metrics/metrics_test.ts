@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import { Domain } from "../../src/libvirt/domain.ts";
-import { toStage } from "../../src/machine/context.ts";
+import { bareStage, JOB, testStage, toStage } from "../fakes/test_stage.ts";
 import assert from "node:assert/strict";
 import { fileSystemSpace } from "../../ffi/proc.ts";
 import { DEFAULT_CONFIG } from "../../src/settings/settings.ts";
@@ -23,7 +23,6 @@ import { RUN } from "../fakes/metrics_process.ts";
 import { type MetricSamples, readOpenMetrics } from "../fakes/open_metrics.ts";
 import { TestGuest } from "../fakes/test_guest.ts";
 import { openTestHost } from "../fakes/test_host.ts";
-import { bareStage, JOB, testStage } from "../fakes/test_stage.ts";
 import { merged } from "../fakes/merged.ts";
 
 /** Gives the test a directory, and sees that nothing but the metrics are in it in the end. */
