@@ -6,14 +6,14 @@ import { type CliOutput, type CommandLine, type Commands, parseArguments } from 
 import type { Printer } from "./cli/printer.ts";
 import { keptVariables, refillArguments } from "./cli/refill.ts";
 import { ScriptOutput } from "./cli/script_output.ts";
-import type { Outputs } from "./guest/command_streams.ts";
 import { explain, ScriptFailure } from "./errors.ts";
+import type { Outputs } from "./guest/command_streams.ts";
 import { type Env, isByHand } from "./job/job.ts";
 import type { Connection } from "./libvirt/connection.ts";
 import type { Context } from "./machine/context.ts";
 import { StepTimer } from "./machine/steps.ts";
-import type { Counted } from "./metrics/metrics.ts";
 import type { Meter } from "./metrics/meter.ts";
+import type { Counted } from "./metrics/metrics.ts";
 import { loadConfig } from "./settings/load.ts";
 import type { Config } from "./settings/settings.ts";
 

@@ -2,11 +2,11 @@
 import assert from "node:assert/strict";
 import { EMPTY_METADATA, metadataXml } from "../src/machine/metadata.ts";
 import { sleep } from "../src/wait.ts";
+import { TestGuest } from "./fakes/test_guest.ts";
+import { TestLibvirtd, xdr } from "./fakes/test_libvirtd.ts";
 import { SMALL_JOB } from "./harness/payload.ts";
 import { denoVariables, runJob, runnerFor } from "./harness/runner.ts";
 import { startRunnerProcess } from "./harness/runner_process.ts";
-import { TestGuest } from "./fakes/test_guest.ts";
-import { TestLibvirtd, xdr } from "./fakes/test_libvirtd.ts";
 
 const MAIN = new URL("../main.ts", import.meta.url).pathname;
 const JOB = { ...SMALL_JOB, variables: [{ key: "DISTRO", value: "debian-12" }] };

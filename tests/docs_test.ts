@@ -3,8 +3,8 @@ import assert from "node:assert/strict";
 import { posix } from "node:path";
 import { parse as parseYaml } from "yaml";
 import { parseArguments } from "../src/cli/parser.ts";
-import { COMMANDS } from "../src/program.ts";
 import { jobFromEnv } from "../src/job/job.ts";
+import { COMMANDS } from "../src/program.ts";
 import { parseConfig } from "../src/settings/read.ts";
 
 const ROOT = new URL("../", import.meta.url);

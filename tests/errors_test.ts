@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import fc from "fast-check";
 import assert from "node:assert/strict";
+import { exitStatus, reportScriptStatus } from "../src/cli/exit_status.ts";
 import {
   BuildFailure,
   explain,
@@ -10,7 +11,6 @@ import {
   UsageError,
 } from "../src/errors.ts";
 import { LibvirtError } from "../src/libvirt/error.ts";
-import { exitStatus, reportScriptStatus } from "../src/cli/exit_status.ts";
 
 const RUNNER = { BUILD_FAILURE_EXIT_CODE: "41", SYSTEM_FAILURE_EXIT_CODE: "42" };
 

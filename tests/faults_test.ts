@@ -4,20 +4,20 @@
  * Every call of libvirt that a stage makes, and each way in which it can go wrong there, on libvirt's
  * test driver. `e2e/faults_test.ts` has the faults that need real machines.
  */
-import { StoragePool } from "../src/libvirt/storage_pool.ts";
-import { Domain } from "../src/libvirt/domain.ts";
 import assert from "node:assert/strict";
 import { AsyncLocalStorage } from "node:async_hooks";
 import { exitStatus } from "../src/cli/exit_status.ts";
-import type { CallName, Connection } from "../src/libvirt/connection.ts";
-import { LibvirtError, VIR_ERR } from "../src/libvirt/error.ts";
-import { removeMachine } from "../src/machine/remove.ts";
 import { gc } from "../src/commands/gc.ts";
 import { prepare } from "../src/commands/prepare.ts";
 import { run } from "../src/commands/run.ts";
-import { JOB, script, type Stage, type TestStage, testStage, toStage } from "./fakes/test_stage.ts";
+import type { CallName, Connection } from "../src/libvirt/connection.ts";
+import { Domain } from "../src/libvirt/domain.ts";
+import { LibvirtError, VIR_ERR } from "../src/libvirt/error.ts";
+import { StoragePool } from "../src/libvirt/storage_pool.ts";
+import { removeMachine } from "../src/machine/remove.ts";
 import { TestGuest } from "./fakes/test_guest.ts";
 import { openTestHost } from "./fakes/test_host.ts";
+import { JOB, script, type Stage, type TestStage, testStage, toStage } from "./fakes/test_stage.ts";
 
 /** What happens at a call: before it reaches the daemon, or when the daemon has done it. */
 const FAULTS = {

@@ -2,10 +2,10 @@
 import assert from "node:assert/strict";
 import { loadProc } from "../ffi/proc.ts";
 import { processMark } from "../src/machine/owner.ts";
-import { denoVariables } from "./harness/runner.ts";
-import { JOB } from "./fakes/test_stage.ts";
 import { readOpenMetrics } from "./fakes/open_metrics.ts";
 import { TestLibvirtd } from "./fakes/test_libvirtd.ts";
+import { JOB } from "./fakes/test_stage.ts";
+import { denoVariables } from "./harness/runner.ts";
 
 loadProc(); // what is loaded in a test is taken for a leak of it
 

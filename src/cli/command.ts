@@ -4,13 +4,13 @@ import type { Message } from "@optique/core/message";
 import { map } from "@optique/core/modifiers";
 import type { InferValue, Parser } from "@optique/core/parser";
 import { command } from "@optique/core/primitives";
+import type { Printer } from "./printer.ts";
 import { UsageError } from "../errors.ts";
 import type { Outputs } from "../guest/command_streams.ts";
 import type { Env } from "../job/job.ts";
 import type { Context } from "../machine/context.ts";
 import type { Counted } from "../metrics/metrics.ts";
 import type { Config } from "../settings/settings.ts";
-import type { Printer } from "./printer.ts";
 
 /** The program's name in messages, whatever the file is called. */
 export const PROGRAM = "libvirt-gci";

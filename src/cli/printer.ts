@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { Env } from "../job/job.ts";
 import { isSmart, type Paint, paintFor } from "./paint.ts";
+import type { Env } from "../job/job.ts";
 import { toVisible } from "../quoted.ts";
 import type { Progress } from "../wait.ts";
 

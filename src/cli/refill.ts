@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { Config } from "../settings/settings.ts";
 import type { Env } from "../job/job.ts";
 import { templatesToWait } from "../policy/template_choice.ts";
+import type { Config } from "../settings/settings.ts";
 
 const KEPT_VARIABLES = /^(HOME|PATH|SSH_AUTH_SOCK|XDG_\w+|DENO_\w+)$/;
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { Env } from "../job/job.ts";
 import type { Outputs, Sink } from "../guest/command_streams.ts";
+import type { Env } from "../job/job.ts";
 
 const LINE_FEED = 0x0a;
 const RESET = "\x1b[0m"; // of colours and of hidden text: ECMA-48, SGR 0

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { Outputs } from "../guest/command_streams.ts";
+import { Printer } from "./printer.ts";
 import { orFailure } from "../errors.ts";
+import type { Outputs } from "../guest/command_streams.ts";
 import type { TerminalSize } from "../guest/ssh_connection.ts";
 import type { Env } from "../job/job.ts";
-import { Printer } from "./printer.ts";
 
 /** A person's terminal. */
 export interface Terminal {

@@ -2,11 +2,11 @@
 import { message } from "@optique/core/message";
 import { distroOption } from "../cli/arguments.ts";
 import { defineCommand } from "../cli/command.ts";
-import type { Config, MachineSettings } from "../settings/settings.ts";
 import { BuildFailure } from "../errors.ts";
 import { CALLER_VARIABLE, type Job, jobFromEnv, MACHINE_VARIABLE } from "../job/job.ts";
 import { processMark } from "../machine/owner.ts";
 import { decide } from "../policy/decide.ts";
+import type { Config, MachineSettings } from "../settings/settings.ts";
 
 export const command = defineCommand("config", {
   description: message`Print the JSON that GitLab Runner expects from its config_exec.`,

@@ -5,19 +5,19 @@ import { option } from "@optique/core/primitives";
 import { string } from "@optique/core/valueparser";
 import { jsonFlag } from "../cli/arguments.ts";
 import { defineCommand, type Program } from "../cli/command.ts";
-import { type Config, DEFAULT_CONFIG } from "../settings/settings.ts";
+import { prepare } from "./prepare.ts";
+import { run } from "./run.ts";
 import { bootTemplate } from "../doctor/boot.ts";
 import { type GroupedFinding, runChecks } from "../doctor/checks.ts";
 import { failureOf, findingsJson, findingsText } from "../doctor/report.ts";
+import type { Outputs } from "../guest/command_streams.ts";
 import { type Job, makeUpMachineName } from "../job/job.ts";
 import { Connection } from "../libvirt/connection.ts";
-import type { Outputs } from "../guest/command_streams.ts";
 import type { Context } from "../machine/context.ts";
 import { kvmRunsGuests } from "../machine/kvm/kvm_probe.ts";
 import { readHostNetwork } from "../machine/network/host_addresses.ts";
 import { removeMachine } from "../machine/remove.ts";
-import { prepare } from "./prepare.ts";
-import { run } from "./run.ts";
+import { type Config, DEFAULT_CONFIG } from "../settings/settings.ts";
 
 export const command = defineCommand("doctor", {
   description: message`Check whether this host can run jobs, and how to fix what is wrong.`,

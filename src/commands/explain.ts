@@ -6,13 +6,13 @@ import { string } from "@optique/core/valueparser";
 import { distroOption, jsonFlag, switchFlag } from "../cli/arguments.ts";
 import { defineCommand } from "../cli/command.ts";
 import { toTable } from "../cli/table.ts";
-import type { Config } from "../settings/settings.ts";
 import { BuildFailure, explain } from "../errors.ts";
 import { type Env, type Job, jobFromEnv } from "../job/job.ts";
 import { withVariablesOf } from "../job/variables_file.ts";
 import { decide, type Decision, findRule, type RuleSearch } from "../policy/decide.ts";
 import type { Size } from "../policy/size_choice.ts";
 import { quoted, toVisible } from "../quoted.ts";
+import type { Config } from "../settings/settings.ts";
 
 export const command = defineCommand("explain", {
   description: message`Show what a job would get, and why, without connecting to libvirt.`,

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { StoragePool } from "../libvirt/storage_pool.ts";
 import { message } from "@optique/core/message";
 import { optional } from "@optique/core/modifiers";
 import { durationOption, switchFlag } from "../cli/arguments.ts";
 import { defineCommand } from "../cli/command.ts";
 import { severalFailures, type SystemFailure } from "../errors.ts";
+import { StoragePool } from "../libvirt/storage_pool.ts";
 import type { Context } from "../machine/context.ts";
 import {
   findMachines,

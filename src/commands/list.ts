@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { StoragePool } from "../libvirt/storage_pool.ts";
-import type { Context, Host } from "../machine/context.ts";
-import { age, ageSeconds } from "../machine/owner.ts";
-import { parseProjectEntry } from "../machine/queue/project_entry.ts";
-import { findActivePool } from "../machine/storage/pools.ts";
-import { waitingIn } from "../machine/standby/waiting.ts";
-import { entriesIn, isLiveEntry, longestQueueSeconds } from "../machine/queue/queue_entry.ts";
-import { volumeName } from "../machine/storage/volumes.ts";
-import type { Connection } from "../libvirt/connection.ts";
-import { isKept } from "../machine/metadata.ts";
-import { noPaint, type Paint } from "../cli/paint.ts";
-import { toVisible } from "../quoted.ts";
 import { message } from "@optique/core/message";
 import { jsonFlag } from "../cli/arguments.ts";
 import { defineCommand, type Program } from "../cli/command.ts";
+import { noPaint, type Paint } from "../cli/paint.ts";
 import { toTable } from "../cli/table.ts";
+import type { Connection } from "../libvirt/connection.ts";
 import { Domain, type DomainState } from "../libvirt/domain.ts";
+import { StoragePool } from "../libvirt/storage_pool.ts";
+import type { Context, Host } from "../machine/context.ts";
 import { findMachines, type FoundMachine, lookupNeed, type Need } from "../machine/inventory.ts";
+import { isKept } from "../machine/metadata.ts";
+import { age, ageSeconds } from "../machine/owner.ts";
+import { parseProjectEntry } from "../machine/queue/project_entry.ts";
+import { entriesIn, isLiveEntry, longestQueueSeconds } from "../machine/queue/queue_entry.ts";
+import { waitingIn } from "../machine/standby/waiting.ts";
+import { findActivePool } from "../machine/storage/pools.ts";
+import { volumeName } from "../machine/storage/volumes.ts";
+import { toVisible } from "../quoted.ts";
 
 export const command = defineCommand("list", {
   description: message`List the machines of libvirt-gci, and the leftovers of earlier ones.`,

@@ -5,13 +5,11 @@ import { option } from "@optique/core/primitives";
 import { string } from "@optique/core/valueparser";
 import { distroOption, machineOption } from "../cli/arguments.ts";
 import { defineCommand } from "../cli/command.ts";
-import { quoted } from "../quoted.ts";
 import { type Job, jobFromEnv, makeUpMachineName } from "../job/job.ts";
-import { stepsByHand } from "../machine/next_steps.ts";
 import { type Context, type Host, type Reporter, withOwnSteps } from "../machine/context.ts";
 import { create } from "../machine/create.ts";
 import type { Machine, MachineSpec, Start, UseAnother } from "../machine/machine.ts";
-import type { MachineSettings } from "../settings/settings.ts";
+import { stepsByHand } from "../machine/next_steps.ts";
 import { newOwner } from "../machine/owner.ts";
 import { CHANNEL_ADDRESS } from "../machine/ssh_channel.ts";
 import { boot } from "../machine/start.ts";
@@ -19,6 +17,8 @@ import { listTemplateVolumes } from "../machine/storage/template.ts";
 import { sweep } from "../machine/unneeded.ts";
 import { decide, type Decision } from "../policy/decide.ts";
 import { TemplateRefusal } from "../policy/template_choice.ts";
+import { quoted } from "../quoted.ts";
+import type { MachineSettings } from "../settings/settings.ts";
 
 export const command = defineCommand("prepare", {
   description: message`Start a machine for the job and wait until it accepts logins.`,

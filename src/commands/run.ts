@@ -16,22 +16,22 @@ import {
   UsageError,
 } from "../errors.ts";
 import { commandLine } from "../guest/command_line.ts";
+import type { Outputs } from "../guest/command_streams.ts";
 import { GuestFull, GuestSilent, runScript } from "../guest/script.ts";
 import { jobFromEnv, requireMachine } from "../job/job.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import { Domain, type DomainState } from "../libvirt/domain.ts";
 import { type Context, type Host, withSignal } from "../machine/context.ts";
-import type { Outputs } from "../guest/command_streams.ts";
 import { isFirstFailure, type JobScript, noteFailure, notePass } from "../machine/kept.ts";
+import { domainName } from "../machine/lookup.ts";
 import { endedFailure } from "../machine/network/address.ts";
-import { sleep, within } from "../wait.ts";
 import {
   logIn,
   lookupReadyMachine,
   noteAnswer,
   type RunningMachine,
 } from "../machine/ready_machine.ts";
-import { domainName } from "../machine/lookup.ts";
+import { sleep, within } from "../wait.ts";
 
 export const command = defineCommand("run", {
   description: message`Run a script, or the command after ${"--"}, in the machine.`,

@@ -5,8 +5,8 @@ import { defineCommand, PROGRAM } from "../cli/command.ts";
 import { ownTerminal, type Terminal } from "../cli/terminal.ts";
 import { ScriptFailure, SystemFailure, UsageError } from "../errors.ts";
 import { commandLine } from "../guest/command_line.ts";
-import { checkMachineName } from "../job/job.ts";
 import type { Sink } from "../guest/command_streams.ts";
+import { checkMachineName } from "../job/job.ts";
 import type { Context } from "../machine/context.ts";
 import { logIn, lookupReadyMachine } from "../machine/ready_machine.ts";
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { Config, MachineSettings } from "../settings/settings.ts";
-import { type Connection, isLocalUri } from "../libvirt/connection.ts";
-import type { HostNetwork } from "../machine/network/host_addresses.ts";
-import type { KvmAnswer } from "../machine/kvm/kvm_probe.ts";
 import type { Found } from "./finding.ts";
+import { type Connection, isLocalUri } from "../libvirt/connection.ts";
+import type { KvmAnswer } from "../machine/kvm/kvm_probe.ts";
+import type { HostNetwork } from "../machine/network/host_addresses.ts";
+import type { Config, MachineSettings } from "../settings/settings.ts";
 
 /** What the checks look at. */
 export interface DoctorContext {

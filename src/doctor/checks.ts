@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { explain } from "../errors.ts";
-import { within } from "../wait.ts";
 import type { DoctorContext, Group } from "./check.ts";
 import { group as libvirt } from "./daemon.ts";
 import { group as isolation } from "./filters.ts";
@@ -14,6 +12,8 @@ import { group as securityModules } from "./security_modules.ts";
 import { group as settings } from "./settings_check.ts";
 import { group as storage } from "./storage.ts";
 import { group as templates } from "./templates.ts";
+import { explain } from "../errors.ts";
+import { within } from "../wait.ts";
 
 /** A finding, and what it is about. */
 export interface GroupedFinding extends Finding {

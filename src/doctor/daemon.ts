@@ -1,8 +1,4 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { explain, reasonOf } from "../errors.ts";
-import { childrenOf, find, rootOf } from "../read_xml.ts";
-import type { Config } from "../settings/settings.ts";
-import { command } from "../shell.ts";
 import {
   allMachines,
   type DoctorContext,
@@ -16,6 +12,10 @@ import { type Finding, type Found, ok, problem, warning } from "./finding.ts";
 import { hasProgram, statHostFile } from "./host_files.ts";
 import { findGroupName, permissionsOf, readOwnUser } from "./host_users.ts";
 import { install } from "./install.ts";
+import { explain, reasonOf } from "../errors.ts";
+import { childrenOf, find, rootOf } from "../read_xml.ts";
+import type { Config } from "../settings/settings.ts";
+import { command } from "../shell.ts";
 
 export const group: Group = { name: "libvirt", checks: [checkDaemon, needsLibvirt(checkEmulator)] };
 

@@ -1,7 +1,4 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { NetworkFilter } from "../libvirt/network_filter.ts";
-import { isNetworkAdmin } from "../machine/network/link_local.ts";
-import { restartDaemons } from "../shell.ts";
 import {
   allMachines,
   type DoctorContext,
@@ -16,6 +13,9 @@ import { hasProgram, readHostFile, readIfAllowed, readLibvirtSetting } from "./h
 import { readOwnUser } from "./host_users.ts";
 import { install } from "./install.ts";
 import { checkReach } from "./reachable.ts";
+import { NetworkFilter } from "../libvirt/network_filter.ts";
+import { isNetworkAdmin } from "../machine/network/link_local.ts";
+import { restartDaemons } from "../shell.ts";
 
 export const group: Group = {
   name: "isolation",

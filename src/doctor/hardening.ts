@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { command, restartDaemons } from "../shell.ts";
 import { type DoctorContext, type Group, isConnected, needsLocalHost } from "./check.ts";
 import { type Finding, type Found, ok, warning } from "./finding.ts";
 import { isInSys, readHostFile, readIfAllowed, readLibvirtSetting } from "./host_files.ts";
+import { command, restartDaemons } from "../shell.ts";
 
 export const group: Group = {
   name: "hardening",

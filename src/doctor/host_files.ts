@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { isKernelFile, readKernelFile } from "../../ffi/proc.ts";
-import { orMissing } from "../files.ts";
 import type { DoctorContext } from "./check.ts";
+import { orMissing } from "../files.ts";
 
 type Root = Pick<DoctorContext, "root">;
 

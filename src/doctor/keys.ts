@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { allMachines, type DoctorContext, type Group } from "./check.ts";
+import { type Finding, ok, problem, warning } from "./finding.ts";
 import { reasonOf } from "../errors.ts";
 import { readKey } from "../guest/key.ts";
 import { command } from "../shell.ts";
-import { allMachines, type DoctorContext, type Group } from "./check.ts";
-import { type Finding, ok, problem, warning } from "./finding.ts";
 
 export const group: Group = { name: "SSH keys", checks: [checkKeys] };
 

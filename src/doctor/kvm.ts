@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { EMULATION } from "../machine/kvm/kvm_fault.ts";
-import { command, restartDaemons } from "../shell.ts";
 import {
   allMachines,
   type DoctorContext,
@@ -17,6 +15,8 @@ import {
   permissionsOf,
   readOwnUser,
 } from "./host_users.ts";
+import { EMULATION } from "../machine/kvm/kvm_fault.ts";
+import { command, restartDaemons } from "../shell.ts";
 
 export const group: Group = {
   name: "KVM",

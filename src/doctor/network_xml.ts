@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { XmlElement } from "@rgrove/parse-xml";
+import { allMachines, type DoctorContext } from "./check.ts";
+import { type Finding, type Found, ok, problem, warning } from "./finding.ts";
 import { type Dhcp, readDhcp } from "../machine/network/network_info.ts";
 import { childrenOf, find, rootOf } from "../read_xml.ts";
 import { virsh } from "../shell.ts";
-import { allMachines, type DoctorContext } from "./check.ts";
-import { type Finding, type Found, ok, problem, warning } from "./finding.ts";
 
 /** Kinds of networks whose bridge and addresses are not libvirt's. */
 const FOREIGN = ["bridge", "private", "vepa", "passthrough", "hostdev"];

@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { Network } from "../libvirt/network.ts";
-import { virsh } from "../shell.ts";
 import {
   allMachines,
   type DoctorContext,
@@ -10,6 +8,8 @@ import {
 } from "./check.ts";
 import { type Finding, type Found, ok, problem, warning } from "./finding.ts";
 import { networkFindings } from "./network_xml.ts";
+import { Network } from "../libvirt/network.ts";
+import { virsh } from "../shell.ts";
 
 export const group: Group = { name: "network", checks: [needsLibvirt(checkNetworks)] };
 

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { Network } from "../libvirt/network.ts";
+import { allMachines, isLocal, type LibvirtContext } from "./check.ts";
+import { type Finding, type Found, ok, problem, warning } from "./finding.ts";
 import { type Cidr, cidrText, covers, readCidrs } from "../ipv4.ts";
 import type { Connection } from "../libvirt/connection.ts";
+import { Network } from "../libvirt/network.ts";
 import { hostAddresses, whyUnseen } from "../machine/network/host_addresses.ts";
 import { readSubnets } from "../machine/network/network_info.ts";
 import type { MachineSettings } from "../settings/settings.ts";
-import { allMachines, isLocal, type LibvirtContext } from "./check.ts";
-import { type Finding, type Found, ok, problem, warning } from "./finding.ts";
 
 const METADATA: Cidr = { address: "169.254.169.254", prefix: 32 };
 const PRIVATE = readCidrs(["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"]);

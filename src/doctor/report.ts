@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { SystemFailure } from "../errors.ts";
 import { noPaint, type Paint } from "../cli/paint.ts";
-import { toVisible } from "../quoted.ts";
 import type { GroupedFinding } from "./checks.ts";
 import type { Level } from "./finding.ts";
+import { SystemFailure } from "../errors.ts";
+import { toVisible } from "../quoted.ts";
 
 const MARK_WIDTH = "problem".length + 2;
 const INDENT = " ".repeat(MARK_WIDTH + 2);

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { StoragePool } from "../libvirt/storage_pool.ts";
-import { securityModels } from "../machine/security_models.ts";
-import { rootOf, textAt } from "../read_xml.ts";
-import { poolPath, restartDaemons } from "../shell.ts";
 import { type DoctorContext, type Group, isConnected, needsLocalHost } from "./check.ts";
 import { type Finding, type Found, ok, warning } from "./finding.ts";
 import { isInSys, readHostFile, readIfAllowed, readLibvirtSetting } from "./host_files.ts";
 import { install } from "./install.ts";
+import { StoragePool } from "../libvirt/storage_pool.ts";
+import { securityModels } from "../machine/security_models.ts";
+import { rootOf, textAt } from "../read_xml.ts";
+import { poolPath, restartDaemons } from "../shell.ts";
 
 export const group: Group = {
   name: "security modules",

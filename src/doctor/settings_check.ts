@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { explain } from "../errors.ts";
 import type { DoctorContext, Group } from "./check.ts";
 import { type Finding, ok, problem } from "./finding.ts";
+import { explain } from "../errors.ts";
 
 export const group: Group = { name: "settings", checks: [checkSettings] };
 

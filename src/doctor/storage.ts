@@ -1,10 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { StoragePool } from "../libvirt/storage_pool.ts";
 import { GIB, gib } from "../bytes.ts";
-import { type Amount, poolSpace } from "../machine/queue/host_load.ts";
-import { rootOf, textAt } from "../read_xml.ts";
-import { DEFAULT_CONFIG } from "../settings/settings.ts";
-import { command, makePool, virsh } from "../shell.ts";
 import {
   type DoctorContext,
   type Group,
@@ -15,6 +10,11 @@ import {
 import { type Finding, type Found, ok, problem, warning } from "./finding.ts";
 import { readHostFile, statHostFile } from "./host_files.ts";
 import { readOwnUser } from "./host_users.ts";
+import { StoragePool } from "../libvirt/storage_pool.ts";
+import { type Amount, poolSpace } from "../machine/queue/host_load.ts";
+import { rootOf, textAt } from "../read_xml.ts";
+import { DEFAULT_CONFIG } from "../settings/settings.ts";
+import { command, makePool, virsh } from "../shell.ts";
 
 export const group: Group = {
   name: "storage",

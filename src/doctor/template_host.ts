@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { Domain } from "../libvirt/domain.ts";
+import type { LibvirtContext } from "./check.ts";
 import type { Connection } from "../libvirt/connection.ts";
+import { Domain } from "../libvirt/domain.ts";
 import { orNull, VIR_ERR } from "../libvirt/error.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
 import { findActivePool } from "../machine/storage/pools.ts";
@@ -8,7 +9,6 @@ import { isTemplateVolume } from "../machine/storage/template.ts";
 import { writtenDisks } from "../machine/storage/template_writer.ts";
 import { readVolumeXml, type VolumeFacts } from "../machine/storage/volume_xml.ts";
 import { machineOfVolume } from "../machine/storage/volumes.ts";
-import type { LibvirtContext } from "./check.ts";
 
 /** A domain of the host, whoever made it. */
 export interface HostDomain {

@@ -1,10 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { GIB } from "../bytes.ts";
-import { BuildFailure } from "../errors.ts";
-import { mayExist } from "../files.ts";
-import type { Config, MachineSettings } from "../settings/settings.ts";
-import { chooseTemplate, namedTemplates } from "../policy/template_choice.ts";
-import { command, virsh } from "../shell.ts";
 import {
   type DoctorContext,
   type Group,
@@ -22,6 +17,11 @@ import {
   type TemplateVolume,
 } from "./template_host.ts";
 import { checkWarmImages } from "./warm_check.ts";
+import { BuildFailure } from "../errors.ts";
+import { mayExist } from "../files.ts";
+import { chooseTemplate, namedTemplates } from "../policy/template_choice.ts";
+import type { Config, MachineSettings } from "../settings/settings.ts";
+import { command, virsh } from "../shell.ts";
 
 export const group: Group = {
   name: "templates",

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import type { LibvirtContext } from "./check.ts";
+import { type Finding, type Found, ok, warning } from "./finding.ts";
 import { BuildFailure, SystemFailure } from "../errors.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
@@ -7,8 +9,6 @@ import { findActivePool } from "../machine/storage/pools.ts";
 import { findTemplate, type Template } from "../machine/storage/template.ts";
 import { chooseWarmImage } from "../machine/warm/warm_image.ts";
 import { type TemplateChoice, templatesToResume } from "../policy/template_choice.ts";
-import type { LibvirtContext } from "./check.ts";
-import { type Finding, type Found, ok, warning } from "./finding.ts";
 
 /** Whether the templates of the settings whose machines are to be resumed can be. */
 export async function checkWarmImages(context: LibvirtContext): Promise<Found> {

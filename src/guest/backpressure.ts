@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import type { Duplex, Readable } from "node:stream";
 // @ts-types="@types/ssh2"
 import type { Client } from "ssh2";
-import type { Duplex, Readable } from "node:stream";
 
 /** Twice what a server that keeps to its window has us hold of a stream. */
 const MOST_UNREAD_BYTES = 8 * 1024 * 1024;

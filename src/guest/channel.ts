@@ -4,8 +4,8 @@ import { createConnection, type Socket } from "node:net";
 import { dirname } from "node:path";
 import type { Duplex } from "node:stream";
 import { SystemFailure } from "../errors.ts";
-import { NotYet, within } from "../wait.ts";
 import { type Agent, stderrOf } from "./agent.ts";
+import { NotYet, within } from "../wait.ts";
 
 /** A virtio-serial channel of a machine, and who puts an SSH server at the guest's end of it. */
 export interface Channel {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import type { Readable } from "node:stream";
 // @ts-types="@types/ssh2"
 import type { Client, ClientChannel } from "ssh2";
-import type { Readable } from "node:stream";
 
 /** What takes the output of a command, whole or in part; the next part waits until it is done. */
 export type Sink = (bytes: Uint8Array) => Promise<void>;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { Agent } from "./agent.ts";
 import { runByAgent, startByAgent, type UntilEnd } from "./agent.ts";
+import type { Agent } from "./agent.ts";
 import { quote } from "./command_line.ts";
 import type { KeyPair } from "./key.ts";
 

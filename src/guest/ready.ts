@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { SystemFailure } from "../errors.ts";
-import { type Goal, type Limits, NotYet, waitFor, within } from "../wait.ts";
 import { type Login, SshConnection, WrongHostKey } from "./ssh_connection.ts";
 import { whyUnreached } from "./unreached.ts";
+import { type Goal, type Limits, NotYet, waitFor, within } from "../wait.ts";
 
 const ATTEMPT_MS = 15_000;
 /**

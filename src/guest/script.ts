@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { SystemFailure } from "../errors.ts";
+import type { CommandEnd, Sink } from "./command_streams.ts";
+import { OutputEnd } from "./output_end.ts";
+import type { SshConnection } from "./ssh_connection.ts";
 import { quoted } from "../quoted.ts";
 import { within } from "../wait.ts";
-import { OutputEnd } from "./output_end.ts";
-import type { CommandEnd, Sink } from "./command_streams.ts";
-import type { SshConnection } from "./ssh_connection.ts";
 
 /** The guest has no space left for the script's file. */
 export class GuestFull extends SystemFailure {

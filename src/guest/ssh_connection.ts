@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import type { Duplex } from "node:stream";
 // @ts-types="@types/ssh2"
 import type {
   Algorithms,
@@ -8,8 +9,8 @@ import type {
   ClientChannel,
   ConnectConfig,
 } from "ssh2";
-import type { Duplex } from "node:stream";
 import { SystemFailure } from "../errors.ts";
+import { limitBuffering } from "./backpressure.ts";
 import type { Channel } from "./channel.ts";
 import {
   type CommandEnd,
@@ -18,7 +19,6 @@ import {
   endOf,
   type Sink,
 } from "./command_streams.ts";
-import { limitBuffering } from "./backpressure.ts";
 
 /** How to log in to a guest. */
 export interface Login {

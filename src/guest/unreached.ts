@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { NotYet, within } from "../wait.ts";
 import type { Login } from "./ssh_connection.ts";
+import { NotYet, within } from "../wait.ts";
 
 const REFUSED = "ECONNREFUSED";
 /** How long a port may take to refuse a connection: a machine of the host's answers sooner. */

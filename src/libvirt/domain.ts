@@ -2,8 +2,8 @@
 import type { Pointer } from "../../ffi/libvirt.ts";
 import { borrowedString, cString, OutCell, pointerAt } from "../../ffi/memory.ts";
 import type { Connection } from "./connection.ts";
-import { Handle, type Handles, together } from "./handle.ts";
 import { orNull, VIR_ERR } from "./error.ts";
+import { Handle, type Handles, together } from "./handle.ts";
 import { type Interface, readInterface } from "./interface.ts";
 import { withStream } from "./stream.ts";
 

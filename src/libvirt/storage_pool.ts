@@ -2,8 +2,8 @@
 import type { Pointer } from "../../ffi/libvirt.ts";
 import { borrowedString, cString } from "../../ffi/memory.ts";
 import type { Connection } from "./connection.ts";
-import { Handle } from "./handle.ts";
 import { isLibvirtError, orNull, VIR_ERR } from "./error.ts";
+import { Handle } from "./handle.ts";
 import { Volume } from "./volume.ts";
 
 /** virStorageVolCreateFlags: share the blocks of the source. */

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { Pointer } from "../../ffi/libvirt.ts";
 import type { Connection } from "./connection.ts";
-import { Handle } from "./handle.ts";
 import { orNull, VIR_ERR } from "./error.ts";
+import { Handle } from "./handle.ts";
 import { withStream } from "./stream.ts";
 
 /** A handle of a storage volume. Whoever gets it disposes of it, which leaves the volume as it is. */

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { Config } from "../settings/settings.ts";
 import type { Connection } from "../libvirt/connection.ts";
-import type { Progress } from "../wait.ts";
 import type { StepTimer } from "./steps.ts";
+import type { Config } from "../settings/settings.ts";
+import type { Progress } from "../wait.ts";
 
 /** Where machines run, and where this host has what belongs to them. */
 export interface Host {

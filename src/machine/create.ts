@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { Domain } from "../libvirt/domain.ts";
 import { explain, SystemFailure } from "../errors.ts";
+import { Domain } from "../libvirt/domain.ts";
 import { StoragePool } from "../libvirt/storage_pool.ts";
 import type { Context, Host } from "./context.ts";
 import { createLogin, type MachineLogin, volumeContents } from "./login.ts";

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { type MachineMetadata, metadataXml } from "./metadata.ts";
+import type { Card } from "./network/card.ts";
 import type { MachineSettings } from "../settings/settings.ts";
 import { type Xml, xml } from "../xml.ts";
-import type { Card } from "./network/card.ts";
-import { type MachineMetadata, metadataXml } from "./metadata.ts";
 
 /** The name of the channel over which a machine without a network card is reached. */
 export const SSH_CHANNEL = "org.libvirt-gci.ssh.0";

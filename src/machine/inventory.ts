@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { StoragePool } from "../libvirt/storage_pool.ts";
-import { Domain } from "../libvirt/domain.ts";
 import { namesOfKeyFiles } from "../guest/key_file.ts";
 import { isMachineName } from "../job/job.ts";
 import type { Connection } from "../libvirt/connection.ts";
+import { Domain } from "../libvirt/domain.ts";
 import { isLibvirtError } from "../libvirt/error.ts";
 import { NetworkFilter } from "../libvirt/network_filter.ts";
+import { StoragePool } from "../libvirt/storage_pool.ts";
+import type { Context, Host } from "./context.ts";
+import { findMetadata, type MachineMetadata } from "./metadata.ts";
 import { filterName } from "./network/filter.ts";
 import { findOwner, isFresh, type Owner, type OwnerFound, whyUnneeded } from "./owner.ts";
-import { findActivePool, refreshPool } from "./storage/pools.ts";
-import { findMetadata, type MachineMetadata } from "./metadata.ts";
 import { assignmentsIn, isStandbyName, waitingIn } from "./standby/waiting.ts";
+import { findActivePool, refreshPool } from "./storage/pools.ts";
 import { machineOfVolume } from "./storage/volumes.ts";
-import type { Context, Host } from "./context.ts";
 
 /** What is there of a machine of ours, whether or not it runs. */
 export interface FoundMachine {

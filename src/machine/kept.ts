@@ -2,13 +2,13 @@
 import { explain, orFailure } from "../errors.ts";
 import { isKeyFileOf, keyFile, removeKeyFile, writeKeyFile } from "../guest/key_file.ts";
 import type { Connection } from "../libvirt/connection.ts";
-import { moment } from "./owner.ts";
 import { Domain } from "../libvirt/domain.ts";
-import { stepsWithKept } from "./next_steps.ts";
-import { findMetadata, isKept, type MachineMetadata, writeMetadata } from "./metadata.ts";
-import { quoted } from "../quoted.ts";
 import { type Context, type Host, withConnection } from "./context.ts";
 import { findDomainOf } from "./lookup.ts";
+import { findMetadata, isKept, type MachineMetadata, writeMetadata } from "./metadata.ts";
+import { stepsWithKept } from "./next_steps.ts";
+import { moment } from "./owner.ts";
+import { quoted } from "../quoted.ts";
 
 /** A script as a part of GitLab's job. */
 export interface JobScript {

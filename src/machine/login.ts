@@ -3,13 +3,13 @@ import { type KeyPair, makeKeyPair, readKey, type SshKey } from "../guest/key.ts
 import { writeKeyFile } from "../guest/key_file.ts";
 import type { Login } from "../guest/ssh_connection.ts";
 import type { Domain } from "../libvirt/domain.ts";
-import { tmpfilesCredential } from "./storage/credential.ts";
-import type { MachineMetadata } from "./metadata.ts";
-import { cloudInitSeed } from "./storage/seed.ts";
-import { CHANNEL_ADDRESS, sshChannel } from "./ssh_channel.ts";
-import type { VolumeContents } from "./storage/disks.ts";
-import type { MachineSettings } from "../settings/settings.ts";
 import type { Host } from "./context.ts";
+import type { MachineMetadata } from "./metadata.ts";
+import { CHANNEL_ADDRESS, sshChannel } from "./ssh_channel.ts";
+import { tmpfilesCredential } from "./storage/credential.ts";
+import type { VolumeContents } from "./storage/disks.ts";
+import { cloudInitSeed } from "./storage/seed.ts";
+import type { MachineSettings } from "../settings/settings.ts";
 
 /** Who is let in to a machine, and how it is known. */
 export interface MachineLogin {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { Domain } from "../libvirt/domain.ts";
-import { findActivePool } from "./storage/pools.ts";
+import type { Host } from "./context.ts";
 import { findMetadata } from "./metadata.ts";
 import { assignmentsIn } from "./standby/waiting.ts";
-import type { Host } from "./context.ts";
+import { findActivePool } from "./storage/pools.ts";
 
 /**
  * The domain of the machine: of its own name, or of that of the machine which it took over, since

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { Domain } from "../libvirt/domain.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
-import type { TemplateAdvice, TemplateChoice } from "../policy/template_choice.ts";
 import type { Context } from "./context.ts";
 import type { MachineDomain } from "./domain_xml.ts";
 import type { KeyChoice, MachineLogin } from "./login.ts";
@@ -9,6 +8,7 @@ import type { MachineMetadata } from "./metadata.ts";
 import type { Owner } from "./owner.ts";
 import type { Project } from "./queue/project_limit.ts";
 import type { Template } from "./storage/template.ts";
+import type { TemplateAdvice, TemplateChoice } from "../policy/template_choice.ts";
 
 /** A machine that is there. */
 export interface Machine {

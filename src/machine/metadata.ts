@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { Domain } from "../libvirt/domain.ts";
 import { orNull, VIR_ERR } from "../libvirt/error.ts";
+import type { Owner } from "./owner.ts";
 import { rootOf } from "../read_xml.ts";
 import { Xml, xml } from "../xml.ts";
-import type { Owner } from "./owner.ts";
 
 /** The XML namespace of our element in a domain's `<metadata>`, which marks the domain as ours. */
 export const NAMESPACE = "urn:libvirt-gci:machine:1";

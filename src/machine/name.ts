@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { Domain } from "../libvirt/domain.ts";
 import { type Failure, SystemFailure } from "../errors.ts";
 import type { Connection } from "../libvirt/connection.ts";
+import { Domain } from "../libvirt/domain.ts";
 import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
 import { type Context, quiet } from "./context.ts";

@@ -4,9 +4,9 @@ import { mayExist } from "../files.ts";
 import { isLibvirtError, orNull, VIR_ERR } from "../libvirt/error.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
 import type { Volume } from "../libvirt/volume.ts";
+import { volumeName } from "./storage/volumes.ts";
 import { rootOf, textAt } from "../read_xml.ts";
 import { sha256 } from "../sha256.ts";
-import { volumeName } from "./storage/volumes.ts";
 
 /** Whose a machine is, and what tells whether anybody still needs it. */
 export interface Owner {

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { waitForSsh } from "../guest/ready.ts";
 import type { Domain } from "../libvirt/domain.ts";
-import { together } from "../wait.ts";
 import { type Context, withSignal } from "./context.ts";
 import { watchKvm } from "./kvm/kvm_fault.ts";
 import { loginTo } from "./login.ts";
@@ -10,6 +9,7 @@ import { type MachineMetadata, writeMetadata } from "./metadata.ts";
 import { refuseEnded, waitForAddress } from "./network/address.ts";
 import { setFilter } from "./network/set_filter.ts";
 import { CHANNEL_ADDRESS } from "./ssh_channel.ts";
+import { together } from "../wait.ts";
 
 /** How to wait for a machine. */
 export interface ReachOptions {

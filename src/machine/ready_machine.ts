@@ -5,12 +5,12 @@ import { openSsh } from "../guest/ready.ts";
 import type { SshConnection } from "../guest/ssh_connection.ts";
 import type { Domain } from "../libvirt/domain.ts";
 import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
-import { refuseEnded } from "./network/address.ts";
-import { type MachineMetadata, readMetadata, writeMetadata } from "./metadata.ts";
-import { loginTo } from "./login.ts";
 import type { Context, Host } from "./context.ts";
-import { within } from "../wait.ts";
+import { loginTo } from "./login.ts";
 import { findDomainOf } from "./lookup.ts";
+import { type MachineMetadata, readMetadata, writeMetadata } from "./metadata.ts";
+import { refuseEnded } from "./network/address.ts";
+import { within } from "../wait.ts";
 
 /** A machine of ours. Whoever gets it disposes of it, which leaves it running. */
 export interface RunningMachine extends Disposable {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { Connection } from "../libvirt/connection.ts";
-import { sleep } from "../wait.ts";
 import { type Context, withConnection } from "./context.ts";
+import { sleep } from "../wait.ts";
 
 const RECONNECT_MS = 10_000;
 

@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { StoragePool } from "../libvirt/storage_pool.ts";
-import { Domain } from "../libvirt/domain.ts";
-import { virsh } from "../shell.ts";
 import { SystemFailure } from "../errors.ts";
-import type { Connection } from "../libvirt/connection.ts";
-import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
 import { isKeyFileOf, keyFile, removeKeyFile } from "../guest/key_file.ts";
+import type { Connection } from "../libvirt/connection.ts";
+import { Domain } from "../libvirt/domain.ts";
+import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
+import { StoragePool } from "../libvirt/storage_pool.ts";
+import { type Context, quiet } from "./context.ts";
 import type { FoundMachine } from "./inventory.ts";
-import { removeGuestFiles } from "./storage/guest_files.ts";
-import { removeFilter } from "./network/filter.ts";
-import { lookupActivePool } from "./storage/pools.ts";
-import { acquireStandby, isStandbyName, type Standby } from "./standby/waiting.ts";
+import { standbysAssignedTo } from "./lookup.ts";
 import { type MachineMetadata, readMetadata } from "./metadata.ts";
+import { removeFilter } from "./network/filter.ts";
+import { withReconnect } from "./reconnect.ts";
+import { acquireStandby, isStandbyName, type Standby } from "./standby/waiting.ts";
+import { removeGuestFiles } from "./storage/guest_files.ts";
+import { lookupActivePool } from "./storage/pools.ts";
 import { releaseName, removeVolumes } from "./storage/volumes.ts";
 import { hasProjectLimit } from "../policy/decide.ts";
-import { withReconnect } from "./reconnect.ts";
-import { type Context, quiet } from "./context.ts";
-import { standbysAssignedTo } from "./lookup.ts";
+import { virsh } from "../shell.ts";
 
 /**
  * Removes the machine of this name and all that belongs to it, whatever a stage left of it, and

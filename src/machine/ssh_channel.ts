@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { SystemFailure } from "../errors.ts";
 import type { Domain } from "../libvirt/domain.ts";
-import { childrenOf, find, rootOf } from "../read_xml.ts";
 import { SSH_CHANNEL } from "./domain_xml.ts";
+import { childrenOf, find, rootOf } from "../read_xml.ts";
 
 /** What the metadata of a machine without a network card has for its address. */
 export const CHANNEL_ADDRESS = "channel";

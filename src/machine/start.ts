@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { SystemFailure } from "../errors.ts";
 import type { Connection } from "../libvirt/connection.ts";
-import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
 import {
   Domain,
   VIR_DOMAIN_START_RESET_NVRAM,
   VIR_DOMAIN_START_VALIDATE,
 } from "../libvirt/domain.ts";
-import { sleep } from "../wait.ts";
+import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
 import { type DomainOnDisk, domainXml } from "./domain_xml.ts";
 import { findKvmFault } from "./kvm/kvm_fault.ts";
 import { throwIfLost } from "./lost_connection.ts";
@@ -16,6 +15,7 @@ import { randomMac } from "./network/card.ts";
 import { reach } from "./reach.ts";
 import { createDisk } from "./storage/disks.ts";
 import { requireUnchanged, type Template } from "./storage/template.ts";
+import { sleep } from "../wait.ts";
 
 /** Boots the machine on a disk of its own. */
 export const boot: Start = async (machine, pool, context) => {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { withoutAttempt } from "../job/job.ts";
 import { isLibvirtError } from "../libvirt/error.ts";
-import { findActivePool } from "./storage/pools.ts";
-import { removeMachine } from "./remove.ts";
-import { type FoundMachine, lookupNeed, machinesIn, type Need } from "./inventory.ts";
 import { type Context, quiet, withoutWarnings } from "./context.ts";
+import { type FoundMachine, lookupNeed, machinesIn, type Need } from "./inventory.ts";
+import { removeMachine } from "./remove.ts";
+import { findActivePool } from "./storage/pools.ts";
 
 /** Removes what was found. Resolves to whether anything was left of it: another gc may have been faster. */
 export async function removeFound(

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { Domain } from "../libvirt/domain.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
+import type { Host } from "../machine/context.ts";
+import { machinesOf } from "../machine/inventory.ts";
 import { poolSpace } from "../machine/queue/host_load.ts";
 import { findActivePool } from "../machine/storage/pools.ts";
-import { machinesOf } from "../machine/inventory.ts";
-import type { Host } from "../machine/context.ts";
 import type { Gauges } from "./metrics.ts";
 
 /**

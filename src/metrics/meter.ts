@@ -2,10 +2,10 @@
 import { BuildFailure, explain, faultOf, SystemFailure, UsageError } from "../errors.ts";
 import type { Host } from "../machine/context.ts";
 import type { Step } from "../machine/steps.ts";
-import { within } from "../wait.ts";
 import { measure } from "./gauges.ts";
-import { addToMetricsFile } from "./metrics_file.ts";
 import type { Counted, Gauges, Phase, Result } from "./metrics.ts";
+import { addToMetricsFile } from "./metrics_file.ts";
+import { within } from "../wait.ts";
 
 const WRITE_ADVICE =
   "Set metrics_file to a file in a directory that exists and that only this user can write to";

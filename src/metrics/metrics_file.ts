@@ -2,7 +2,6 @@
 import { withUmask } from "../../ffi/proc.ts";
 import { SystemFailure } from "../errors.ts";
 import { directoryOf, orMissing, refuseUntrusted } from "../files.ts";
-import { sleep } from "../wait.ts";
 import {
   addObservation,
   isOurs,
@@ -11,6 +10,7 @@ import {
   parseMetrics,
   type Samples,
 } from "./metrics.ts";
+import { sleep } from "../wait.ts";
 
 const PATIENCE_MS = 1000;
 const MOST_BYTES = 1024 * 1024;

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { Config, MachineSettings, Rule } from "../settings/settings.ts";
 import { SystemFailure } from "../errors.ts";
 import type { Job } from "../job/job.ts";
-import { quoted } from "../quoted.ts";
 import { chooseSizes, type Sizes } from "./size_choice.ts";
 import {
   chooseTemplate,
@@ -11,6 +9,8 @@ import {
   templateAdvice,
   type TemplateChoice,
 } from "./template_choice.ts";
+import { quoted } from "../quoted.ts";
+import type { Config, MachineSettings, Rule } from "../settings/settings.ts";
 
 /** What a job gets, and why. */
 export interface Decision extends RuleSearch {

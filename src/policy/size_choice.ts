@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { Config, MachineSettings, Rule } from "../settings/settings.ts";
 import { BuildFailure } from "../errors.ts";
 import type { SizeRequests } from "../job/job.ts";
 import { quoted } from "../quoted.ts";
+import type { Config, MachineSettings, Rule } from "../settings/settings.ts";
 
 /** What a job gets of something, and why not more. */
 export interface Size<Value> {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { TEMPLATE_NAME } from "../settings/kinds.ts";
-import type { Config, MachineSettings, Rule, TemplateSettings } from "../settings/settings.ts";
 import { BuildFailure, type Failure } from "../errors.ts";
 import { quoted } from "../quoted.ts";
+import { TEMPLATE_NAME } from "../settings/kinds.ts";
+import type { Config, MachineSettings, Rule, TemplateSettings } from "../settings/settings.ts";
 
 /** The template that a job gets, before anybody looked whether it exists. */
 export interface TemplateChoice {

@@ -2,7 +2,10 @@
 import { LineCounter, parseDocument } from "yaml";
 import { SystemFailure } from "../errors.ts";
 import { contradictionsIn } from "./contradictions.ts";
+import { FILE, RULE, TEMPLATE } from "./file_table.ts";
+import { HOST } from "./host_table.ts";
 import { isKeys, type Kind, NAME } from "./kinds.ts";
+import { MACHINE } from "./machine_table.ts";
 import {
   type FilePlace,
   type Mistake,
@@ -12,6 +15,7 @@ import {
   type Path,
   unknownKey,
 } from "./mistakes.ts";
+import type { Members } from "./setting.ts";
 import {
   camel,
   type Config,
@@ -23,10 +27,6 @@ import {
   type Values,
   valuesOf,
 } from "./settings.ts";
-import { FILE, RULE, TEMPLATE } from "./file_table.ts";
-import { HOST } from "./host_table.ts";
-import { MACHINE } from "./machine_table.ts";
-import type { Members } from "./setting.ts";
 
 /** Reads settings from YAML. `file` is for messages. Throws SystemFailure with all mistakes. */
 export function parseConfig(yamlText: string, file: string): Config {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import type { RULE } from "./file_table.ts";
 import { HOST } from "./host_table.ts";
 import { isKeys } from "./kinds.ts";
 import { MACHINE } from "./machine_table.ts";
 import { type Group, type Members, type Setting, settingsIn } from "./setting.ts";
-import type { RULE } from "./file_table.ts";
 
 /** `max_machines` as TypeScript has it: `maxMachines`. */
 type Camel<Key extends string> = Key extends `${infer Start}_${infer Rest}`

@@ -6,7 +6,6 @@
  * compiled program; without it, main.ts is measured, which starts slower.
  */
 
-import { PROGRAM, settingsFile } from "../e2e/bed.ts";
 import { measureCrowd } from "./crowd.ts";
 import { measureMemory } from "./memory.ts";
 import { type BenchOptions, parseOptions } from "./options.ts";
@@ -16,6 +15,7 @@ import { cancelOnSignals } from "./program.ts";
 import { measureRun } from "./run.ts";
 import { measureVersion } from "./version.ts";
 import { measureWarm } from "./warm.ts";
+import { PROGRAM, settingsFile } from "../e2e/bed.ts";
 
 /** Each part with its usual number of runs, by the name that the command line has for it. */
 const PARTS = {

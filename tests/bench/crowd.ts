@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { settingsFile } from "../e2e/bed.ts";
 import { cleanUpAll, makeWarm, prepareAll, whyBooted } from "./machines.ts";
 import { median, report, time } from "./measure.ts";
+import { settingsFile } from "../e2e/bed.ts";
 
 const COUNT = 8;
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { settingsFile, TESTBED, virsh } from "../e2e/bed.ts";
 import { sleep } from "../../src/wait.ts";
 import { type Merged, withKsm } from "./ksm.ts";
 import { cleanUpAll, makeWarm, prepareAll } from "./machines.ts";
 import { table } from "./measure.ts";
 import { interrupted } from "./program.ts";
+import { settingsFile, TESTBED, virsh } from "../e2e/bed.ts";
 
 const COUNT = 8;
 /** After which a guest that was resumed has done what it does at first. */

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { prepare } from "../../src/commands/prepare.ts";
 import { Connection } from "../../src/libvirt/connection.ts";
 import { removeMachine } from "../../src/machine/remove.ts";
-import { prepare } from "../../src/commands/prepare.ts";
+import { compare, report } from "./measure.ts";
 import { TestGuest } from "../fakes/test_guest.ts";
 import { JOB, testStage } from "../fakes/test_stage.ts";
-import { compare, report } from "./measure.ts";
 
 /** prepare and cleanup on libvirt's test driver, beside 500 other domains and volumes and beside 5. */
 export async function measureOthers(runs: number): Promise<void> {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { command, TESTBED, virsh } from "../e2e/bed.ts";
 import { compare, median, report } from "./measure.ts";
 import { done, interrupted } from "./program.ts";
+import { command, TESTBED, virsh } from "../e2e/bed.ts";
 
 const MACHINE = "gci-bench";
 const OUTPUT_BYTES = 200_000_000;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { type Settings, settingsFile } from "../e2e/bed.ts";
 import { cleanUpAll, haveWait, makeWarm, prepareAll } from "./machines.ts";
 import { median, report, time } from "./measure.ts";
 import { type Bar, barOf, phaseTable, type Steps, stepsOf } from "./phases.ts";
 import { type BarGroup, plot } from "./plot.ts";
+import { type Settings, settingsFile } from "../e2e/bed.ts";
 
 const MACHINE = "gci-bench-warm";
 

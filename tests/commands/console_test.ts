@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { bareStage } from "../fakes/test_stage.ts";
 import fc from "fast-check";
 import assert from "node:assert/strict";
-import { Connection } from "../../src/libvirt/connection.ts";
-import { consoleEnd } from "../../src/guest/console_text.ts";
-import { EMPTY_METADATA, metadataXml } from "../../src/machine/metadata.ts";
 import { openConsole } from "../../src/commands/console.ts";
+import { consoleEnd } from "../../src/guest/console_text.ts";
+import { Connection } from "../../src/libvirt/connection.ts";
+import { EMPTY_METADATA, metadataXml } from "../../src/machine/metadata.ts";
 import { sleep } from "../../src/wait.ts";
 import { TestLibvirtd, xdr } from "../fakes/test_libvirtd.ts";
+import { bareStage } from "../fakes/test_stage.ts";
 
 /** The lines behind the bars. */
 function linesOf(text: string, lines = 30): string[] {

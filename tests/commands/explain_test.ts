@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { parseConfig } from "../../src/settings/read.ts";
-import { type Config, DEFAULT_CONFIG } from "../../src/settings/settings.ts";
 import { explainJob, jobToExplain } from "../../src/commands/explain.ts";
 import { parseVariables } from "../../src/job/variables_file.ts";
+import { parseConfig } from "../../src/settings/read.ts";
+import { type Config, DEFAULT_CONFIG } from "../../src/settings/settings.ts";
 import { JOB } from "../fakes/test_stage.ts";
 
 const CONFIG = parseConfig(

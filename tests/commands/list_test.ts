@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { StoragePool } from "../../src/libvirt/storage_pool.ts";
-import { Domain } from "../../src/libvirt/domain.ts";
 import assert from "node:assert/strict";
-import { readMetadata, writeMetadata } from "../../src/machine/metadata.ts";
-import { createRawVolume } from "../../src/machine/storage/volumes.ts";
-import { removeMachine } from "../../src/machine/remove.ts";
 import { type ListedMachine, listJson, listMachines, listTable } from "../../src/commands/list.ts";
 import { prepare } from "../../src/commands/prepare.ts";
+import { Domain } from "../../src/libvirt/domain.ts";
+import { StoragePool } from "../../src/libvirt/storage_pool.ts";
+import { readMetadata, writeMetadata } from "../../src/machine/metadata.ts";
+import { removeMachine } from "../../src/machine/remove.ts";
+import { createRawVolume } from "../../src/machine/storage/volumes.ts";
 import { TestGuest } from "../fakes/test_guest.ts";
 import { openTestHost } from "../fakes/test_host.ts";
 import { JOB, testStage } from "../fakes/test_stage.ts";

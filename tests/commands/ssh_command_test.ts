@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { JOB, type TestStage, testStage } from "../fakes/test_stage.ts";
 import assert from "node:assert/strict";
-import { removeMachine } from "../../src/machine/remove.ts";
-import { prepare } from "../../src/commands/prepare.ts";
 import type { Terminal } from "../../src/cli/terminal.ts";
+import { prepare } from "../../src/commands/prepare.ts";
 import { ssh } from "../../src/commands/ssh.ts";
+import { removeMachine } from "../../src/machine/remove.ts";
 import { sleep } from "../../src/wait.ts";
 import { TestGuest } from "../fakes/test_guest.ts";
 import { openTestHost } from "../fakes/test_host.ts";
+import { JOB, type TestStage, testStage } from "../fakes/test_stage.ts";
 
 /** A terminal at which somebody types these lines, and what becomes of it. */
 class TypedTerminal implements Terminal {

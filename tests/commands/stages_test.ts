@@ -1,16 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { StoragePool } from "../../src/libvirt/storage_pool.ts";
-import { Domain } from "../../src/libvirt/domain.ts";
-import {
-  JOB,
-  script,
-  type TestStage,
-  testStage,
-  type TestStageOptions,
-  toStage,
-} from "../fakes/test_stage.ts";
 import assert from "node:assert/strict";
-import { parseConfig } from "../../src/settings/read.ts";
+import { configJson } from "../../src/commands/config.ts";
+import { prepare } from "../../src/commands/prepare.ts";
+import { run } from "../../src/commands/run.ts";
 import {
   BuildFailure,
   explain,
@@ -22,17 +14,25 @@ import {
 import { runScript } from "../../src/guest/script.ts";
 import { SshConnection } from "../../src/guest/ssh_connection.ts";
 import type { Connection } from "../../src/libvirt/connection.ts";
-import { createDirPool } from "../../src/machine/storage/pools.ts";
+import { Domain } from "../../src/libvirt/domain.ts";
+import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import { readMetadata, writeMetadata } from "../../src/machine/metadata.ts";
-import { createRawVolume } from "../../src/machine/storage/volumes.ts";
 import { removeMachine, removeMachineSafely } from "../../src/machine/remove.ts";
-import { configJson } from "../../src/commands/config.ts";
-import { prepare } from "../../src/commands/prepare.ts";
-import { run } from "../../src/commands/run.ts";
+import { createDirPool } from "../../src/machine/storage/pools.ts";
+import { createRawVolume } from "../../src/machine/storage/volumes.ts";
+import { parseConfig } from "../../src/settings/read.ts";
 import { sleep } from "../../src/wait.ts";
+import { merged } from "../fakes/merged.ts";
 import { RUNTIME_DIR, TestGuest, type TestGuestOptions } from "../fakes/test_guest.ts";
 import { openTestHost } from "../fakes/test_host.ts";
-import { merged } from "../fakes/merged.ts";
+import {
+  JOB,
+  script,
+  type TestStage,
+  testStage,
+  type TestStageOptions,
+  toStage,
+} from "../fakes/test_stage.ts";
 
 interface Bed {
   readonly connection: Connection;

@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import assert from "node:assert/strict";
 import {
   checkBridgeTracking,
@@ -20,6 +19,7 @@ import {
 } from "../../src/doctor/kvm.ts";
 import { checkSecurityModules, confinesBy } from "../../src/doctor/security_modules.ts";
 import { makeKeyPair } from "../../src/guest/key.ts";
+import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import {
   allOk,
   answerCalls,

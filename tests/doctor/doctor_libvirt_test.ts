@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { StoragePool } from "../../src/libvirt/storage_pool.ts";
-import { Domain } from "../../src/libvirt/domain.ts";
 import assert from "node:assert/strict";
 import { fileSystemSpace } from "../../ffi/proc.ts";
 import { gib } from "../../src/bytes.ts";
-import { poolPath } from "../../src/shell.ts";
-import { DEFAULT_CONFIG } from "../../src/settings/settings.ts";
 import { networkFindings } from "../../src/doctor/network_xml.ts";
 import { checkNetworks, startFindings } from "../../src/doctor/networks.ts";
 import { checkOverlayPool, checkTemplatePool } from "../../src/doctor/storage.ts";
 import { checkTemplates } from "../../src/doctor/templates.ts";
 import { checkWarmImages } from "../../src/doctor/warm_check.ts";
 import { Connection } from "../../src/libvirt/connection.ts";
+import { Domain } from "../../src/libvirt/domain.ts";
+import { StoragePool } from "../../src/libvirt/storage_pool.ts";
+import { DEFAULT_CONFIG } from "../../src/settings/settings.ts";
+import { poolPath } from "../../src/shell.ts";
 import { sleep } from "../../src/wait.ts";
-import { allOk, answerCalls, doctorHost, look, notOk, only } from "../fakes/test_doctor.ts";
 import { merged } from "../fakes/merged.ts";
+import { allOk, answerCalls, doctorHost, look, notOk, only } from "../fakes/test_doctor.ts";
 
 const TEMPLATES = "/var/lib/libvirt/base_imgs";
 const DEBIAN = `${TEMPLATES}/debian-12.qcow2`;

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { parseConfig } from "../../src/settings/read.ts";
 import { bootTemplate } from "../../src/doctor/boot.ts";
 import type { Check } from "../../src/doctor/check.ts";
-import { virsh } from "../../src/shell.ts";
-import { install } from "../../src/doctor/install.ts";
-import { checkDaemon, checkEmulator, emulatorFinding } from "../../src/doctor/daemon.ts";
 import { examine, type GroupedFinding, runChecks } from "../../src/doctor/checks.ts";
+import { checkDaemon, checkEmulator, emulatorFinding } from "../../src/doctor/daemon.ts";
 import { type Finding, ok, problem, warning } from "../../src/doctor/finding.ts";
+import { install } from "../../src/doctor/install.ts";
 import { failureOf, findingsJson, findingsText } from "../../src/doctor/report.ts";
 import { checkSettings } from "../../src/doctor/settings_check.ts";
 import { SystemFailure } from "../../src/errors.ts";
 import { Connection } from "../../src/libvirt/connection.ts";
+import { parseConfig } from "../../src/settings/read.ts";
+import { virsh } from "../../src/shell.ts";
 import {
   allOk,
   answerCalls,

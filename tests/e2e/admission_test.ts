@@ -2,8 +2,6 @@
 import assert from "node:assert/strict";
 import type { ListedMachine } from "../../src/commands/list.ts";
 import { sleep } from "../../src/wait.ts";
-import { type JobResult, runnerFor } from "../harness/runner.ts";
-import { startRunnerProcess } from "../harness/runner_process.ts";
 import {
   allOf,
   assertVerdict,
@@ -23,6 +21,8 @@ import {
   UNTIL_LET_GO,
   virsh,
 } from "./bed.ts";
+import { type JobResult, runnerFor } from "../harness/runner.ts";
+import { startRunnerProcess } from "../harness/runner_process.ts";
 
 /** A prepare that goes on beside the test. */
 interface Preparing {

@@ -5,8 +5,8 @@
  * last line is as that of `deno test`.
  */
 import assert from "node:assert/strict";
-import { runWithSecondTry } from "../harness/second_try.ts";
 import { command } from "./bed.ts";
+import { runWithSecondTry } from "../harness/second_try.ts";
 
 const TESTBED = new URL("../testbed/testbed.sh", import.meta.url).pathname;
 

@@ -6,6 +6,7 @@
  */
 import assert from "node:assert/strict";
 import { type Called, command } from "./bed.ts";
+import { meetDeadBindings } from "./faults/dead_binding.ts";
 import {
   addRow,
   type Attempt,
@@ -17,9 +18,8 @@ import {
   table,
   wrongIn,
 } from "./faults/matrix.ts";
-import { meetDeadBindings } from "./faults/dead_binding.ts";
-import { NAME, startPool } from "./faults/pool.ts";
 import { BOOTING, cancel, kill, SCRIPT_RUNS } from "./faults/points.ts";
+import { NAME, startPool } from "./faults/pool.ts";
 import { killDaemonAt, killQemuAt, untilLibvirtAnswers } from "./faults/strikes.ts";
 
 const KILLED = { status: null, says: /(?:)/ } as const;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
+import { e2eTest } from "./bed.ts";
 import { DATA_BYTES, type FloodKind, FLOODS } from "../fakes/flood.ts";
 import { peakOf, takenAfter } from "../fakes/flooded.ts";
-import { e2eTest } from "./bed.ts";
 
 const SECONDS = 30;
 /** Honest output at full speed takes 150: V8 lets so much lie before it looks for garbage. */

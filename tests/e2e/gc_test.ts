@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { responseJson } from "../harness/payload.ts";
 import type { ListedMachine } from "../../src/commands/list.ts";
 import {
   assertVerdict,
@@ -19,6 +18,7 @@ import {
   UNTIL_LET_GO,
   virsh,
 } from "./bed.ts";
+import { responseJson } from "../harness/payload.ts";
 
 async function gc(...args: string[]): Promise<Called> {
   const called = await call(["gc", ...args]);

@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import type { Job, JobVariable } from "../harness/payload.ts";
-import type { JobResult } from "../harness/runner.ts";
 import {
   allOf,
   assertVerdict,
@@ -21,6 +19,8 @@ import {
   UNTIL_LET_GO,
   virsh,
 } from "./bed.ts";
+import type { Job, JobVariable } from "../harness/payload.ts";
+import type { JobResult } from "../harness/runner.ts";
 
 const NAMESPACE = "urn:libvirt-gci:machine:1";
 const LITE = { ssh: { login: "template" } };

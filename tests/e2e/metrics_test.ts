@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { readOpenMetrics } from "../fakes/open_metrics.ts";
 import { call, e2eTest, job, runOnBed } from "./bed.ts";
+import { readOpenMetrics } from "../fakes/open_metrics.ts";
 
 e2eTest("what jobs do is counted and timed, for node_exporter to read", async () => {
   const directory = Deno.makeTempDirSync({ prefix: "libvirt-gci-e2e-metrics-" });

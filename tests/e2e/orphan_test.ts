@@ -1,8 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import type { Job } from "../harness/payload.ts";
-import { runnerFor } from "../harness/runner.ts";
-import { type RunnerProcess, startRunnerProcess } from "../harness/runner_process.ts";
 import {
   command,
   e2eTest,
@@ -14,6 +11,9 @@ import {
   until,
   virsh,
 } from "./bed.ts";
+import type { Job } from "../harness/payload.ts";
+import { runnerFor } from "../harness/runner.ts";
+import { type RunnerProcess, startRunnerProcess } from "../harness/runner_process.ts";
 
 /** A runner in a process of its own, and what becomes of its stages. */
 interface DoomedRunner extends AsyncDisposable {

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import type { JobResult, Runner } from "../harness/runner.ts";
 import {
   allOf,
   assertVerdict,
@@ -15,6 +14,7 @@ import {
   UNTIL_LET_GO,
   virsh,
 } from "./bed.ts";
+import type { JobResult, Runner } from "../harness/runner.ts";
 
 const NAMESPACE = "urn:libvirt-gci:machine:1";
 const PRIVATE_KEY = /-----BEGIN OPENSSH PRIVATE KEY-----(?:\\n|\n)([^-]*)-----END/;

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import assert from "node:assert/strict";
 import { loadLibvirt } from "../../ffi/libvirt.ts";
 import { loadProc } from "../../ffi/proc.ts";
 import { Connection } from "../../src/libvirt/connection.ts";
+import { StoragePool } from "../../src/libvirt/storage_pool.ts";
+import { reserveName } from "../../src/machine/name.ts";
 import { ownProcess } from "../../src/machine/owner.ts";
 import {
   acquireStandby,
@@ -11,9 +12,6 @@ import {
   newStandbyName,
   waitingIn,
 } from "../../src/machine/standby/waiting.ts";
-import { reserveName } from "../../src/machine/name.ts";
-import { runJob, runnerFor } from "../harness/runner.ts";
-import { readOpenMetrics } from "../fakes/open_metrics.ts";
 import { allOf, assertVerdict, call, e2eTest, job, PROGRAM, TESTBED, virsh } from "./bed.ts";
 import {
   by,
@@ -23,6 +21,8 @@ import {
   waiting,
   withStandbys,
 } from "./standby_bed.ts";
+import { readOpenMetrics } from "../fakes/open_metrics.ts";
+import { runJob, runnerFor } from "../harness/runner.ts";
 
 async function untilTwoWait(file: string): Promise<void> {
   await untilNobodyFills();

@@ -3,15 +3,15 @@
 // Waits for turns as prepare does, again and again, and holds each for a moment instead of starting a
 // machine: turn_taker.ts NAME ROUNDS MAX_MACHINES FILE. The file gets a line for each that it gets
 // and gives back, from many at once.
+import { Connection } from "../../src/libvirt/connection.ts";
 import { StoragePool } from "../../src/libvirt/storage_pool.ts";
+import { waitForRoom } from "../../src/machine/queue/admission.ts";
 import { entriesIn } from "../../src/machine/queue/queue_entry.ts";
 import { DEFAULT_CONFIG } from "../../src/settings/settings.ts";
-import { Connection } from "../../src/libvirt/connection.ts";
-import { waitForRoom } from "../../src/machine/queue/admission.ts";
 import { sleep } from "../../src/wait.ts";
-import { bareStage } from "../fakes/test_stage.ts";
-import { merged } from "../fakes/merged.ts";
 import { TESTBED } from "./bed.ts";
+import { merged } from "../fakes/merged.ts";
+import { bareStage } from "../fakes/test_stage.ts";
 
 const [name = "", rounds, maxMachines, file = ""] = Deno.args;
 const config = merged(DEFAULT_CONFIG, {

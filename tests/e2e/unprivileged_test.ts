@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { type JobResult, runJob, runnerFor } from "../harness/runner.ts";
 import {
   assertVerdict,
   command,
@@ -12,6 +11,7 @@ import {
   TESTBED,
 } from "./bed.ts";
 import { FRAME, hear } from "./packets.ts";
+import { type JobResult, runJob, runnerFor } from "../harness/runner.ts";
 
 /** As the drop-in of GitLab Runner's unit has it. */
 const WITH_CAPABILITY = "--inh-caps=-all,+net_admin --ambient-caps=-all,+net_admin " +

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { Domain } from "../../src/libvirt/domain.ts";
 import assert from "node:assert/strict";
 import { loadLibvirt } from "../../ffi/libvirt.ts";
 import { Connection } from "../../src/libvirt/connection.ts";
-import { leasedAddress, withCurrentLease } from "../../src/machine/network/card.ts";
+import { Domain } from "../../src/libvirt/domain.ts";
 import { readMetadata } from "../../src/machine/metadata.ts";
-import { readOpenMetrics } from "../fakes/open_metrics.ts";
+import { leasedAddress, withCurrentLease } from "../../src/machine/network/card.ts";
 import {
   allOf,
   assertVerdict,
@@ -22,6 +21,7 @@ import {
   TESTBED,
   virsh,
 } from "./bed.ts";
+import { readOpenMetrics } from "../fakes/open_metrics.ts";
 
 loadLibvirt(); // here, so that no test is blamed for it
 

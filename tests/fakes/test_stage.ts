@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { Domain } from "../../src/libvirt/domain.ts";
 import assert from "node:assert/strict";
-import { type Config, DEFAULT_CONFIG, type MachineSettings } from "../../src/settings/settings.ts";
+import type { Outputs } from "../../src/guest/command_streams.ts";
 import type { Job } from "../../src/job/job.ts";
 import type { Connection } from "../../src/libvirt/connection.ts";
-import { type MachineMetadata, readMetadata, writeMetadata } from "../../src/machine/metadata.ts";
-import type { Outputs } from "../../src/guest/command_streams.ts";
+import { Domain } from "../../src/libvirt/domain.ts";
 import type { Context, Directories, Host, Reporter } from "../../src/machine/context.ts";
+import { type MachineMetadata, readMetadata, writeMetadata } from "../../src/machine/metadata.ts";
 import { type OnStep, StepTimer } from "../../src/machine/steps.ts";
+import { type Config, DEFAULT_CONFIG, type MachineSettings } from "../../src/settings/settings.ts";
 import { type Differences, merged } from "./merged.ts";
 import type { TestGuest } from "./test_guest.ts";
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import assert from "node:assert/strict";
 import { parseXml, XmlElement } from "@rgrove/parse-xml";
+import assert from "node:assert/strict";
 import { symbols } from "../../ffi/libvirt.ts";
 import { qemuSymbols } from "../../ffi/libvirt_qemu.ts";
 import {

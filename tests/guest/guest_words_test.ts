@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
+import { loadProc } from "../../ffi/proc.ts";
 import { explain } from "../../src/errors.ts";
 import { Connection } from "../../src/libvirt/connection.ts";
 import { ADDRESS_SOURCE, Domain } from "../../src/libvirt/domain.ts";
 import type { LibvirtError } from "../../src/libvirt/error.ts";
-import { loadProc } from "../../ffi/proc.ts";
 import { waitForAddress } from "../../src/machine/network/address.ts";
 import type { Card } from "../../src/machine/network/card.ts";
 import { handle, TestLibvirtd, xdr, xdrString } from "../fakes/test_libvirtd.ts";

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import type { Agent } from "../../src/guest/agent.ts";
-import { LibvirtError, VIR_ERR } from "../../src/libvirt/error.ts";
 import {
   authorizeUser,
   exerciseSsh,
@@ -9,6 +8,7 @@ import {
   stopProcesses,
   takeIdentity,
 } from "../../src/guest/identity.ts";
+import { LibvirtError, VIR_ERR } from "../../src/libvirt/error.ts";
 
 const IDENTITY = {
   hostName: "it's mine",

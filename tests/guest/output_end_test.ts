@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import fc from "fast-check";
-import { Buffer } from "node:buffer";
 import assert from "node:assert/strict";
+import { Buffer } from "node:buffer";
 import { OutputEnd } from "../../src/guest/output_end.ts";
 
 const TOKEN = "0123456789abcdef0123456789abcdef";

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { StoragePool } from "../../src/libvirt/storage_pool.ts";
-import { Network } from "../../src/libvirt/network.ts";
-import { Domain } from "../../src/libvirt/domain.ts";
 import assert from "node:assert/strict";
 import { type Libvirt, loadLibvirt } from "../../ffi/libvirt.ts";
 import { explain, SystemFailure } from "../../src/errors.ts";
 import { Connection } from "../../src/libvirt/connection.ts";
+import { Domain } from "../../src/libvirt/domain.ts";
 import { isLibvirtError, LibvirtError, orNull, VIR_ERR } from "../../src/libvirt/error.ts";
+import { Network } from "../../src/libvirt/network.ts";
+import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import { openTestHost } from "../fakes/test_host.ts";
 
 function uriOfNoDaemon(socket: string): string {

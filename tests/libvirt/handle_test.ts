@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { StoragePool } from "../../src/libvirt/storage_pool.ts";
-import { Domain } from "../../src/libvirt/domain.ts";
 import assert from "node:assert/strict";
 import { type Pointer, symbols } from "../../ffi/libvirt.ts";
 import type { Connection } from "../../src/libvirt/connection.ts";
+import { Domain } from "../../src/libvirt/domain.ts";
 import { FREE } from "../../src/libvirt/handle.ts";
+import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import { openTestHost } from "../fakes/test_host.ts";
 
 /** What the connection does from now on, in its order: what is called, and that a handle is freed. */

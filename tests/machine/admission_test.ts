@@ -2,19 +2,22 @@
 import fc from "fast-check";
 import assert from "node:assert/strict";
 import { fileSystemSpace } from "../../ffi/proc.ts";
-import { parseConfig } from "../../src/settings/read.ts";
+import { gc } from "../../src/commands/gc.ts";
+import { listMachines } from "../../src/commands/list.ts";
+import { prepare } from "../../src/commands/prepare.ts";
 import { SystemFailure } from "../../src/errors.ts";
 import type { Job } from "../../src/job/job.ts";
 import type { Connection } from "../../src/libvirt/connection.ts";
 import { domainMemory } from "../../src/libvirt/memory_stats.ts";
 import { StoragePool } from "../../src/libvirt/storage_pool.ts";
-import {
-  findShortage,
-  type HostLoad,
-  isNext,
-  type QueueSettings,
-} from "../../src/machine/queue/shortage.ts";
+import { keepAfterJob } from "../../src/machine/kept.ts";
 import { hostMark, processMark } from "../../src/machine/owner.ts";
+import { enterIfRoom, waitForRoom } from "../../src/machine/queue/admission.ts";
+import {
+  enterProject,
+  entriesBefore,
+  parseProjectEntry,
+} from "../../src/machine/queue/project_entry.ts";
 import {
   enterQueue,
   entriesIn,
@@ -23,21 +26,23 @@ import {
   parseQueueEntry,
 } from "../../src/machine/queue/queue_entry.ts";
 import {
-  enterProject,
-  entriesBefore,
-  parseProjectEntry,
-} from "../../src/machine/queue/project_entry.ts";
+  findShortage,
+  type HostLoad,
+  isNext,
+  type QueueSettings,
+} from "../../src/machine/queue/shortage.ts";
+import { removeMachine } from "../../src/machine/remove.ts";
 import {
   createRawVolume,
   machineOfVolume,
   removeVolume,
 } from "../../src/machine/storage/volumes.ts";
-import { enterIfRoom, waitForRoom } from "../../src/machine/queue/admission.ts";
-import { removeMachine } from "../../src/machine/remove.ts";
-import { gc } from "../../src/commands/gc.ts";
-import { keepAfterJob } from "../../src/machine/kept.ts";
-import { listMachines } from "../../src/commands/list.ts";
-import { prepare } from "../../src/commands/prepare.ts";
+import { warm } from "../../src/machine/warm/save.ts";
+import { parseConfig } from "../../src/settings/read.ts";
+import { sleep } from "../../src/wait.ts";
+import { merged } from "../fakes/merged.ts";
+import { TestGuest } from "../fakes/test_guest.ts";
+import { openTestHost } from "../fakes/test_host.ts";
 import {
   changeMetadata,
   JOB,
@@ -47,11 +52,6 @@ import {
   type TestStageOptions,
   toStage,
 } from "../fakes/test_stage.ts";
-import { warm } from "../../src/machine/warm/save.ts";
-import { sleep } from "../../src/wait.ts";
-import { TestGuest } from "../fakes/test_guest.ts";
-import { openTestHost } from "../fakes/test_host.ts";
-import { merged } from "../fakes/merged.ts";
 
 const GIB = 1024 ** 3;
 

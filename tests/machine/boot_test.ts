@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import assert from "node:assert/strict";
+import { prepare } from "../../src/commands/prepare.ts";
 import { explain } from "../../src/errors.ts";
 import type { Connection } from "../../src/libvirt/connection.ts";
 import { Network } from "../../src/libvirt/network.ts";
+import { StoragePool } from "../../src/libvirt/storage_pool.ts";
+import { newMetadata } from "../../src/machine/create.ts";
+import { createLogin, volumeContents } from "../../src/machine/login.ts";
 import { findDhcp } from "../../src/machine/network/network_info.ts";
 import { newOwner } from "../../src/machine/owner.ts";
+import { removeMachine } from "../../src/machine/remove.ts";
 import { boot } from "../../src/machine/start.ts";
 import { createVolumes } from "../../src/machine/storage/disks.ts";
 import { findTemplate } from "../../src/machine/storage/template.ts";
-import { removeMachine } from "../../src/machine/remove.ts";
-import { createLogin, volumeContents } from "../../src/machine/login.ts";
-import { newMetadata } from "../../src/machine/create.ts";
-import { prepare } from "../../src/commands/prepare.ts";
 import { chooseTemplate } from "../../src/policy/template_choice.ts";
 import { TestGuest } from "../fakes/test_guest.ts";
 import { openTestHost } from "../fakes/test_host.ts";

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { Network } from "../../src/libvirt/network.ts";
-import { Domain } from "../../src/libvirt/domain.ts";
 import assert from "node:assert/strict";
 import { SystemFailure } from "../../src/errors.ts";
 import { addressNumber, addressOf } from "../../src/ipv4.ts";
 import type { Connection } from "../../src/libvirt/connection.ts";
+import { Domain } from "../../src/libvirt/domain.ts";
+import { Network } from "../../src/libvirt/network.ts";
 import { waitForAddress } from "../../src/machine/network/address.ts";
 import { type Card, takeCard } from "../../src/machine/network/card.ts";
 import { findDhcp } from "../../src/machine/network/network_info.ts";

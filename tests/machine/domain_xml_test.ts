@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import assert from "node:assert/strict";
 import { parseXml, XmlElement } from "@rgrove/parse-xml";
 import fc from "fast-check";
-import { DEFAULT_CONFIG, type MachineSettings } from "../../src/settings/settings.ts";
+import assert from "node:assert/strict";
 import {
   type DomainOnDisk,
   domainXml,
@@ -10,6 +9,7 @@ import {
   withFilterLater,
 } from "../../src/machine/domain_xml.ts";
 import { randomMac } from "../../src/machine/network/card.ts";
+import { DEFAULT_CONFIG, type MachineSettings } from "../../src/settings/settings.ts";
 
 import { type Differences, merged } from "../fakes/merged.ts";
 

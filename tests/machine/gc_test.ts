@@ -1,18 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { StoragePool } from "../../src/libvirt/storage_pool.ts";
-import { Domain } from "../../src/libvirt/domain.ts";
-import {
-  JOB,
-  script,
-  type TestStage,
-  testStage,
-  type TestStageOptions,
-  toStage,
-} from "../fakes/test_stage.ts";
 import assert from "node:assert/strict";
+import { cleanupAll } from "../../src/commands/cleanup.ts";
+import { gc } from "../../src/commands/gc.ts";
+import { prepare } from "../../src/commands/prepare.ts";
+import { run } from "../../src/commands/run.ts";
 import { SystemFailure } from "../../src/errors.ts";
 import type { Job } from "../../src/job/job.ts";
 import type { Connection } from "../../src/libvirt/connection.ts";
+import { Domain } from "../../src/libvirt/domain.ts";
+import { StoragePool } from "../../src/libvirt/storage_pool.ts";
+import { type MachineMetadata, readMetadata, writeMetadata } from "../../src/machine/metadata.ts";
 import {
   age,
   hostMark,
@@ -21,7 +18,7 @@ import {
   processMark,
   whyUnneeded,
 } from "../../src/machine/owner.ts";
-import { type MachineMetadata, readMetadata, writeMetadata } from "../../src/machine/metadata.ts";
+import { removeMachine } from "../../src/machine/remove.ts";
 import {
   createRawVolume,
   isMachineVolume,
@@ -29,15 +26,18 @@ import {
   removeVolume,
   volumeName,
 } from "../../src/machine/storage/volumes.ts";
-import { makerOf, warmIds, warmVolume } from "../../src/machine/warm/warm_image.ts";
-import { removeMachine } from "../../src/machine/remove.ts";
-import { cleanupAll } from "../../src/commands/cleanup.ts";
-import { gc } from "../../src/commands/gc.ts";
 import { sweep } from "../../src/machine/unneeded.ts";
-import { prepare } from "../../src/commands/prepare.ts";
-import { run } from "../../src/commands/run.ts";
+import { makerOf, warmIds, warmVolume } from "../../src/machine/warm/warm_image.ts";
 import { TestGuest } from "../fakes/test_guest.ts";
 import { openTestHost } from "../fakes/test_host.ts";
+import {
+  JOB,
+  script,
+  type TestStage,
+  testStage,
+  type TestStageOptions,
+  toStage,
+} from "../fakes/test_stage.ts";
 
 /** Gives the test a host and a stage, and sees that no handle, machine or key is left. */
 async function withStage(

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import assert from "node:assert/strict";
 import { dirname } from "node:path";
+import { StoragePool } from "../../src/libvirt/storage_pool.ts";
+import { createVolumes } from "../../src/machine/storage/disks.ts";
 import { createGuestDirectory, removeGuestFiles } from "../../src/machine/storage/guest_files.ts";
 import { dirPoolXml } from "../../src/machine/storage/pools.ts";
-import { createVolumes } from "../../src/machine/storage/disks.ts";
 import { removeVolume } from "../../src/machine/storage/volumes.ts";
 import { sleep } from "../../src/wait.ts";
 import { openTestHost } from "../fakes/test_host.ts";

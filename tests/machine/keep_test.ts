@@ -1,6 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { StoragePool } from "../../src/libvirt/storage_pool.ts";
+import assert from "node:assert/strict";
+import { cleanupAll } from "../../src/commands/cleanup.ts";
+import { gc } from "../../src/commands/gc.ts";
+import { keep } from "../../src/commands/keep.ts";
+import { prepare } from "../../src/commands/prepare.ts";
+import { run } from "../../src/commands/run.ts";
+import { SystemFailure } from "../../src/errors.ts";
+import { keyFile } from "../../src/guest/key_file.ts";
+import type { Connection } from "../../src/libvirt/connection.ts";
 import { Domain } from "../../src/libvirt/domain.ts";
+import { StoragePool } from "../../src/libvirt/storage_pool.ts";
+import { keepAfterJob } from "../../src/machine/kept.ts";
+import {
+  isKept,
+  type MachineMetadata,
+  readMetadata,
+  writeMetadata,
+} from "../../src/machine/metadata.ts";
+import { moment, newOwner, whyUnneeded } from "../../src/machine/owner.ts";
+import { removeMachine } from "../../src/machine/remove.ts";
+import { sweep } from "../../src/machine/unneeded.ts";
+import { TestGuest, type TestGuestOptions } from "../fakes/test_guest.ts";
+import { openTestHost } from "../fakes/test_host.ts";
 import {
   JOB,
   script,
@@ -9,27 +30,6 @@ import {
   type TestStageOptions,
   toStage,
 } from "../fakes/test_stage.ts";
-import assert from "node:assert/strict";
-import { SystemFailure } from "../../src/errors.ts";
-import { keyFile } from "../../src/guest/key_file.ts";
-import type { Connection } from "../../src/libvirt/connection.ts";
-import { moment, newOwner, whyUnneeded } from "../../src/machine/owner.ts";
-import {
-  isKept,
-  type MachineMetadata,
-  readMetadata,
-  writeMetadata,
-} from "../../src/machine/metadata.ts";
-import { removeMachine } from "../../src/machine/remove.ts";
-import { cleanupAll } from "../../src/commands/cleanup.ts";
-import { gc } from "../../src/commands/gc.ts";
-import { sweep } from "../../src/machine/unneeded.ts";
-import { keep } from "../../src/commands/keep.ts";
-import { keepAfterJob } from "../../src/machine/kept.ts";
-import { prepare } from "../../src/commands/prepare.ts";
-import { run } from "../../src/commands/run.ts";
-import { TestGuest, type TestGuestOptions } from "../fakes/test_guest.ts";
-import { openTestHost } from "../fakes/test_host.ts";
 
 const { machine: MACHINE } = JOB;
 

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import { loadKvm } from "../../ffi/kvm.ts";
-import { Domain } from "../../src/libvirt/domain.ts";
+import { prepare } from "../../src/commands/prepare.ts";
 import { explain, faultOf, SystemFailure } from "../../src/errors.ts";
+import { Domain } from "../../src/libvirt/domain.ts";
 import { LibvirtError, VIR_ERR } from "../../src/libvirt/error.ts";
+import { newMetadata } from "../../src/machine/create.ts";
 import { findKvmFault, type KvmUser, watchKvm } from "../../src/machine/kvm/kvm_fault.ts";
 import { type KvmAnswer, kvmRunsGuests } from "../../src/machine/kvm/kvm_probe.ts";
-import { newOwner } from "../../src/machine/owner.ts";
 import { createLogin } from "../../src/machine/login.ts";
-import { newMetadata } from "../../src/machine/create.ts";
+import { newOwner } from "../../src/machine/owner.ts";
 import { reach } from "../../src/machine/reach.ts";
-import { prepare } from "../../src/commands/prepare.ts";
 import { rootOf } from "../../src/read_xml.ts";
 import { TestGuest } from "../fakes/test_guest.ts";
 import { openTestHost } from "../fakes/test_host.ts";

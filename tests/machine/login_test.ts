@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { DEFAULT_CONFIG } from "../../src/settings/settings.ts";
 import { waitForSsh } from "../../src/guest/ready.ts";
 import { createLogin, toHostName, volumeContents } from "../../src/machine/login.ts";
+import { DEFAULT_CONFIG } from "../../src/settings/settings.ts";
+import { merged } from "../fakes/merged.ts";
 import { TestGuest } from "../fakes/test_guest.ts";
 import { openTestHost } from "../fakes/test_host.ts";
 import { testStage } from "../fakes/test_stage.ts";
-import { merged } from "../fakes/merged.ts";
 
 Deno.test("--ssh-key-file is the key of a machine, whatever its template's login", async () => {
   await using connection = await openTestHost();

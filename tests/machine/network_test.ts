@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { Network } from "../../src/libvirt/network.ts";
 import assert from "node:assert/strict";
 import { isLibvirtError, VIR_ERR } from "../../src/libvirt/error.ts";
+import { Network } from "../../src/libvirt/network.ts";
 import { openTestHost } from "../fakes/test_host.ts";
 
 Deno.test("a network keeps a host's address, and none twice", async () => {

@@ -1,5 +1,29 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import fc from "fast-check";
+import { decode } from "fast-png";
+import assert from "node:assert/strict";
+import { prepare } from "../../src/commands/prepare.ts";
+import { run } from "../../src/commands/run.ts";
+import { BuildFailure, explain, SystemFailure } from "../../src/errors.ts";
+import { Connection } from "../../src/libvirt/connection.ts";
 import { Domain } from "../../src/libvirt/domain.ts";
+import { EMPTY_METADATA, metadataXml } from "../../src/machine/metadata.ts";
+import { fit, unpluggedIn, withPostMortem } from "../../src/machine/post_mortem/post_mortem.ts";
+import {
+  findPostMortem,
+  projectFile,
+  prunePostMortems,
+  writePostMortem,
+} from "../../src/machine/post_mortem/post_mortem_directory.ts";
+import { toPng } from "../../src/machine/post_mortem/screenshot.ts";
+import { removeMachine } from "../../src/machine/remove.ts";
+import { rootOf } from "../../src/read_xml.ts";
+import { DEFAULT_CONFIG } from "../../src/settings/settings.ts";
+import { sleep } from "../../src/wait.ts";
+import { merged } from "../fakes/merged.ts";
+import { TestGuest, type TestGuestOptions } from "../fakes/test_guest.ts";
+import { openTestHost } from "../fakes/test_host.ts";
+import { TestLibvirtd, xdr } from "../fakes/test_libvirtd.ts";
 import {
   bareStage,
   JOB,
@@ -9,30 +33,6 @@ import {
   type TestStageOptions,
   toStage,
 } from "../fakes/test_stage.ts";
-import { decode } from "fast-png";
-import fc from "fast-check";
-import assert from "node:assert/strict";
-import { DEFAULT_CONFIG } from "../../src/settings/settings.ts";
-import { BuildFailure, explain, SystemFailure } from "../../src/errors.ts";
-import { Connection } from "../../src/libvirt/connection.ts";
-import { EMPTY_METADATA, metadataXml } from "../../src/machine/metadata.ts";
-import { rootOf } from "../../src/read_xml.ts";
-import { toPng } from "../../src/machine/post_mortem/screenshot.ts";
-import { removeMachine } from "../../src/machine/remove.ts";
-import { fit, unpluggedIn, withPostMortem } from "../../src/machine/post_mortem/post_mortem.ts";
-import {
-  findPostMortem,
-  projectFile,
-  prunePostMortems,
-  writePostMortem,
-} from "../../src/machine/post_mortem/post_mortem_directory.ts";
-import { prepare } from "../../src/commands/prepare.ts";
-import { run } from "../../src/commands/run.ts";
-import { sleep } from "../../src/wait.ts";
-import { TestGuest, type TestGuestOptions } from "../fakes/test_guest.ts";
-import { openTestHost } from "../fakes/test_host.ts";
-import { TestLibvirtd, xdr } from "../fakes/test_libvirtd.ts";
-import { merged } from "../fakes/merged.ts";
 
 const bytes = (text: string): Uint8Array => new TextEncoder().encode(text);
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-import assert from "node:assert/strict";
 import fc from "fast-check";
+import assert from "node:assert/strict";
 import { parse } from "yaml";
 
 import { cloudInitSeed } from "../../src/machine/storage/seed.ts";

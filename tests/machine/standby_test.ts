@@ -1,20 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { StoragePool } from "../../src/libvirt/storage_pool.ts";
-import { Domain } from "../../src/libvirt/domain.ts";
-import {
-  changeMetadata,
-  JOB,
-  type TestStage,
-  testStage,
-  type TestStageOptions,
-  toStage,
-} from "../fakes/test_stage.ts";
 import assert from "node:assert/strict";
-import { parseConfig } from "../../src/settings/read.ts";
-import { type Config, DEFAULT_CONFIG, type MachineSettings } from "../../src/settings/settings.ts";
+import { keptVariables, refillArguments } from "../../src/cli/refill.ts";
+import { cleanupAll } from "../../src/commands/cleanup.ts";
+import { gc } from "../../src/commands/gc.ts";
+import { listMachines } from "../../src/commands/list.ts";
+import { prepare } from "../../src/commands/prepare.ts";
 import type { Connection } from "../../src/libvirt/connection.ts";
-import { ownProcess, processMark } from "../../src/machine/owner.ts";
+import { Domain } from "../../src/libvirt/domain.ts";
+import { StoragePool } from "../../src/libvirt/storage_pool.ts";
+import { lookupNeed } from "../../src/machine/inventory.ts";
+import { domainName } from "../../src/machine/lookup.ts";
 import type { MachineMetadata } from "../../src/machine/metadata.ts";
+import { reserveName } from "../../src/machine/name.ts";
+import { ownProcess, processMark } from "../../src/machine/owner.ts";
+import { waitForRoom } from "../../src/machine/queue/admission.ts";
+import { removeMachine } from "../../src/machine/remove.ts";
+import { fillStandbys, removeStandbys } from "../../src/machine/standby/fill.ts";
 import {
   acquireStandby,
   assignmentsIn,
@@ -25,7 +26,7 @@ import {
   standbyKind,
   waitingIn,
 } from "../../src/machine/standby/waiting.ts";
-import { reserveName } from "../../src/machine/name.ts";
+import { findWanted, unwantedOf, type WantedStandbys } from "../../src/machine/standby/wanted.ts";
 import { findTemplate } from "../../src/machine/storage/template.ts";
 import {
   createRawVolume,
@@ -33,29 +34,28 @@ import {
   machineOfVolume,
   removeVolume,
 } from "../../src/machine/storage/volumes.ts";
+import { sweep } from "../../src/machine/unneeded.ts";
 import {
   removeWarmImage,
   warmOrigin,
   type WarmPart,
   warmVolume,
 } from "../../src/machine/warm/warm_image.ts";
-import { waitForRoom } from "../../src/machine/queue/admission.ts";
-import { removeMachine } from "../../src/machine/remove.ts";
-import { cleanupAll } from "../../src/commands/cleanup.ts";
-import { gc } from "../../src/commands/gc.ts";
-import { sweep } from "../../src/machine/unneeded.ts";
-import { listMachines } from "../../src/commands/list.ts";
-import { lookupNeed } from "../../src/machine/inventory.ts";
-import { prepare } from "../../src/commands/prepare.ts";
-import { keptVariables, refillArguments } from "../../src/cli/refill.ts";
-import { fillStandbys, removeStandbys } from "../../src/machine/standby/fill.ts";
-import { findWanted, unwantedOf, type WantedStandbys } from "../../src/machine/standby/wanted.ts";
-import { domainName } from "../../src/machine/lookup.ts";
 import { chooseTemplate } from "../../src/policy/template_choice.ts";
+import { parseConfig } from "../../src/settings/read.ts";
+import { type Config, DEFAULT_CONFIG, type MachineSettings } from "../../src/settings/settings.ts";
 import { sleep } from "../../src/wait.ts";
+import { type Differences, merged } from "../fakes/merged.ts";
 import { TestGuest } from "../fakes/test_guest.ts";
 import { openTestHost } from "../fakes/test_host.ts";
-import { type Differences, merged } from "../fakes/merged.ts";
+import {
+  changeMetadata,
+  JOB,
+  type TestStage,
+  testStage,
+  type TestStageOptions,
+  toStage,
+} from "../fakes/test_stage.ts";
 
 const KIND = "0123456789abcdef";
 const ENDED = { runner: "1 1 0", attemptDir: "" };

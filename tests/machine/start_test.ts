@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { StoragePool } from "../../src/libvirt/storage_pool.ts";
-import { Domain } from "../../src/libvirt/domain.ts";
 import assert from "node:assert/strict";
 import { loadProc } from "../../ffi/proc.ts";
-import { DEFAULT_CONFIG } from "../../src/settings/settings.ts";
 import { explain, faultOf } from "../../src/errors.ts";
 import { Connection } from "../../src/libvirt/connection.ts";
+import { Domain } from "../../src/libvirt/domain.ts";
 import { LibvirtError, VIR_ERR } from "../../src/libvirt/error.ts";
+import { StoragePool } from "../../src/libvirt/storage_pool.ts";
+import { newMetadata } from "../../src/machine/create.ts";
 import type { DomainOnDisk } from "../../src/machine/domain_xml.ts";
+import { reserveName } from "../../src/machine/name.ts";
 import { takeCard } from "../../src/machine/network/card.ts";
 import { createFilter } from "../../src/machine/network/filter.ts";
-import { newOwner } from "../../src/machine/owner.ts";
-import { createDirPool } from "../../src/machine/storage/pools.ts";
-import { reserveName } from "../../src/machine/name.ts";
 import { setFilter } from "../../src/machine/network/set_filter.ts";
+import { newOwner } from "../../src/machine/owner.ts";
 import { startMachine } from "../../src/machine/start.ts";
+import { createDirPool } from "../../src/machine/storage/pools.ts";
 import type { Template } from "../../src/machine/storage/template.ts";
-import { newMetadata } from "../../src/machine/create.ts";
+import { DEFAULT_CONFIG } from "../../src/settings/settings.ts";
 import { handle, HangUp, TestLibvirtd } from "../fakes/test_libvirtd.ts";
 import { bareStage, JOB } from "../fakes/test_stage.ts";
 

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { StoragePool } from "../../src/libvirt/storage_pool.ts";
-import { Domain } from "../../src/libvirt/domain.ts";
 import assert from "node:assert/strict";
+import { prepare } from "../../src/commands/prepare.ts";
 import { SystemFailure } from "../../src/errors.ts";
 import type { Connection } from "../../src/libvirt/connection.ts";
+import { Domain } from "../../src/libvirt/domain.ts";
 import { LibvirtError, VIR_ERR } from "../../src/libvirt/error.ts";
+import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import {
   findTemplate,
   requireUnchanged,
   type Template,
 } from "../../src/machine/storage/template.ts";
 import { explainLock } from "../../src/machine/storage/template_writer.ts";
-import { prepare } from "../../src/commands/prepare.ts";
 import { TestGuest } from "../fakes/test_guest.ts";
 import { openTestHost } from "../fakes/test_host.ts";
 import { JOB, testStage } from "../fakes/test_stage.ts";

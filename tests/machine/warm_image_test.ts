@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import assert from "node:assert/strict";
+import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import { createOverlay, createRawVolume } from "../../src/machine/storage/volumes.ts";
 import {
   cpuOf,
@@ -10,8 +10,8 @@ import {
   warmVolume,
 } from "../../src/machine/warm/warm_image.ts";
 import { DEFAULT_CONFIG } from "../../src/settings/settings.ts";
-import { openTestHost } from "../fakes/test_host.ts";
 import { merged } from "../fakes/merged.ts";
+import { openTestHost } from "../fakes/test_host.ts";
 
 Deno.test("a warm image holds when the host's clock is measured anew, and not on another processor", () => {
   const capabilities = (hertz: number, microcode: number): string =>

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import assert from "node:assert/strict";
 import { parseXml, XmlElement } from "@rgrove/parse-xml";
 import fc from "fast-check";
-import { childrenOf, find, rootOf, textAt } from "../../src/read_xml.ts";
-import { DEFAULT_CONFIG } from "../../src/settings/settings.ts";
+import assert from "node:assert/strict";
 import type { DomainOnDisk } from "../../src/machine/domain_xml.ts";
 import type { MachineMetadata } from "../../src/machine/metadata.ts";
 import { xmlForMachine } from "../../src/machine/warm/warm_xml.ts";
+import { childrenOf, find, rootOf, textAt } from "../../src/read_xml.ts";
+import { DEFAULT_CONFIG } from "../../src/settings/settings.ts";
 
 const SAVED = await Deno.readTextFile(new URL("../data/saved.xml", import.meta.url));
 

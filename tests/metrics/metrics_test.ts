@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { StoragePool } from "../../src/libvirt/storage_pool.ts";
-import { Domain } from "../../src/libvirt/domain.ts";
-import { bareStage, JOB, testStage, toStage } from "../fakes/test_stage.ts";
 import assert from "node:assert/strict";
 import { fileSystemSpace } from "../../ffi/proc.ts";
-import { DEFAULT_CONFIG } from "../../src/settings/settings.ts";
+import { prepare } from "../../src/commands/prepare.ts";
 import { BuildFailure, FAULTS, ScriptFailure, SystemFailure } from "../../src/errors.ts";
+import { Domain } from "../../src/libvirt/domain.ts";
+import { StoragePool } from "../../src/libvirt/storage_pool.ts";
+import { removeMachine } from "../../src/machine/remove.ts";
 import { measure } from "../../src/metrics/gauges.ts";
 import { Meter, type MeterOptions } from "../../src/metrics/meter.ts";
 import {
@@ -16,14 +16,14 @@ import {
   type Samples,
 } from "../../src/metrics/metrics.ts";
 import { addToMetricsFile } from "../../src/metrics/metrics_file.ts";
-import { removeMachine } from "../../src/machine/remove.ts";
-import { prepare } from "../../src/commands/prepare.ts";
+import { DEFAULT_CONFIG } from "../../src/settings/settings.ts";
 import { sleep } from "../../src/wait.ts";
+import { merged } from "../fakes/merged.ts";
 import { RUN } from "../fakes/metrics_process.ts";
 import { type MetricSamples, readOpenMetrics } from "../fakes/open_metrics.ts";
 import { TestGuest } from "../fakes/test_guest.ts";
 import { openTestHost } from "../fakes/test_host.ts";
-import { merged } from "../fakes/merged.ts";
+import { bareStage, JOB, testStage, toStage } from "../fakes/test_stage.ts";
 
 /** Gives the test a directory, and sees that nothing but the metrics are in it in the end. */
 async function withFile(test: (file: string) => Promise<void>): Promise<void> {

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import fc from "fast-check";
 import assert from "node:assert/strict";
-import { parseConfig } from "../../src/settings/read.ts";
-import { type Config, DEFAULT_CONFIG, type Rule } from "../../src/settings/settings.ts";
 import { BuildFailure } from "../../src/errors.ts";
 import type { Job, SizeRequests } from "../../src/job/job.ts";
 import { decide, type Decision, findRule, hasProjectLimit } from "../../src/policy/decide.ts";
 import { fits, type TemplateChoice } from "../../src/policy/template_choice.ts";
+import { parseConfig } from "../../src/settings/read.ts";
+import { type Config, DEFAULT_CONFIG, type Rule } from "../../src/settings/settings.ts";
 import { JOB } from "../fakes/test_stage.ts";
 
 /** A job that differs so from {@linkcode JOB}. */

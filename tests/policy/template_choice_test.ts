@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import { explain } from "../../src/errors.ts";
-import { parseConfig } from "../../src/settings/read.ts";
-import { type Config, DEFAULT_CONFIG } from "../../src/settings/settings.ts";
 import {
   chooseTemplate,
   fits,
   templateAdvice,
   TemplateRefusal,
 } from "../../src/policy/template_choice.ts";
+import { parseConfig } from "../../src/settings/read.ts";
+import { type Config, DEFAULT_CONFIG } from "../../src/settings/settings.ts";
 
 const CONFIG = parseConfig(
   `

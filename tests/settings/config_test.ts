@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import fc from "fast-check";
 import assert from "node:assert/strict";
-import { loadConfig } from "../../src/settings/load.ts";
-import { parseConfig } from "../../src/settings/read.ts";
-import { DEFAULT_CONFIG } from "../../src/settings/settings.ts";
-import { HOST } from "../../src/settings/host_table.ts";
-import { MACHINE } from "../../src/settings/machine_table.ts";
-import { settingsIn } from "../../src/settings/setting.ts";
-import { FILE, RULE } from "../../src/settings/file_table.ts";
-import { merged } from "../fakes/merged.ts";
 import { SystemFailure } from "../../src/errors.ts";
+import { FILE, RULE } from "../../src/settings/file_table.ts";
+import { HOST } from "../../src/settings/host_table.ts";
+import { loadConfig } from "../../src/settings/load.ts";
+import { MACHINE } from "../../src/settings/machine_table.ts";
+import { parseConfig } from "../../src/settings/read.ts";
+import { settingsIn } from "../../src/settings/setting.ts";
+import { DEFAULT_CONFIG } from "../../src/settings/settings.ts";
+import { merged } from "../fakes/merged.ts";
 
 /** The mistakes that parseConfig() reports, a line each. */
 function mistakesIn(yaml: string): string[] {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { stringify } from "yaml";
+import { FILE, RULE, TEMPLATE_ONLY } from "../../src/settings/file_table.ts";
 import { HOST } from "../../src/settings/host_table.ts";
 import { MACHINE } from "../../src/settings/machine_table.ts";
 import { type Members, type Setting, settingsIn } from "../../src/settings/setting.ts";
-import { FILE, RULE, TEMPLATE_ONLY } from "../../src/settings/file_table.ts";
 
 const WIDTH = 98;
 

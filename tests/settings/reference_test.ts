@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
+import { FILE } from "../../src/settings/file_table.ts";
 import { parseConfig } from "../../src/settings/read.ts";
 import { settingsIn } from "../../src/settings/setting.ts";
 import { DEFAULT_CONFIG } from "../../src/settings/settings.ts";
-import { FILE } from "../../src/settings/file_table.ts";
 import { exampleFile, settingsPage } from "./reference.ts";
 
 const ROOT = new URL("../../", import.meta.url);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { explain } from "../../src/errors.ts";
 import { sinkTo } from "../../src/cli/terminal.ts";
+import { explain } from "../../src/errors.ts";
 import { canBeNobody, printedByNobody } from "../fakes/test_nobody.ts";
 
 const IMPORTS = `

@@ -2,8 +2,8 @@
 import { SystemFailure } from "../../errors.ts";
 import type { Connection } from "../../libvirt/connection.ts";
 import { isLibvirtError } from "../../libvirt/error.ts";
-import type { MachineSettings } from "../../settings/settings.ts";
 import type { KvmAnswer } from "./kvm_probe.ts";
+import type { MachineSettings } from "../../settings/settings.ts";
 
 /** What speaks against doing without KVM, and who says so. */
 export const EMULATION = "emulation is slow and, as QEMU's own guide says, no security boundary " +

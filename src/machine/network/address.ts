@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { Network } from "../../libvirt/network.ts";
 import { isIP } from "node:net";
-import { virsh } from "../../shell.ts";
 import { type Failure, SystemFailure } from "../../errors.ts";
 import type { Connection } from "../../libvirt/connection.ts";
 import { ADDRESS_SOURCE, type Domain, type DomainState } from "../../libvirt/domain.ts";
 import { LibvirtError } from "../../libvirt/error.ts";
+import { Network } from "../../libvirt/network.ts";
 import { type Card, leasedAddress } from "./card.ts";
 import { hostAddresses, readHostNetwork } from "./host_addresses.ts";
 import { mayBeGuests } from "./network_info.ts";
+import { virsh } from "../../shell.ts";
 import { type Limits, NotYet, waitFor } from "../../wait.ts";
 
 const OTHER_SOURCES_MS = 2000;

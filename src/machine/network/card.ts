@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { flushConnections } from "../../../ffi/conntrack.ts";
-import { virsh } from "../../shell.ts";
 import { SystemFailure } from "../../errors.ts";
 import { addressOf } from "../../ipv4.ts";
 import type { Connection } from "../../libvirt/connection.ts";
 import { isLibvirtError, LibvirtError, orNull, VIR_ERR } from "../../libvirt/error.ts";
 import { type DhcpLease, Network } from "../../libvirt/network.ts";
 import { NetworkFilter } from "../../libvirt/network_filter.ts";
-import { sha256 } from "../../sha256.ts";
-import { xml } from "../../xml.ts";
 import { throwIfLost } from "../lost_connection.ts";
 import { type Dhcp, findDhcp } from "./network_info.ts";
+import { sha256 } from "../../sha256.ts";
+import { virsh } from "../../shell.ts";
+import { xml } from "../../xml.ts";
 
 /** A network card's address of QEMU's own range (52:54:00), which libvirt uses too. */
 export function randomMac(): string {

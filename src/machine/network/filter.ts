@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { NetworkFilter } from "../../libvirt/network_filter.ts";
-import type { Connection } from "../../libvirt/connection.ts";
-import { isLibvirtError, VIR_ERR } from "../../libvirt/error.ts";
 import { SystemFailure } from "../../errors.ts";
 import { type Cidr, covers } from "../../ipv4.ts";
-import { sleep } from "../../wait.ts";
-import { Xml, xml } from "../../xml.ts";
+import type { Connection } from "../../libvirt/connection.ts";
+import { isLibvirtError, VIR_ERR } from "../../libvirt/error.ts";
+import { NetworkFilter } from "../../libvirt/network_filter.ts";
 import { throwIfLost } from "../lost_connection.ts";
 import type { Subnet } from "./network_info.ts";
+import { sleep } from "../../wait.ts";
+import { Xml, xml } from "../../xml.ts";
 
 /** What an isolated machine may and may not reach. */
 export interface Isolation {

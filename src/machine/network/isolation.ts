@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { Network } from "../../libvirt/network.ts";
-import { virsh } from "../../shell.ts";
 import { SystemFailure } from "../../errors.ts";
 import { readCidrs } from "../../ipv4.ts";
 import type { Connection } from "../../libvirt/connection.ts";
+import { Network } from "../../libvirt/network.ts";
 import type { MachineDomain } from "../domain_xml.ts";
 import { takeCard } from "./card.ts";
 import { createFilter, filterName, removeFilter } from "./filter.ts";
 import { hostAddresses, readHostNetwork, whyUnseen } from "./host_addresses.ts";
 import { readSubnets, type Subnet } from "./network_info.ts";
 import type { MachineSettings } from "../../settings/settings.ts";
+import { virsh } from "../../shell.ts";
 
 /**
  * The IPv4 ranges of the network that a machine with these settings is in. Throws SystemFailure if it is

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { FilterBinding, NetworkFilter } from "../../libvirt/network_filter.ts";
 import { SystemFailure } from "../../errors.ts";
 import type { Connection } from "../../libvirt/connection.ts";
 import { Domain, type DomainState } from "../../libvirt/domain.ts";
-import { sleep } from "../../wait.ts";
+import { FilterBinding, NetworkFilter } from "../../libvirt/network_filter.ts";
 import type { Host } from "../context.ts";
 import { interfaceXml, type MachineDomain, withFilterLater } from "../domain_xml.ts";
 import { throwIfLost } from "../lost_connection.ts";
 import { endedFailure } from "./address.ts";
 import { cardDevices, forwardLinkLocal, mayForwardLinkLocal } from "./link_local.ts";
+import { sleep } from "../../wait.ts";
 
 /**
  * Sets the filter of the machine's card, if that has been without at first: now the machine is isolated,

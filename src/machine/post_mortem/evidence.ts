@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { Config } from "../../settings/settings.ts";
 import { explain, reasonOf } from "../../errors.ts";
 import type { Connection } from "../../libvirt/connection.ts";
-import { toVisible } from "../../quoted.ts";
-import { within } from "../../wait.ts";
 import type { Context } from "../context.ts";
+import type { KeptFile } from "./post_mortem_directory.ts";
+import { toPng } from "./screenshot.ts";
 import { lookupMachine } from "../ready_machine.ts";
 import { readConsole } from "../storage/guest_files.ts";
 import { lookupActivePool } from "../storage/pools.ts";
-import type { KeptFile } from "./post_mortem_directory.ts";
-import { toPng } from "./screenshot.ts";
+import { toVisible } from "../../quoted.ts";
+import type { Config } from "../../settings/settings.ts";
+import { within } from "../../wait.ts";
 
 const PARTS_MS = 6000;
 /** For each call, on a connection of its own: what hangs there holds up nothing else. */

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { StoragePool } from "../../libvirt/storage_pool.ts";
-import { virsh } from "../../shell.ts";
 import { explain, SystemFailure } from "../../errors.ts";
 import { consoleEnd, consoleLines } from "../../guest/console_text.ts";
+import { StoragePool } from "../../libvirt/storage_pool.ts";
+import type { Context, Host } from "../context.ts";
+import { lookupNeed, type Need } from "../inventory.ts";
 import { unpluggedCards } from "../network/network_info.ts";
+import type { Owner } from "../owner.ts";
 import {
   CALL_SECONDS,
   collect,
@@ -13,11 +15,6 @@ import {
   mostBytesOf,
   QEMU_LOG,
 } from "./evidence.ts";
-import type { Owner } from "../owner.ts";
-import { readConsole } from "../storage/guest_files.ts";
-import { toVisible } from "../../quoted.ts";
-import { within } from "../../wait.ts";
-import { lookupNeed, type Need } from "../inventory.ts";
 import {
   findPostMortem,
   type KeptFile,
@@ -25,7 +22,10 @@ import {
   prunePostMortems,
   writePostMortem,
 } from "./post_mortem_directory.ts";
-import type { Context, Host } from "../context.ts";
+import { readConsole } from "../storage/guest_files.ts";
+import { toVisible } from "../../quoted.ts";
+import { virsh } from "../../shell.ts";
+import { within } from "../../wait.ts";
 
 // Ten seconds in all, whatever hangs.
 const LOOKUP_MS = 2000;

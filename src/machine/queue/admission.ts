@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { Config } from "../../settings/settings.ts";
 import { explain, SystemFailure } from "../../errors.ts";
 import { domainMemory } from "../../libvirt/memory_stats.ts";
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
-import { findShortage, type HostLoad, isNext, type Shortage } from "./shortage.ts";
+import type { Context, Host } from "../context.ts";
+import { type FoundMachine, machinesIn, machinesOf } from "../inventory.ts";
 import { hostMemory, poolSpace } from "./host_load.ts";
-import { waitingIn } from "../standby/waiting.ts";
 import {
   type EnteredQueue,
   enterQueue,
@@ -14,12 +13,13 @@ import {
   longestQueueSeconds,
   type QueueEntry,
 } from "./queue_entry.ts";
-import { volumeName } from "../storage/volumes.ts";
-import { NotYet, waitFor } from "../../wait.ts";
+import { findShortage, type HostLoad, isNext, type Shortage } from "./shortage.ts";
 import { removeStandby } from "../remove.ts";
+import { waitingIn } from "../standby/waiting.ts";
+import { volumeName } from "../storage/volumes.ts";
 import { removeOneUnneeded } from "../unneeded.ts";
-import { type FoundMachine, machinesIn, machinesOf } from "../inventory.ts";
-import type { Context, Host } from "../context.ts";
+import type { Config } from "../../settings/settings.ts";
+import { NotYet, waitFor } from "../../wait.ts";
 
 /** How rarely a machine that waits looks around. */
 export const LONGEST_PAUSE_MS = 1000;

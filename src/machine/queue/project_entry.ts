@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
-import { sha256 } from "../../sha256.ts";
 import { enqueue, inOrder, type Queued } from "./queue.ts";
+import { sha256 } from "../../sha256.ts";
 
 /**
  * A machine among those of its project: an empty volume from before the machine waits for others of the

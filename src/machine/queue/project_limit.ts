@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { Rule } from "../../settings/settings.ts";
 import { SystemFailure } from "../../errors.ts";
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
-import { jobsAhead } from "./shortage.ts";
-import { enterProject, entriesBefore } from "./project_entry.ts";
-import { hasProjectLimit } from "../../policy/decide.ts";
-import { NotYet, waitFor } from "../../wait.ts";
-import { inWords, LONGEST_PAUSE_MS } from "./admission.ts";
-import { removeOneUnneeded } from "../unneeded.ts";
-import { machinesIn } from "../inventory.ts";
 import type { Context } from "../context.ts";
+import { machinesIn } from "../inventory.ts";
+import { inWords, LONGEST_PAUSE_MS } from "./admission.ts";
+import { enterProject, entriesBefore } from "./project_entry.ts";
+import { jobsAhead } from "./shortage.ts";
+import { removeOneUnneeded } from "../unneeded.ts";
+import { hasProjectLimit } from "../../policy/decide.ts";
+import type { Rule } from "../../settings/settings.ts";
+import { NotYet, waitFor } from "../../wait.ts";
 
 /** The project of a job. */
 export interface Project {

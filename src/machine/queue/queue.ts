@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
-import { sleep } from "../../wait.ts";
 import { createRawVolume, removeVolume } from "../storage/volumes.ts";
+import { sleep } from "../../wait.ts";
 
 /** An empty volume that stands in a queue by its name alone. */
 export interface Queued {

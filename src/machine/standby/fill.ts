@@ -1,18 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { severalFailures } from "../../errors.ts";
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
-import { ownProcess } from "../owner.ts";
-import { findActivePool } from "../storage/pools.ts";
-import { isAlive, markWaiting, newStandbyName, waitingIn } from "./waiting.ts";
-import { releaseName } from "../storage/volumes.ts";
-import { templateAdvice, templatesToWait } from "../../policy/template_choice.ts";
-import { reserveAbandonedName } from "../name.ts";
-import { removeMachineSafely, removeStandby } from "../remove.ts";
+import { type Context, type Host, quiet, withOwnSteps } from "../context.ts";
 import { create } from "../create.ts";
 import type { MachineSpec } from "../machine.ts";
-import { lookupOverlayPool } from "../storage/overlay_pool.ts";
-import { resumeFrom } from "../warm/resume.ts";
-import { type Context, type Host, quiet, withOwnSteps } from "../context.ts";
+import { reserveAbandonedName } from "../name.ts";
+import { ownProcess } from "../owner.ts";
+import { removeMachineSafely, removeStandby } from "../remove.ts";
+import { isAlive, markWaiting, newStandbyName, waitingIn } from "./waiting.ts";
 import {
   countWaiting,
   findWanted,
@@ -20,6 +15,11 @@ import {
   unwantedOf,
   type WantedStandbys,
 } from "./wanted.ts";
+import { lookupOverlayPool } from "../storage/overlay_pool.ts";
+import { findActivePool } from "../storage/pools.ts";
+import { releaseName } from "../storage/volumes.ts";
+import { resumeFrom } from "../warm/resume.ts";
+import { templateAdvice, templatesToWait } from "../../policy/template_choice.ts";
 
 /** The name that whoever makes machines wait has meanwhile, so that one process at a time does. */
 const FILLER = "standby-filler";

@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { Domain } from "../../libvirt/domain.ts";
 import { explain } from "../../errors.ts";
 import { authorizeUser } from "../../guest/identity.ts";
 import { openSsh } from "../../guest/ready.ts";
+import { Domain } from "../../libvirt/domain.ts";
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
-import { refuseEnded } from "../network/address.ts";
+import { type Context, quiet } from "../context.ts";
 import { titleOf } from "../domain_xml.ts";
+import { createLogin, loginTo, toHostName } from "../login.ts";
+import type { Machine, MachineSpec } from "../machine.ts";
 import { type MachineMetadata, readMetadata, writeMetadata } from "../metadata.ts";
+import { refuseEnded } from "../network/address.ts";
+import { removeMachineSafely } from "../remove.ts";
 import { agentOf } from "../ssh_channel.ts";
 import {
   acquireStandby,
@@ -16,13 +20,9 @@ import {
   unassignStandby,
   waitingIn,
 } from "./waiting.ts";
+import type { Template } from "../storage/template.ts";
 import { chooseWarmImage } from "../warm/warm_image.ts";
 import { together } from "../../wait.ts";
-import { removeMachineSafely } from "../remove.ts";
-import { createLogin, loginTo, toHostName } from "../login.ts";
-import type { Machine, MachineSpec } from "../machine.ts";
-import type { Template } from "../storage/template.ts";
-import { type Context, quiet } from "../context.ts";
 
 /** It was ready already. */
 const PATIENCE_SECONDS = 15;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { Domain } from "../../libvirt/domain.ts";
 import type { Connection } from "../../libvirt/connection.ts";
+import { Domain } from "../../libvirt/domain.ts";
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
+import { createRawVolume, removeVolume } from "../storage/volumes.ts";
 import { fixedValues, type MachineSettings } from "../../settings/settings.ts";
 import { sha256 } from "../../sha256.ts";
-import { createRawVolume, removeVolume } from "../storage/volumes.ts";
 
 /**
  * Machines that were resumed before any job asked for them. Two kinds of empty volumes say what

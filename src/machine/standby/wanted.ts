@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { BuildFailure, faultOf, SystemFailure } from "../../errors.ts";
+import type { Host } from "../context.ts";
 import { type Standby, standbyKind, waitingIn } from "./waiting.ts";
+import { lookupOverlayPool } from "../storage/overlay_pool.ts";
 import { findTemplate, type Template } from "../storage/template.ts";
 import { chooseWarmImage, type WarmImage } from "../warm/warm_image.ts";
 import {
@@ -8,8 +10,6 @@ import {
   type TemplateChoice,
   templatesToWait,
 } from "../../policy/template_choice.ts";
-import { lookupOverlayPool } from "../storage/overlay_pool.ts";
-import type { Host } from "../context.ts";
 
 /** Machines of one template that the settings want to wait, and what they are made of. */
 export interface WantedStandbys {

@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { virsh } from "../../shell.ts";
 import { SystemFailure } from "../../errors.ts";
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
 import type { MachineDomain } from "../domain_xml.ts";
@@ -12,6 +11,7 @@ import {
   type VolumeKind,
   volumeName,
 } from "./volumes.ts";
+import { virsh } from "../../shell.ts";
 
 /** What the other volumes of a machine hold. */
 export interface VolumeContents {

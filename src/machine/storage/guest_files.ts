@@ -5,10 +5,10 @@ import type { Connection } from "../../libvirt/connection.ts";
 import { isLibvirtError, orNull, VIR_ERR } from "../../libvirt/error.ts";
 import { StoragePool } from "../../libvirt/storage_pool.ts";
 import type { Volume } from "../../libvirt/volume.ts";
-import { sleep } from "../../wait.ts";
-import { xml } from "../../xml.ts";
 import { dirPoolXml } from "./pools.ts";
 import { removeVolume, volumeName } from "./volumes.ts";
+import { sleep } from "../../wait.ts";
+import { xml } from "../../xml.ts";
 
 /**
  * The files whose content a guest chooses, its serial console and its firmware's variables, are in a

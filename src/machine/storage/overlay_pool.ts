@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { DEFAULT_CONFIG } from "../../settings/settings.ts";
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
 import type { Host } from "../context.ts";
 import { createDirPool, lookupActivePool } from "./pools.ts";
+import { DEFAULT_CONFIG } from "../../settings/settings.ts";
 
 /** The pool for overlays. The one that nobody chose is made at its first use. */
 export async function lookupOverlayPool({ connection, config }: Host): Promise<StoragePool> {

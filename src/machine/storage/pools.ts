@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { makePool, poolPath, virsh } from "../../shell.ts";
 import { SystemFailure } from "../../errors.ts";
 import type { Connection } from "../../libvirt/connection.ts";
 import { StoragePool } from "../../libvirt/storage_pool.ts";
+import { throwIfLost } from "../lost_connection.ts";
+import { makePool, poolPath, virsh } from "../../shell.ts";
 import { sleep } from "../../wait.ts";
 import { xml } from "../../xml.ts";
-import { throwIfLost } from "../lost_connection.ts";
 
 /** The pool, or null if it is not there or not started. */
 export async function findActivePool(

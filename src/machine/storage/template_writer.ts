@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { Domain } from "../../libvirt/domain.ts";
-import { virsh } from "../../shell.ts";
 import { SystemFailure } from "../../errors.ts";
 import type { Connection } from "../../libvirt/connection.ts";
+import { Domain } from "../../libvirt/domain.ts";
 import { LibvirtError, orNull, VIR_ERR } from "../../libvirt/error.ts";
-import { childrenOf, find, rootOf } from "../../read_xml.ts";
 import type { Template } from "./template.ts";
+import { childrenOf, find, rootOf } from "../../read_xml.ts";
+import { virsh } from "../../shell.ts";
 
 /** A disk that a domain may write to: its file or block device, or its pool and volume. */
 export interface WrittenDisk {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { Domain } from "../../libvirt/domain.ts";
 import { isSeenByPeers } from "../../../ffi/peers.ts";
 import { withSpliced } from "../../../ffi/pipe.ts";
 import { explain } from "../../errors.ts";
 import type { Connection } from "../../libvirt/connection.ts";
+import { Domain } from "../../libvirt/domain.ts";
 import { isLibvirtError } from "../../libvirt/error.ts";
 import type { Volume } from "../../libvirt/volume.ts";
 import { securityModels } from "../security_models.ts";

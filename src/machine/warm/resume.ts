@@ -4,21 +4,21 @@ import { type KeyPair, makeKeyPair } from "../../guest/key.ts";
 import { Domain, VIR_DOMAIN_SAVE_RESET_NVRAM } from "../../libvirt/domain.ts";
 import { isLibvirtError } from "../../libvirt/error.ts";
 import { StoragePool } from "../../libvirt/storage_pool.ts";
-import { refuseEnded } from "../network/address.ts";
+import type { Context } from "../context.ts";
 import { type DomainOnDisk, interfaceXml, withFilterLater } from "../domain_xml.ts";
-import { restoreInPlace } from "./restore.ts";
-import { savedXml, withSavedXml } from "./saved_image.ts";
+import { toHostName } from "../login.ts";
+import { type NewMachine, type Start, type Started, startedAs } from "../machine.ts";
+import { refuseEnded } from "../network/address.ts";
+import { reach } from "../reach.ts";
 import { agentOf } from "../ssh_channel.ts";
 import { createDisk } from "../storage/disks.ts";
 import { requireUnchanged, type Template } from "../storage/template.ts";
 import { copyRawVolume, removeVolume, volumeName } from "../storage/volumes.ts";
+import { restoreInPlace } from "./restore.ts";
+import { savedXml, withSavedXml } from "./saved_image.ts";
 import { chooseWarmImage, type WarmImage, warmVolume } from "./warm_image.ts";
 import { xmlForMachine } from "./warm_xml.ts";
 import { NotYet, waitFor } from "../../wait.ts";
-import { toHostName } from "../login.ts";
-import { type NewMachine, type Start, type Started, startedAs } from "../machine.ts";
-import { reach } from "../reach.ts";
-import type { Context } from "../context.ts";
 
 /** A guest that was ready when its RAM was saved needs no time for a boot. */
 const PATIENCE_SECONDS = 30;

@@ -4,16 +4,22 @@ import { exerciseSsh, requireBooted, stopProcesses, takeIdentity } from "../../g
 import { makeKeyPair } from "../../guest/key.ts";
 import { Domain } from "../../libvirt/domain.ts";
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
-import type { MachineSettings } from "../../settings/settings.ts";
-import { refuseEnded } from "../network/address.ts";
+import { type Context, quiet, withOwnSteps } from "../context.ts";
+import { create } from "../create.ts";
 import { watchKvm } from "../kvm/kvm_fault.ts";
+import { toHostName } from "../login.ts";
+import { type MachineSpec, type Start, startedAs } from "../machine.ts";
+import { NameTaken } from "../name.ts";
+import { refuseEnded } from "../network/address.ts";
 import { ownProcess } from "../owner.ts";
-import { bytesBeforeRam, HEADER_BYTES } from "./saved_image.ts";
+import { removeMachineSafely } from "../remove.ts";
 import { agentOf } from "../ssh_channel.ts";
 import { startMachine } from "../start.ts";
 import { createDisk } from "../storage/disks.ts";
+import { lookupOverlayPool } from "../storage/overlay_pool.ts";
 import { findTemplate } from "../storage/template.ts";
 import { createRawVolume } from "../storage/volumes.ts";
+import { bytesBeforeRam, HEADER_BYTES } from "./saved_image.ts";
 import {
   findFitting,
   findWarmImages,
@@ -28,14 +34,8 @@ import {
   writeInfo,
 } from "./warm_image.ts";
 import { chooseTemplate, templateAdvice, templatesToResume } from "../../policy/template_choice.ts";
+import type { MachineSettings } from "../../settings/settings.ts";
 import { NotYet, waitFor } from "../../wait.ts";
-import { NameTaken } from "../name.ts";
-import { removeMachineSafely } from "../remove.ts";
-import { toHostName } from "../login.ts";
-import { create } from "../create.ts";
-import { type MachineSpec, type Start, startedAs } from "../machine.ts";
-import { lookupOverlayPool } from "../storage/overlay_pool.ts";
-import { type Context, quiet, withOwnSteps } from "../context.ts";
 
 /**
  * Makes the warm images of these templates anew where they do not hold any more: a machine of the

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { XmlElement } from "@rgrove/parse-xml";
 import type { Connection } from "../../libvirt/connection.ts";
 import { isLibvirtError, orNull, VIR_ERR } from "../../libvirt/error.ts";
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
-import type { MachineSettings } from "../../settings/settings.ts";
-import { find, rootOf, textAt } from "../../read_xml.ts";
-import { XmlElement } from "@rgrove/parse-xml";
-import { sha256 } from "../../sha256.ts";
 import { domainXml } from "../domain_xml.ts";
 import { EMPTY_METADATA } from "../metadata.ts";
 import type { Template } from "../storage/template.ts";
 import { createRawVolume, removeVolume, volumeName } from "../storage/volumes.ts";
+import { find, rootOf, textAt } from "../../read_xml.ts";
+import type { MachineSettings } from "../../settings/settings.ts";
+import { sha256 } from "../../sha256.ts";
 
 /**
  * The volumes of a warm image: a disk that no machine writes to any more, the RAM of the machine that

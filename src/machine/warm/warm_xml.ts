@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { type XmlElement, XmlElement as Element, XmlText } from "@rgrove/parse-xml";
-import { rootOf } from "../../read_xml.ts";
-import { Xml, xml } from "../../xml.ts";
 import { type DomainOnDisk, titleOf } from "../domain_xml.ts";
 import { metadataXml } from "../metadata.ts";
+import { rootOf } from "../../read_xml.ts";
+import { Xml, xml } from "../../xml.ts";
 
 /**
  * The XML of a saved domain for another machine, which gets its RAM: all that the guest's kernel sees

@@ -2,7 +2,6 @@
 import assert from "node:assert/strict";
 import { dirname } from "node:path";
 import { jobFromEnv, requireMachine } from "../../../src/job/job.ts";
-import { responseJson } from "../../harness/payload.ts";
 import {
   type Called,
   command,
@@ -16,6 +15,7 @@ import {
   TESTBED,
 } from "../bed.ts";
 import type { Strike } from "./killed_program.ts";
+import { responseJson } from "../../harness/payload.ts";
 
 /** A fault, and what has to come of it. */
 export interface Fault {

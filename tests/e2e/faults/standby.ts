@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import { DOMAIN_TYPE, TESTBED, virsh } from "../bed.ts";
-import { done, list, untilNobodyFills, waiting, withStandbys } from "../standby_bed.ts";
 import type { Point } from "./killed_program.ts";
 import { addRow, Attempt, type Fault, faultTest, messageOf, wrongIn } from "./matrix.ts";
 import { allPointsOf, cancel, inWords, kill } from "./points.ts";
+import { done, list, untilNobodyFills, waiting, withStandbys } from "../standby_bed.ts";
 
 /** Prepare's first volume is the one that claims the job's name. */
 function isFirstOfTakeover({ name, count, when }: Point): boolean {
