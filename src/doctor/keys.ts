@@ -26,10 +26,10 @@ async function checkKey(file: string | null, { root, home = "" }: DoctorContext)
     });
   } catch (error) {
     const subject = file === null
-      ? "No SSH key for login: template"
+      ? 'No SSH key for "ssh.login: template"'
       : `Cannot use the SSH key ${file}`;
     return problem(subject, {
-      meaning: `${reasonOf(error)}\nJobs cannot start if their template has login: template`,
+      meaning: `${reasonOf(error)}\nJobs cannot start if their template has "ssh.login: template"`,
       remedy: remedyOf(error, file ?? "~/.ssh/id_ed25519"),
     });
   }

@@ -76,7 +76,7 @@ function missingPool({ name, key }: PoolName, { config }: DoctorContext): Findin
     return ok(`The first job will create the storage pool "${name}"`);
   }
   return problem(`The storage pool "${name}" does not exist`, {
-    meaning: `No job can start. To use another pool, set ${key}`,
+    meaning: `No job can start. To use another pool, set "${key}"`,
     remedy: makePool(config.libvirt, name),
   });
 }
