@@ -103,6 +103,16 @@ Deno.test("no file of the program has more than 300 lines", () => {
   assert.deepEqual(long.map(([file]) => file), []);
 });
 
+Deno.test("no function of the program has more than 50 lines", () => {
+  const functions =
+    /^( *)(?:(?:export|static|async|get|function\*?) )*#?\w+(?:<.*>)?\([^;\n]*$[^]*?^\1\}$/gm;
+  const long = [...PROGRAM].flatMap(([file, text]) =>
+    [...text.matchAll(functions)].map(([found]) => found.split("\n"))
+      .filter((lines) => lines.length > 50).map(([first]) => `${file}: ${first}`)
+  );
+  assert.deepEqual(long, []);
+});
+
 Deno.test("each layer is there", () => {
   const files = [...PROGRAM.keys()];
   assert.deepEqual(LAYERS.filter((_, i) => !files.some((file) => layerOf(file) === i)), []);

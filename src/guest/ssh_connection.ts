@@ -73,6 +73,54 @@ function byKeyOnceKnown(keyKnown: Promise<unknown>): AuthHandlerMiddleware {
   };
 }
 
+/** How to open a connection. */
+interface OpenOptions {
+  readonly timeoutMs: number;
+  /** How much of that the connection may take, before SSH begins. */
+  readonly connectMs?: number;
+  readonly signal: AbortSignal;
+  /** The opened channel, closed with the connection. */
+  readonly sock?: Duplex;
+}
+
+/** The channel, or a new socket to the guest, which ssh2 can pause. */
+async function socketTo({ address, port }: Login, channel: Duplex | undefined): Promise<Duplex> {
+  const { createConnection } = await import("node:net");
+  const { Duplex: { prototype: { pause, resume } } } = await import("node:stream");
+  // As in Node: Deno 2.7's own leave a read behind, and the next writes over what it has read.
+  return Object.assign(channel ?? createConnection({ host: address, port }), { pause, resume });
+}
+
+/** What ssh2 is told of a login, but for its socket and the host key. */
+function configOf({ user, privateKey, keyKnown }: Login, timeoutMs: number): ConnectConfig {
+  return {
+    username: user,
+    privateKey,
+    authHandler: byKeyOnceKnown(keyKnown ?? Promise.resolve()),
+    readyTimeout: timeoutMs,
+    keepaliveInterval: KEEPALIVE_MS,
+    keepaliveCountMax: KEEPALIVES_UNANSWERED,
+    algorithms: ALGORITHMS,
+    hostHash: "sha256",
+  };
+}
+
+/** Sees whether the server has this host key, or keeps which one it has. */
+class HostKeyCheck {
+  /** The SHA-256 of the host key that the server showed, in base64; empty before that. */
+  shown = "";
+  isWrong = false;
+
+  constructor(readonly wanted: string | null) {}
+
+  /** Takes the hash in hexadecimal, as ssh2 gives it. */
+  readonly verify = (hash: string): boolean => {
+    this.shown = btoa(String.fromCharCode(...Uint8Array.fromHex(hash)));
+    this.isWrong = this.wanted !== null && this.wanted !== this.shown;
+    return !this.isWrong;
+  };
+}
+
 /** A connection to a guest's SSH server. */
 export class SshConnection implements Disposable {
   /** The SHA-256 of the host key that the server proved to have, in base64. */
@@ -92,25 +140,15 @@ export class SshConnection implements Disposable {
    */
   static async open(
     login: Login,
-    { timeoutMs, connectMs = timeoutMs, signal, sock: channel }: {
-      readonly timeoutMs: number;
-      /** How much of that the connection may take, before SSH begins. */
-      readonly connectMs?: number;
-      readonly signal: AbortSignal;
-      /** The opened channel, closed with the connection. */
-      readonly sock?: Duplex;
-    },
+    { timeoutMs, connectMs = timeoutMs, signal, sock: channel }: OpenOptions,
   ): Promise<SshConnection> {
     // @ts-types="@types/ssh2"
     const { Client } = (await import("ssh2")).default;
-    const { createConnection } = await import("node:net");
-    const { Duplex: { prototype: { pause, resume } } } = await import("node:stream");
-    signal.throwIfAborted();
+    const sock = await socketTo(login, channel);
     const client = new Client();
     const { promise, resolve, reject } = Promise.withResolvers<void>();
     const abort = (): void => reject(signal.reason);
-    let hostKey = "";
-    let wrongHostKey = false;
+    const hostKey = new HostKeyCheck(login.hostKey);
     const giveUp = (): void => {
       const words = `Timed out while connecting to ${login.address} port ${login.port}`;
       reject(Object.assign(new Error(words), { code: "ETIMEDOUT" }));
@@ -125,34 +163,16 @@ export class SshConnection implements Disposable {
     });
     client.on("ready", () => resolve());
     client.on("error", (error) => {
-      reject(wrongHostKey ? wrongHostKeyError(login) : refusalOr(error, login));
+      reject(hostKey.isWrong ? wrongHostKeyError(login) : refusalOr(error, login));
     });
     client.on("close", () => reject(new Error("the guest closed the connection")));
     signal.addEventListener("abort", abort);
-    const sock = channel ?? createConnection({ host: login.address, port: login.port });
-    // As in Node: Deno 2.7's own leave a read behind, and the next writes over what it has read.
-    Object.assign(sock, { pause, resume });
-    const config: ConnectConfig = {
-      sock,
-      username: login.user,
-      privateKey: login.privateKey,
-      authHandler: byKeyOnceKnown(login.keyKnown ?? Promise.resolve()),
-      readyTimeout: timeoutMs,
-      keepaliveInterval: KEEPALIVE_MS,
-      keepaliveCountMax: KEEPALIVES_UNANSWERED,
-      algorithms: ALGORITHMS,
-      hostHash: "sha256",
-      hostVerifier: (hash: string) => {
-        hostKey = btoa(String.fromCharCode(...Uint8Array.fromHex(hash)));
-        wrongHostKey = login.hostKey !== null && login.hostKey !== hostKey;
-        return !wrongHostKey;
-      },
-    };
     try {
-      client.connect(config);
+      signal.throwIfAborted();
+      client.connect({ ...configOf(login, timeoutMs), sock, hostVerifier: hostKey.verify });
       limitBuffering(client, sock);
       await promise;
-      return new SshConnection(client, hostKey);
+      return new SshConnection(client, hostKey.shown);
     } catch (error) {
       // Deno 2.7 leaves a socket open that is destroyed while it connects: it is destroyed then.
       if (isConnecting) sock.on("connect", () => sock.destroy());

@@ -13,12 +13,17 @@ import {
   longestQueueSeconds,
   type QueueEntry,
 } from "./queue_entry.ts";
-import { findShortage, type HostLoad, isNext, type Shortage } from "./shortage.ts";
+import {
+  findShortage,
+  type HostLoad,
+  isNext,
+  type QueueSettings,
+  type Shortage,
+} from "./shortage.ts";
 import { removeStandby } from "../remove.ts";
 import { waitingIn } from "../standby/waiting.ts";
 import { volumeName } from "../storage/volumes.ts";
 import { removeOneUnneeded } from "../unneeded.ts";
-import type { Config } from "../../settings/settings.ts";
 import { NotYet, waitFor } from "../../wait.ts";
 
 /** How rarely a machine that waits looks around. */
@@ -60,9 +65,10 @@ export async function waitForRoom<T extends object = never>(
   context: Context,
 ): Promise<Place | T> {
   const { host, report: { log, progress }, signal } = context;
-  const { config } = host;
-  if (!isLimited(config)) return WITHOUT_LIMIT;
-  const limits = { memoryMib, longestSeconds: longestQueueSeconds(config.host), signal };
+  const { host: room } = host.config;
+  if (!isLimited(room)) return WITHOUT_LIMIT;
+  const timeoutSeconds = room.queueSeconds;
+  const limits = { memoryMib, longestSeconds: longestQueueSeconds(room), signal };
   let told = "";
   const makeRoom = roomMaker(machine, pool, context);
   let entered: EnteredQueue | null = await enterQueue(pool, machine, limits);
@@ -77,7 +83,7 @@ export async function waitForRoom<T extends object = never>(
       entry = entered.entry;
       return new NotYet("its turn was lost");
     }
-    const shortage = findShortage(load, config.host);
+    const shortage = findShortage(load, room);
     if (shortage === null) return placeOf(pool, entry, told !== "");
     if (shortage.isHopeless) throw hopeless(machine, shortage);
     const other = await instead?.() ?? null;
@@ -85,7 +91,7 @@ export async function waitForRoom<T extends object = never>(
       await leaveQueue(pool, entry);
       return other;
     }
-    const removed = await makeRoom(volumes, isNext(load, config.host));
+    const removed = await makeRoom(volumes, isNext(load, room));
     if (removed !== null) return new NotYet(removed);
     const reason = inWords(shortage);
     if (told !== shortage.what + shortage.ahead) log(`Waiting for ${reason}`);
@@ -94,10 +100,7 @@ export async function waitForRoom<T extends object = never>(
   };
   return await waitFor(
     { goal: "get its turn", awaited: "its turn", probe, advice: ADVICE, fault: "room" },
-    {
-      ...{ timeoutSeconds: config.host.queueSeconds, waitedSeconds, signal, log, progress },
-      longestPauseMs: LONGEST_PAUSE_MS,
-    },
+    { timeoutSeconds, waitedSeconds, signal, log, progress, longestPauseMs: LONGEST_PAUSE_MS },
   );
 }
 
@@ -111,7 +114,7 @@ export async function enterIfRoom(
   { host, signal }: Context,
 ): Promise<Place | null> {
   const { config } = host;
-  if (!isLimited(config)) return WITHOUT_LIMIT;
+  if (!isLimited(config.host)) return WITHOUT_LIMIT;
   const limits = { memoryMib, longestSeconds: longestQueueSeconds(config.host), signal };
   const { entry, volumes } = await enterQueue(pool, machine, limits);
   const load = await lookAround(pool, { entry, volumes }, host);
@@ -173,8 +176,8 @@ async function removeOneStandby(
   return false;
 }
 
-function isLimited({ host }: Config): boolean {
-  return host.maxMachines !== null || !host.overcommitMemory || host.reserveDiskGib > 0;
+function isLimited({ maxMachines, overcommitMemory, reserveDiskGib }: QueueSettings): boolean {
+  return maxMachines !== null || !overcommitMemory || reserveDiskGib > 0;
 }
 
 /** Such as `8192 MiB of memory, 3 jobs ahead (2100 MiB are free)`. */
