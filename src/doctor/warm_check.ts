@@ -25,10 +25,13 @@ async function checkWarmImage(choice: TemplateChoice, context: LibvirtContext): 
   if (pool === null) return missingImage(name, null);
   const of = { name, template, settings };
   const { image, changes } = await chooseWarmImage(connection, pool, of);
-  if (image === null) return missingImage(name, changes);
-  const kind = await standbyKind({ imageId: image.id, settings });
+  const kind = await standbyKind({ imageId: image && image.id, template, settings });
   return [
-    ok(`The warm image of "${name}" is up to date, created ${image.created}`),
+    image !== null
+      ? ok(`The warm image of "${name}" is up to date, created ${image.created}`)
+      : settings.start === "cold" && changes === null
+      ? null
+      : missingImage(name, changes),
     checkWaiting(name, await countWaiting(kind, pool, connection), settings.standby),
   ];
 }

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { requireBooted } from "../guest/identity.ts";
 import { waitForSsh } from "../guest/ready.ts";
 import type { Domain } from "../libvirt/domain.ts";
 import { type Context, withSignal } from "./context.ts";
@@ -8,8 +9,9 @@ import type { NewMachine } from "./machine.ts";
 import { type MachineMetadata, writeMetadata } from "./metadata.ts";
 import { refuseEnded, waitForAddress } from "./network/address.ts";
 import { setFilter } from "./network/set_filter.ts";
-import { CHANNEL_ADDRESS } from "./ssh_channel.ts";
-import { together } from "../wait.ts";
+import { agentOf, CHANNEL_ADDRESS } from "./ssh_channel.ts";
+import type { MachineSettings } from "../settings/settings.ts";
+import { NotYet, together, waitFor } from "../wait.ts";
 
 /** How to wait for a machine. */
 export interface ReachOptions {
@@ -73,4 +75,38 @@ async function reachBySsh(
   });
   steps.end("ssh");
   return { address, hostKey };
+}
+
+/** Waits until the guest has booted as far as a job needs it, as its guest agent sees it. Throws SystemFailure. */
+export async function waitForBoot(
+  domain: Domain,
+  settings: MachineSettings,
+  { host: { connection }, report: { log, progress, steps }, signal }: Context,
+): Promise<void> {
+  const watch = watchKvm({ settings, connection });
+  const agent = agentOf(domain);
+  await waitFor({
+    goal: "finish its boot, as its guest agent sees it",
+    awaited: "its boot",
+    advice:
+      "Have the template start an SSH server, and a qemu-guest-agent that allows guest-exec " +
+      "(Fedora and RHEL forbid it in /etc/sysconfig/qemu-ga)",
+    fault: "template",
+    probe: async () => {
+      await refuseEnded(domain);
+      await watch();
+      try {
+        await requireBooted(agent, settings.ssh.port);
+        return true;
+      } catch (error) {
+        return new NotYet(error instanceof Error ? error.message : String(error));
+      }
+    },
+  }, { log, progress, signal, timeoutSeconds: bootSeconds(settings) });
+  steps.end("boot");
+}
+
+/** How long a boot may take. */
+export function bootSeconds({ timeouts: { addressSeconds, sshSeconds } }: MachineSettings): number {
+  return addressSeconds + sshSeconds;
 }

@@ -116,8 +116,9 @@ export const MACHINE = {
   standby: setting(
     whole(0, 100),
     0,
-    "How many machines of each template under `templates` wait ready for jobs. This needs " +
-      "`libvirt-gci warm TEMPLATE`. They serve the jobs that get the sizes set here.",
+    "How many machines of each template under `templates` wait ready for jobs. They are resumed " +
+      "from the template's warm image if there is one, and else boot. They serve the jobs that get " +
+      "the sizes set here.",
   ),
   cpu: group("The machine's CPU.", {
     mode: setting<string>(

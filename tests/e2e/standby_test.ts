@@ -12,7 +12,17 @@ import {
   newStandbyName,
   waitingIn,
 } from "../../src/machine/standby/waiting.ts";
-import { allOf, assertVerdict, call, e2eTest, job, PROGRAM, TESTBED, virsh } from "./bed.ts";
+import {
+  allOf,
+  assertVerdict,
+  call,
+  e2eTest,
+  job,
+  PROGRAM,
+  settingsFile,
+  TESTBED,
+  virsh,
+} from "./bed.ts";
 import {
   by,
   done,
@@ -179,3 +189,28 @@ e2eTest("of many who want the same waiting machine, libvirt gives it to one", as
   }
   assert.deepEqual(waitingIn(await pools[0]!.volumeNames()), []);
 });
+
+e2eTest(
+  "without a warm image, a machine boots and waits, and lets in the job that gets it",
+  async () => {
+    const machine = "gci-e2e-one";
+    const settings = { start: "cold", templates: { cloud: { standby: 1 } } };
+    using file = settingsFile(settings);
+    const { path } = file;
+    try {
+      assert.match(await done(path, ["standby"]), /waits for a job after .*start .*boot /);
+      const [standby = ""] = await waiting(path);
+      const log = await done(path, ["prepare", "-d", "cloud", "-m", machine]);
+      assert.match(log, new RegExp(`Took over the machine "${standby}", which waited`));
+      const script = "hostname; cut -d' ' -f1,3 ~/.ssh/authorized_keys";
+      const said = await done(path, ["run", "-m", machine, "--", "sh", "-c", script]);
+      assert.equal(said, `${machine}\nssh-ed25519 libvirt-gci\n`);
+    } finally {
+      await untilNobodyFills();
+      await by(path, ["cleanup", "-m", machine]);
+      await untilNobodyFills();
+      await by(path, ["standby", "--remove"]);
+    }
+  },
+  { thorough: true },
+);

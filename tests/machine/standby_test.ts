@@ -177,10 +177,20 @@ const NOT_OF_THE_MACHINE: readonly string[] = [
 ];
 
 Deno.test("a machine waits for the jobs that would get the same, and for no others", async () => {
-  const made = { imageId: "0123456789", settings: DEFAULT_CONFIG.machine };
+  const volume = { pool: "base_imgs", volume: "debian-12.qcow2", path: "/debian-12.qcow2" };
+  const template = { ...volume, format: "qcow2", capacityBytes: 1024, modified: "1" };
+  const made = { imageId: "0123456789", template, settings: DEFAULT_CONFIG.machine };
   const kind = await standbyKind(made);
   assert.match(kind, /^[0-9a-f]{16}$/);
   assert.notEqual(await standbyKind({ ...made, imageId: "0123456780" }), kind);
+  const replaced = { ...template, modified: "2" };
+  assert.equal(await standbyKind({ ...made, template: replaced }), kind);
+  const booted = { ...made, imageId: null };
+  assert.notEqual(await standbyKind(booted), kind);
+  assert.notEqual(
+    await standbyKind({ ...booted, template: replaced }),
+    await standbyKind(booted),
+  );
   const same: string[] = [];
   for (const [key, change] of changesOf(OTHER_SETTINGS)) {
     const settings = merged(DEFAULT_CONFIG.machine, change);
@@ -418,13 +428,20 @@ function wantingConfig(config: Config, differences: Differences<Config> = {}): C
   return merged<Config>({ ...config, templates }, differences);
 }
 
-Deno.test("a template without a warm image has none wait, which is an error; --remove removes all", () =>
+Deno.test("without a warm image a machine boots, and does not wait if it has no guest agent", () =>
   withStage(async (stage) => {
+    const before = await domains(stage.connection);
     await assert.rejects(fillStandbys(wanting(stage)), (error) => {
       assert(error instanceof Error && "details" in error);
-      assert.match(String(error.details), /"debian-12" can wait for a job: .* no warm image/);
+      assert.match(String(error.details), /finish its boot, as its guest agent sees it/);
+      assert.match(String(error.details), /Have the template start .* a qemu-guest-agent/);
       return true;
     });
+    assert.deepEqual(await domains(stage.connection), before);
+  }));
+
+Deno.test("standby --remove removes all that wait", () =>
+  withStage(async (stage) => {
     const standby = await makeStandby(stage);
     await removeStandbys(stage);
     assert.deepEqual(stage.lines, [`Removed the machine "${standby}", which waited for a job`]);

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { severalFailures } from "../../errors.ts";
+import { Domain } from "../../libvirt/domain.ts";
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
 import { type Context, type Host, quiet, withOwnSteps } from "../context.ts";
 import { create } from "../create.ts";
 import type { MachineSpec } from "../machine.ts";
 import { reserveAbandonedName } from "../name.ts";
 import { ownProcess } from "../owner.ts";
+import { waitForBoot } from "../reach.ts";
 import { removeMachineSafely, removeStandby } from "../remove.ts";
 import { isAlive, markWaiting, newStandbyName, waitingIn } from "./waiting.ts";
 import {
@@ -15,6 +17,7 @@ import {
   unwantedOf,
   type WantedStandbys,
 } from "./wanted.ts";
+import { boot } from "../start.ts";
 import { lookupOverlayPool } from "../storage/overlay_pool.ts";
 import { findActivePool } from "../storage/pools.ts";
 import { releaseName } from "../storage/volumes.ts";
@@ -126,6 +129,10 @@ async function makeOne(
   const { name } = machine;
   await using undo = new AsyncDisposableStack();
   undo.defer(() => removeMachineSafely(name, timed));
+  if (wanted.image === null) {
+    using domain = await Domain.lookup(host.connection, name);
+    await waitForBoot(domain, wanted.choice.settings, timed); // the guest agent will let the job's user in
+  }
   await markWaiting(pool, { name, kind: wanted.kind });
   undo.move();
   log(
@@ -150,7 +157,7 @@ async function standbySpec(
     project: null,
     queue: "if there is room",
     instead: null,
-    starts: [resumeFrom(image, template)],
+    starts: [image === null ? boot : resumeFrom(image, template)],
     hasCard: true,
     keepsPostMortem: false,
   };

@@ -42,8 +42,7 @@ export async function useStandby(
   if (waiting.length === 0) return null;
   const of = { name: templateName, template, settings };
   const { image } = await chooseWarmImage(connection, pool, of);
-  if (image === null) return null;
-  const kind = await standbyKind({ imageId: image.id, settings });
+  const kind = await standbyKind({ imageId: image && image.id, template, settings });
   for (const standby of waiting.filter((each) => each.kind === kind)) {
     signal.throwIfAborted();
     await assignStandby(pool, name, standby.name);

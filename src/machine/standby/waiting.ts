@@ -2,6 +2,7 @@
 import type { Connection } from "../../libvirt/connection.ts";
 import { Domain } from "../../libvirt/domain.ts";
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
+import type { Template } from "../storage/template.ts";
 import { createRawVolume, removeVolume } from "../storage/volumes.ts";
 import { fixedValues, type MachineSettings } from "../../settings/settings.ts";
 import { sha256 } from "../../sha256.ts";
@@ -87,15 +88,19 @@ function takenVolume(machine: string, standby: string): string {
 
 /**
  * What tells the machines that a job may have from those that it may not: from which RAM they were
- * resumed, and the settings by which they are as they are.
+ * resumed, or else from which template they have booted, and the settings by which they are as they are.
  */
 export async function standbyKind(
-  { imageId, settings }: {
-    readonly imageId: string;
+  { imageId, template, settings }: {
+    /** The warm image's; null for machines that have booted. */
+    readonly imageId: string | null;
+    readonly template: Template;
     readonly settings: MachineSettings;
   },
 ): Promise<string> {
-  return (await sha256(JSON.stringify([imageId, fixedValues(settings)]))).slice(0, 16);
+  const { pool, volume, path, modified } = template;
+  const origin = imageId ?? [pool, volume, path, modified];
+  return (await sha256(JSON.stringify([origin, fixedValues(settings)]))).slice(0, 16);
 }
 
 function randomHex(bytes: number): string {

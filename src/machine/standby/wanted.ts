@@ -17,7 +17,8 @@ export interface WantedStandbys {
   readonly count: number;
   /** See standbyKind. */
   readonly kind: string;
-  readonly image: WarmImage;
+  /** The warm image to resume them from; null has them boot. */
+  readonly image: WarmImage | null;
   /** As it was when the image held. */
   readonly template: Template;
 }
@@ -56,14 +57,7 @@ async function lookupWanted(
   using pool = await lookupOverlayPool(host);
   const of = { name, template, settings };
   const { image } = await chooseWarmImage(connection, pool, of);
-  if (image === null) {
-    throw new SystemFailure({
-      what: `No machine of "${name}" can wait for a job: the template has no warm image that holds`,
-      advice: `Make it: libvirt-gci warm ${name}`,
-      fault: "template",
-    });
-  }
-  const kind = await standbyKind({ imageId: image.id, settings });
+  const kind = await standbyKind({ imageId: image && image.id, template, settings });
   return { choice, count: settings.standby, kind, image, template };
 }
 

@@ -1,17 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { BuildFailure, severalFailures, SystemFailure } from "../../errors.ts";
-import { exerciseSsh, requireBooted, stopProcesses, takeIdentity } from "../../guest/identity.ts";
+import { exerciseSsh, stopProcesses, takeIdentity } from "../../guest/identity.ts";
 import { makeKeyPair } from "../../guest/key.ts";
 import { Domain } from "../../libvirt/domain.ts";
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
 import { type Context, quiet, withOwnSteps } from "../context.ts";
 import { create } from "../create.ts";
-import { watchKvm } from "../kvm/kvm_fault.ts";
 import { toHostName } from "../login.ts";
 import { type MachineSpec, type Start, startedAs } from "../machine.ts";
 import { NameTaken } from "../name.ts";
-import { refuseEnded } from "../network/address.ts";
 import { ownProcess } from "../owner.ts";
+import { bootSeconds, waitForBoot } from "../reach.ts";
 import { removeMachineSafely } from "../remove.ts";
 import { agentOf } from "../ssh_channel.ts";
 import { startMachine } from "../start.ts";
@@ -35,7 +34,6 @@ import {
 } from "./warm_image.ts";
 import { chooseTemplate, templateAdvice, templatesToResume } from "../../policy/template_choice.ts";
 import type { MachineSettings } from "../../settings/settings.ts";
-import { NotYet, waitFor } from "../../wait.ts";
 
 /**
  * Makes the warm images of these templates anew where they do not hold any more: a machine of the
@@ -141,10 +139,6 @@ async function make(
   undoImage.move();
 }
 
-function bootSeconds({ timeouts: { addressSeconds, sshSeconds } }: MachineSettings): number {
-  return addressSeconds + sshSeconds;
-}
-
 /** Boots the machine on the disk of this image, for its RAM to be saved. */
 function bootToSave({ template: templateName, id }: WarmName): Start {
   return async (machine, pool, { host: { connection }, report, signal }) => {
@@ -159,7 +153,7 @@ function bootToSave({ template: templateName, id }: WarmName): Start {
     );
     report.steps.end("start");
     return startedAs(domain, async (context) => {
-      await bootUp(domain, settings, context);
+      await waitForBoot(domain, settings, context);
       return machine.metadata; // nobody else is to reach it
     });
   };
@@ -170,35 +164,6 @@ function otherMaker(maker: string, template: string): SystemFailure {
     what: `Another process makes a warm image of "${template}"`,
     advice: `Wait for it; or remove what is left: libvirt-gci cleanup --machine ${maker}`,
   });
-}
-
-/** Waits until the guest has booted and does what a clone of it will have to do. */
-async function bootUp(
-  domain: Domain,
-  settings: MachineSettings,
-  { host: { connection }, report: { log, progress, steps }, signal }: Context,
-): Promise<void> {
-  const watch = watchKvm({ settings, connection });
-  const agent = agentOf(domain);
-  await waitFor({
-    goal: "finish its boot, as its guest agent sees it",
-    awaited: "its boot",
-    advice:
-      "Have the template start an SSH server, and a qemu-guest-agent that allows guest-exec " +
-      "(Fedora and RHEL forbid it in /etc/sysconfig/qemu-ga)",
-    fault: "template",
-    probe: async () => {
-      await refuseEnded(domain);
-      await watch();
-      try {
-        await requireBooted(agent, settings.ssh.port);
-        return true;
-      } catch (error) {
-        return new NotYet(error instanceof Error ? error.message : String(error));
-      }
-    },
-  }, { log, progress, signal, timeoutSeconds: bootSeconds(settings) });
-  steps.end("boot");
 }
 
 /** Throws SystemFailure now if a clone of the guest could not take an identity of its own. */
