@@ -11,11 +11,10 @@ import type { Context, Host } from "../machine/context.ts";
 import { findMachines, type FoundMachine, lookupNeed, type Need } from "../machine/inventory.ts";
 import { isKept } from "../machine/metadata.ts";
 import { age, ageSeconds } from "../machine/owner.ts";
-import { parseProjectEntry } from "../machine/queue/project_entry.ts";
 import { entriesIn, isLiveEntry, longestQueueSeconds } from "../machine/queue/queue_entry.ts";
 import { waitingIn } from "../machine/standby/waiting.ts";
 import { findActivePool } from "../machine/storage/pools.ts";
-import { volumeName } from "../machine/storage/volumes.ts";
+import { ofKind, volumeName } from "../machine/storage/volume_names.ts";
 import { toVisible } from "../quoted.ts";
 
 export const command = defineCommand("list", {
@@ -120,10 +119,9 @@ async function isQueued(
   { config }: Host,
 ): Promise<boolean> {
   if (volumes.some((volume) => volume.name === volumeName(name, "overlay"))) return false;
-  if (why === null && volumes.some((volume) => parseProjectEntry(volume.name) !== null)) {
-    return true;
-  }
-  const turns = entriesIn(volumes.map((volume) => volume.name));
+  const names = volumes.map((volume) => volume.name);
+  if (why === null && ofKind(names, "place").length > 0) return true;
+  const turns = entriesIn(names);
   const limits = { longestSeconds: longestQueueSeconds(config.host) };
   return (await Promise.all(turns.map((turn) => isLiveEntry(turn, limits)))).includes(true);
 }
@@ -235,15 +233,12 @@ export interface ListedWarmImage {
 export async function listWarmImages(
   { connection, config }: Host,
 ): Promise<ListedWarmImage[]> {
-  const { findWarmImages, machinesOn, warmVolume } = await import("../machine/warm/warm_image.ts");
+  const { findWarmImages, machinesOn, warmVolumes } = await import("../machine/warm/warm_image.ts");
   using pool = await findActivePool(connection, config.pools.overlays);
   const images = pool === null ? [] : await findWarmImages(pool, null);
   return await Promise.all(images.map(async (image) => {
-    const { template, id, created } = image;
-    const volumes = (["disk", "ram", "info"] as const).map((part) => ({
-      pool: config.pools.overlays,
-      name: warmVolume(template, id, part),
-    }));
+    const { template, created } = image;
+    const volumes = warmVolumes(image).map((name) => ({ pool: config.pools.overlays, name }));
     return {
       ...{ template, created },
       machines: pool === null ? [] : await machinesOn(pool, image),

@@ -18,7 +18,8 @@ import { removeMachineSafely } from "./remove.ts";
 import { createVolumes } from "./storage/disks.ts";
 import { lookupOverlayPool } from "./storage/overlay_pool.ts";
 import { findTemplate, type Template } from "./storage/template.ts";
-import { removeVolume, volumeName } from "./storage/volumes.ts";
+import { volumeName } from "./storage/volume_names.ts";
+import { removeVolume } from "./storage/volumes.ts";
 
 /**
  * Makes a machine, once there is room for it, and waits until it is ready. If that fails, or the signal

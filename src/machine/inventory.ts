@@ -12,7 +12,7 @@ import { filterName } from "./network/filter.ts";
 import { findOwner, isFresh, type Owner, type OwnerFound, whyUnneeded } from "./owner.ts";
 import { assignmentsIn, isStandbyName, waitingIn } from "./standby/waiting.ts";
 import { findActivePool, refreshPool } from "./storage/pools.ts";
-import { machineOfVolume } from "./storage/volumes.ts";
+import { machineOfVolume } from "./storage/volume_names.ts";
 
 /** What is there of a machine of ours, whether or not it runs. */
 export interface FoundMachine {
@@ -69,12 +69,8 @@ export async function findMachines(
 
 /** The machines of these volumes; what has another name is not ours. */
 export function machinesOf(volumes: readonly string[]): Map<string, string[]> {
-  const named = volumes.map((volume) => ({ volume, machine: machineOfVolume(volume) ?? "" }));
-  const ours = Map.groupBy(
-    named.filter(({ machine }) => isMachineName(machine)),
-    ({ machine }) => machine,
-  );
-  return new Map([...ours].map(([machine, of]) => [machine, of.map(({ volume }) => volume)]));
+  const ours = volumes.filter((volume) => isMachineName(machineOfVolume(volume) ?? ""));
+  return Map.groupBy(ours, (volume) => machineOfVolume(volume) ?? "");
 }
 
 /** As {@linkcode machinesOf}, of volumes in this pool. */

@@ -9,7 +9,8 @@ import type { MachineSpec } from "./machine.ts";
 import { findOwner, type Owner, whyUnneeded } from "./owner.ts";
 import { removeMachineSafely } from "./remove.ts";
 import { orExplained } from "./storage/disks.ts";
-import { createRawVolume, volumeName } from "./storage/volumes.ts";
+import { volumeName } from "./storage/volume_names.ts";
+import { createRawVolume } from "./storage/volumes.ts";
 
 /** Somebody has the name of a machine already. */
 export class NameTaken extends SystemFailure {}

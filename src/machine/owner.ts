@@ -4,7 +4,7 @@ import { mayExist } from "../files.ts";
 import { isLibvirtError, orNull, VIR_ERR } from "../libvirt/error.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
 import type { Volume } from "../libvirt/volume.ts";
-import { volumeName } from "./storage/volumes.ts";
+import { volumeName } from "./storage/volume_names.ts";
 import { rootOf, textAt } from "../read_xml.ts";
 import { sha256 } from "../sha256.ts";
 

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { stringify } from "yaml";
 import { kvmRunsGuests } from "../../src/machine/kvm/kvm_probe.ts";
 import { readHostNetwork } from "../../src/machine/network/host_addresses.ts";
-import { machineOfVolume } from "../../src/machine/storage/volumes.ts";
+import { machineOfVolume } from "../../src/machine/storage/volume_names.ts";
 import { isKeys } from "../../src/settings/kinds.ts";
 import { type Job, SMALL_JOB } from "../harness/payload.ts";
 import {

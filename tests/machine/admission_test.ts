@@ -13,17 +13,12 @@ import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import { keepAfterJob } from "../../src/machine/kept.ts";
 import { hostMark, processMark } from "../../src/machine/owner.ts";
 import { enterIfRoom, waitForRoom } from "../../src/machine/queue/admission.ts";
-import {
-  enterProject,
-  entriesBefore,
-  parseProjectEntry,
-} from "../../src/machine/queue/project_entry.ts";
+import { enterProject, entriesBefore } from "../../src/machine/queue/project_entry.ts";
 import {
   enterQueue,
   entriesIn,
   isLiveEntry,
   liveEntries,
-  parseQueueEntry,
 } from "../../src/machine/queue/queue_entry.ts";
 import {
   findShortage,
@@ -32,11 +27,8 @@ import {
   type QueueSettings,
 } from "../../src/machine/queue/shortage.ts";
 import { removeMachine } from "../../src/machine/remove.ts";
-import {
-  createRawVolume,
-  machineOfVolume,
-  removeVolume,
-} from "../../src/machine/storage/volumes.ts";
+import { machineOfVolume } from "../../src/machine/storage/volume_names.ts";
+import { createRawVolume, removeVolume } from "../../src/machine/storage/volumes.ts";
 import { warm } from "../../src/machine/warm/save.ts";
 import { parseConfig } from "../../src/settings/read.ts";
 import { sleep } from "../../src/wait.ts";
@@ -255,7 +247,7 @@ async function makeVolume(pool: StoragePool, name: string): Promise<void> {
 
 async function deleteTurns(pool: StoragePool): Promise<void> {
   for (const name of await pool.volumeNames()) {
-    if (parseQueueEntry(name) !== null) await removeVolume(pool, name);
+    if (entriesIn([name]).length > 0) await removeVolume(pool, name);
   }
 }
 
@@ -280,13 +272,11 @@ Deno.test("a turn's name tells its machine, whatever that is called, and all of 
   for (const machine of ["m", "m.17-1-1-1-0123abcd-", "m.12ab", "m.turn.libvirt-gci", "a.b-c_d"]) {
     const volume = turnName(machine, { number: 17 });
     assert.equal(machineOfVolume(volume), machine);
-    assert.deepEqual(parseQueueEntry(volume), {
+    assert.deepEqual(entriesIn(["m.owner.libvirt-gci", volume, `${volume}.qcow2`]), [{
       ...{ volume, machine, number: 17, memoryMib: 2048 },
       ...{ process: "4711-1234-0123abcd", host: "0123456789abcdef" },
-    });
+    }]);
   }
-  assert.equal(parseQueueEntry("m.owner.libvirt-gci"), null);
-  assert.equal(parseQueueEntry(`${turnName("m")}.qcow2`), null);
 });
 
 Deno.test("of turns that come at once, each has seen all that are before it", () =>
@@ -320,7 +310,7 @@ Deno.test("a turn counts while its process runs, and not too long", async () => 
   const process = `${pid}-${start}-${boot?.slice(0, 8)}`;
   const host = await hostMark();
   const live = async (differences: Parameters<typeof turnName>[1]) => {
-    const turn = parseQueueEntry(turnName("m", differences));
+    const [turn] = entriesIn([turnName("m", differences)]);
     assert(turn);
     return await isLiveEntry(turn, { longestSeconds: 60 });
   };
@@ -361,7 +351,6 @@ Deno.test("of places that come at once, each has seen all before it in its proje
     const volumes = await pool.volumeNames();
     for (const { entry, volumes: seen } of taken) {
       assert.equal(machineOfVolume(entry.volume), entry.machine);
-      assert.deepEqual(parseProjectEntry(entry.volume), entry);
       const before = entriesBefore(entry, volumes) ?? assert.fail();
       assert.deepEqual(before.filter(({ volume }) => !seen.includes(volume)), []);
       assert(before.every(({ project }) => project === entry.project));

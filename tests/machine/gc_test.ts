@@ -19,15 +19,10 @@ import {
   whyUnneeded,
 } from "../../src/machine/owner.ts";
 import { removeMachine } from "../../src/machine/remove.ts";
-import {
-  createRawVolume,
-  isMachineVolume,
-  machineOfVolume,
-  removeVolume,
-  volumeName,
-} from "../../src/machine/storage/volumes.ts";
+import { volumeName } from "../../src/machine/storage/volume_names.ts";
+import { createRawVolume, removeVolume } from "../../src/machine/storage/volumes.ts";
 import { sweep } from "../../src/machine/unneeded.ts";
-import { makerOf, warmIds, warmVolume } from "../../src/machine/warm/warm_image.ts";
+import { makerOf } from "../../src/machine/warm/warm_image.ts";
 import { TestGuest } from "../fakes/test_guest.ts";
 import { openTestHost } from "../fakes/test_host.ts";
 import {
@@ -561,30 +556,11 @@ Deno.test("cleanup --all --yes asks nobody", () =>
     assert(!await hasDomain(stage.connection, JOB.machine));
   }));
 
-Deno.test("a volume's name tells its machine, whatever that is called", () => {
-  const machines = ["m", "m.overlay", "m.overlay.libvirt-gci", "a.b-c_d"];
-  for (const machine of machines) {
-    for (const end of ["overlay.libvirt-gci", "owner.libvirt-gci", "guest.libvirt-gci"]) {
-      assert.equal(machineOfVolume(`${machine}.${end}`), machine);
-    }
-  }
-  for (
-    const name of [
-      "m.libvirt-gci",
-      ".overlay.libvirt-gci",
-      "m.overlay.libvirt-gci.0",
-      "debian.qcow2",
-    ]
-  ) {
-    assert.equal(machineOfVolume(name), null);
-  }
-});
-
 Deno.test("gc removes half a warm image, but not while somebody makes it", () =>
   withStage(async (stage) => {
     const { connection } = stage;
     const maker = volumeName(await makerOf("debian-12"), "owner");
-    for (const name of [warmVolume("debian-12", "0123456789", "disk"), maker]) {
+    for (const name of [volumeName("debian-12", "warm-disk", "0123456789"), maker]) {
       await makeVolume(connection, "libvirt-gci", name);
     }
     await gc({}, stage);
@@ -596,12 +572,3 @@ Deno.test("gc removes half a warm image, but not while somebody makes it", () =>
     const words = 'a warm image of "debian-12": it is incomplete, or there is a newer one';
     assert.deepEqual(stage.lines, [`Would remove ${words}`, `Removed ${words}`]);
   }));
-
-Deno.test("no volume of a warm image is a machine's, or passes for a template", () => {
-  for (const part of ["disk", "ram", "info"] as const) {
-    const name = warmVolume("m.overlay", "0123456789", part);
-    assert.equal(machineOfVolume(name), null);
-    assert(isMachineVolume(name));
-    assert.deepEqual([...warmIds([name])], [["0123456789", "m.overlay"]]);
-  }
-});

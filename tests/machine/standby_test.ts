@@ -28,19 +28,10 @@ import {
 } from "../../src/machine/standby/waiting.ts";
 import { findWanted, unwantedOf, type WantedStandbys } from "../../src/machine/standby/wanted.ts";
 import { findTemplate } from "../../src/machine/storage/template.ts";
-import {
-  createRawVolume,
-  isMachineVolume,
-  machineOfVolume,
-  removeVolume,
-} from "../../src/machine/storage/volumes.ts";
+import { isMachineVolume, machineOfVolume } from "../../src/machine/storage/volume_names.ts";
+import { createRawVolume, removeVolume } from "../../src/machine/storage/volumes.ts";
 import { sweep } from "../../src/machine/unneeded.ts";
-import {
-  removeWarmImage,
-  warmOrigin,
-  type WarmPart,
-  warmVolume,
-} from "../../src/machine/warm/warm_image.ts";
+import { removeWarmImage, warmOrigin, warmVolumes } from "../../src/machine/warm/warm_image.ts";
 import { chooseTemplate } from "../../src/policy/template_choice.ts";
 import { parseConfig } from "../../src/settings/read.ts";
 import { type Config, DEFAULT_CONFIG, type MachineSettings } from "../../src/settings/settings.ts";
@@ -555,8 +546,8 @@ async function makeWarmImage(
   const image = { template: "debian-12", id: "0123456789" };
   {
     using pool = await StoragePool.lookup(connection, "libvirt-gci");
-    for (const part of ["disk", "ram", "info"] satisfies WarmPart[]) {
-      using _ = await createRawVolume(pool, warmVolume(image.template, image.id, part), 1);
+    for (const volume of warmVolumes(image)) {
+      using _ = await createRawVolume(pool, volume, 1);
     }
   }
   const { wanted: [wanted] } = await findWanted(stage.host);

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import { StoragePool } from "../../src/libvirt/storage_pool.ts";
+import { volumeName } from "../../src/machine/storage/volume_names.ts";
 import { createOverlay, createRawVolume } from "../../src/machine/storage/volumes.ts";
 import {
   cpuOf,
   findDeadWarmImages,
   removeWarmImage,
   warmOrigin,
-  warmVolume,
 } from "../../src/machine/warm/warm_image.ts";
 import { DEFAULT_CONFIG } from "../../src/settings/settings.ts";
 import { merged } from "../fakes/merged.ts";
@@ -44,7 +44,7 @@ const IMAGE = { template: "t", id: "0123456789" };
 Deno.test("the disk of a warm image stays while a machine's disk stands on it", async () => {
   await using connection = await openTestHost();
   using pool = await StoragePool.lookup(connection, "libvirt-gci");
-  const disk = warmVolume(IMAGE.template, IMAGE.id, "disk");
+  const disk = volumeName(IMAGE.template, "warm-disk", IMAGE.id);
   using base = await createRawVolume(pool, disk, 1);
   const template = { path: await base.path(), format: "raw", capacityBytes: 1 };
   const name = "m.overlay.libvirt-gci";

@@ -5,8 +5,8 @@ import type { StoragePool } from "../../libvirt/storage_pool.ts";
 import type { Context, Host } from "../context.ts";
 import { type FoundMachine, machinesIn, machinesOf } from "../inventory.ts";
 import { hostMemory, poolSpace } from "./host_load.ts";
+import type { Entered } from "./queue.ts";
 import {
-  type EnteredQueue,
   enterQueue,
   leaveQueue,
   liveEntries,
@@ -22,7 +22,7 @@ import {
 } from "./shortage.ts";
 import { removeStandby } from "../remove.ts";
 import { waitingIn } from "../standby/waiting.ts";
-import { volumeName } from "../storage/volumes.ts";
+import { volumeName } from "../storage/volume_names.ts";
 import { removeOneUnneeded } from "../unneeded.ts";
 import { NotYet, waitFor } from "../../wait.ts";
 
@@ -71,7 +71,7 @@ export async function waitForRoom<T extends object = never>(
   const limits = { memoryMib, longestSeconds: longestQueueSeconds(room), signal };
   let told = "";
   const makeRoom = roomMaker(machine, pool, context);
-  let entered: EnteredQueue | null = await enterQueue(pool, machine, limits);
+  let entered: Entered<QueueEntry> | null = await enterQueue(pool, machine, limits);
   let { entry } = entered;
   const probe = async (): Promise<Place | T | NotYet> => {
     // The volumes first: an entry that ends between these calls has a domain that is seen.

@@ -11,6 +11,12 @@ export interface Queued {
   readonly number: number;
 }
 
+/** An entry, with the names of the pool's volumes as they were just after it came. */
+export interface Entered<T> {
+  readonly entry: T;
+  readonly volumes: readonly string[];
+}
+
 /** These, the first first. */
 export function inOrder<T extends Queued>(queued: readonly T[]): T[] {
   return queued.toSorted((a, b) => a.number - b.number || (a.volume < b.volume ? -1 : 1));
@@ -19,17 +25,16 @@ export function inOrder<T extends Queued>(queued: readonly T[]): T[] {
 /**
  * Makes such a volume at the end of a queue. `last` finds the last of the queue among all volumes.
  * Whoever has a greater number has seen this one when it looks who is ahead: a greater one that is there
- * already may have looked before, so this one is given back and made anew behind it. Gives its name,
- * and those of the pool's volumes as they were just after it came.
+ * already may have looked before, so this one is given back and made anew behind it.
  */
-export async function enqueue(
+export async function enqueue<T extends Queued>(
   pool: StoragePool,
   { nameOf, last, signal }: {
     readonly nameOf: (number: number) => string;
-    readonly last: (volumes: readonly string[]) => Promise<Queued | undefined>;
+    readonly last: (volumes: readonly string[]) => Promise<T | undefined>;
     readonly signal: AbortSignal;
   },
-): Promise<{ readonly volume: string; readonly volumes: readonly string[] }> {
+): Promise<Entered<T>> {
   let greatest = 0;
   for (let attempt = 0;; attempt++) {
     signal.throwIfAborted();
@@ -39,7 +44,7 @@ export async function enqueue(
     }
     const volumes = await pool.volumeNames();
     const found = await last(volumes);
-    if (found?.volume === volume) return { volume, volumes };
+    if (found?.volume === volume) return { entry: found, volumes };
     await removeVolume(pool, volume);
     greatest = found?.number ?? 0;
     await sleep(Math.random() * 2 ** Math.min(attempt, 8), signal); // many may have come at once

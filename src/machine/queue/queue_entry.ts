@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
 import { hostMark, processMark } from "../owner.ts";
-import { enqueue, inOrder, type Queued } from "./queue.ts";
+import { enqueue, type Entered, inOrder, type Queued } from "./queue.ts";
+import { ofKind, volumeName } from "../storage/volume_names.ts";
 import { removeVolume } from "../storage/volumes.ts";
 
 /**
@@ -27,20 +28,15 @@ export function longestQueueSeconds(
   return queueSeconds + MARGIN_SECONDS;
 }
 
-const TURN = /^(.+)\.(\d+)-(\d+)-(\d+-\d+-[0-9a-f]{8})-([0-9a-f]*)\.turn\.libvirt-gci$/;
 const UNKNOWN = "0-0-00000000";
-
-/** What a volume's name says, or null if it is no entry. */
-export function parseQueueEntry(volume: string): QueueEntry | null {
-  const match = TURN.exec(volume);
-  if (match === null) return null;
-  const [, machine = "", number, memoryMib, process = "", host = ""] = match;
-  return { volume, machine, number: Number(number), memoryMib: Number(memoryMib), process, host };
-}
 
 /** The entries among these volumes, the first first. */
 export function entriesIn(volumes: readonly string[]): QueueEntry[] {
-  return inOrder(volumes.map(parseQueueEntry).filter((entry) => entry !== null));
+  const entries = ofKind(volumes, "turn").map(({ volume, name: machine, fields }) => {
+    const [number, memoryMib, process, host] = fields;
+    return { volume, machine, number: Number(number), memoryMib: Number(memoryMib), process, host };
+  });
+  return inOrder(entries);
 }
 
 /**
@@ -68,28 +64,19 @@ export interface QueueLimits {
   readonly signal: AbortSignal;
 }
 
-/** An entry, with the names of the pool's volumes as they were just after it came. */
-export interface EnteredQueue {
-  readonly entry: QueueEntry;
-  readonly volumes: readonly string[];
-}
-
 /** Joins the queue at its end. */
 export async function enterQueue(
   pool: StoragePool,
   machine: string,
   { memoryMib, longestSeconds, signal }: QueueLimits & { readonly memoryMib: number },
-): Promise<EnteredQueue> {
+): Promise<Entered<QueueEntry>> {
   const process = processOf(Deno.pid) ?? UNKNOWN;
   const host = process === UNKNOWN ? "" : await hostMark();
-  const { volume, volumes } = await enqueue(pool, {
-    nameOf: (number) => `${machine}.${number}-${memoryMib}-${process}-${host}.turn.libvirt-gci`,
+  return await enqueue(pool, {
+    nameOf: (number) => volumeName(machine, "turn", number, memoryMib, process, host),
     last: async (volumes) => (await liveEntries(pool, volumes, { longestSeconds })).at(-1),
     signal,
   });
-  const entry = parseQueueEntry(volume);
-  if (entry === null) throw new Error(`"${volume}" is no name of an entry`);
-  return { entry, volumes };
 }
 
 /** Gives the entry up: once the domain runs, that counts instead. */

@@ -3,6 +3,7 @@ import type { Connection } from "../../libvirt/connection.ts";
 import { Domain } from "../../libvirt/domain.ts";
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
 import type { Template } from "../storage/template.ts";
+import { ofKind, STANDBY_NAME, volumeName } from "../storage/volume_names.ts";
 import { createRawVolume, removeVolume } from "../storage/volumes.ts";
 import { fixedValues, type MachineSettings } from "../../settings/settings.ts";
 import { sha256 } from "../../sha256.ts";
@@ -20,13 +21,11 @@ export interface Standby {
   readonly kind: string;
 }
 
-const NAME = /^standby-[0-9a-f]{16}$/;
-const WAITING = /^(standby-[0-9a-f]{16})\.([0-9a-f]{16})\.waiting\.libvirt-gci$/;
-const TAKEN = /^(.+)\.(standby-[0-9a-f]{16})\.taken\.libvirt-gci$/;
+const NAME = new RegExp(`^${STANDBY_NAME}$`);
 
 /** A name for a new machine. */
 export function newStandbyName(): string {
-  return `standby-${randomHex(8)}`;
+  return `standby-${crypto.getRandomValues(new Uint8Array(8)).toHex()}`;
 }
 
 /** Whether this is the name of a machine that waits, or waited once. */
@@ -36,8 +35,8 @@ export function isStandbyName(machine: string): boolean {
 
 /** The machines that wait, of these volumes. */
 export function waitingIn(volumes: readonly string[]): Standby[] {
-  return volumes.map((volume) => WAITING.exec(volume)).filter((match) => match !== null)
-    .map(([, name = "", kind = ""]) => ({ name, kind }));
+  return ofKind(volumes, "waiting").filter(({ name }) => isStandbyName(name))
+    .map(({ name, fields: [kind] }) => ({ name, kind }));
 }
 
 /** Whether its guest runs: after a boot of the host, only its volumes are left. */
@@ -50,18 +49,20 @@ export async function isAlive({ name }: Standby, connection: Connection): Promis
 export function assignmentsIn(
   volumes: readonly string[],
 ): { readonly machine: string; readonly standby: string }[] {
-  return volumes.map((volume) => TAKEN.exec(volume)).filter((match) => match !== null)
-    .map(([, machine = "", standby = ""]) => ({ machine, standby }));
+  return ofKind(volumes, "taken").map(({ name, fields: [standby] }) => ({
+    machine: name,
+    standby,
+  }));
 }
 
 /** From now on, any job may have it. */
 export async function markWaiting(pool: StoragePool, { name, kind }: Standby): Promise<void> {
-  using _ = await createRawVolume(pool, `${name}.${kind}.waiting.libvirt-gci`, 0);
+  using _ = await createRawVolume(pool, volumeName(name, "waiting", kind), 0);
 }
 
 /** Whether it is ours now: of all who try, one gets it. */
 export function acquireStandby(pool: StoragePool, { name, kind }: Standby): Promise<boolean> {
-  return removeVolume(pool, `${name}.${kind}.waiting.libvirt-gci`);
+  return removeVolume(pool, volumeName(name, "waiting", kind));
 }
 
 /** Says that the machine of this name is the one that waited, if whoever says it can claim that. */
@@ -70,7 +71,7 @@ export async function assignStandby(
   machine: string,
   standby: string,
 ): Promise<void> {
-  using _ = await createRawVolume(pool, takenVolume(machine, standby), 0);
+  using _ = await createRawVolume(pool, volumeName(machine, "taken", standby), 0);
 }
 
 /** Takes that back. */
@@ -79,11 +80,7 @@ export async function unassignStandby(
   machine: string,
   standby: string,
 ): Promise<void> {
-  await removeVolume(pool, takenVolume(machine, standby));
-}
-
-function takenVolume(machine: string, standby: string): string {
-  return `${machine}.${standby}.taken.libvirt-gci`;
+  await removeVolume(pool, volumeName(machine, "taken", standby));
 }
 
 /**
@@ -101,8 +98,4 @@ export async function standbyKind(
   const { pool, volume, path, modified } = template;
   const origin = imageId ?? [pool, volume, path, modified];
   return (await sha256(JSON.stringify([origin, fixedValues(settings)]))).slice(0, 16);
-}
-
-function randomHex(bytes: number): string {
-  return crypto.getRandomValues(new Uint8Array(bytes)).toHex();
 }

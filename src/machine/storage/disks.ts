@@ -4,13 +4,8 @@ import type { StoragePool } from "../../libvirt/storage_pool.ts";
 import type { MachineDomain } from "../domain_xml.ts";
 import { throwIfLost } from "../lost_connection.ts";
 import { createGuestDirectory, guestPaths } from "./guest_files.ts";
-import {
-  type Base,
-  createOverlay,
-  createRawVolume,
-  type VolumeKind,
-  volumeName,
-} from "./volumes.ts";
+import { volumeName } from "./volume_names.ts";
+import { type Base, createOverlay, createRawVolume } from "./volumes.ts";
 import { virsh } from "../../shell.ts";
 
 /** What the other volumes of a machine hold. */
@@ -51,7 +46,7 @@ export function createVolumes(
 ): Promise<
   Pick<MachineDomain, "consolePath" | "seedPath" | "credentialPath" | "nvramPath">
 > {
-  const create = async (kind: VolumeKind, bytes: Uint8Array<ArrayBuffer>): Promise<string> => {
+  const create = async (kind: "seed" | "credential", bytes: Uint8Array<ArrayBuffer>) => {
     using volume = await createRawVolume(pool, volumeName(machine, kind), bytes.length);
     await volume.upload(bytes);
     return await volume.path();

@@ -6,7 +6,8 @@ import { isLibvirtError, orNull, VIR_ERR } from "../../libvirt/error.ts";
 import { StoragePool } from "../../libvirt/storage_pool.ts";
 import type { Volume } from "../../libvirt/volume.ts";
 import { dirPoolXml } from "./pools.ts";
-import { removeVolume, volumeName } from "./volumes.ts";
+import { volumeName } from "./volume_names.ts";
+import { removeVolume } from "./volumes.ts";
 import { sleep } from "../../wait.ts";
 import { xml } from "../../xml.ts";
 

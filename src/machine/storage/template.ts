@@ -5,7 +5,8 @@ import { isLibvirtError, VIR_ERR } from "../../libvirt/error.ts";
 import { StoragePool } from "../../libvirt/storage_pool.ts";
 import { lookupActivePool } from "./pools.ts";
 import { readVolumeXml } from "./volume_xml.ts";
-import { type Base, isMachineVolume } from "./volumes.ts";
+import { isMachineVolume } from "./volume_names.ts";
+import type { Base } from "./volumes.ts";
 
 /** A base image that overlays stand on. */
 export interface Template extends Base {

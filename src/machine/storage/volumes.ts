@@ -3,28 +3,8 @@ import { isLibvirtError, VIR_ERR } from "../../libvirt/error.ts";
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
 import type { Volume } from "../../libvirt/volume.ts";
 import { sleep } from "../../wait.ts";
+import { ofKind, volumeName } from "./volume_names.ts";
 import { type Xml, xml } from "../../xml.ts";
-
-/**
- * The volumes of a machine: its name and one of these endings. libvirt's volumes have no metadata,
- * so the endings mark what is ours, in a pool that may hold the volumes of others too.
- */
-const VOLUME_ENDINGS = {
-  owner: ".owner.libvirt-gci",
-  overlay: ".overlay.libvirt-gci",
-  ram: ".ram.libvirt-gci",
-  seed: ".seed.libvirt-gci",
-  credential: ".credential.libvirt-gci",
-  guest: ".guest.libvirt-gci",
-} as const;
-
-/** One of the volumes that a machine may have. */
-export type VolumeKind = keyof typeof VOLUME_ENDINGS;
-
-/** The name of a machine's volume. */
-export function volumeName(machine: string, kind: VolumeKind): string {
-  return machine + VOLUME_ENDINGS[kind];
-}
 
 /** What an overlay stands on. */
 export interface Base {
@@ -90,30 +70,6 @@ function rawXml(name: string, bytes: number): Xml {
   `;
 }
 
-const NAMED_KINDS = [
-  "[\\da-f-]+\\.(?:turn|place)",
-  "standby-[\\da-f]+\\.taken",
-  "[\\da-f]+\\.waiting",
-];
-const KINDS = [...Object.keys(VOLUME_ENDINGS), ...NAMED_KINDS].join("|");
-const MACHINE_VOLUME = new RegExp(`^(.+)\\.(?:${KINDS})\\.libvirt-gci$`);
-
-/** The machine whose volume this is; null if it is none's. */
-export function machineOfVolume(volume: string): string | null {
-  return MACHINE_VOLUME.exec(volume)?.[1] ?? null;
-}
-
-/** Whether it is one of the machine's empty volumes whose names say all. */
-function isNamedOf(machine: string, volume: string): boolean {
-  return /\.(turn|place|taken|waiting)\.libvirt-gci$/.test(volume) &&
-    machineOfVolume(volume) === machine;
-}
-
-/** Whether a volume of this name belongs to some machine, and so is no template. */
-export function isMachineVolume(name: string): boolean {
-  return name.endsWith(".libvirt-gci");
-}
-
 /**
  * Deletes all volumes of the machine that are there but its owner's and what the guest wrote, and gives
  * their names; the empty ones whose names say all, which only a list of the pool finds, if it may have
@@ -137,8 +93,8 @@ export async function removeVolumes(
     await tryDelete(volumeName(machine, kind));
   }
   if (mayHaveNamed) {
-    const named = (await pool.volumeNames()).filter((name) => isNamedOf(machine, name));
-    for (const name of named) await tryDelete(name);
+    const named = ofKind(await pool.volumeNames(), "turn", "place", "taken", "waiting");
+    for (const { volume, name } of named) if (name === machine) await tryDelete(volume);
   }
   // While it is there, prepare takes the name for used.
   await tryDelete(volumeName(machine, "overlay"));

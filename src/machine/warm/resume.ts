@@ -13,10 +13,11 @@ import { reach } from "../reach.ts";
 import { agentOf } from "../ssh_channel.ts";
 import { createDisk } from "../storage/disks.ts";
 import { requireUnchanged, type Template } from "../storage/template.ts";
-import { copyRawVolume, removeVolume, volumeName } from "../storage/volumes.ts";
+import { volumeName } from "../storage/volume_names.ts";
+import { copyRawVolume, removeVolume } from "../storage/volumes.ts";
 import { restoreInPlace } from "./restore.ts";
 import { savedXml, withSavedXml } from "./saved_image.ts";
-import { chooseWarmImage, type WarmImage, warmVolume } from "./warm_image.ts";
+import { chooseWarmImage, type WarmImage } from "./warm_image.ts";
 import { xmlForMachine } from "./warm_xml.ts";
 import { NotYet, waitFor } from "../../wait.ts";
 
@@ -140,7 +141,7 @@ async function restore(
 ): Promise<void> {
   await using connection = await connect(Math.max(config.libvirt.callSeconds, RESTORE_SECONDS));
   using pool = await StoragePool.lookup(connection, poolName);
-  using ram = await pool.lookupVolume(warmVolume(image.template, image.id, "ram"));
+  using ram = await pool.lookupVolume(volumeName(image.template, "warm-ram", image.id));
   const saved = await ram.download(0, image.bytesBeforeRam);
   const beforeRam = withSavedXml(saved, xmlForMachine(savedXml(saved), machine));
   // Its own variables of the firmware are a part of the RAM, which QEMU writes over the template's.
@@ -176,7 +177,7 @@ async function createFrozenOverlay(
   image: WarmImage,
   pool: StoragePool,
 ): Promise<string> {
-  using base = await pool.lookupVolume(warmVolume(image.template, image.id, "disk"));
+  using base = await pool.lookupVolume(volumeName(image.template, "warm-disk", image.id));
   const frozen = { ...template, path: await base.path(), format: "qcow2" };
   return await createDisk(pool, name, { template: frozen, diskGib });
 }

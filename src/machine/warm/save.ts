@@ -17,6 +17,7 @@ import { startMachine } from "../start.ts";
 import { createDisk } from "../storage/disks.ts";
 import { lookupOverlayPool } from "../storage/overlay_pool.ts";
 import { findTemplate } from "../storage/template.ts";
+import { volumeName } from "../storage/volume_names.ts";
 import { createRawVolume } from "../storage/volumes.ts";
 import { bytesBeforeRam, HEADER_BYTES } from "./saved_image.ts";
 import {
@@ -29,7 +30,6 @@ import {
   type WarmImage,
   type WarmName,
   warmOrigin,
-  warmVolume,
   writeInfo,
 } from "./warm_image.ts";
 import { chooseTemplate, templateAdvice, templatesToResume } from "../../policy/template_choice.ts";
@@ -130,7 +130,7 @@ async function make(
   steps.end("rehearsal");
 
   signal.throwIfAborted();
-  using ram = await createRawVolume(pool, warmVolume(image.template, image.id, "ram"), 0);
+  using ram = await createRawVolume(pool, volumeName(image.template, "warm-ram", image.id), 0);
   await stopProcesses(agentOf(domain));
   await domain.save(await ram.path());
   steps.end("save");
@@ -144,7 +144,7 @@ function bootToSave({ template: templateName, id }: WarmName): Start {
   return async (machine, pool, { host: { connection }, report, signal }) => {
     const { name, template, settings } = machine;
     const { diskGib, domainType } = settings;
-    const volume = warmVolume(templateName, id, "disk");
+    const volume = volumeName(templateName, "warm-disk", id);
     const overlayPath = await createDisk(pool, name, { template, diskGib, volume });
     const onDisk = { ...machine, overlayPath, isWarm: true };
     const domain = await startMachine(connection, onDisk, { template, signal });

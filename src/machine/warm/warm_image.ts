@@ -6,20 +6,11 @@ import type { StoragePool } from "../../libvirt/storage_pool.ts";
 import { domainXml } from "../domain_xml.ts";
 import { EMPTY_METADATA } from "../metadata.ts";
 import type { Template } from "../storage/template.ts";
-import { createRawVolume, removeVolume, volumeName } from "../storage/volumes.ts";
+import { ofKind, volumeName } from "../storage/volume_names.ts";
+import { createRawVolume, removeVolume } from "../storage/volumes.ts";
 import { find, rootOf, textAt } from "../../read_xml.ts";
 import type { MachineSettings } from "../../settings/settings.ts";
 import { sha256 } from "../../sha256.ts";
-
-/**
- * The volumes of a warm image: a disk that no machine writes to any more, the RAM of the machine that
- * wrote it, and last, which makes it one, what says of what it was made. The names end like those of
- * a machine's volumes, so that none is taken for a template, and belong to no machine.
- */
-const PARTS = { disk: "warm-disk", ram: "warm-ram", info: "warm" } as const;
-
-/** One of the volumes of a warm image. */
-export type WarmPart = keyof typeof PARTS;
 
 /** Of what a warm image was made, by what a message calls it. It holds as long as all is the same. */
 export type WarmOrigin = Readonly<Record<string, string>>;
@@ -43,11 +34,6 @@ export interface WarmName {
 /** A warm image, complete. */
 export interface WarmImage extends WarmName, WarmInfo {}
 
-/** The name of a volume of a warm image. */
-export function warmVolume(template: string, id: string, part: WarmPart): string {
-  return `${template}.${id}.${PARTS[part]}.libvirt-gci`;
-}
-
 /** An id for a new warm image. */
 export function newWarmId(): string {
   return crypto.getRandomValues(new Uint8Array(5)).toHex();
@@ -58,12 +44,21 @@ export async function makerOf(template: string): Promise<string> {
   return `warm-${(await sha256(template)).slice(0, 16)}`;
 }
 
-const VOLUME = /^(.+)\.([0-9a-f]{10})\.(warm|warm-disk|warm-ram)\.libvirt-gci$/;
+/**
+ * The volumes of a warm image: a disk that no machine writes to any more, the RAM of the machine that
+ * wrote it, and last, which makes it one, what says of what it was made. The names end like those of
+ * a machine's volumes, so that none is taken for a template, and belong to no machine.
+ */
+const KINDS = ["warm-disk", "warm-ram", "warm"] as const;
+
+/** The names of the volumes of a warm image. */
+export function warmVolumes({ template, id }: WarmName): string[] {
+  return KINDS.map((kind) => volumeName(template, kind, id));
+}
 
 /** The ids of warm images of which there is any volume, and their templates. */
 export function warmIds(volumes: readonly string[]): Map<string, string> {
-  const matches = volumes.map((volume) => VOLUME.exec(volume)).filter((match) => match !== null);
-  return new Map(matches.map(([, template = "", id = ""]) => [id, template]));
+  return new Map(ofKind(volumes, ...KINDS).map(({ name, fields: [id] }) => [id, name]));
 }
 
 /** The warm images that are complete, the newest first; of one template, or all. */
@@ -75,9 +70,8 @@ export async function findWarmImages(
   const images: WarmImage[] = [];
   for (const [id, of] of warmIds(volumes)) {
     if (template !== null && of !== template) continue;
-    const parts = (Object.keys(PARTS) as WarmPart[]).map((part) => warmVolume(of, id, part));
-    if (!parts.every((part) => volumes.includes(part))) continue;
-    const info = await readInfo(pool, warmVolume(of, id, "info"));
+    if (!warmVolumes({ template: of, id }).every((volume) => volumes.includes(volume))) continue;
+    const info = await readInfo(pool, volumeName(of, "warm", id));
     if (info !== null) images.push({ ...info, template: of, id });
   }
   return images.sort((a, b) => a.created < b.created ? 1 : -1);
@@ -87,7 +81,7 @@ export async function findWarmImages(
 export async function writeInfo(pool: StoragePool, image: WarmImage): Promise<void> {
   const { template, id, ...info } = image;
   const bytes = new TextEncoder().encode(`${JSON.stringify(info)}\n`);
-  using volume = await createRawVolume(pool, warmVolume(template, id, "info"), bytes.length);
+  using volume = await createRawVolume(pool, volumeName(template, "warm", id), bytes.length);
   await volume.upload(bytes);
 }
 
@@ -205,10 +199,10 @@ export async function removeWarmImage(
   pool: StoragePool,
   { template, id }: WarmName,
 ): Promise<string[]> {
-  await removeVolume(pool, warmVolume(template, id, "info"));
-  await removeVolume(pool, warmVolume(template, id, "ram"));
+  await removeVolume(pool, volumeName(template, "warm", id));
+  await removeVolume(pool, volumeName(template, "warm-ram", id));
   const users = await machinesOn(pool, { template, id });
-  if (users.length === 0) await removeVolume(pool, warmVolume(template, id, "disk"));
+  if (users.length === 0) await removeVolume(pool, volumeName(template, "warm-disk", id));
   return users;
 }
 
@@ -226,8 +220,8 @@ export async function findDeadWarmImages(pool: StoragePool): Promise<WarmName[]>
   for (const [id, template] of warmIds(volumes)) {
     if (newest.get(template) === id) continue;
     if (volumes.includes(volumeName(await makerOf(template), "owner"))) continue;
-    const isDiskAlone = !volumes.includes(warmVolume(template, id, "info")) &&
-      !volumes.includes(warmVolume(template, id, "ram"));
+    const isDiskAlone = !volumes.includes(volumeName(template, "warm", id)) &&
+      !volumes.includes(volumeName(template, "warm-ram", id));
     if (isDiskAlone && (await machinesOn(pool, { template, id })).length > 0) continue;
     dead.push({ template, id });
   }
@@ -236,17 +230,15 @@ export async function findDeadWarmImages(pool: StoragePool): Promise<WarmName[]>
 
 /** The machines whose disks stand on that of a warm image, by name. */
 export async function machinesOn(pool: StoragePool, { template, id }: WarmName): Promise<string[]> {
-  using base = await pool.findVolume(warmVolume(template, id, "disk"));
+  using base = await pool.findVolume(volumeName(template, "warm-disk", id));
   if (base === null) return [];
   const path = await base.path();
-  const ending = volumeName("", "overlay");
   const machines: string[] = [];
-  for (const name of (await pool.volumeNames()).toSorted()) {
-    if (!name.endsWith(ending)) continue;
-    using overlay = await pool.findVolume(name);
+  for (const { volume, name } of ofKind(await pool.volumeNames(), "overlay")) {
+    using overlay = await pool.findVolume(volume);
     const xml = overlay && await orNull(VIR_ERR.NO_STORAGE_VOL, overlay.xml());
     const backing = xml && textAt(rootOf(xml), "backingStore", "path");
-    if (backing === path) machines.push(name.slice(0, -ending.length));
+    if (backing === path) machines.push(name);
   }
-  return machines;
+  return machines.sort();
 }
