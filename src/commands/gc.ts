@@ -126,7 +126,7 @@ async function removeDeadEntries(
     if (await isLiveEntry(entry, { longestSeconds: longestQueueSeconds(config.host) })) continue;
     using pool = await StoragePool.lookup(connection, config.pools.overlays);
     await leaveQueue(pool, entry);
-    log(`Removed the turn of "${name}": nobody waits for it any more`);
+    log(`Removed the queue entry of "${name}": nobody waits for it any more`);
   }
 }
 

@@ -120,10 +120,10 @@ async function isQueued(
 ): Promise<boolean> {
   if (volumes.some((volume) => volume.name === volumeName(name, "overlay"))) return false;
   const names = volumes.map((volume) => volume.name);
-  if (why === null && ofKind(names, "place").length > 0) return true;
-  const turns = entriesIn(names);
+  if (why === null && ofKind(names, "project").length > 0) return true;
+  const entries = entriesIn(names);
   const limits = { longestSeconds: longestQueueSeconds(config.host) };
-  return (await Promise.all(turns.map((turn) => isLiveEntry(turn, limits)))).includes(true);
+  return (await Promise.all(entries.map((entry) => isLiveEntry(entry, limits)))).includes(true);
 }
 
 function stateOf(

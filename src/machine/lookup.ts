@@ -32,13 +32,13 @@ export async function standbysAssignedTo(
   { connection, config }: Host,
 ): Promise<string[]> {
   using pool = await findActivePool(connection, config.pools.overlays);
-  const taken = assignmentsIn(await pool?.volumeNames() ?? []);
+  const assignments = assignmentsIn(await pool?.volumeNames() ?? []);
   const ours: string[] = [];
-  for (const { standby } of taken.filter((each) => each.machine === machine)) {
+  for (const { standby } of assignments.filter((each) => each.machine === machine)) {
     using domain = await Domain.find(connection, standby);
     const metadata = domain && await findMetadata(domain);
     const isOurs = metadata === null
-      ? !taken.some((other) => other.standby === standby && other.machine !== machine)
+      ? !assignments.some((other) => other.standby === standby && other.machine !== machine)
       : metadata.machine === machine;
     if (isOurs) ours.push(standby);
   }

@@ -219,7 +219,7 @@ export const MACHINE = {
       "The shell that runs scripts, and that of the user whom cloud-init creates. GitLab Runner " +
         "quotes for bash: if sh is another shell, such as dash, jobs need its feature flag " +
         "`FF_POSIXLY_CORRECT_ESCAPES`.",
-      { fixed: true }, // the machine's record has it
+      { fixed: true }, // the machine's metadata has it
     ),
     builds_dir: setting(DIRECTORY, null, "The guest's directory for the project.", {
       unset: "`builds` in the user's home",

@@ -63,9 +63,9 @@ async function statesOf(...machines: string[]): Promise<(string | undefined)[]> 
   return machines.map((name) => all.find(({ machine }) => machine === name)?.state);
 }
 
-/** The files of the turns in the pool. */
-async function turns(): Promise<string[]> {
-  return (await virsh("vol-list", TESTBED.overlayPool)).match(/\/\S+\.turn\.libvirt-gci/g) ?? [];
+/** The files of the queue's entries. */
+async function queueEntries(): Promise<string[]> {
+  return (await virsh("vol-list", TESTBED.overlayPool)).match(/\/\S+\.queue\.libvirt-gci/g) ?? [];
 }
 
 e2eTest(
@@ -93,12 +93,12 @@ e2eTest(
     third.process.kill("SIGTERM");
     assert.equal((await third.process.status).code, 2, third.text());
     await fourth.said(/^Waiting for a machine to end \(1 of 1 machine run\)$/m);
-    assert.equal((await turns()).length, 1);
+    assert.equal((await queueEntries()).length, 1);
     assert.doesNotMatch(await virsh("vol-list", TESTBED.overlayPool), new RegExp(c));
 
     await cleanUp(a);
     await fourth.said(/Started the machine/);
-    assert.deepEqual(await turns(), []);
+    assert.deepEqual(await queueEntries(), []);
     assert.equal((await fourth.process.status).code, 0, fourth.text());
   },
 );

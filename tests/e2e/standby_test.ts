@@ -51,13 +51,13 @@ async function servesAJob(file: string): Promise<void> {
   ];
   const result = await runJob(runnerFor(PROGRAM, ["--config", file]), job({ script }));
   assertVerdict(result, "success");
-  const [, taken] =
+  const [, standby] =
     /Took over the machine "([^"]+)", which waited for a job/.exec(result.logText) ??
       [];
-  assert(taken !== undefined && before.includes(taken), result.logText);
+  assert(standby !== undefined && before.includes(standby), result.logText);
   const machine = result.config.jobEnv?.["LIBVIRT_GCI_MACHINE"];
   assert.match(result.logText, new RegExp(`\\n${machine}\\nssh-ed25519 libvirt-gci\\n`));
-  assert.doesNotMatch(await virsh("list", "--name"), new RegExp(taken));
+  assert.doesNotMatch(await virsh("list", "--name"), new RegExp(standby));
   await untilTwoWait(file);
 }
 
@@ -71,9 +71,9 @@ async function goesToOne(file: string): Promise<void> {
   const logs = await allOf(
     machines.map((machine) => done(file, ["prepare", "-d", "lite", "-m", machine])),
   );
-  const taken = logs.flatMap((log) => /Took over the machine "([^"]+)"/.exec(log)?.[1] ?? []);
-  assert.equal(taken.length, 2, logs.join("\n"));
-  assert.equal(new Set(taken).size, 2);
+  const standbys = logs.flatMap((log) => /Took over the machine "([^"]+)"/.exec(log)?.[1] ?? []);
+  assert.equal(standbys.length, 2, logs.join("\n"));
+  assert.equal(new Set(standbys).size, 2);
   for (const machine of machines) {
     await done(file, ["run", "-m", machine, "--", "true"]);
     assert.match(await done(file, ["logs", machine]), /\S/);

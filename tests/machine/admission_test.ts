@@ -172,15 +172,15 @@ Deno.test("whatever comes and goes, machines never exceed the limits, and nobody
     fc.property(STORY, ({ maxMachines, total, steps }) => {
       const limits = { ...LIMITS, maxMachines };
       const room = total - limits.reserveMemoryMib;
-      const turns: { machine: string; memoryMib: number; isAdmitted: boolean }[] = [];
+      const entries: { machine: string; memoryMib: number; isAdmitted: boolean }[] = [];
       const running = new Map<string, number>();
       const sum = (numbers: Iterable<number>): number => [...numbers].reduce((a, b) => a + b, 0);
-      const look = (place: number) => {
-        const turn = turns[place];
-        assert(turn);
+      const look = (at: number) => {
+        const entry = entries[at];
+        assert(entry);
         return findShortage({
           ...LOAD,
-          ...{ entry: turn, ahead: turns.slice(0, place), running: new Set(running.keys()) },
+          ...{ entry, ahead: entries.slice(0, at), running: new Set(running.keys()) },
           memory: { total, available: total - sum(running.values()) },
         }, limits);
       };
@@ -188,24 +188,24 @@ Deno.test("whatever comes and goes, machines never exceed the limits, and nobody
       for (const [i, step] of steps.entries()) {
         if (step.kind === "come") {
           const { memoryMib } = step;
-          turns.push({ machine: `m${i}`, memoryMib, isAdmitted: false });
+          entries.push({ machine: `m${i}`, memoryMib, isAdmitted: false });
         } else if (step.kind === "end") {
           running.delete(pick([...running.keys()], step.who) ?? "");
         } else {
-          const turn = pick(
-            turns.filter((t) => t.isAdmitted === (step.kind === "start")),
+          const entry = pick(
+            entries.filter((each) => each.isAdmitted === (step.kind === "start")),
             step.who,
           );
-          if (turn === undefined) continue;
-          const place = turns.indexOf(turn);
-          if (step.kind === "look" && look(place) === null) {
-            for (let j = 0; j < place; j++) assert.equal(look(j), null, "it overtakes");
-            turn.isAdmitted = true;
+          if (entry === undefined) continue;
+          const at = entries.indexOf(entry);
+          if (step.kind === "look" && look(at) === null) {
+            for (let j = 0; j < at; j++) assert.equal(look(j), null, "it overtakes");
+            entry.isAdmitted = true;
           }
-          if (step.kind === "start") running.set(turn.machine, turn.memoryMib);
-          if (step.kind !== "look") turns.splice(place, 1);
+          if (step.kind === "start") running.set(entry.machine, entry.memoryMib);
+          if (step.kind !== "look") entries.splice(at, 1);
         }
-        const starting = turns.filter(({ isAdmitted }) => isAdmitted);
+        const starting = entries.filter(({ isAdmitted }) => isAdmitted);
         assert(running.size + starting.length <= (maxMachines ?? Infinity), "too many machines");
         const promised = sum(running.values()) + sum(starting.map(({ memoryMib }) => memoryMib));
         assert(promised <= Math.max(0, room), "too much memory");
@@ -226,9 +226,9 @@ Deno.test("the space of a file system is known where it is, and nowhere else", a
   assert.equal(fileSystemSpace("/nonexistent"), null);
 });
 
-// --- Turns ---------------------------------------------------------------------------------------
+// --- Entries -------------------------------------------------------------------------------------
 
-const TURN_LIMITS = { longestSeconds: 60, signal: new AbortController().signal, memoryMib: 1 };
+const QUEUE_LIMITS = { longestSeconds: 60, signal: new AbortController().signal, memoryMib: 1 };
 
 /** Gives the test a host and its pool, and sees that no handle and no volume is left. */
 async function withPool(test: (pool: StoragePool) => Promise<void>): Promise<void> {
@@ -245,21 +245,21 @@ async function makeVolume(pool: StoragePool, name: string): Promise<void> {
   using _ = await createRawVolume(pool, name, 0);
 }
 
-async function deleteTurns(pool: StoragePool): Promise<void> {
+async function deleteEntries(pool: StoragePool): Promise<void> {
   for (const name of await pool.volumeNames()) {
     if (entriesIn([name]).length > 0) await removeVolume(pool, name);
   }
 }
 
-/** The name of a turn, by default one of another host that came just now. */
-function turnName(
+/** The name of an entry, by default one of another host that came just now. */
+function entryName(
   machine: string,
   { number = Date.now(), process = "4711-1234-0123abcd", host = "0123456789abcdef" } = {},
 ): string {
-  return `${machine}.${number}-2048-${process}-${host}.turn.libvirt-gci`;
+  return `${machine}.${number}-2048-${process}-${host}.queue.libvirt-gci`;
 }
 
-/** The process of a turn whose prepare was killed. */
+/** The process of an entry whose prepare was killed. */
 async function deadProcess(): Promise<string> {
   const child = new Deno.Command("sleep", { args: ["100"] }).spawn();
   const [pid, start, boot] = processMark(child.pid)?.split(" ") ?? [];
@@ -268,9 +268,9 @@ async function deadProcess(): Promise<string> {
   return `${pid}-${start}-${boot?.slice(0, 8)}`;
 }
 
-Deno.test("a turn's name tells its machine, whatever that is called, and all of the turn", () => {
-  for (const machine of ["m", "m.17-1-1-1-0123abcd-", "m.12ab", "m.turn.libvirt-gci", "a.b-c_d"]) {
-    const volume = turnName(machine, { number: 17 });
+Deno.test("a queue entry's name tells its machine, whatever that is called, and the rest", () => {
+  for (const machine of ["m", "m.17-1-1-1-0123abcd-", "m.12ab", "m.queue.libvirt-gci", "a.b-c_d"]) {
+    const volume = entryName(machine, { number: 17 });
     assert.equal(machineOfVolume(volume), machine);
     assert.deepEqual(entriesIn(["m.owner.libvirt-gci", volume, `${volume}.qcow2`]), [{
       ...{ volume, machine, number: 17, memoryMib: 2048 },
@@ -279,40 +279,40 @@ Deno.test("a turn's name tells its machine, whatever that is called, and all of 
   }
 });
 
-Deno.test("of turns that come at once, each has seen all that are before it", () =>
+Deno.test("of entries that come at once, each has seen all that are before it", () =>
   withPool(async (pool) => {
-    const taken = await Promise.all(
-      Array.from({ length: 40 }, (_, i) => enterQueue(pool, `m${i}`, TURN_LIMITS)),
+    const entered = await Promise.all(
+      Array.from({ length: 40 }, (_, i) => enterQueue(pool, `m${i}`, QUEUE_LIMITS)),
     );
-    const order = entriesIn(taken.map(({ entry }) => entry.volume)).map(({ volume }) => volume);
-    for (const { entry, volumes } of taken) {
+    const order = entriesIn(entered.map(({ entry }) => entry.volume)).map(({ volume }) => volume);
+    for (const { entry, volumes } of entered) {
       const before = order.slice(0, order.indexOf(entry.volume));
       assert.deepEqual(before.filter((volume) => !volumes.includes(volume)), []);
     }
-    await deleteTurns(pool);
+    await deleteEntries(pool);
   }));
 
-Deno.test("a turn that is there already is never behind a new one, whatever its clock says", () =>
+Deno.test("an entry that is there already is never behind a new one, whatever its clock says", () =>
   withPool(async (pool) => {
     const number = Date.now() + 30_000;
-    await makeVolume(pool, turnName("early", { number }));
+    await makeVolume(pool, entryName("early", { number }));
     const start = performance.now();
-    const { entry } = await enterQueue(pool, "late", TURN_LIMITS);
+    const { entry } = await enterQueue(pool, "late", QUEUE_LIMITS);
     assert(entry.number > number);
     assert(performance.now() - start < 10_000, "it waited until its clock said more");
-    const turns = entriesIn(await pool.volumeNames()).map(({ machine }) => machine);
-    assert.deepEqual(turns, ["early", "late"]);
-    await deleteTurns(pool);
+    const entries = entriesIn(await pool.volumeNames()).map(({ machine }) => machine);
+    assert.deepEqual(entries, ["early", "late"]);
+    await deleteEntries(pool);
   }));
 
-Deno.test("a turn counts while its process runs, and not too long", async () => {
+Deno.test("an entry counts while its process runs, and not too long", async () => {
   const [pid, start, boot] = processMark(Deno.pid)?.split(" ") ?? [];
   const process = `${pid}-${start}-${boot?.slice(0, 8)}`;
   const host = await hostMark();
-  const live = async (differences: Parameters<typeof turnName>[1]) => {
-    const [turn] = entriesIn([turnName("m", differences)]);
-    assert(turn);
-    return await isLiveEntry(turn, { longestSeconds: 60 });
+  const live = async (differences: Parameters<typeof entryName>[1]) => {
+    const [entry] = entriesIn([entryName("m", differences)]);
+    assert(entry);
+    return await isLiveEntry(entry, { longestSeconds: 60 });
   };
   assert(await live({ process, host }));
   assert(!await live({ process: `${pid}-1-${boot?.slice(0, 8)}`, host }));
@@ -325,40 +325,40 @@ Deno.test("a turn counts while its process runs, and not too long", async () => 
   }
 });
 
-Deno.test("the turn of a prepare that was killed counts once more, and is gone then", () =>
+Deno.test("the entry of a prepare that was killed counts once more, and is gone then", () =>
   withPool(async (pool) => {
-    const dead = turnName("dead", { process: await deadProcess(), host: await hostMark() });
+    const dead = entryName("dead", { process: await deadProcess(), host: await hostMark() });
     await makeVolume(pool, dead);
-    const { volumes } = await enterQueue(pool, "m", TURN_LIMITS);
+    const { volumes } = await enterQueue(pool, "m", QUEUE_LIMITS);
     assert(!(await pool.volumeNames()).includes(dead));
     await makeVolume(pool, dead);
     const count = async () =>
-      (await liveEntries(pool, [...volumes, dead], TURN_LIMITS)).map(({ machine }) => machine);
+      (await liveEntries(pool, [...volumes, dead], QUEUE_LIMITS)).map(({ machine }) => machine);
     assert.deepEqual((await count()).sort(), ["dead", "m"]);
     assert.deepEqual(await count(), ["m"]);
-    await deleteTurns(pool);
+    await deleteEntries(pool);
   }));
 
-Deno.test("of places that come at once, each has seen all before it in its project", () =>
+Deno.test("of a project's entries that come at once, each has seen all before it in its project", () =>
   withPool(async (pool) => {
-    const { signal } = TURN_LIMITS;
-    const taken = await Promise.all(
+    const { signal } = QUEUE_LIMITS;
+    const entered = await Promise.all(
       Array.from(
         { length: 40 },
         (_, i) => enterProject(pool, `m${i}`, { project: `p/${i % 2}`, signal }),
       ),
     );
     const volumes = await pool.volumeNames();
-    for (const { entry, volumes: seen } of taken) {
+    for (const { entry, volumes: seen } of entered) {
       assert.equal(machineOfVolume(entry.volume), entry.machine);
       const before = entriesBefore(entry, volumes) ?? assert.fail();
       assert.deepEqual(before.filter(({ volume }) => !seen.includes(volume)), []);
       assert(before.every(({ project }) => project === entry.project));
     }
-    const counts = taken.map(({ entry }) => entriesBefore(entry, volumes)?.length ?? -1);
-    assert.deepEqual(counts.sort((a, b) => a - b), taken.map((_, i) => Math.floor(i / 2)));
-    for (const { entry } of taken) await removeVolume(pool, entry.volume);
-    assert.equal(entriesBefore(taken[0]?.entry ?? assert.fail(), await pool.volumeNames()), null);
+    const counts = entered.map(({ entry }) => entriesBefore(entry, volumes)?.length ?? -1);
+    assert.deepEqual(counts.sort((a, b) => a - b), entered.map((_, i) => Math.floor(i / 2)));
+    for (const { entry } of entered) await removeVolume(pool, entry.volume);
+    assert.equal(entriesBefore(entered[0]?.entry ?? assert.fail(), await pool.volumeNames()), null);
   }));
 
 // --- Stages --------------------------------------------------------------------------------------
@@ -518,7 +518,7 @@ Deno.test("a machine of somebody else is none of ours", () =>
     await removeMachine("m-1", stage);
   }, ONE));
 
-Deno.test("a wait that is cancelled leaves neither turn nor name", () =>
+Deno.test("a wait that is cancelled leaves neither entry nor name", () =>
   withBed(async ({ connection, stage }) => {
     await startPrepare("m-1", stage).done;
     const before = await volumesOf(connection);
@@ -550,7 +550,7 @@ Deno.test("a prepare that was killed while it waited holds nobody up", () =>
     using pool = await StoragePool.lookup(connection, "libvirt-gci");
     await makeVolume(
       pool,
-      turnName("dead", { process: await deadProcess(), host: await hostMark() }),
+      entryName("dead", { process: await deadProcess(), host: await hostMark() }),
     );
     const start = performance.now();
     await startPrepare("m-1", stage).done;
@@ -559,11 +559,11 @@ Deno.test("a prepare that was killed while it waited holds nobody up", () =>
     await removeMachine("dead", stage);
   }, ONE));
 
-Deno.test("a turn that is ahead and lives holds up, though it has nothing but its turn", () =>
+Deno.test("a machine that is ahead and lives holds up, though it has nothing but its entry", () =>
   withBed(async ({ connection, stage }) => {
     using pool = await StoragePool.lookup(connection, "libvirt-gci");
     await makeVolume(pool, "ahead.owner.libvirt-gci"); // or it is nobody's, and swept away
-    const ahead = turnName("ahead");
+    const ahead = entryName("ahead");
     await makeVolume(pool, ahead);
     const behind = startPrepare("m-1", stage);
     await behind.said(/Waiting for a machine to end, 1 job ahead \(0 of 1 machine run\)/);
@@ -573,43 +573,43 @@ Deno.test("a turn that is ahead and lives holds up, though it has nothing but it
     await removeMachine("ahead", stage);
   }, ONE));
 
-Deno.test("a prepare whom somebody took for dead takes another turn, and waits on", () =>
+Deno.test("a prepare whom somebody took for dead enters again, and waits on", () =>
   withBed(async ({ connection, stage }) => {
     using pool = await StoragePool.lookup(connection, "libvirt-gci");
     await startPrepare("m-1", stage).done;
     const second = startPrepare("m-2", stage);
     await second.said(/Waiting/);
-    const turns = async () => entriesIn(await pool.volumeNames()).map(({ volume }) => volume);
-    const [lost = ""] = await turns();
+    const entries = async () => entriesIn(await pool.volumeNames()).map(({ volume }) => volume);
+    const [lost = ""] = await entries();
     await removeVolume(pool, lost);
-    for (let i = 0; i < 300 && (await turns()).length === 0; i++) await sleep(10);
-    assert.notDeepEqual(await turns(), [lost]);
-    assert.equal((await turns()).length, 1);
+    for (let i = 0; i < 300 && (await entries()).length === 0; i++) await sleep(10);
+    assert.notDeepEqual(await entries(), [lost]);
+    assert.equal((await entries()).length, 1);
     await removeMachine("m-1", stage);
     await second.done;
     await removeMachine("m-2", stage);
   }, ONE));
 
-Deno.test("cleanup and gc remove the turn of a prepare that was killed", () =>
+Deno.test("cleanup and gc remove the queue entry of a prepare that was killed", () =>
   withBed(async ({ connection, stage }) => {
     using pool = await StoragePool.lookup(connection, "libvirt-gci");
     const dead = { process: await deadProcess(), host: await hostMark() };
-    const other = turnName("other", dead);
+    const other = entryName("other", dead);
     await makeVolume(pool, other);
-    await makeVolume(pool, turnName("m", dead));
+    await makeVolume(pool, entryName("m", dead));
     await removeMachine("m", stage);
     assert.deepEqual(await volumesOf(connection), [other, "somebody.qcow2"]);
-    await deleteTurns(pool);
+    await deleteEntries(pool);
 
     await startPrepare("m-1", stage).done;
     const before = await volumesOf(connection);
-    await makeVolume(pool, turnName("m-1", dead));
+    await makeVolume(pool, entryName("m-1", dead));
     await gc({ dryRun: true }, stage);
     assert.equal((await volumesOf(connection)).length, before.length + 1);
     await gc({}, stage);
     assert.deepEqual(await volumesOf(connection), before);
     assert.deepEqual(stage.lines.slice(1), [
-      'Removed the turn of "m-1": nobody waits for it any more',
+      'Removed the queue entry of "m-1": nobody waits for it any more',
     ]);
     await removeMachine("m-1", stage);
   }));
@@ -641,7 +641,7 @@ Deno.test("a pool that is full beside another machine is waited for", () =>
     await removeMachine("m-1", stage);
   }, { config: { host: { reserveDiskGib: 100 } } }));
 
-Deno.test("without any limit, nobody takes a turn", async () => {
+Deno.test("without any limit, nobody enters the queue", async () => {
   const calls: string[] = [];
   await using connection = await openTestHost({ onCall: (name) => void calls.push(name) });
   await using guest = await TestGuest.start();
@@ -675,7 +675,7 @@ Deno.test("whoever waits lists the volumes once each time that it looks around",
   for (const machine of ["m-1", "m-2"]) await removeMachine(machine, stage);
 });
 
-Deno.test("a job that has no room takes what comes instead, and leaves no turn", () =>
+Deno.test("a job that has no room takes what comes instead, and leaves no entry", () =>
   withBed(async ({ connection, stage }) => {
     using pool = await StoragePool.lookup(connection, "libvirt-gci");
     await prepare({ ...JOB, machine: "m-1" }, {}, stage);
@@ -688,7 +688,7 @@ Deno.test("a job that has no room takes what comes instead, and leaves no turn",
     await removeMachine("m-1", stage);
   }, ONE));
 
-Deno.test("a machine that no job needs yet waits for no room, and leaves no turn", () =>
+Deno.test("a machine that no job needs yet waits for no room, and leaves no entry", () =>
   withBed(async ({ connection, stage }) => {
     using pool = await StoragePool.lookup(connection, "libvirt-gci");
     await prepare({ ...JOB, machine: "m-1" }, {}, stage);
@@ -879,7 +879,7 @@ Deno.test("a machine that is removed while it waits for its project does not sta
     await removeMachine("m-1", stage);
   }, { config: ruled("[{max_machines: 1}]") }));
 
-Deno.test("where no rule limits a project, nobody takes a place, and cleanup looks for none", async () => {
+Deno.test("where no rule limits a project, nobody gets an entry, and cleanup looks for none", async () => {
   const calls: string[] = [];
   await using connection = await openTestHost({ onCall: (name) => void calls.push(name) });
   await using guest = await TestGuest.start();

@@ -28,7 +28,7 @@ import {
 } from "../../src/machine/standby/waiting.ts";
 import { findWanted, unwantedOf, type WantedStandbys } from "../../src/machine/standby/wanted.ts";
 import { findTemplate } from "../../src/machine/storage/template.ts";
-import { isMachineVolume, machineOfVolume } from "../../src/machine/storage/volume_names.ts";
+import { isOurVolume, machineOfVolume } from "../../src/machine/storage/volume_names.ts";
 import { createRawVolume, removeVolume } from "../../src/machine/storage/volumes.ts";
 import { sweep } from "../../src/machine/unneeded.ts";
 import { removeWarmImage, warmOrigin, warmVolumes } from "../../src/machine/warm/warm_image.ts";
@@ -109,14 +109,14 @@ Deno.test("the names of volumes tell who waits and who took whom", () => {
   assert(!isStandbyName(JOB.machine) && !isStandbyName("standby-filler"));
   const waiting = `${name}.${KIND}.waiting.libvirt-gci`;
   for (const machine of ["m", "m.overlay", "m.entry", "a.b-c_d"]) {
-    const taken = `${machine}.${name}.taken.libvirt-gci`;
-    assert.deepEqual(assignmentsIn([waiting, taken, "m.owner.libvirt-gci"]), [{
+    const assigned = `${machine}.${name}.assigned.libvirt-gci`;
+    assert.deepEqual(assignmentsIn([waiting, assigned, "m.owner.libvirt-gci"]), [{
       machine,
       standby: name,
     }]);
-    assert.deepEqual(waitingIn([taken, waiting]), [{ name, kind: KIND }]);
-    assert.equal(machineOfVolume(taken), machine);
-    assert(isMachineVolume(taken));
+    assert.deepEqual(waitingIn([assigned, waiting]), [{ name, kind: KIND }]);
+    assert.equal(machineOfVolume(assigned), machine);
+    assert(isOurVolume(assigned));
   }
   assert.equal(machineOfVolume(waiting), name);
 });
@@ -364,7 +364,7 @@ Deno.test("only the job that starts next has machines removed that wait", () =>
     await makeStandby(stage);
     using pool = await StoragePool.lookup(stage.connection, "libvirt-gci");
     const waiting = async () => waitingIn(await pool.volumeNames()).length;
-    const ahead = `ahead.${Date.now()}-64-4711-1234-0123abcd-0123456789abcdef.turn.libvirt-gci`;
+    const ahead = `ahead.${Date.now()}-64-4711-1234-0123abcd-0123456789abcdef.queue.libvirt-gci`;
     {
       using _ = await createRawVolume(pool, ahead, 0); // of a prepare on another host
     }
@@ -585,7 +585,7 @@ Deno.test("a machine that waits, is of no use and cannot be removed fails no job
     await prepare(JOB, {}, wants);
     const warnings = stage.warnings.join("\n");
     assert.match(warnings, /Could not remove the waiting machine .*, so gc has to: .*was not made/);
-    assert.match(warnings, /The waiting machine .* is of no use: .*has no record/);
+    assert.match(warnings, /The waiting machine .* is of no use: .*has no metadata/);
     await removeMachine(JOB.machine, stage);
   }));
 
@@ -603,7 +603,7 @@ Deno.test("a job that waits its turn tries a machine that comes to wait meanwhil
     while (stage.warnings.length === 0) await sleep(10);
     await removeMachine("first", stage);
     await prepared;
-    assert.match(stage.warnings.join("\n"), /The waiting machine .* is of no use: .*no record/);
+    assert.match(stage.warnings.join("\n"), /The waiting machine .* is of no use: .*no metadata/);
     await removeMachine(JOB.machine, stage);
   }, { config: { host: { maxMachines: 1, queueSeconds: 10 } } }));
 
@@ -625,6 +625,6 @@ Deno.test("a job over its project's limit takes no machine that waits", () =>
     assert.doesNotMatch(stage.warnings.join("\n"), /is of no use/);
     await removeMachine("first", stage);
     await prepared;
-    assert.match(stage.warnings.join("\n"), /The waiting machine .* is of no use: .*no record/);
+    assert.match(stage.warnings.join("\n"), /The waiting machine .* is of no use: .*no metadata/);
     await removeMachine(JOB.machine, stage);
   }, { config: parseConfig("rules: [{max_machines: 1}]", "config.yaml") }));

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import fc from "fast-check";
 import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import {
-  isMachineVolume,
+  isOurVolume,
   machineOfVolume,
   ofKind,
   parseVolume,
@@ -30,21 +30,23 @@ function volumesOf(machine: string): [volume: string, made: string, fields: stri
     [`${machine}.credential.libvirt-gci`, volumeName(machine, "credential"), []],
     [`${machine}.guest.libvirt-gci`, volumeName(machine, "guest"), []],
     [
-      `${machine}.17-2048-${PROCESS}-${HASH}.turn.libvirt-gci`,
-      volumeName(machine, "turn", 17, 2048, PROCESS, HASH),
+      `${machine}.17-2048-${PROCESS}-${HASH}.queue.libvirt-gci`,
+      volumeName(machine, "queue", 17, 2048, PROCESS, HASH),
       ["17", "2048", PROCESS, HASH],
     ],
     [
-      `${machine}.17-2048-0-0-00000000-.turn.libvirt-gci`,
-      volumeName(machine, "turn", 17, 2048, "0-0-00000000", ""),
+      `${machine}.17-2048-0-0-00000000-.queue.libvirt-gci`,
+      volumeName(machine, "queue", 17, 2048, "0-0-00000000", ""),
       ["17", "2048", "0-0-00000000", ""],
     ],
     [
-      `${machine}.17-${HASH}.place.libvirt-gci`,
-      volumeName(machine, "place", 17, HASH),
+      `${machine}.17-${HASH}.project.libvirt-gci`,
+      volumeName(machine, "project", 17, HASH),
       ["17", HASH],
     ],
-    [`${machine}.${STANDBY}.taken.libvirt-gci`, volumeName(machine, "taken", STANDBY), [STANDBY]],
+    [`${machine}.${STANDBY}.assigned.libvirt-gci`, volumeName(machine, "assigned", STANDBY), [
+      STANDBY,
+    ]],
     [`${machine}.${HASH}.waiting.libvirt-gci`, volumeName(machine, "waiting", HASH), [HASH]],
   ];
 }
@@ -54,7 +56,7 @@ Deno.test("a volume's name tells its machine, whatever that is called, and its f
     for (const [volume, made, fields] of volumesOf(machine)) {
       assert.equal(made, volume);
       assert.equal(machineOfVolume(volume), machine);
-      assert(isMachineVolume(volume));
+      assert(isOurVolume(volume));
       const kind = volume.split(".").at(-2);
       assert.deepEqual(parseVolume(volume), { volume, name: machine, kind, fields });
     }
@@ -66,8 +68,12 @@ Deno.test("a name that is not ours belongs to no machine", () => {
     const volume of [
       ...["m.libvirt-gci", ".overlay.libvirt-gci", "m.overlay.libvirt-gci.0", "debian.qcow2"],
       ...["m.constructor.libvirt-gci", "m.Overlay.libvirt-gci", "m.overlay.libvirt-gci\n"],
-      ...["m.turn.libvirt-gci", `m.17-2048-${PROCESS}.turn.libvirt-gci`],
-      ...["m.17-0123.place.libvirt-gci", `m.${HASH}.taken.libvirt-gci`, "m.waiting.libvirt-gci"],
+      ...["m.queue.libvirt-gci", `m.17-2048-${PROCESS}.queue.libvirt-gci`],
+      ...[
+        "m.17-0123.project.libvirt-gci",
+        `m.${HASH}.assigned.libvirt-gci`,
+        "m.waiting.libvirt-gci",
+      ],
     ]
   ) {
     assert.equal(parseVolume(volume), null, volume);
@@ -78,8 +84,8 @@ Deno.test("a name that is not ours belongs to no machine", () => {
 Deno.test("the name of an entry tells any machine and any number", () => {
   const name = fc.stringMatching(/^[a-z0-9][a-z0-9._-]{0,40}$/);
   fc.assert(fc.property(name, fc.nat(), fc.nat(), (machine, number, memoryMib) => {
-    const volume = volumeName(machine, "turn", number, memoryMib, PROCESS, HASH);
-    const [entry] = ofKind([volumeName(machine, "owner"), volume], "turn");
+    const volume = volumeName(machine, "queue", number, memoryMib, PROCESS, HASH);
+    const [entry] = ofKind([volumeName(machine, "owner"), volume], "queue");
     assert.equal(entry?.name, machine);
     assert.deepEqual(entry.fields, [String(number), String(memoryMib), PROCESS, HASH]);
   }));
@@ -90,11 +96,11 @@ Deno.test("no volume of a warm image is a machine's, or passes for a template", 
   assert.deepEqual(volumes, [
     "m.overlay.0123456789.warm-disk.libvirt-gci",
     "m.overlay.0123456789.warm-ram.libvirt-gci",
-    "m.overlay.0123456789.warm.libvirt-gci",
+    "m.overlay.0123456789.warm-info.libvirt-gci",
   ]);
   for (const volume of volumes) {
     assert.equal(machineOfVolume(volume), null);
-    assert(isMachineVolume(volume));
+    assert(isOurVolume(volume));
     assert.deepEqual([...warmIds([volume])], [["0123456789", "m.overlay"]]);
   }
 });

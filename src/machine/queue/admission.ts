@@ -202,13 +202,13 @@ async function lookAround(
   const entries = await liveEntries(pool, volumes, {
     longestSeconds: longestQueueSeconds(config.host),
   });
-  const place = entries.findIndex(({ volume }) => volume === entry.volume);
-  if (place < 0) return null;
+  const at = entries.findIndex(({ volume }) => volume === entry.volume);
+  if (at < 0) return null;
   const domains = await domainMemory(connection);
   const machines = machinesOf(volumes);
   return {
     entry,
-    ahead: entries.slice(0, place),
+    ahead: entries.slice(0, at),
     running: new Set(domains.map(({ name }) => name).filter((name) => machines.has(name))),
     hasOthers: [...machines].some(([name, all]) => all.includes(volumeName(name, "overlay"))),
     memory: config.host.overcommitMemory ? null : await hostMemory(connection, domains),

@@ -23,7 +23,7 @@ export async function enterProject(
 ): Promise<Entered<ProjectEntry>> {
   const project = (await sha256(`libvirt-gci project ${path}`)).slice(0, 16);
   return await enqueue(pool, {
-    nameOf: (number) => volumeName(machine, "place", number, project),
+    nameOf: (number) => volumeName(machine, "project", number, project),
     last: (volumes) => Promise.resolve(entriesOf(project, volumes).at(-1)),
     signal,
   });
@@ -40,7 +40,7 @@ export function entriesBefore(
 }
 
 function entriesOf(project: string, volumes: readonly string[]): ProjectEntry[] {
-  const entries = ofKind(volumes, "place").map(({ volume, name: machine, fields }) => {
+  const entries = ofKind(volumes, "project").map(({ volume, name: machine, fields }) => {
     const [number, project] = fields;
     return { volume, machine, number: Number(number), project };
   });

@@ -20,7 +20,7 @@ export interface Project {
 
 /**
  * Waits until the job's project has fewer machines than the rule lets it have, counting those that came
- * before this one. Nobody else waits for it meanwhile: it takes its turn on the host only after that.
+ * before this one. Nobody else waits for it meanwhile: it enters the host's queue only after that.
  * Once there, it stays there, since all that come later are behind it. Resolves to the seconds that it
  * has waited. Throws SystemFailure when the time is over.
  */

@@ -32,7 +32,7 @@ const UNKNOWN = "0-0-00000000";
 
 /** The entries among these volumes, the first first. */
 export function entriesIn(volumes: readonly string[]): QueueEntry[] {
-  const entries = ofKind(volumes, "turn").map(({ volume, name: machine, fields }) => {
+  const entries = ofKind(volumes, "queue").map(({ volume, name: machine, fields }) => {
     const [number, memoryMib, process, host] = fields;
     return { volume, machine, number: Number(number), memoryMib: Number(memoryMib), process, host };
   });
@@ -73,7 +73,7 @@ export async function enterQueue(
   const process = processOf(Deno.pid) ?? UNKNOWN;
   const host = process === UNKNOWN ? "" : await hostMark();
   return await enqueue(pool, {
-    nameOf: (number) => volumeName(machine, "turn", number, memoryMib, process, host),
+    nameOf: (number) => volumeName(machine, "queue", number, memoryMib, process, host),
     last: async (volumes) => (await liveEntries(pool, volumes, { longestSeconds })).at(-1),
     signal,
   });

@@ -53,9 +53,9 @@ export function findShortage(load: HostLoad, limits: QueueSettings): Shortage | 
 
 /** Whether nobody ahead of the machine waits, so that it is the next to start. */
 export function isNext(load: HostLoad, limits: QueueSettings): boolean {
-  return load.ahead.every((entry, place) =>
+  return load.ahead.every((entry, at) =>
     load.running.has(entry.machine) ||
-    findShortage({ ...load, entry, ahead: load.ahead.slice(0, place) }, limits) === null
+    findShortage({ ...load, entry, ahead: load.ahead.slice(0, at) }, limits) === null
   );
 }
 

@@ -82,7 +82,7 @@ async function handOver(
   const { host, report: { log, progress, steps }, signal } = context;
   using domain = await Domain.lookup(host.connection, standby);
   const waited = await readMetadata(domain);
-  if (waited === null) throw new Error(`The domain "${standby}" has no record`);
+  if (waited === null) throw new Error(`The domain "${standby}" has no metadata`);
   await refuseEnded(domain);
   const login = await createLogin(standby, { keys, settings }, host);
   const metadata: MachineMetadata = {

@@ -11,7 +11,7 @@ import { sha256 } from "../../sha256.ts";
 /**
  * Machines that were resumed before any job asked for them. Two kinds of empty volumes say what
  * becomes of them, by their names alone: `STANDBY.KIND.waiting` as long as it waits, and
- * `MACHINE.STANDBY.taken` from before a machine of this name tries to take it over until cleanup.
+ * `MACHINE.STANDBY.assigned` from before a machine of this name tries to take it over until cleanup.
  * Only one can delete the first, and whoever did has the machine.
  */
 export interface Standby {
@@ -49,7 +49,7 @@ export async function isAlive({ name }: Standby, connection: Connection): Promis
 export function assignmentsIn(
   volumes: readonly string[],
 ): { readonly machine: string; readonly standby: string }[] {
-  return ofKind(volumes, "taken").map(({ name, fields: [standby] }) => ({
+  return ofKind(volumes, "assigned").map(({ name, fields: [standby] }) => ({
     machine: name,
     standby,
   }));
@@ -71,7 +71,7 @@ export async function assignStandby(
   machine: string,
   standby: string,
 ): Promise<void> {
-  using _ = await createRawVolume(pool, volumeName(machine, "taken", standby), 0);
+  using _ = await createRawVolume(pool, volumeName(machine, "assigned", standby), 0);
 }
 
 /** Takes that back. */
@@ -80,7 +80,7 @@ export async function unassignStandby(
   machine: string,
   standby: string,
 ): Promise<void> {
-  await removeVolume(pool, volumeName(machine, "taken", standby));
+  await removeVolume(pool, volumeName(machine, "assigned", standby));
 }
 
 /**

@@ -5,7 +5,7 @@ import { isLibvirtError, VIR_ERR } from "../../libvirt/error.ts";
 import { StoragePool } from "../../libvirt/storage_pool.ts";
 import { lookupActivePool } from "./pools.ts";
 import { readVolumeXml } from "./volume_xml.ts";
-import { isMachineVolume } from "./volume_names.ts";
+import { isOurVolume } from "./volume_names.ts";
 import type { Base } from "./volumes.ts";
 
 /** A base image that overlays stand on. */
@@ -75,7 +75,7 @@ export async function requireUnchanged(connection: Connection, template: Templat
 }
 
 async function findFirst(pool: StoragePool, volumes: readonly string[]): Promise<Template | null> {
-  for (const name of volumes.filter((name) => !isMachineVolume(name))) {
+  for (const name of volumes.filter((name) => !isOurVolume(name))) {
     using volume = await pool.findVolume(name);
     if (volume === null) continue;
     const path = await volume.path();
@@ -109,7 +109,7 @@ async function refresh(pool: StoragePool): Promise<boolean> {
 
 /** Whether a volume of this name may hold a template: it is not a machine's, nor in the making. */
 export function isTemplateVolume(name: string): boolean {
-  return !isMachineVolume(name) && !name.startsWith(".");
+  return !isOurVolume(name) && !name.startsWith(".");
 }
 
 async function templateVolumes(pool: StoragePool): Promise<string[]> {

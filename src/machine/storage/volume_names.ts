@@ -20,14 +20,14 @@ const FIELDS = {
   credential: [],
   guest: [],
   /** Number, memory in MiB, process, host. */
-  turn: ["\\d+", "\\d+", "\\d+-\\d+-[\\da-f]{8}", "[\\da-f]*"],
+  queue: ["\\d+", "\\d+", "\\d+-\\d+-[\\da-f]{8}", "[\\da-f]*"],
   /** Number, hash of the project. */
-  place: ["\\d+", HASH],
-  taken: [STANDBY_NAME],
+  project: ["\\d+", HASH],
+  assigned: [STANDBY_NAME],
   waiting: [HASH],
   "warm-disk": [WARM_ID],
   "warm-ram": [WARM_ID],
-  warm: [WARM_ID],
+  "warm-info": [WARM_ID],
 } as const;
 
 /** What a volume is for. */
@@ -85,7 +85,7 @@ export function machineOfVolume(volume: string): string | null {
   return parsed === null || parsed.kind.startsWith("warm") ? null : parsed.name;
 }
 
-/** Whether a volume of this name belongs to some machine, and so is no template. */
-export function isMachineVolume(name: string): boolean {
-  return name.endsWith(".libvirt-gci");
+/** Whether a volume is ours by its name, and so is no template. */
+export function isOurVolume(volume: string): boolean {
+  return volume.endsWith(".libvirt-gci");
 }

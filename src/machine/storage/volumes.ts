@@ -93,7 +93,7 @@ export async function removeVolumes(
     await tryDelete(volumeName(machine, kind));
   }
   if (mayHaveNamed) {
-    const named = ofKind(await pool.volumeNames(), "turn", "place", "taken", "waiting");
+    const named = ofKind(await pool.volumeNames(), "queue", "project", "assigned", "waiting");
     for (const { volume, name } of named) if (name === machine) await tryDelete(volume);
   }
   // While it is there, prepare takes the name for used.

@@ -49,7 +49,7 @@ export async function makerOf(template: string): Promise<string> {
  * wrote it, and last, which makes it one, what says of what it was made. The names end like those of
  * a machine's volumes, so that none is taken for a template, and belong to no machine.
  */
-const KINDS = ["warm-disk", "warm-ram", "warm"] as const;
+const KINDS = ["warm-disk", "warm-ram", "warm-info"] as const;
 
 /** The names of the volumes of a warm image. */
 export function warmVolumes({ template, id }: WarmName): string[] {
@@ -71,7 +71,7 @@ export async function findWarmImages(
   for (const [id, of] of warmIds(volumes)) {
     if (template !== null && of !== template) continue;
     if (!warmVolumes({ template: of, id }).every((volume) => volumes.includes(volume))) continue;
-    const info = await readInfo(pool, volumeName(of, "warm", id));
+    const info = await readInfo(pool, volumeName(of, "warm-info", id));
     if (info !== null) images.push({ ...info, template: of, id });
   }
   return images.sort((a, b) => a.created < b.created ? 1 : -1);
@@ -81,7 +81,7 @@ export async function findWarmImages(
 export async function writeInfo(pool: StoragePool, image: WarmImage): Promise<void> {
   const { template, id, ...info } = image;
   const bytes = new TextEncoder().encode(`${JSON.stringify(info)}\n`);
-  using volume = await createRawVolume(pool, volumeName(template, "warm", id), bytes.length);
+  using volume = await createRawVolume(pool, volumeName(template, "warm-info", id), bytes.length);
   await volume.upload(bytes);
 }
 
@@ -199,7 +199,7 @@ export async function removeWarmImage(
   pool: StoragePool,
   { template, id }: WarmName,
 ): Promise<string[]> {
-  await removeVolume(pool, volumeName(template, "warm", id));
+  await removeVolume(pool, volumeName(template, "warm-info", id));
   await removeVolume(pool, volumeName(template, "warm-ram", id));
   const users = await machinesOn(pool, { template, id });
   if (users.length === 0) await removeVolume(pool, volumeName(template, "warm-disk", id));
@@ -220,7 +220,7 @@ export async function findDeadWarmImages(pool: StoragePool): Promise<WarmName[]>
   for (const [id, template] of warmIds(volumes)) {
     if (newest.get(template) === id) continue;
     if (volumes.includes(volumeName(await makerOf(template), "owner"))) continue;
-    const isDiskAlone = !volumes.includes(volumeName(template, "warm", id)) &&
+    const isDiskAlone = !volumes.includes(volumeName(template, "warm-info", id)) &&
       !volumes.includes(volumeName(template, "warm-ram", id));
     if (isDiskAlone && (await machinesOn(pool, { template, id })).length > 0) continue;
     dead.push({ template, id });

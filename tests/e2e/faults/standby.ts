@@ -18,7 +18,7 @@ async function leftBehind(file: string): Promise<string[]> {
     .map(({ machine, state }) => `${machine} (${state})`);
   const volumes = (await virsh("vol-list", TESTBED.overlayPool)).split("\n")
     .map((line) => line.trim().split(/\s/)[0] ?? "")
-    .filter((name) => / |\.taken\./.test(name) || name.startsWith("standby-"))
+    .filter((name) => / |\.assigned\./.test(name) || name.startsWith("standby-"))
     .filter((name) => !waits.some((machine) => name.startsWith(`${machine}.`)));
   return [...machines, ...volumes];
 }
