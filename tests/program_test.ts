@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import { loadProc } from "../ffi/proc.ts";
-import { processMark } from "../src/machine/owner.ts";
+import { processMark } from "../src/machine/process.ts";
 import { readOpenMetrics } from "./fakes/open_metrics.ts";
 import { TestLibvirtd } from "./fakes/test_libvirtd.ts";
 import { JOB } from "./fakes/test_stage.ts";

@@ -6,9 +6,10 @@ import { type Ask, askAtTerminal } from "../cli/terminal.ts";
 import { severalFailures, UsageError } from "../errors.ts";
 import { jobFromEnv, requireMachine } from "../job/job.ts";
 import type { Context } from "../machine/context.ts";
-import { findMachines, lookupNeed } from "../machine/inventory.ts";
+import { findMachines } from "../machine/inventory.ts";
 import { keepAfterJob } from "../machine/kept.ts";
 import { isKept } from "../machine/metadata.ts";
+import { lookupNeed } from "../machine/need.ts";
 import { withReconnect } from "../machine/reconnect.ts";
 import { removeMachine, removeMachineSafely } from "../machine/remove.ts";
 

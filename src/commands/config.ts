@@ -4,7 +4,7 @@ import { distroOption } from "../cli/arguments.ts";
 import { defineCommand } from "../cli/command.ts";
 import { BuildFailure } from "../errors.ts";
 import { CALLER_VARIABLE, type Job, jobFromEnv, MACHINE_VARIABLE } from "../job/job.ts";
-import { processMark } from "../machine/owner.ts";
+import { processMark } from "../machine/process.ts";
 import { decide } from "../policy/decide.ts";
 import type { Config, MachineSettings } from "../settings/settings.ts";
 

@@ -6,15 +6,9 @@ import { defineCommand } from "../cli/command.ts";
 import { severalFailures, type SystemFailure } from "../errors.ts";
 import { StoragePool } from "../libvirt/storage_pool.ts";
 import type { Context } from "../machine/context.ts";
-import {
-  findMachines,
-  type FoundMachine,
-  isTrace,
-  lookupNeed,
-  type Need,
-  partsOf,
-} from "../machine/inventory.ts";
+import { findMachines, type FoundMachine, isTrace, partsOf } from "../machine/inventory.ts";
 import { standbysAssignedTo } from "../machine/lookup.ts";
+import { lookupNeed, type Need } from "../machine/need.ts";
 import { age, ageSeconds } from "../machine/owner.ts";
 import {
   entriesIn,

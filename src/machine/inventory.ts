@@ -5,12 +5,9 @@ import type { Connection } from "../libvirt/connection.ts";
 import { Domain } from "../libvirt/domain.ts";
 import { isLibvirtError } from "../libvirt/error.ts";
 import { NetworkFilter } from "../libvirt/network_filter.ts";
-import { StoragePool } from "../libvirt/storage_pool.ts";
-import type { Context, Host } from "./context.ts";
-import { findMetadata, type MachineMetadata } from "./metadata.ts";
+import type { Context } from "./context.ts";
+import { findMetadata } from "./metadata.ts";
 import { filterName } from "./network/filter.ts";
-import { findOwner, isFresh, type Owner, type OwnerFound, whyUnneeded } from "./owner.ts";
-import { assignmentsIn, isStandbyName, waitingIn } from "./standby/waiting.ts";
 import { findActivePool, refreshPool } from "./storage/pools.ts";
 import { machineOfVolume } from "./storage/volume_names.ts";
 
@@ -82,105 +79,6 @@ export function machinesIn(
     name,
     volumes: ofMachine.map((volume) => ({ pool, name: volume })),
   }));
-}
-
-/** What is known now of who needs a machine. */
-export interface Need {
-  /** Null where the domain is not ours, or there is none. */
-  readonly metadata: MachineMetadata | null;
-  /** Null where nothing says it. */
-  readonly owner: Owner | null;
-  /** Why nobody needs it, as the end of a sentence; null while somebody does, or may. */
-  readonly why: string | null;
-}
-
-/** Asks libvirt who needs the machine, as it is at this moment. */
-export async function lookupNeed(
-  { name, volumes }: Pick<FoundMachine, "name" | "volumes">,
-  host: Host,
-): Promise<Need> {
-  const { connection, config } = host;
-  using domain = await Domain.find(connection, name);
-  const metadata = domain && await findMetadata(domain);
-  if (metadata !== null) {
-    const why = await whyUnneeded(metadata);
-    // Asked only then: whoever is gone has said before that it waits, or who takes it.
-    const mayBeAwaited = why !== null && isStandbyName(name) && metadata.machine === "";
-    const isNeeded = mayBeAwaited && await isAwaited(name, host);
-    return { metadata, owner: metadata, why: isNeeded ? null : why };
-  }
-  const taken = await metadataOfAssigned(name, volumes, connection);
-  if (taken !== null) return { metadata, owner: taken, why: await whyUnneeded(taken) };
-  const found = await findOwnerIn(
-    [config.pools.overlays, config.pools.templates],
-    name,
-    connection,
-  );
-  if (found === "unknown") return { metadata, owner: null, why: null };
-  if (found === null) {
-    const why = await isAnyFresh(volumes, connection) ? null : "nothing says whose it is";
-    return { metadata, owner: null, why };
-  }
-  if ("why" in found) return { metadata, owner: null, why: found.why };
-  return { metadata, owner: found, why: await whyUnneeded(found) };
-}
-
-/**
- * Whether a machine that no job has yet waits for one, or is about to be taken over by one that is
- * needed itself. Its metadata has to be read before.
- */
-async function isAwaited(
-  standby: string,
-  { connection, config }: Host,
-): Promise<boolean> {
-  using pool = await findActivePool(connection, config.pools.overlays);
-  const volumes = await pool?.volumeNames() ?? [];
-  if (waitingIn(volumes).some(({ name }) => name === standby)) return true;
-  for (const { machine } of assignmentsIn(volumes).filter((taken) => taken.standby === standby)) {
-    const owner = pool && await findOwner(pool, machine);
-    if (owner === "unknown") return true;
-    if (owner !== null && !("why" in owner) && await whyUnneeded(owner) === null) return true;
-  }
-  return false;
-}
-
-/** The metadata of the machine that this one took over, by its volumes; null if there is none. */
-async function metadataOfAssigned(
-  machine: string,
-  volumes: FoundMachine["volumes"],
-  connection: Connection,
-): Promise<MachineMetadata | null> {
-  for (const { standby } of assignmentsIn(volumes.map(({ name }) => name))) {
-    using domain = await Domain.find(connection, standby);
-    const metadata = domain && await findMetadata(domain);
-    if (metadata?.machine === machine) return metadata;
-  }
-  return null;
-}
-
-async function findOwnerIn(
-  pools: readonly string[],
-  machine: string,
-  connection: Connection,
-): Promise<OwnerFound | null> {
-  for (const name of pools) {
-    using pool = await findActivePool(connection, name);
-    const found = pool && await findOwner(pool, machine);
-    if (found !== null) return found;
-  }
-  return null;
-}
-
-async function isAnyFresh(
-  volumes: FoundMachine["volumes"],
-  connection: Connection,
-): Promise<boolean> {
-  for (const { pool: poolName, name } of volumes) {
-    using pool = await StoragePool.find(connection, poolName);
-    using volume = pool && await pool.findVolume(name);
-    if (volume !== null && await isFresh(volume)) return true;
-  }
-  return false;
 }
 
 async function ourDomains(connection: Connection): Promise<string[]> {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { MachineMetadata } from "./metadata.ts";
-import { hostName } from "./owner.ts";
+import { hostName } from "./process.ts";
 import { CHANNEL_ADDRESS } from "./ssh_channel.ts";
 
 /** What a person can do with a machine that they made on this host, a line each. */

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { hasProcess, isKernelFile, readProc, readProcLink } from "../../ffi/proc.ts";
-import { mayExist } from "../files.ts";
 import { isLibvirtError, orNull, VIR_ERR } from "../libvirt/error.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
 import type { Volume } from "../libvirt/volume.ts";
 import { volumeName } from "./storage/volume_names.ts";
+import { hostMark, processMark } from "./process.ts";
+import { volumeName } from "./storage/volumes.ts";
 import { rootOf, textAt } from "../read_xml.ts";
-import { sha256 } from "../sha256.ts";
 
 /** Whose a machine is, and what tells whether anybody still needs it. */
 export interface Owner {
@@ -23,13 +22,13 @@ export interface Owner {
   /** The directory that GitLab Runner removes after the attempt; empty by hand. */
   readonly attemptDir: string;
   /**
-   * The process that needs it, see {@linkcode processMark}: GitLab Runner, or our own while it makes
+   * The process that needs it, see processMark: GitLab Runner, or our own while it makes
    * the machine for later. Empty by hand.
    */
   readonly runner: string;
   /** `yes` if that is GitLab Runner for sure, and no script that it calls a stage by; else empty. */
   readonly isRunner: string;
-  /** Where that directory and that process are, see {@linkcode hostMark}. */
+  /** Where that directory and that process are, see hostMark. */
   readonly host: string;
 }
 
@@ -79,52 +78,6 @@ async function ownerNow(
     deadline: milliseconds === null ? "" : new Date(now + milliseconds).toISOString(),
     host: await hostMark(),
   };
-}
-
-/** What a domain says of how long its machine is to stay, see MachineMetadata. */
-interface Stay {
-  readonly keptUntil: string;
-  readonly promisedUntil: string;
-}
-
-/**
- * Why nobody needs the machine any more, as the end of a sentence, or null while somebody does: its
- * deadline has not passed, its runner is not gone for sure, and its attempt's directory is there, or
- * its runner, if nobody can see the directory. Of another host only the deadline is known. A person's
- * machine is needed until the person removes it, and any machine as long as somebody wants it kept, or
- * its job's log says that it is: of a runner that was killed, no cleanup comes.
- */
-export async function whyUnneeded(
-  { keptUntil = "", promisedUntil = "", ...owner }: Owner & Partial<Stay>,
-): Promise<string | null> {
-  if ([keptUntil, promisedUntil].some((time) => Date.parse(time) > Date.now())) return null;
-  const late = (Date.now() - Date.parse(owner.deadline)) / 1000; // NaN without a deadline
-  if (late > 0) {
-    return owner.deadline === keptUntil
-      ? `it was kept until ${moment(keptUntil)}`
-      : `its deadline passed ${age(late)} ago`;
-  }
-  const { attemptDir, runner } = owner;
-  const isByHand = attemptDir === "" && runner === "";
-  if (isByHand || owner.host === "" || owner.host !== await hostMark()) return null;
-  const runs = isRunning(runner);
-  if (attemptDir !== "" && await mayExist(attemptDir)) {
-    return runs || owner.isRunner === "" ? null : "its runner is gone";
-  }
-  if (runs) return isGoneFor(runner, attemptDir) ? "its attempt is over" : null;
-  return attemptDir === ""
-    ? "who made it is gone"
-    : "its runner is gone, and so is the attempt's directory";
-}
-
-/**
- * Whether it is certain that the directory is not there for this process, which may see another /tmp
- * than we do (PrivateTmp, systemd.exec(5)): then cleanup has ended, and maybe failed.
- */
-function isGoneFor(mark: string, directory: string): boolean {
-  if (!directory.startsWith("/")) return false;
-  const seen = `/proc/${Number.parseInt(mark)}/root${directory}`;
-  return isKernelFile(seen.slice(0, seen.lastIndexOf("/"))) && !isKernelFile(seen);
 }
 
 /** The seconds since it was made; NaN if it does not say. */
@@ -194,49 +147,4 @@ async function secondsUnchanged(volume: Volume): Promise<number | null> {
   const xml = await orNull(VIR_ERR.NO_STORAGE_VOL, volume.xml());
   const modified = xml === null ? null : textAt(rootOf(xml), "target", "timestamps", "mtime");
   return modified === null ? null : Date.now() / 1000 - Number(modified);
-}
-
-/**
- * A process as `PID START BOOT`, or null if there is none: another process may get its number, and
- * after a boot of the host even the same time of start.
- */
-export function processMark(pid: number): string | null {
-  if (pid <= 1) return null; // init adopts whose parent is gone
-  const stat = readProc(`${pid}/stat`);
-  // The name, in brackets, may hold any characters; the state is the 3rd field, the start the 22nd.
-  const fields = stat?.slice(stat.lastIndexOf(")") + 2).split(" ");
-  if (fields === undefined || /^[ZX]/.test(fields[0] ?? "")) return null; // dead, not yet buried
-  return [pid, fields[19], readProc("sys/kernel/random/boot_id")?.trim()].join(" ");
-}
-
-/** Whether the process runs, or may: what has its number now may be hidden from us. */
-function isRunning(mark: string): boolean {
-  if (mark === "") return false;
-  const pid = Number.parseInt(mark);
-  return processMark(pid) === mark || readProc(`${pid}/stat`) === null && hasProcess(pid);
-}
-
-/** What this host is called. */
-export function hostName(): string {
-  return readProc("sys/kernel/hostname")?.trim() || "localhost";
-}
-
-let mark: string | undefined;
-
-/**
- * This host, and nobody else's: a hash of its machine-id, which is not to be shown (machine-id(5)),
- * and of the process ids' namespace, since those of a container mean nothing outside. Empty if
- * unknown.
- */
-export async function hostMark(): Promise<string> {
-  mark ??= await makeHostMark();
-  return mark;
-}
-
-async function makeHostMark(): Promise<string> {
-  const read = (file: string) => Deno.readTextFile(file).catch(() => "");
-  const id = (await read("/etc/machine-id") || await read("/etc/hostname")).trim();
-  const namespace = readProcLink("self/ns/pid");
-  if (id === "" || namespace === null) return "";
-  return (await sha256(`libvirt-gci ${id} ${namespace}`)).slice(0, 16);
 }

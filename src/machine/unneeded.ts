@@ -2,7 +2,8 @@
 import { withoutAttempt } from "../job/job.ts";
 import { isLibvirtError } from "../libvirt/error.ts";
 import { type Context, quiet, withoutWarnings } from "./context.ts";
-import { type FoundMachine, lookupNeed, machinesIn, type Need } from "./inventory.ts";
+import { type FoundMachine, machinesIn } from "./inventory.ts";
+import { lookupNeed, type Need } from "./need.ts";
 import { removeMachine } from "./remove.ts";
 import { findActivePool } from "./storage/pools.ts";
 

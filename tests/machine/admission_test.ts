@@ -11,7 +11,7 @@ import type { Connection } from "../../src/libvirt/connection.ts";
 import { domainMemory } from "../../src/libvirt/memory_stats.ts";
 import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import { keepAfterJob } from "../../src/machine/kept.ts";
-import { hostMark, processMark } from "../../src/machine/owner.ts";
+import { hostMark, processMark } from "../../src/machine/process.ts";
 import { enterIfRoom, waitForRoom } from "../../src/machine/queue/admission.ts";
 import { enterProject, entriesBefore } from "../../src/machine/queue/project_entry.ts";
 import {

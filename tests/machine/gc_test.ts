@@ -10,14 +10,9 @@ import type { Connection } from "../../src/libvirt/connection.ts";
 import { Domain } from "../../src/libvirt/domain.ts";
 import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import { type MachineMetadata, readMetadata, writeMetadata } from "../../src/machine/metadata.ts";
-import {
-  age,
-  hostMark,
-  type Owner,
-  parseOwner,
-  processMark,
-  whyUnneeded,
-} from "../../src/machine/owner.ts";
+import { whyUnneeded } from "../../src/machine/need.ts";
+import { age, type Owner, parseOwner } from "../../src/machine/owner.ts";
+import { hostMark, processMark } from "../../src/machine/process.ts";
 import { removeMachine } from "../../src/machine/remove.ts";
 import { volumeName } from "../../src/machine/storage/volume_names.ts";
 import { createRawVolume, removeVolume } from "../../src/machine/storage/volumes.ts";
@@ -234,7 +229,8 @@ exec setpriv --bounding-set=-sys_ptrace --inh-caps=-sys_ptrace "$@"
 async function whyUnseen(differences: Partial<Owner>): Promise<string | null> {
   const owner = JSON.stringify({ ...OWNER, host: await hostMark(), ...differences });
   const code = `
-    const { processMark, whyUnneeded } = await import("${import.meta.resolve(OWNER_MODULE)}");
+    const { processMark } = await import("${import.meta.resolve(PROCESS)}");
+    const { whyUnneeded } = await import("${import.meta.resolve(NEED)}");
     const sees = processMark(${Deno.pid}) !== null;
     console.log(JSON.stringify({ sees, why: await whyUnneeded(${owner}) }));`;
   const args = ["--mount", "sh", "-c", WITH_HIDDEN_PROCESSES, "sh", Deno.execPath(), "eval", code];
@@ -244,7 +240,8 @@ async function whyUnseen(differences: Partial<Owner>): Promise<string | null> {
   return JSON.parse(text).why;
 }
 
-const OWNER_MODULE = "../../src/machine/owner.ts";
+const PROCESS = "../../src/machine/process.ts";
+const NEED = "../../src/machine/need.ts";
 
 Deno.test({
   name: "a runner whose process this user cannot see is not gone",

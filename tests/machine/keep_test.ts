@@ -17,7 +17,8 @@ import {
   readMetadata,
   writeMetadata,
 } from "../../src/machine/metadata.ts";
-import { moment, newOwner, whyUnneeded } from "../../src/machine/owner.ts";
+import { whyUnneeded } from "../../src/machine/need.ts";
+import { moment, newOwner } from "../../src/machine/owner.ts";
 import { removeMachine } from "../../src/machine/remove.ts";
 import { sweep } from "../../src/machine/unneeded.ts";
 import { TestGuest, type TestGuestOptions } from "../fakes/test_guest.ts";

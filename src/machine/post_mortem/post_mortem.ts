@@ -3,7 +3,7 @@ import { explain, SystemFailure } from "../../errors.ts";
 import { consoleEnd, consoleLines } from "../../guest/console_text.ts";
 import { StoragePool } from "../../libvirt/storage_pool.ts";
 import type { Context, Host } from "../context.ts";
-import { lookupNeed, type Need } from "../inventory.ts";
+import { lookupNeed, type Need } from "../need.ts";
 import { unpluggedCards } from "../network/network_info.ts";
 import type { Owner } from "../owner.ts";
 import {

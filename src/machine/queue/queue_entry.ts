@@ -3,6 +3,8 @@ import type { StoragePool } from "../../libvirt/storage_pool.ts";
 import { hostMark, processMark } from "../owner.ts";
 import { enqueue, type Entered, inOrder, type Queued } from "./queue.ts";
 import { ofKind, volumeName } from "../storage/volume_names.ts";
+import { hostMark, processMark } from "../process.ts";
+import { enqueue, inOrder, type Queued } from "./queue.ts";
 import { removeVolume } from "../storage/volumes.ts";
 
 /**

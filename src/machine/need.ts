@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { isKernelFile } from "../../ffi/proc.ts";
+import { mayExist } from "../files.ts";
+import type { Connection } from "../libvirt/connection.ts";
+import { Domain } from "../libvirt/domain.ts";
+import { StoragePool } from "../libvirt/storage_pool.ts";
+import type { Host } from "./context.ts";
+import type { FoundMachine } from "./inventory.ts";
+import { findMetadata, type MachineMetadata } from "./metadata.ts";
+import { age, findOwner, isFresh, moment, type Owner, type OwnerFound } from "./owner.ts";
+import { hostMark, isRunning } from "./process.ts";
+import { assignmentsIn, isStandbyName, waitingIn } from "./standby/waiting.ts";
+import { findActivePool } from "./storage/pools.ts";
+
+/** What a domain says of how long its machine is to stay, see MachineMetadata. */
+interface Stay {
+  readonly keptUntil: string;
+  readonly promisedUntil: string;
+}
+
+/**
+ * Why nobody needs the machine any more, as the end of a sentence, or null while somebody does: its
+ * deadline has not passed, its runner is not gone for sure, and its attempt's directory is there, or
+ * its runner, if nobody can see the directory. Of another host only the deadline is known. A person's
+ * machine is needed until the person removes it, and any machine as long as somebody wants it kept, or
+ * its job's log says that it is: of a runner that was killed, no cleanup comes.
+ */
+export async function whyUnneeded(
+  { keptUntil = "", promisedUntil = "", ...owner }: Owner & Partial<Stay>,
+): Promise<string | null> {
+  if ([keptUntil, promisedUntil].some((time) => Date.parse(time) > Date.now())) return null;
+  const late = (Date.now() - Date.parse(owner.deadline)) / 1000; // NaN without a deadline
+  if (late > 0) {
+    return owner.deadline === keptUntil
+      ? `it was kept until ${moment(keptUntil)}`
+      : `its deadline passed ${age(late)} ago`;
+  }
+  const { attemptDir, runner } = owner;
+  const isByHand = attemptDir === "" && runner === "";
+  if (isByHand || owner.host === "" || owner.host !== await hostMark()) return null;
+  const runs = isRunning(runner);
+  if (attemptDir !== "" && await mayExist(attemptDir)) {
+    return runs || owner.isRunner === "" ? null : "its runner is gone";
+  }
+  if (runs) return isGoneFor(runner, attemptDir) ? "its attempt is over" : null;
+  return attemptDir === ""
+    ? "who made it is gone"
+    : "its runner is gone, and so is the attempt's directory";
+}
+
+/**
+ * Whether it is certain that the directory is not there for this process, which may see another /tmp
+ * than we do (PrivateTmp, systemd.exec(5)): then cleanup has ended, and maybe failed.
+ */
+function isGoneFor(mark: string, directory: string): boolean {
+  if (!directory.startsWith("/")) return false;
+  const seen = `/proc/${Number.parseInt(mark)}/root${directory}`;
+  return isKernelFile(seen.slice(0, seen.lastIndexOf("/"))) && !isKernelFile(seen);
+}
+
+/** What is known now of who needs a machine. */
+export interface Need {
+  /** Null where the domain is not ours, or there is none. */
+  readonly metadata: MachineMetadata | null;
+  /** Null where nothing says it. */
+  readonly owner: Owner | null;
+  /** Why nobody needs it, as the end of a sentence; null while somebody does, or may. */
+  readonly why: string | null;
+}
+
+/** Asks libvirt who needs the machine, as it is at this moment. */
+export async function lookupNeed(
+  { name, volumes }: Pick<FoundMachine, "name" | "volumes">,
+  host: Host,
+): Promise<Need> {
+  const { connection, config } = host;
+  using domain = await Domain.find(connection, name);
+  const metadata = domain && await findMetadata(domain);
+  if (metadata !== null) {
+    const why = await whyUnneeded(metadata);
+    // Asked only then: whoever is gone has said before that it waits, or who takes it.
+    const mayBeAwaited = why !== null && isStandbyName(name) && metadata.machine === "";
+    const isNeeded = mayBeAwaited && await isAwaited(name, host);
+    return { metadata, owner: metadata, why: isNeeded ? null : why };
+  }
+  const taken = await metadataOfAssigned(name, volumes, connection);
+  if (taken !== null) return { metadata, owner: taken, why: await whyUnneeded(taken) };
+  const found = await findOwnerIn(
+    [config.pools.overlays, config.pools.templates],
+    name,
+    connection,
+  );
+  if (found === "unknown") return { metadata, owner: null, why: null };
+  if (found === null) {
+    const why = await isAnyFresh(volumes, connection) ? null : "nothing says whose it is";
+    return { metadata, owner: null, why };
+  }
+  if ("why" in found) return { metadata, owner: null, why: found.why };
+  return { metadata, owner: found, why: await whyUnneeded(found) };
+}
+
+/**
+ * Whether a machine that no job has yet waits for one, or is about to be taken over by one that is
+ * needed itself. Its metadata has to be read before.
+ */
+async function isAwaited(
+  standby: string,
+  { connection, config }: Host,
+): Promise<boolean> {
+  using pool = await findActivePool(connection, config.pools.overlays);
+  const volumes = await pool?.volumeNames() ?? [];
+  if (waitingIn(volumes).some(({ name }) => name === standby)) return true;
+  for (const { machine } of assignmentsIn(volumes).filter((taken) => taken.standby === standby)) {
+    const owner = pool && await findOwner(pool, machine);
+    if (owner === "unknown") return true;
+    if (owner !== null && !("why" in owner) && await whyUnneeded(owner) === null) return true;
+  }
+  return false;
+}
+
+/** The metadata of the machine that this one took over, by its volumes; null if there is none. */
+async function metadataOfAssigned(
+  machine: string,
+  volumes: FoundMachine["volumes"],
+  connection: Connection,
+): Promise<MachineMetadata | null> {
+  for (const { standby } of assignmentsIn(volumes.map(({ name }) => name))) {
+    using domain = await Domain.find(connection, standby);
+    const metadata = domain && await findMetadata(domain);
+    if (metadata?.machine === machine) return metadata;
+  }
+  return null;
+}
+
+async function findOwnerIn(
+  pools: readonly string[],
+  machine: string,
+  connection: Connection,
+): Promise<OwnerFound | null> {
+  for (const name of pools) {
+    using pool = await findActivePool(connection, name);
+    const found = pool && await findOwner(pool, machine);
+    if (found !== null) return found;
+  }
+  return null;
+}
+
+async function isAnyFresh(
+  volumes: FoundMachine["volumes"],
+  connection: Connection,
+): Promise<boolean> {
+  for (const { pool: poolName, name } of volumes) {
+    using pool = await StoragePool.find(connection, poolName);
+    using volume = pool && await pool.findVolume(name);
+    if (volume !== null && await isFresh(volume)) return true;
+  }
+  return false;
+}
