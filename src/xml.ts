@@ -21,6 +21,16 @@ export function xml(strings: TemplateStringsArray, ...values: readonly XmlValue[
   return new Xml(String.raw({ raw: strings }, ...values.map(toXml)));
 }
 
+/** These attributes, whose names are our own or libvirt's. */
+export function attributesXml(attributes: Readonly<Record<string, string | number>>): Xml {
+  const written = Object.entries(attributes).map(([key, value]) =>
+    xml`
+      ${new Xml(key)}="${value}"
+    `
+  );
+  return xml`${written}`;
+}
+
 function toXml(value: XmlValue): string {
   if (value === null || value === false) return "";
   if (value instanceof Xml) return value.toString();

@@ -89,7 +89,7 @@ Deno.test("a script ends when its runner is gone, whether or not it writes", asy
   for (const more of ["sleep 100", "while :; do echo more; sleep 0.01; done"]) {
     await t.step(more, async () => {
       await using guest = await TestGuest.start();
-      const metadata = { ...EMPTY_METADATA, user: "root", port: String(guest.port) };
+      const metadata = { ...EMPTY_METADATA, user: "root", port: guest.port };
       await using libvirtd = new TestLibvirtd({
         DOMAIN_GET_METADATA: () =>
           xdr(

@@ -4,6 +4,7 @@ import { map, optional, withDefault } from "@optique/core/modifiers";
 import type { Parser } from "@optique/core/parser";
 import { argument, flag, option } from "@optique/core/primitives";
 import { string } from "@optique/core/valueparser";
+import { DURATION, durationSeconds } from "../duration.ts";
 
 /** `--machine NAME`, where the job may name the machine too. */
 export const machineOption = optional(
@@ -35,8 +36,6 @@ export function switchFlag(
   return withDefault(flag(name, { description }), false);
 }
 
-const SECONDS: Readonly<Record<string, number>> = { s: 1, m: 60, h: 3600, d: 86_400 };
-
 /** An option that takes a duration such as `2h`, and gives its seconds. */
 export function durationOption(
   name: `--${string}`,
@@ -44,11 +43,8 @@ export function durationOption(
 ): Parser<"sync", number, unknown> {
   const duration = string({
     metavar: "DURATION",
-    pattern: /^[1-9]\d{0,5}[smhd]$/,
+    pattern: DURATION,
     errors: { patternMismatch: message`Write a number and s, m, h or d, such as 2h.` },
   });
-  return map(
-    option(name, duration, { description }),
-    (text) => Number.parseInt(text) * (SECONDS[text.slice(-1)] ?? 1),
-  );
+  return map(option(name, duration, { description }), durationSeconds);
 }

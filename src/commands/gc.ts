@@ -3,13 +3,13 @@ import { message } from "@optique/core/message";
 import { optional } from "@optique/core/modifiers";
 import { durationOption, switchFlag } from "../cli/arguments.ts";
 import { defineCommand } from "../cli/command.ts";
+import { durationText, secondsSince } from "../duration.ts";
 import { severalFailures, type SystemFailure } from "../errors.ts";
 import { StoragePool } from "../libvirt/storage_pool.ts";
 import type { Context } from "../machine/context.ts";
 import { findMachines, type FoundMachine, isTrace, partsOf } from "../machine/inventory.ts";
 import { standbysAssignedTo } from "../machine/lookup.ts";
 import { lookupNeed, type Need } from "../machine/need.ts";
-import { age, ageSeconds } from "../machine/owner.ts";
 import {
   entriesIn,
   isLiveEntry,
@@ -181,9 +181,10 @@ async function findStill(context: Context): Promise<FoundMachine[]> {
 }
 
 function whyTooOld({ owner }: Need, olderThanSeconds: number | null): string | null {
-  if (owner === null || olderThanSeconds === null) return null;
-  const seconds = ageSeconds(owner);
-  return seconds > olderThanSeconds ? `it was made ${age(seconds)} ago` : null;
+  const seconds = secondsSince(owner?.created ?? Date.now());
+  return olderThanSeconds !== null && seconds > olderThanSeconds
+    ? `it was made ${durationText(seconds)} ago`
+    : null;
 }
 
 function unremoved(problems: readonly unknown[]): SystemFailure {

@@ -3,11 +3,11 @@ import { message } from "@optique/core/message";
 import { withDefault } from "@optique/core/modifiers";
 import { durationOption, machineArgument } from "../cli/arguments.ts";
 import { defineCommand } from "../cli/command.ts";
+import { moment } from "../duration.ts";
 import { UsageError } from "../errors.ts";
 import { checkMachineName } from "../job/job.ts";
 import type { Context } from "../machine/context.ts";
 import { isKept, writeMetadata } from "../machine/metadata.ts";
-import { moment } from "../machine/owner.ts";
 import { lookupReadyMachine } from "../machine/ready_machine.ts";
 
 export const command = defineCommand("keep", {
@@ -47,8 +47,7 @@ export async function keep(
       advice: `Remove it when nobody needs it: libvirt-gci cleanup --machine ${machine}`,
     });
   }
-  const start = Math.max(Date.now(), Date.parse(metadata.keptUntil) || 0);
-  const keptUntil = new Date(start + extendSeconds * 1000).toISOString();
+  const keptUntil = Math.max(Date.now(), metadata.keptUntil ?? 0) + extendSeconds * 1000;
   const deadline = isKept(metadata) ? keptUntil : metadata.deadline;
   await writeMetadata(domain, { ...metadata, keptUntil, deadline });
   report.log(`The machine "${machine}" is kept until ${moment(keptUntil)}`);

@@ -4,6 +4,7 @@ import { jsonFlag } from "../cli/arguments.ts";
 import { defineCommand, type Program } from "../cli/command.ts";
 import { noPaint, type Paint } from "../cli/paint.ts";
 import { toTable } from "../cli/table.ts";
+import { durationText, secondsSince } from "../duration.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import { Domain, type DomainState } from "../libvirt/domain.ts";
 import { StoragePool } from "../libvirt/storage_pool.ts";
@@ -11,7 +12,6 @@ import type { Context, Host } from "../machine/context.ts";
 import { findMachines, type FoundMachine } from "../machine/inventory.ts";
 import { isKept } from "../machine/metadata.ts";
 import { lookupNeed, type Need } from "../machine/need.ts";
-import { age, ageSeconds } from "../machine/owner.ts";
 import { entriesIn, isLiveEntry, longestQueueSeconds } from "../machine/queue/queue_entry.ts";
 import { waitingIn } from "../machine/standby/waiting.ts";
 import { findActivePool } from "../machine/storage/pools.ts";
@@ -91,13 +91,13 @@ export async function listMachines(context: Context): Promise<ListedMachine[]> {
       job: owner?.job ?? null,
       project: owner?.project ?? null,
       template: metadata?.template ?? null,
-      created: owner?.created ?? null,
+      created: toIso(owner?.created ?? null),
       state: isWaiting(machine)
         ? "standby"
         : await isQueued(machine, need, host)
         ? "waiting"
         : stateOf(need, life?.state ?? null),
-      keptUntil: metadata?.keptUntil || null,
+      keptUntil: toIso(metadata?.keptUntil ?? null),
       why,
       address: metadata?.address || null,
       memoryMib: life?.memoryMib ?? null,
@@ -107,6 +107,10 @@ export async function listMachines(context: Context): Promise<ListedMachine[]> {
   // Of one that took over another, only the name and what says so are its own.
   const heirs = new Set(listed.filter((it) => it.machine !== it.domain).map((it) => it.machine));
   return listed.filter(({ domain }) => !heirs.has(domain));
+}
+
+function toIso(time: number | null): string | null {
+  return time === null ? null : new Date(time).toISOString();
 }
 
 function isWaiting({ hasDomain, volumes }: FoundMachine): boolean {
@@ -136,8 +140,8 @@ function stateOf(
     if (domainState === "crashed" || domainState === "halted") return domainState;
     return isKept(metadata) ? "kept" : metadata.address ? "ready" : "starting";
   }
-  const young = owner === null || ageSeconds(owner) < STARTING_SECONDS;
-  return why === null && young ? "starting" : "leftover";
+  const seconds = secondsSince(owner?.created ?? Date.now());
+  return why === null && seconds < STARTING_SECONDS ? "starting" : "leftover";
 }
 
 /** What its domain says now; null if it ends just then. */
@@ -197,7 +201,7 @@ export function listTable(machines: readonly ListedMachine[], paint: Paint = noP
 }
 
 function remaining(until: string | null): string {
-  return age(Math.max(0, (Date.parse(until ?? "") - Date.now()) / 1000));
+  return durationText(Math.max(0, -secondsSince(until ?? 0)));
 }
 
 function rowOf(machine: ListedMachine): string[] {
@@ -207,7 +211,7 @@ function rowOf(machine: ListedMachine): string[] {
     machine.job,
     machine.project,
     machine.template,
-    created && age(ageSeconds({ created })),
+    created && durationText(secondsSince(created)),
     machine.state === "kept" ? `kept ${remaining(machine.keptUntil)} more` : machine.state,
     machine.address,
     memoryMib === null ? null : `${memoryMib} MiB`,
@@ -256,7 +260,7 @@ export function warmTable(images: readonly ListedWarmImage[]): string {
     WARM_HEAD,
     ...images.map(({ template, created, machines, diskBytes }) => [
       toCell(template),
-      age(ageSeconds({ created })),
+      durationText(secondsSince(created)),
       String(machines.length),
       `${Math.ceil(diskBytes / 1024 ** 2)} MiB`,
     ]),

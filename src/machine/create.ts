@@ -5,12 +5,11 @@ import { StoragePool } from "../libvirt/storage_pool.ts";
 import type { Context, Host } from "./context.ts";
 import { createLogin, type MachineLogin, volumeContents } from "./login.ts";
 import type { Machine, MachineSpec, NewMachine, Started } from "./machine.ts";
-import type { MachineMetadata } from "./metadata.ts";
+import { EMPTY_METADATA, type MachineMetadata, type Owner } from "./metadata.ts";
 import { reserveMachine } from "./name.ts";
 import { type Card, randomMac, withCurrentLease } from "./network/card.ts";
 import { isolate, requireNetwork } from "./network/isolation.ts";
 import type { Subnet } from "./network/network_info.ts";
-import type { Owner } from "./owner.ts";
 import { enterIfRoom, type Place, waitForRoom } from "./queue/admission.ts";
 import { waitForProject } from "./queue/project_limit.ts";
 import { withReconnect } from "./reconnect.ts";
@@ -124,21 +123,16 @@ export function newMetadata(
   },
 ): MachineMetadata {
   return {
+    ...EMPTY_METADATA,
     ...owner,
     template,
     mac: card?.mac ?? randomMac(),
     user: settings.ssh.user,
-    port: String(settings.ssh.port),
+    port: settings.ssh.port,
     key: login.key.file,
     shell: settings.guest.shell,
-    address: "",
     hostKey: login.hostKey?.fingerprint ?? "",
-    keepMinutes: owner.attemptDir === "" ? "" : String(settings.keepMinutes), // by hand it stays
-    failed: "",
-    promisedUntil: "",
-    silent: "",
-    keptUntil: "",
-    machine: "",
+    keepMinutes: owner.attemptDir === "" ? null : settings.keepMinutes, // by hand it stays
   };
 }
 

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { moment } from "../duration.ts";
 import { explain, orFailure } from "../errors.ts";
 import { isKeyFileOf, keyFile, removeKeyFile, writeKeyFile } from "../guest/key_file.ts";
 import type { Connection } from "../libvirt/connection.ts";
@@ -7,7 +8,6 @@ import { type Context, type Host, withConnection } from "./context.ts";
 import { findDomainOf } from "./lookup.ts";
 import { findMetadata, isKept, type MachineMetadata, writeMetadata } from "./metadata.ts";
 import { stepsWithKept } from "./next_steps.ts";
-import { moment } from "./owner.ts";
 import { quoted } from "../quoted.ts";
 
 /** A script as a part of GitLab's job. */
@@ -23,7 +23,7 @@ const IGNORED: readonly string[] = ["after_script", "cleanup_file_variables"];
 
 /** Whether a script of the machine's job that fails now is what the machine is to be kept for. */
 export function isFirstFailure({ keepMinutes, failed }: MachineMetadata): boolean {
-  return Number(keepMinutes) > 0 && failed === "";
+  return keepMinutes !== null && keepMinutes > 0 && failed === "";
 }
 
 /**
@@ -54,12 +54,12 @@ async function note(
   using domain = await Domain.find(connection, machine);
   const metadata = domain && await findMetadata(domain);
   if (domain === null || metadata === null) return;
-  const minutes = Number(metadata.keepMinutes);
-  const promisedUntil = new Date(Date.now() + minutes * 60_000).toISOString();
+  const minutes = metadata.keepMinutes ?? 0;
+  const promisedUntil = Date.now() + minutes * 60_000;
   await writeMetadata(domain, { ...metadata, failed: name, promisedUntil });
   // Counted with that written: of two failures at once, neither overlooks the other.
   if (await countKept(connection) > maxKeptMachines) {
-    await writeMetadata(domain, { ...metadata, failed: name, keepMinutes: "" });
+    await writeMetadata(domain, { ...metadata, failed: name, keepMinutes: null });
     return say(
       `The machine "${machine}" is not kept after the job: no more than ${maxKeptMachines} are at ` +
         `once, by "host.max_kept_machines" of this host's settings`,
@@ -78,7 +78,7 @@ async function countKept(connection: Connection): Promise<number> {
   using domains = await Domain.listActive(connection);
   const all = await Promise.all(domains.map(findMetadata));
   return all.filter((metadata) =>
-    metadata !== null && (isKept(metadata) || metadata.promisedUntil !== "")
+    metadata !== null && (isKept(metadata) || metadata.promisedUntil !== null)
   ).length;
 }
 
@@ -87,7 +87,7 @@ export async function notePass(domain: Domain, { name, say }: JobScript): Promis
   try {
     const metadata = await findMetadata(domain);
     if (metadata === null) return;
-    await writeMetadata(domain, { ...metadata, failed: "", promisedUntil: "" });
+    await writeMetadata(domain, { ...metadata, failed: "", promisedUntil: null });
     say(`The stage ${quoted(name)} passed this time, so the machine is not kept for it`);
   } catch (error) {
     say(`The machine is kept although the stage ${quoted(name)} passed now: ${explain(error)}`);
@@ -106,12 +106,11 @@ export async function keepAfterJob(
   using domain = await findDomainOf(machine, host);
   const metadata = domain && await findMetadata(domain);
   if (domain === null || metadata === null) return false;
-  const end = endOfKeeping(metadata);
-  if (end <= Date.now()) return false;
-  const keptUntil = new Date(end).toISOString();
+  const keptUntil = endOfKeeping(metadata);
+  if (keptUntil <= Date.now()) return false;
   try {
     const key = await moveKey(domain.name, metadata.key, host.directories.lastingKeys);
-    const kept = { ...metadata, key, keptUntil, promisedUntil: "", deadline: keptUntil };
+    const kept = { ...metadata, key, keptUntil, promisedUntil: null, deadline: keptUntil };
     await writeMetadata(domain, kept);
   } catch (error) {
     report.warn(`Cannot keep the machine "${domain.name}": ${explain(error)}`);
@@ -127,9 +126,9 @@ export async function keepAfterJob(
 
 /** Until when the machine is to stay, in milliseconds; 0 is not at all. */
 function endOfKeeping(metadata: MachineMetadata): number {
-  const asked = Date.parse(metadata.keptUntil) || 0;
+  const asked = metadata.keptUntil ?? 0;
   if (isKept(metadata) || metadata.failed === "") return asked;
-  return Math.max(asked, Date.now() + Number(metadata.keepMinutes) * 60_000);
+  return Math.max(asked, Date.now() + (metadata.keepMinutes ?? 0) * 60_000);
 }
 
 /** Gives the file where the machine's own key lasts; a key of the settings stays where it is. */

@@ -50,7 +50,7 @@ export async function loginTo(
   { privateKey }: Pick<SshKey, "privateKey">,
 ): Promise<Login> {
   return {
-    ...{ address, port: Number(port), user, privateKey, hostKey: hostKey || null },
+    ...{ address, port: port ?? 22, user, privateKey, hostKey: hostKey || null },
     channel: address === CHANNEL_ADDRESS ? await sshChannel(domain) : null,
   };
 }

@@ -6,8 +6,9 @@ import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
 import { type Context, quiet } from "./context.ts";
 import type { MachineSpec } from "./machine.ts";
+import { type Owner, ownerJson } from "./metadata.ts";
 import { whyUnneeded } from "./need.ts";
-import { findOwner, type Owner } from "./owner.ts";
+import { findOwner } from "./owner.ts";
 import { removeMachineSafely } from "./remove.ts";
 import { orExplained } from "./storage/disks.ts";
 import { volumeName } from "./storage/volume_names.ts";
@@ -38,7 +39,7 @@ export async function reserveMachine(
  */
 export function reserveName(pool: StoragePool, machine: string, owner: Owner): Promise<boolean> {
   return orExplained(pool, machine, async () => {
-    const bytes = new TextEncoder().encode(`${JSON.stringify(owner)}\n`);
+    const bytes = new TextEncoder().encode(ownerJson(owner));
     const name = volumeName(machine, "owner");
     const creation = createRawVolume(pool, name, bytes.length);
     using volume = await creation.catch(async (error) => {

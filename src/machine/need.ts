@@ -1,22 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { isKernelFile } from "../../ffi/proc.ts";
+import { durationText, moment, secondsSince } from "../duration.ts";
 import { mayExist } from "../files.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import { Domain } from "../libvirt/domain.ts";
 import { StoragePool } from "../libvirt/storage_pool.ts";
 import type { Host } from "./context.ts";
 import type { FoundMachine } from "./inventory.ts";
-import { findMetadata, type MachineMetadata } from "./metadata.ts";
-import { age, findOwner, isFresh, moment, type Owner, type OwnerFound } from "./owner.ts";
+import { findMetadata, type MachineMetadata, type Owner } from "./metadata.ts";
+import { findOwner, isFresh, type OwnerFound } from "./owner.ts";
 import { hostMark, isRunning } from "./process.ts";
 import { assignmentsIn, isStandbyName, waitingIn } from "./standby/waiting.ts";
 import { findActivePool } from "./storage/pools.ts";
-
-/** What a domain says of how long its machine is to stay, see MachineMetadata. */
-interface Stay {
-  readonly keptUntil: string;
-  readonly promisedUntil: string;
-}
 
 /**
  * Why nobody needs the machine any more, as the end of a sentence, or null while somebody does: its
@@ -26,21 +21,21 @@ interface Stay {
  * its job's log says that it is: of a runner that was killed, no cleanup comes.
  */
 export async function whyUnneeded(
-  { keptUntil = "", promisedUntil = "", ...owner }: Owner & Partial<Stay>,
+  machine: Owner & Partial<MachineMetadata>,
 ): Promise<string | null> {
-  if ([keptUntil, promisedUntil].some((time) => Date.parse(time) > Date.now())) return null;
-  const late = (Date.now() - Date.parse(owner.deadline)) / 1000; // NaN without a deadline
-  if (late > 0) {
-    return owner.deadline === keptUntil
-      ? `it was kept until ${moment(keptUntil)}`
-      : `its deadline passed ${age(late)} ago`;
+  const { deadline, attemptDir, runner, isRunner, host, keptUntil, promisedUntil } = machine;
+  const now = Date.now();
+  if (Math.max(keptUntil ?? 0, promisedUntil ?? 0) > now) return null;
+  if (deadline !== null && deadline < now) {
+    return deadline === keptUntil
+      ? `it was kept until ${moment(deadline)}`
+      : `its deadline passed ${durationText(secondsSince(deadline))} ago`;
   }
-  const { attemptDir, runner } = owner;
   const isByHand = attemptDir === "" && runner === "";
-  if (isByHand || owner.host === "" || owner.host !== await hostMark()) return null;
+  if (isByHand || host === "" || host !== await hostMark()) return null;
   const runs = isRunning(runner);
   if (attemptDir !== "" && await mayExist(attemptDir)) {
-    return runs || owner.isRunner === "" ? null : "its runner is gone";
+    return runs || !isRunner ? null : "its runner is gone";
   }
   if (runs) return isGoneFor(runner, attemptDir) ? "its attempt is over" : null;
   return attemptDir === ""
@@ -73,7 +68,7 @@ export async function lookupNeed(
   { name, volumes }: Pick<FoundMachine, "name" | "volumes">,
   host: Host,
 ): Promise<Need> {
-  const { connection, config } = host;
+  const { connection } = host;
   using domain = await Domain.find(connection, name);
   const metadata = domain && await findMetadata(domain);
   if (metadata !== null) {
@@ -85,11 +80,7 @@ export async function lookupNeed(
   }
   const taken = await metadataOfAssigned(name, volumes, connection);
   if (taken !== null) return { metadata, owner: taken, why: await whyUnneeded(taken) };
-  const found = await findOwnerIn(
-    [config.pools.overlays, config.pools.templates],
-    name,
-    connection,
-  );
+  const found = await findOwnerOf(name, host);
   if (found === "unknown") return { metadata, owner: null, why: null };
   if (found === null) {
     const why = await isAnyFresh(volumes, connection) ? null : "nothing says whose it is";
@@ -132,12 +123,11 @@ async function metadataOfAssigned(
   return null;
 }
 
-async function findOwnerIn(
-  pools: readonly string[],
+async function findOwnerOf(
   machine: string,
-  connection: Connection,
+  { connection, config: { pools } }: Host,
 ): Promise<OwnerFound | null> {
-  for (const name of pools) {
+  for (const name of [pools.overlays, pools.templates]) {
     using pool = await findActivePool(connection, name);
     const found = pool && await findOwner(pool, machine);
     if (found !== null) return found;

@@ -6,7 +6,7 @@ import { CHANNEL_ADDRESS } from "./ssh_channel.ts";
 /** What a person can do with a machine that they made on this host, a line each. */
 export function stepsByHand(machine: string, metadata: MachineMetadata): readonly string[] {
   const { key, port, user, address } = metadata;
-  const ssh = `ssh -i ${key} ${port === "22" ? "" : `-p ${port} `}${user}@${address}`;
+  const ssh = `ssh -i ${key} ${port === 22 ? "" : `-p ${port} `}${user}@${address}`;
   return [
     logIn(machine) + (address === CHANNEL_ADDRESS ? "" : `, or ${ssh}`),
     `Run:       libvirt-gci run --machine ${machine} -- COMMAND`,

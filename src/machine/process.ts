@@ -27,16 +27,15 @@ export function hostName(): string {
   return readProc("sys/kernel/hostname")?.trim() || "localhost";
 }
 
-let mark: string | undefined;
+let mark: Promise<string> | undefined;
 
 /**
  * This host, and nobody else's: a hash of its machine-id, which is not to be shown (machine-id(5)),
  * and of the process ids' namespace, since those of a container mean nothing outside. Empty if
  * unknown.
  */
-export async function hostMark(): Promise<string> {
-  mark ??= await makeHostMark();
-  return mark;
+export function hostMark(): Promise<string> {
+  return mark ??= makeHostMark();
 }
 
 async function makeHostMark(): Promise<string> {

@@ -30,7 +30,7 @@ export async function logIn(
   const key = await readKey(metadata.key, home);
   const limits = { timeoutSeconds: CONNECT_SECONDS, log: () => {} }; // it is not our log
   const login = await loginTo(domain, metadata, key);
-  if (metadata.silent === "") return await openSsh(login, { ...limits, signal });
+  if (!metadata.silent) return await openSsh(login, { ...limits, signal });
   const over = new AbortController();
   const either = AbortSignal.any([signal, over.signal]);
   const ssh = await within(openSsh(login, { ...limits, signal: either }), SILENT_MS);
@@ -47,7 +47,7 @@ export async function noteAnswer(domain: Domain, answer: "some" | "none"): Promi
   try {
     const record = await readMetadata(domain); // somebody may have kept the machine meanwhile
     if (record === null) return;
-    await writeMetadata(domain, { ...record, silent: answer === "none" ? "yes" : "" });
+    await writeMetadata(domain, { ...record, silent: answer === "none" });
   } catch {
     // It may be gone, which is for others to say.
   }

@@ -11,7 +11,8 @@ import { TestGuest } from "../fakes/test_guest.ts";
 import { openTestHost } from "../fakes/test_host.ts";
 import { JOB, testStage } from "../fakes/test_stage.ts";
 
-const SOON = new Date(Date.now() + 5_430_000).toISOString(); // in an hour and a half
+const SOON_MS = Date.now() + 5_430_000; // in an hour and a half
+const SOON = new Date(SOON_MS).toISOString();
 
 Deno.test("list shows machines that are ready, that start, that are kept, that nobody needs, and what is left", async () => {
   await using connection = await openTestHost();
@@ -26,8 +27,8 @@ Deno.test("list shows machines that are ready, that start, that are kept, that n
     const [machine, differences] of [
       ["m-starting", { address: "" }],
       ["m-orphan", { runner: "" }],
-      ["m-killed", { runner: "1 1 0", isRunner: "yes", attemptDir: "/" }],
-      ["m-kept", { runner: "", keptUntil: SOON, deadline: SOON }],
+      ["m-killed", { runner: "1 1 0", isRunner: true, attemptDir: "/" }],
+      ["m-kept", { runner: "", keptUntil: SOON_MS, deadline: SOON_MS }],
     ] as const
   ) {
     using domain = await Domain.lookup(connection, machine);

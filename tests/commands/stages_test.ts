@@ -122,10 +122,10 @@ Deno.test("prepare writes into the domain whose it is and how to log in", () =>
     assert(metadata);
     const { job, project, template, user, port, address, hostKey } = metadata;
     assert.deepEqual([job, project, template], ["4242", "grp/proj", "debian-12"]);
-    assert.deepEqual([user, port], ["gitlab-runner", String(guest.port)]);
+    assert.deepEqual([user, port], ["gitlab-runner", guest.port]);
     assert.match(address, /^127\.99\.0\./);
     assert.match(hostKey, /^[\w+/]{43}=$/);
-    assert.equal(Date.parse(metadata.deadline) - Date.parse(metadata.created), (3600 + 600) * 1000);
+    assert.equal((metadata.deadline ?? 0) - (metadata.created ?? 0), (3600 + 600) * 1000);
   }));
 
 Deno.test("the script's status is the job's failure, also 255", () =>
@@ -316,7 +316,7 @@ Deno.test("a guest that did not answer a cancel, and answers again, is as any ot
     using domain = await Domain.lookup(connection, JOB.machine);
     const record = await readMetadata(domain);
     assert(record);
-    await writeMetadata(domain, { ...record, silent: "yes" });
+    await writeMetadata(domain, { ...record, silent: true });
     await run(JOB.machine, script("true"), stage);
     assert.deepEqual(await readMetadata(domain), record);
   }));
@@ -418,7 +418,7 @@ Deno.test("run refuses a guest that shows another host key", () =>
     const metadata = await readMetadata(domain);
     assert(metadata);
     const { writeMetadata } = await import("../../src/machine/metadata.ts");
-    await writeMetadata(domain, { ...metadata, port: String(other.port) });
+    await writeMetadata(domain, { ...metadata, port: other.port });
     await assert.rejects(run(JOB.machine, script("true"), stage), {
       message: /does not show the machine's host key/,
       fault: "host_key",

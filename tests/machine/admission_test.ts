@@ -445,7 +445,7 @@ Deno.test("machines start one after another, in the order in which they came", (
   }, ONE));
 
 /** As a machine's metadata is whose runner was killed, and left the attempt's directory. */
-const KILLED = { attemptDir: "/", runner: "1 1 0", isRunner: "yes" };
+const KILLED = { attemptDir: "/", runner: "1 1 0", isRunner: true };
 
 Deno.test("a machine whose runner was killed holds up nobody, and no more go than have to", () =>
   withBed(async ({ connection, stage }) => {
@@ -798,7 +798,7 @@ Deno.test("a project's machines count by whichever rule they started, people's d
 Deno.test("a machine that is kept after its job counts for its project", () =>
   withBed(async ({ stage }) => {
     await startPrepare("m-1", stage, { attemptDir: "/nonexistent/attempt" }).done;
-    await changeMetadata(stage.connection, "m-1", { failed: "build_script", keepMinutes: "5" });
+    await changeMetadata(stage.connection, "m-1", { failed: "build_script", keepMinutes: 5 });
     assert(await keepAfterJob("m-1", stage));
     const second = startPrepare("m-2", stage);
     await second.said(/Waiting for a machine of its project to end/);

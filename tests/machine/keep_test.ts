@@ -5,6 +5,7 @@ import { gc } from "../../src/commands/gc.ts";
 import { keep } from "../../src/commands/keep.ts";
 import { prepare } from "../../src/commands/prepare.ts";
 import { run } from "../../src/commands/run.ts";
+import { moment } from "../../src/duration.ts";
 import { SystemFailure } from "../../src/errors.ts";
 import { keyFile } from "../../src/guest/key_file.ts";
 import type { Connection } from "../../src/libvirt/connection.ts";
@@ -18,7 +19,7 @@ import {
   writeMetadata,
 } from "../../src/machine/metadata.ts";
 import { whyUnneeded } from "../../src/machine/need.ts";
-import { moment, newOwner } from "../../src/machine/owner.ts";
+import { newOwner } from "../../src/machine/owner.ts";
 import { removeMachine } from "../../src/machine/remove.ts";
 import { sweep } from "../../src/machine/unneeded.ts";
 import { TestGuest, type TestGuestOptions } from "../fakes/test_guest.ts";
@@ -89,13 +90,13 @@ async function exists(connection: Connection): Promise<boolean> {
   return domain !== null;
 }
 
-function inMinutes(minutes: number): string {
-  return new Date(Date.now() + minutes * 60_000).toISOString();
+function inMinutes(minutes: number): number {
+  return Date.now() + minutes * 60_000;
 }
 
 /** Asserts that a time is that many minutes away, give or take a few seconds. */
-function assertIsIn(time: string, minutes: number): void {
-  const actual = (Date.parse(time) - Date.now()) / 60_000;
+function assertIsIn(time: number | null, minutes: number): void {
+  const actual = ((time ?? 0) - Date.now()) / 60_000;
   assert(Math.abs(actual - minutes) < 0.2, `${time} is in ${actual} min, not in ${minutes}`);
 }
 
@@ -202,7 +203,7 @@ Deno.test("a script that a person runs in a job's machine fails no job", () =>
 Deno.test("without keep_minutes no machine is kept, nor one of an earlier version", () =>
   withMachine(async ({ connection, stage, said, runAs }) => {
     await runAs("build_script", "exit 1");
-    await change(connection, { keepMinutes: "" });
+    await change(connection, { keepMinutes: null });
     await runAs("build_script", "exit 1");
     assert.deepEqual(said, []);
     assert(!await keepAfterJob(MACHINE, stage));
@@ -335,7 +336,7 @@ Deno.test("a wish to keep ends no job: it is needed while its runner is there", 
 
 Deno.test("a machine that is to be kept after its job outlives its runner", () =>
   withMachine(async ({ connection, stage, runAs }) => {
-    await change(connection, { attemptDir: "/", runner: "1 1 0", isRunner: "yes" });
+    await change(connection, { attemptDir: "/", runner: "1 1 0", isRunner: true });
     await runAs("build_script", "exit 1");
     await sweep("next", stage);
     assert(await exists(connection));
@@ -346,7 +347,7 @@ Deno.test("a machine that is to be kept after its job outlives its runner", () =
 
 Deno.test("a machine whose runner was killed stays as long as its job's log says, and no longer", () =>
   withMachine(async ({ connection, stage, said, runAs }) => {
-    await change(connection, { attemptDir: "/", runner: "1 1 0", isRunner: "yes" });
+    await change(connection, { attemptDir: "/", runner: "1 1 0", isRunner: true });
     await runAs("build_script", "exit 1");
     assert.match(said.join("\n"), /is kept for 60 min after the job/);
     const { promisedUntil } = await metadataOf(connection);
@@ -424,7 +425,7 @@ Deno.test("keep while a script runs is not forgotten when the guest does not ans
     stage.abort(new SystemFailure({ what: "Cancelled by SIGTERM" }));
     await ran;
     const { silent, keptUntil } = await metadataOf(connection);
-    assert.equal(silent, "yes");
+    assert.equal(silent, true);
     assertIsIn(keptUntil, 120);
   }));
 
@@ -443,7 +444,7 @@ Deno.test("keep refuses a machine by hand, one that is gone, and what is not our
 Deno.test("a person's machine has no time after a failure: it stays", () =>
   withMachine(async ({ connection, stage }) => {
     await prepare({ ...JOB, machine: "by-hand", attemptDir: null }, {}, stage);
-    assert.equal((await metadataOf(connection, "by-hand")).keepMinutes, "");
+    assert.equal((await metadataOf(connection, "by-hand")).keepMinutes, null);
     await removeMachine("by-hand", stage);
   }));
 

@@ -328,7 +328,7 @@ function answers(agentBytes: number): ConstructorParameters<typeof TestLibvirtd>
     ...EMPTY_METADATA,
     job: "1",
     project: "evil/a",
-    created: "2024-01-01T00:00:00Z",
+    created: Date.UTC(2024, 0),
   };
   const depth = Math.floor((agentBytes - 11) / 2);
   return {

@@ -340,12 +340,12 @@ Deno.test("cleanup of a job that another was faster than leaves the other's mach
 Deno.test("a kept machine outlives its attempt by either name", () =>
   withStage(async (stage) => {
     const standby = await makeStandby(stage);
-    const keptUntil = new Date(Date.now() + 3600_000).toISOString();
+    const keptUntil = Date.now() + 3600_000;
     const owner = { ...ENDED, attemptDir: "/nonexistent", keptUntil, deadline: keptUntil };
     await take(stage, standby, owner);
     await gc({}, stage);
     assert.deepEqual(stage.lines, []);
-    const over = new Date(Date.now() - 1000).toISOString();
+    const over = Date.now() - 1000;
     await changeMetadata(stage.connection, standby, { keptUntil: over, deadline: over });
     await gc({}, stage);
     assert.match(stage.lines.join("\n"), /^Removed .*: it was kept until /);

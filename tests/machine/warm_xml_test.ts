@@ -3,7 +3,7 @@ import { parseXml, XmlElement } from "@rgrove/parse-xml";
 import fc from "fast-check";
 import assert from "node:assert/strict";
 import type { DomainOnDisk } from "../../src/machine/domain_xml.ts";
-import type { MachineMetadata } from "../../src/machine/metadata.ts";
+import { EMPTY_METADATA, type MachineMetadata } from "../../src/machine/metadata.ts";
 import { xmlForMachine } from "../../src/machine/warm/warm_xml.ts";
 import { childrenOf, find, rootOf, textAt } from "../../src/read_xml.ts";
 import { DEFAULT_CONFIG } from "../../src/settings/settings.ts";
@@ -11,11 +11,16 @@ import { DEFAULT_CONFIG } from "../../src/settings/settings.ts";
 const SAVED = await Deno.readTextFile(new URL("../data/saved.xml", import.meta.url));
 
 const METADATA: MachineMetadata = {
-  ...{ job: "7", project: "grp/proj", template: "lite", created: "", deadline: "", host: "" },
-  ...{ attemptDir: "", runner: "", mac: "52:54:00:01:02:03", user: "gitlab-runner", port: "22" },
-  ...{ key: "/k", shell: "bash", address: "", hostKey: "h" },
-  ...{ isRunner: "", keepMinutes: "", failed: "", promisedUntil: "", silent: "", keptUntil: "" },
-  machine: "",
+  ...EMPTY_METADATA,
+  job: "7",
+  project: "grp/proj",
+  template: "lite",
+  mac: "52:54:00:01:02:03",
+  user: "gitlab-runner",
+  port: 22,
+  key: "/k",
+  shell: "bash",
+  hostKey: "h",
 };
 
 const MACHINE: DomainOnDisk = {

@@ -7,7 +7,7 @@ import { NetworkFilter } from "../../libvirt/network_filter.ts";
 import { throwIfLost } from "../lost_connection.ts";
 import type { Subnet } from "./network_info.ts";
 import { sleep } from "../../wait.ts";
-import { Xml, xml } from "../../xml.ts";
+import { attributesXml, Xml, xml } from "../../xml.ts";
 
 /** What an isolated machine may and may not reach. */
 export interface Isolation {
@@ -187,14 +187,9 @@ function rule(
   direction: "in" | "out" | "inout" = "out",
 ): Xml {
   const element = new Xml(protocol);
-  const match = Object.entries(attributes).map(([key, value]) =>
-    xml`
-      ${new Xml(key)}="${value}"
-    `
-  );
   return xml`
     <rule action="${action}" direction="${direction}" priority="${priority}">
-      <${element}${match} />
+      <${element}${attributesXml(attributes)} />
     </rule>
   `;
 }

@@ -3,9 +3,9 @@ import { explain, SystemFailure } from "../../errors.ts";
 import { consoleEnd, consoleLines } from "../../guest/console_text.ts";
 import { StoragePool } from "../../libvirt/storage_pool.ts";
 import type { Context, Host } from "../context.ts";
+import type { Owner } from "../metadata.ts";
 import { lookupNeed, type Need } from "../need.ts";
 import { unpluggedCards } from "../network/network_info.ts";
-import type { Owner } from "../owner.ts";
 import {
   CALL_SECONDS,
   collect,
@@ -128,7 +128,7 @@ async function findEarlier(
   { host: { directories: { postMortems: directory } }, report: { warn } }: Context,
 ): Promise<string | null> {
   try {
-    return await findPostMortem(directory, machine, new Date(created));
+    return await findPostMortem(directory, machine, new Date(created ?? 0));
   } catch (error) {
     const what = `Cannot read the post-mortems in "${directory}"`;
     warn(explain(new SystemFailure({ what, cause: error, advice: DIRECTORY_ADVICE })));

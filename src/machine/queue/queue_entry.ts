@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
-import { hostMark, processMark } from "../owner.ts";
+import { hostMark, processMark } from "../process.ts";
 import { enqueue, type Entered, inOrder, type Queued } from "./queue.ts";
 import { ofKind, volumeName } from "../storage/volume_names.ts";
-import { hostMark, processMark } from "../process.ts";
-import { enqueue, inOrder, type Queued } from "./queue.ts";
 import { removeVolume } from "../storage/volumes.ts";
 
 /**

@@ -90,7 +90,7 @@ async function handOver(
     ...owner,
     machine: name,
     key: login.key.file,
-    keepMinutes: owner.attemptDir === "" ? "" : String(settings.keepMinutes),
+    keepMinutes: owner.attemptDir === "" ? null : settings.keepMinutes,
     address: "", // not ready
   };
   await writeMetadata(domain, metadata);

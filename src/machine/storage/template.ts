@@ -4,8 +4,8 @@ import type { Connection } from "../../libvirt/connection.ts";
 import { isLibvirtError, VIR_ERR } from "../../libvirt/error.ts";
 import { StoragePool } from "../../libvirt/storage_pool.ts";
 import { lookupActivePool } from "./pools.ts";
-import { readVolumeXml } from "./volume_xml.ts";
 import { isOurVolume } from "./volume_names.ts";
+import { readVolumeXml } from "./volume_xml.ts";
 import type { Base } from "./volumes.ts";
 
 /** A base image that overlays stand on. */

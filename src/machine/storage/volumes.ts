@@ -2,8 +2,8 @@
 import { isLibvirtError, VIR_ERR } from "../../libvirt/error.ts";
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
 import type { Volume } from "../../libvirt/volume.ts";
-import { sleep } from "../../wait.ts";
 import { ofKind, volumeName } from "./volume_names.ts";
+import { sleep } from "../../wait.ts";
 import { type Xml, xml } from "../../xml.ts";
 
 /** What an overlay stands on. */

@@ -3,7 +3,7 @@ import { type XmlElement, XmlElement as Element, XmlText } from "@rgrove/parse-x
 import { type DomainOnDisk, titleOf } from "../domain_xml.ts";
 import { metadataXml } from "../metadata.ts";
 import { rootOf } from "../../read_xml.ts";
-import { Xml, xml } from "../../xml.ts";
+import { attributesXml, Xml, xml } from "../../xml.ts";
 
 /**
  * The XML of a saved domain for another machine, which gets its RAM: all that the guest's kernel sees
@@ -82,12 +82,7 @@ function writeTag(
   others: Readonly<Record<string, string>>,
   content: readonly Xml[] = [],
 ): Xml {
-  const written = Object.entries({ ...attributes, ...others })
-    .map(([key, value]) =>
-      xml`
-        ${new Xml(key)}="${value}"
-      `
-    );
+  const written = attributesXml({ ...attributes, ...others });
   const tag = new Xml(name); // libvirt's own names
   return xml`<${tag}${written}>${content}</${tag}>`;
 }
