@@ -5,3 +5,8 @@ export async function sha256(text: string): Promise<string> {
   const digest = await crypto.subtle.digest("SHA-256", new TextEncoder().encode(text));
   return new Uint8Array(digest).toHex();
 }
+
+/** The first 16 digits of that: enough to tell apart what nobody chose to be alike. */
+export async function shortHash(text: string): Promise<string> {
+  return (await sha256(text)).slice(0, 16);
+}

@@ -2,9 +2,15 @@
 
 /** A command for a shell, in which only the words have quotes that need them. */
 export function command(...words: readonly string[]): string {
-  return words.map((word) =>
-    /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`
-  ).join(" ");
+  return words.map((word) => /^[\w@%+=:,./-]+$/.test(word) ? word : quote(word)).join(" ");
+}
+
+/**
+ * An argument for sh. Single quotes keep everything but themselves (POSIX, Shell Command Language,
+ * 2.2.2).
+ */
+export function quote(argument: string): string {
+  return `'${argument.replaceAll("'", `'\\''`)}'`;
 }
 
 /** A command of virsh for this hypervisor: the default of a user other than root is another one. */

@@ -5,6 +5,7 @@ import { dirname } from "node:path";
 import type { Duplex } from "node:stream";
 import { SystemFailure } from "../errors.ts";
 import { type Agent, stderrOf } from "./agent.ts";
+import { randomHex } from "../random.ts";
 import { NotYet, within } from "../wait.ts";
 
 /** A virtio-serial channel of a machine, and who puts an SSH server at the guest's end of it. */
@@ -34,7 +35,7 @@ export async function openChannel(
   let greeted = false;
   try {
     const end = performance.now() + timeoutMs;
-    const token = crypto.getRandomValues(new Uint8Array(16)).toHex();
+    const token = randomHex(16);
     const greeting = greetingAfter(token, socket);
     const pid = await startServer(agent, name, token);
     if (pid instanceof NotYet) return pid;

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { runByAgent, startByAgent, type UntilEnd } from "./agent.ts";
 import type { Agent } from "./agent.ts";
-import { quote } from "./command_line.ts";
 import type { KeyPair } from "./key.ts";
+import { randomHex } from "../random.ts";
+import { quote } from "../shell.ts";
 
 /**
  * What a guest needs to stop being the one whose RAM it has. All of it goes through the guest agent,
@@ -30,10 +31,9 @@ export async function takeIdentity(
   agent: Agent,
   { hostName, hostKey, publicKey, user }: Identity,
 ): Promise<UntilEnd> {
-  const random = (bytes: number): string => crypto.getRandomValues(new Uint8Array(bytes)).toHex();
   const values = {
-    entropy: random(64),
-    id: random(16),
+    entropy: randomHex(64),
+    id: randomHex(16),
     name: hostName,
     now: String(Math.round(Date.now() / 1000)),
     private_key: hostKey.privateKey,

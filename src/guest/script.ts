@@ -4,6 +4,7 @@ import type { CommandEnd, Sink } from "./command_streams.ts";
 import { OutputEnd } from "./output_end.ts";
 import type { SshConnection } from "./ssh_connection.ts";
 import { quoted } from "../quoted.ts";
+import { randomHex } from "../random.ts";
 import { within } from "../wait.ts";
 
 /** The guest has no space left for the script's file. */
@@ -44,7 +45,7 @@ export async function runScript(
   signal: AbortSignal,
 ): Promise<number> {
   signal.throwIfAborted();
-  const token = crypto.getRandomValues(new Uint8Array(16)).toHex();
+  const token = randomHex(16);
   const out = new OutputEnd(token, stdout);
   const err = new OutputEnd(token, stderr);
   const command = wrapper(shell, token, text.length);

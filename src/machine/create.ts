@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { GIB } from "../bytes.ts";
 import { explain, SystemFailure } from "../errors.ts";
 import { Domain } from "../libvirt/domain.ts";
 import { StoragePool } from "../libvirt/storage_pool.ts";
@@ -67,7 +68,7 @@ async function findFitting(spec: MachineSpec, { connection, config }: Host): Pro
     advise,
     pool: config.pools.templates,
   });
-  const gib = Math.ceil(template.capacityBytes / 1024 ** 3);
+  const gib = Math.ceil(template.capacityBytes / GIB);
   if (maxDiskGib === null || gib <= maxDiskGib) return template;
   throw new SystemFailure({
     fault: "settings",

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { hasProcess, readProc, readProcLink } from "../../ffi/proc.ts";
-import { sha256 } from "../sha256.ts";
+import { shortHash } from "../sha256.ts";
 
 /**
  * A process as `PID START BOOT`, or null if there is none: another process may get its number, and
@@ -43,5 +43,5 @@ async function makeHostMark(): Promise<string> {
   const id = (await read("/etc/machine-id") || await read("/etc/hostname")).trim();
   const namespace = readProcLink("self/ns/pid");
   if (id === "" || namespace === null) return "";
-  return (await sha256(`libvirt-gci ${id} ${namespace}`)).slice(0, 16);
+  return await shortHash(`libvirt-gci ${id} ${namespace}`);
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { SystemFailure } from "../errors.ts";
-import { directoryOf, isStickyDirectory, refuseUntrusted } from "../files.ts";
+import { directoryOf, isStickyDirectory, orMissing, refuseUntrusted } from "../files.ts";
 import { parseConfig } from "./read.ts";
 import { type Config, DEFAULT_CONFIG } from "./settings.ts";
 
@@ -26,10 +26,12 @@ export async function loadConfig({ file, home, xdgConfigHome }: ConfigPlaces): P
     : ["/etc/libvirt-gci/config.yaml", ...(user ? [`${user}/libvirt-gci/config.yaml`] : [])];
   for (const place of places) {
     try {
-      return parseConfig(await readSettingsFile(place), place);
+      const reading = readSettingsFile(place);
+      // The home of a user that has none is often /dev/null.
+      const text = file === undefined ? await orMissing(reading) : await reading;
+      if (text !== null) return parseConfig(text, place);
     } catch (cause) {
       if (cause instanceof SystemFailure) throw cause;
-      if (file === undefined && isNoFile(cause)) continue;
       throw new SystemFailure({
         what: `Cannot read the settings in "${place}"`,
         cause,
@@ -38,11 +40,6 @@ export async function loadConfig({ file, home, xdgConfigHome }: ConfigPlaces): P
     }
   }
   return DEFAULT_CONFIG;
-}
-
-/** The home of a user that has none is often /dev/null. */
-function isNoFile(error: unknown): boolean {
-  return error instanceof Deno.errors.NotFound || error instanceof Deno.errors.NotADirectory;
 }
 
 /**

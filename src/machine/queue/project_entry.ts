@@ -2,7 +2,7 @@
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
 import { enqueue, type Entered, inOrder, type Queued } from "./queue.ts";
 import { ofKind, volumeName } from "../storage/volume_names.ts";
-import { sha256 } from "../../sha256.ts";
+import { shortHash } from "../../sha256.ts";
 
 /**
  * A machine among those of its project: an empty volume from before the machine waits for others of the
@@ -21,7 +21,7 @@ export async function enterProject(
   machine: string,
   { project: path, signal }: { readonly project: string; readonly signal: AbortSignal },
 ): Promise<Entered<ProjectEntry>> {
-  const project = (await sha256(`libvirt-gci project ${path}`)).slice(0, 16);
+  const project = await shortHash(`libvirt-gci project ${path}`);
   return await enqueue(pool, {
     nameOf: (number) => volumeName(machine, "project", number, project),
     last: (volumes) => Promise.resolve(entriesOf(project, volumes).at(-1)),

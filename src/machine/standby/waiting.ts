@@ -5,8 +5,9 @@ import type { StoragePool } from "../../libvirt/storage_pool.ts";
 import type { Template } from "../storage/template.ts";
 import { ofKind, STANDBY_NAME, volumeName } from "../storage/volume_names.ts";
 import { createRawVolume, removeVolume } from "../storage/volumes.ts";
+import { randomHex } from "../../random.ts";
 import { fixedValues, type MachineSettings } from "../../settings/settings.ts";
-import { sha256 } from "../../sha256.ts";
+import { shortHash } from "../../sha256.ts";
 
 /**
  * Machines that were resumed before any job asked for them. Two kinds of empty volumes say what
@@ -25,7 +26,7 @@ const NAME = new RegExp(`^${STANDBY_NAME}$`);
 
 /** A name for a new machine. */
 export function newStandbyName(): string {
-  return `standby-${crypto.getRandomValues(new Uint8Array(8)).toHex()}`;
+  return `standby-${randomHex(8)}`;
 }
 
 /** Whether this is the name of a machine that waits, or waited once. */
@@ -97,5 +98,5 @@ export async function standbyKind(
 ): Promise<string> {
   const { pool, volume, path, modified } = template;
   const origin = imageId ?? [pool, volume, path, modified];
-  return (await sha256(JSON.stringify([origin, fixedValues(settings)]))).slice(0, 16);
+  return await shortHash(JSON.stringify([origin, fixedValues(settings)]));
 }

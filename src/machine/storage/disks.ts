@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { GIB } from "../../bytes.ts";
 import { SystemFailure } from "../../errors.ts";
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
 import type { MachineDomain } from "../domain_xml.ts";
@@ -32,7 +33,7 @@ export function createDisk(
   },
 ): Promise<string> {
   return orExplained(pool, machine, async () => {
-    const capacityBytes = (diskGib ?? 0) * 1024 ** 3;
+    const capacityBytes = (diskGib ?? 0) * GIB;
     using overlay = await createOverlay(pool, volume, { template, capacityBytes });
     return await overlay.path();
   });

@@ -8,9 +8,10 @@ import { EMPTY_METADATA } from "../metadata.ts";
 import type { Template } from "../storage/template.ts";
 import { ofKind, volumeName } from "../storage/volume_names.ts";
 import { createRawVolume, removeVolume } from "../storage/volumes.ts";
+import { randomHex } from "../../random.ts";
 import { find, rootOf, textAt } from "../../read_xml.ts";
 import type { MachineSettings } from "../../settings/settings.ts";
-import { sha256 } from "../../sha256.ts";
+import { sha256, shortHash } from "../../sha256.ts";
 
 /** Of what a warm image was made, by what a message calls it. It holds as long as all is the same. */
 export type WarmOrigin = Readonly<Record<string, string>>;
@@ -36,12 +37,12 @@ export interface WarmImage extends WarmName, WarmInfo {}
 
 /** An id for a new warm image. */
 export function newWarmId(): string {
-  return crypto.getRandomValues(new Uint8Array(5)).toHex();
+  return randomHex(5);
 }
 
 /** The name of the machine that makes warm images of this template, one at a time. */
 export async function makerOf(template: string): Promise<string> {
-  return `warm-${(await sha256(template)).slice(0, 16)}`;
+  return `warm-${await shortHash(template)}`;
 }
 
 /**
