@@ -99,7 +99,7 @@ export class Connection implements AsyncDisposable {
   /** Connects to the hypervisor at this URI. Throws {@linkcode LibvirtError} with advice. */
   static async open(uri: string, options: ConnectionOptions = {}): Promise<Connection> {
     const libvirt = loadWithAdvice(loadLibvirt);
-    const { promise: done, resolve: leaveQueue } = Promise.withResolvers<void>();
+    const { promise: done, resolve: endTurn } = Promise.withResolvers<void>();
     const turn = Connection.#openTurn;
     Connection.#openTurn = done;
     await turn;
@@ -112,7 +112,7 @@ export class Connection implements AsyncDisposable {
       libvirt.virConnSetErrorFunc(pointer, null, libvirt.freeAddress);
       return new Connection(uri, libvirt, { pointer, options });
     } finally {
-      leaveQueue();
+      endTurn();
     }
   }
 
@@ -143,7 +143,7 @@ export class Connection implements AsyncDisposable {
   ): Promise<CallResult<Name>> {
     if (this.#isClosed) throw new Error(`${name} was called on a connection that was closed`);
     if (name === "virConnectClose") this.#isClosed = true;
-    const { promise: done, resolve: leaveQueue } = Promise.withResolvers<void>();
+    const { promise: done, resolve: endTurn } = Promise.withResolvers<void>();
     const turn = this.#turn;
     this.#turn = done;
     await turn;
@@ -160,7 +160,7 @@ export class Connection implements AsyncDisposable {
       if (result === null || result === -1) throw this.#lastError(name);
       return result;
     } finally {
-      leaveQueue();
+      endTurn();
       this.#options.onCall?.(name, performance.now() - start);
     }
   }

@@ -84,7 +84,7 @@ function readYaml(
 /** The settings, and what is wrong with them. What contradicts each other must be valid first. */
 function readConfig(raw: unknown): { readonly config: Config; readonly mistakes: Mistake[] } {
   const mistakes: Mistake[] = [];
-  const values = readMembers(FILE, raw, fallbacksOf(FILE), new ProjectEntry(mistakes, FILE));
+  const values = readMembers(FILE, raw, fallbacksOf(FILE), new Place(mistakes, FILE));
   const machine = valuesOf(MACHINE, values);
   const config = {
     ...valuesOf(HOST, values),
@@ -107,7 +107,7 @@ function readTemplates(
     Object.entries(raw).map(([name, entry]) => {
       const path = ["templates", name];
       if (!NAME.accepts(name)) mistakes.push({ ...mustBe(path, NAME.words, name), atKey: true });
-      const place = new ProjectEntry(mistakes, TEMPLATE, path);
+      const place = new Place(mistakes, TEMPLATE, path);
       const { volume, aliases, ...machine } = readMembers(TEMPLATE, entry, otherwise, place);
       return [name, { volume, aliases, machine, ownKeys: new Set(keysIn(entry)) }];
     }),
@@ -115,7 +115,7 @@ function readTemplates(
 }
 
 function readRule(raw: unknown, i: number, mistakes: Mistake[]): Rule {
-  const place = new ProjectEntry(mistakes, RULE, ["rules", i]);
+  const place = new Place(mistakes, RULE, ["rules", i]);
   if (raw === null) place.mustBe("keys with values", raw);
   const values = readMembers(RULE, raw, fallbacksOf(RULE), place);
   return { ...values, name: `rule ${i + 1} (rules[${i}])` };
@@ -130,7 +130,7 @@ function keysIn(raw: unknown): string[] {
 }
 
 /** Something of the file, and where its mistakes go. */
-class ProjectEntry implements FilePlace {
+class Place implements FilePlace {
   constructor(
     readonly mistakes: Mistake[],
     readonly table: Members,
@@ -138,8 +138,8 @@ class ProjectEntry implements FilePlace {
     readonly path: Path = start,
   ) {}
 
-  below(step: string | number): ProjectEntry {
-    return new ProjectEntry(this.mistakes, this.table, this.start, [...this.path, step]);
+  below(step: string | number): Place {
+    return new Place(this.mistakes, this.table, this.start, [...this.path, step]);
   }
 
   mustBe(words: string, value: unknown): void {
@@ -152,7 +152,7 @@ function readMembers<M extends Members>(
   members: M,
   raw: unknown,
   inherited: Values<M>,
-  place: ProjectEntry,
+  place: Place,
 ): Values<M> {
   const known = Object.keys(members);
   if (raw === null) return inherited; // all that would stand below the key is commented out
@@ -184,7 +184,7 @@ function readMembers<M extends Members>(
 function isValid(
   { words, accepts, items }: Kind<unknown>,
   value: unknown,
-  place: ProjectEntry,
+  place: Place,
 ): boolean {
   if (!accepts(value)) {
     place.mustBe(words, value);

@@ -1,13 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { type ConfigOutput } from "./config_output.ts";
 import { type Action, type JobEvent, type RunningStage, watchStage } from "./events.ts";
-import {
-  type Job,
-  type JobVariable,
-  jobVariables,
-  type ProjectEntry,
-  servicesJson,
-} from "./payload.ts";
+import { type Job, type JobVariable, jobVariables, type Place, servicesJson } from "./payload.ts";
 import { type Orphan, runProcess, type Stream } from "./process.ts";
 import { concat, type Value } from "./quote.ts";
 import type { Runner, StageRecord, Verdict } from "./runner.ts";
@@ -38,7 +32,7 @@ export interface Build {
 export interface Attempt {
   readonly number: number;
   readonly dir: string;
-  place: ProjectEntry;
+  place: Place;
   config: ConfigOutput;
 }
 

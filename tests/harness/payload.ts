@@ -74,7 +74,7 @@ export const SMALL_JOB: Job = {
 };
 
 /** Where a job's files are in the machine; empty until config has told. */
-export interface ProjectEntry {
+export interface Place {
   readonly buildsDir: string;
   readonly cacheDir: string;
   readonly projectDir: string;
@@ -119,7 +119,7 @@ export function responseJson(job: Job): string {
  * All variables of a job, in the runner's order: a later one wins. Those of the
  * runner itself stand around the author's, who can thus forge the first ones.
  */
-export function jobVariables(job: Job, place: ProjectEntry, status: string): JobVariable[] {
+export function jobVariables(job: Job, place: Place, status: string): JobVariable[] {
   const variables = listOf({
     ...(job.image ? { CI_JOB_IMAGE: job.image } : {}),
     CI_BUILDS_DIR: place.buildsDir,

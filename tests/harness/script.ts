@@ -1,18 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import {
-  type Archive,
-  type Job,
-  type JobVariable,
-  lookupVariable,
-  type ProjectEntry,
-} from "./payload.ts";
+import { type Archive, type Job, type JobVariable, lookupVariable, type Place } from "./payload.ts";
 import { quote } from "./quote.ts";
 
 /** What the scripts of a job are made from. */
 export interface ScriptSource {
   readonly job: Job;
   readonly variables: readonly JobVariable[];
-  readonly place: ProjectEntry;
+  readonly place: Place;
   /** "bash" or "sh". */
   readonly shell: string;
   /** Where the guest says it runs, as config named it. */
@@ -234,7 +228,7 @@ function guardRunner(action: string, lines: readonly string[]): string[] {
   ];
 }
 
-function tmpFile(place: ProjectEntry, name: string): string {
+function tmpFile(place: Place, name: string): string {
   return `${place.projectDir}.tmp/${name}`;
 }
 
