@@ -18,7 +18,7 @@ export function refuseUntrusted(
   { mode, uid }: Pick<Deno.FileInfo, "mode" | "uid">,
   content: string,
 ): void {
-  const what = `Somebody else may write ${content}: "${path}"`;
+  const what = `Other users can write ${content}: "${path}"`;
   if (uid !== 0 && uid !== Deno.uid()) {
     throw new SystemFailure({
       what: `${what} belongs to the user ${uid}`,

@@ -3,8 +3,21 @@ import assert from "node:assert/strict";
 
 /** How advice may begin: it says what to do, maybe by the command itself. */
 const BEGINNINGS = new Set([
-  ...["Add", "Ask", "Check", "Do", "Edit", "End", "Free", "Get", "Give", "Have", "Install"],
-  ...["Leave", "Let", "List", "Log", "Look", "Make", "Mend", "Raise", "Remove", "Run", "Say"],
+  ...["Add", "Ask", "Check", "Do", "Edit", "End", "Fix", "Free", "Get", "Give", "Have", "Install"],
+  ...[
+    "Leave",
+    "Let",
+    "List",
+    "Log",
+    "Look",
+    "Make",
+    "Omit",
+    "Raise",
+    "Remove",
+    "Retry",
+    "Run",
+    "Say",
+  ],
   ...["See", "Set", "Shut", "Start", "Take", "Try", "Use", "Wait", "Write"],
   ...["chmod", "chown"],
 ]);

@@ -161,7 +161,7 @@ Deno.test("explain ends as prepare would, with its words, when the job is refuse
     assert.equal(status, 11);
     assert.match(
       stderr,
-      /^libvirt-gci: The job asks for LIBVIRT_GCI_VCPUS=3, but the most .* is 2/,
+      /^libvirt-gci: The job asks for LIBVIRT_GCI_VCPUS=3, but at most 2 is allowed by/,
     );
     assert.equal(`libvirt-gci: ${JSON.parse(stdout).refusal}\n`, stderr);
   }));
@@ -190,14 +190,14 @@ function onHostWith(volume: string, args: string[]): Promise<Ended> {
 Deno.test("gc says what it removed, and nothing where there is nothing", async () => {
   const left = await onHostWith("gone.overlay.libvirt-gci", ["gc"]);
   assert.deepEqual([left.status, left.stderr], [0, ""]);
-  assert.equal(left.stdout, 'Removed "gone" (1 volume): nothing says whose it is\n');
+  assert.equal(left.stdout, 'Removed "gone" (1 volume): it has no owner\n');
   const dry = await onHostWith("gone.overlay.libvirt-gci", [
     "gc",
     "--dry-run",
     "--older-than",
     "2h",
   ]);
-  assert.equal(dry.stdout, 'Would remove "gone" (1 volume): nothing says whose it is\n');
+  assert.equal(dry.stdout, 'Would remove "gone" (1 volume): it has no owner\n');
   const nothing = await onHostWith("somebody.qcow2", ["gc"]);
   assert.deepEqual(nothing, { status: 0, stdout: "", stderr: "" });
 });
@@ -336,7 +336,10 @@ async function atTerminal(
 Deno.test("errors and states have colours at a terminal, but not with NO_COLOR, and JSON never", () =>
   withHost("gone.overlay.libvirt-gci", async (settings) => {
     const failed = await atTerminal(["cleanup"]);
-    assert(failed.stdout.startsWith("\x1b[31mlibvirt-gci:\x1b[0m Which machine?"), failed.stdout);
+    assert(
+      failed.stdout.startsWith("\x1b[31mlibvirt-gci:\x1b[0m No machine is named"),
+      failed.stdout,
+    );
     const list = ["--config", settings, "list"];
     assert((await atTerminal(list)).stdout.includes("  \x1b[31mleftover\x1b[0m  "));
     for (const [args, env] of [[[...list, "--json"], {}], [list, { NO_COLOR: "1" }]] as const) {
@@ -365,7 +368,7 @@ Deno.test("a settings file that others may write is refused, and says how to men
   const { status, stderr } = await program(["--config", settings, "explain"]);
   await Deno.remove(settings);
   assert.equal(status, 2);
-  assert.match(stderr, /Somebody else may write the settings: .*\nWhat to do: chmod go-w "/);
+  assert.match(stderr, /Other users can write the settings: .*\nWhat to do: chmod go-w "/);
 });
 
 for (
@@ -379,13 +382,13 @@ for (
     [["cleanup", "--", "true"], /takes nothing after --/],
     [["explain", "--", "true"], /takes nothing after --/],
     [["explain", "--variables", "/nonexistent"], /Cannot read the variables/],
-    [["cleanup"], /Which machine\?/],
+    [["cleanup"], /No machine is named/],
     [["cleanup", "--all", "--machine", "m"], /--machine or --all, not both/],
     [["warm", "--remove"], /needs the templates whose warm images/],
     [["gc", "--older-than", "2 weeks"], /Write a number and s, m, h or d/],
     [["gc", "--", "true"], /takes nothing after --/],
-    [["run", "-m", "a/b", "--", "true"], /"a\/b" is no name/],
-    [["cleanup", "--machine", ""], /"" is no name/],
+    [["run", "-m", "a/b", "--", "true"], /"a\/b" is not a valid machine name/],
+    [["cleanup", "--machine", ""], /"" is not a valid machine name/],
   ] as const
 ) {
   Deno.test(`the arguments ${JSON.stringify(args)} are a mistake that is named, with status 2`, async () => {

@@ -99,6 +99,6 @@ export async function cleanupAll(
 function nobodyToAsk(question: string): UsageError {
   return new UsageError({
     what: `${question} There is no terminal to ask on`,
-    advice: "Say --yes if all of them are to go; see them: libvirt-gci list",
+    advice: "Add --yes to remove all of them; list them with: libvirt-gci list",
   });
 }

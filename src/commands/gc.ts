@@ -120,7 +120,7 @@ async function removeDeadEntries(
     if (await isLiveEntry(entry, { longestSeconds: longestQueueSeconds(config.host) })) continue;
     using pool = await StoragePool.lookup(connection, config.pools.overlays);
     await leaveQueue(pool, entry);
-    log(`Removed the queue entry of "${name}": nobody waits for it any more`);
+    log(`Removed the queue entry of "${name}": its prepare has ended`);
   }
 }
 
@@ -156,7 +156,7 @@ async function removeUnwantedStandbys(
   if (pool === null || waitingIn(volumes).length === 0) return;
   for (const standby of unwantedOf(await findWanted(context.host), volumes)) {
     try {
-      const what = `"${standby.name}": it waited for a job, and no job could get it any more`;
+      const what = `"${standby.name}": standby machine that matches no setting any more`;
       if (dryRun) context.report.log(`Would remove ${what}`);
       else if (await removeStandby(standby, pool, context)) context.report.log(`Removed ${what}`);
     } catch (error) {
@@ -191,6 +191,6 @@ function unremoved(problems: readonly unknown[]): SystemFailure {
   const machines = problems.length === 1 ? "a machine" : `${problems.length} machines`;
   return severalFailures({
     what: `Cannot remove ${machines} that nobody needs`,
-    advice: "Mend what is said below and run it again, or leave it to the next time",
+    advice: "Fix the problems below and run gc again, or wait for its next run",
   }, problems);
 }

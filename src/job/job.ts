@@ -139,7 +139,7 @@ async function identityByHand(env: Env, options: JobOptions): Promise<Identity> 
 export function requireMachine(job: Job): string {
   if (job.machine !== null) return job.machine;
   throw new UsageError({
-    what: "Which machine? Nothing names it",
+    what: "No machine is named",
     advice: "Say --machine NAME, or set CUSTOM_ENV_CI_PROJECT_NAME, CUSTOM_ENV_CI_JOB_ID and " +
       "CUSTOM_ENV_DISTRO as they were for prepare",
   });
@@ -200,7 +200,7 @@ export function isMachineName(name: string): boolean {
 export function checkMachineName(machine: string): void {
   if (isMachineName(machine)) return;
   throw new UsageError({
-    what: `The machine's name ${JSON.stringify(machine)} is no name for a machine`,
+    what: `The machine's name ${JSON.stringify(machine)} is not a valid machine name`,
     advice: "Use letters, digits, '.', '_' and '-', 63 characters at most",
   });
 }

@@ -4,9 +4,12 @@ import { isLibvirtError } from "../libvirt/error.ts";
 
 /**
  * Throws SystemFailure if something failed because the connection to libvirt was lost: nothing else is
- * at fault then. `doing` ends the sentence "Lost the connection to libvirt while it …".
+ * at fault then. `done` ends the sentence "The connection to libvirt was lost before it had …".
  */
-export function throwIfLost(cause: unknown, doing: string): void {
+export function throwIfLost(cause: unknown, done: string): void {
   if (!isLibvirtError(cause) || !cause.isLost) return;
-  throw new SystemFailure({ what: `Lost the connection to libvirt while it ${doing}`, cause });
+  throw new SystemFailure({
+    what: `The connection to libvirt was lost before it had ${done}`,
+    cause,
+  });
 }

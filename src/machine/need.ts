@@ -39,7 +39,7 @@ export async function whyUnneeded(
   }
   if (runs) return isGoneFor(runner, attemptDir) ? "its attempt is over" : null;
   return attemptDir === ""
-    ? "who made it is gone"
+    ? "the process that was creating it has ended"
     : "its runner is gone, and so is the attempt's directory";
 }
 
@@ -83,7 +83,7 @@ export async function lookupNeed(
   const found = await findOwnerOf(name, host);
   if (found === "unknown") return { metadata, owner: null, why: null };
   if (found === null) {
-    const why = await isAnyFresh(volumes, connection) ? null : "nothing says whose it is";
+    const why = await isAnyFresh(volumes, connection) ? null : "it has no owner";
     return { metadata, owner: null, why };
   }
   if ("why" in found) return { metadata, owner: null, why: found.why };

@@ -68,7 +68,7 @@ export async function findOwner(pool: StoragePool, machine: string): Promise<Own
     if (isLibvirtError(error, VIR_ERR.NO_SUPPORT)) return "unknown"; // libvirt's test driver
     if (!isLibvirtError(error, VIR_ERR.OPERATION_INVALID)) throw error; // prepare is filling it
   }
-  return await isFresh(volume) ? "unknown" : { why: "prepare died while it made it" };
+  return await isFresh(volume) ? "unknown" : { why: "prepare was killed while creating it" };
 }
 
 /**

@@ -132,7 +132,7 @@ function chooseNested(context: SizeContext): Size<boolean> {
   if (request === "true" && !usual && !isAllowed) {
     throw new BuildFailure({
       what: `The job asks for ${NESTED}=true, but "limits.nested" of ${capFrom} is false`,
-      advice: `Leave the variable ${NESTED} away, or have the host's settings set "limits.nested"`,
+      advice: `Omit the variable ${NESTED}, or ask the administrator to set "limits.nested"`,
     });
   }
   return {
@@ -178,13 +178,12 @@ function tooMuch(
   if (cap === null) {
     return new BuildFailure({
       what: `${asked}, but ${capFrom}, allow no other disk than the template's own`,
-      advice:
-        `Leave the variable ${variable} away, or have the host's settings set "limits.${key}"`,
+      advice: `Omit the variable ${variable}, or ask the administrator to set "limits.${key}"`,
     });
   }
   return new BuildFailure({
-    what: `${asked}, but the most that it may have is ${cap}, by ${capFrom}`,
-    advice: `Set the variable ${variable} to ${cap} or less, or have the host's settings raise ` +
+    what: `${asked}, but at most ${cap} is allowed by ${capFrom}`,
+    advice: `Set the variable ${variable} to ${cap} or less, or ask the administrator to raise ` +
       `"limits.${key}"`,
   });
 }

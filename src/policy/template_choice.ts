@@ -173,7 +173,7 @@ function refusal(
   asker: Asker,
 ): TemplateRefusal {
   const hint = requested === null && config.defaultTemplate === null
-    ? `; or have the host's settings name a "default_template"`
+    ? `; or ask the administrator to set "default_template"`
     : "";
   const advise = templateAdvice(config, asker);
   return new TemplateRefusal(

@@ -62,7 +62,7 @@ export function mistakesOfYaml(document: Document): YamlMistake[] {
   visit(document, {
     Alias: (_, alias) => {
       if (alias.resolve(document) !== undefined) return;
-      const words = `Nothing before has the anchor "&${alias.source}"`;
+      const words = `Undefined anchor "&${alias.source}"`;
       mistakes.push({ offset: startOf(alias) ?? 0, words, hidesOthers: true });
     },
     Map: (_, { items }) => {
@@ -83,7 +83,7 @@ function mistakesOfKeys(keys: readonly unknown[]): YamlMistake[] {
   return keys.flatMap((key, i) => {
     const name = nameOf(key);
     if (names.indexOf(name) === i) return [];
-    return [{ offset: startOf(key) ?? 0, words: `"${name}" stands here again` }];
+    return [{ offset: startOf(key) ?? 0, words: `"${name}" is set twice` }];
   });
 }
 

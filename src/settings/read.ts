@@ -74,7 +74,7 @@ function readYaml(
   } catch (cause) {
     // The parser gives up on what is nested too deep, and on anchors that multiply.
     throw new SystemFailure({
-      what: `Cannot make sense of the settings in "${file}"`,
+      what: `Cannot parse the settings in "${file}"`,
       cause,
       advice: `Edit "${file}"; docs/settings.md has every setting`,
     });

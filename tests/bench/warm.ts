@@ -16,7 +16,7 @@ type Start = typeof STARTS[number];
 const SAYS: Readonly<Record<Start, RegExp>> = {
   cold: /^Started the machine /m,
   warm: /^Resumed the machine /m,
-  standby: /^Took over the machine /m,
+  standby: /^Using the standby machine /m,
 };
 
 /** What a prepare took, and in which steps. */

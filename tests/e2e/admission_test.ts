@@ -126,7 +126,10 @@ e2eTest("memory is waited for while the host could have it, and not if it never 
     await call(["prepare", "-d", "lite", "-m", "gci-e2e-turn"], { settings });
   const never = await prepare({ host: { reserve_memory_mib: Math.ceil(total) - 511 } });
   assert.equal(never.status, 2);
-  assert.match(never.stderr, /would wait forever for 512 MiB of memory: the host has \d+ MiB in/);
+  assert.match(
+    never.stderr,
+    /can never start, because the host lacks 512 MiB of memory: the host has \d+ MiB in/,
+  );
   const wait = { host: { reserve_memory_mib: Math.floor(total) - 512, queue_seconds: 1 } };
   const waited = await prepare(wait);
   assert.equal(waited.status, 2);

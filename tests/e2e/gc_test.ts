@@ -202,7 +202,10 @@ e2eTest("an owner's volume that is empty counts for ten minutes", async () => {
   await gc();
   assert.equal((await listed("gci-e2e-half"))[0]?.state, "starting");
   await ageOwner("gci-e2e-half");
-  assert.match((await gc()).stdout, /"gci-e2e-half" \(1 volume\): prepare died while it made it/);
+  assert.match(
+    (await gc()).stdout,
+    /"gci-e2e-half" \(1 volume\): prepare was killed while creating it/,
+  );
 });
 
 e2eTest("a filter without a machine is removed, and nobody else's", async () => {

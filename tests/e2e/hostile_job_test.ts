@@ -194,7 +194,7 @@ for (
       "a template's volume, past the settings of the template",
       { variables: variables({ DISTRO: "lite.qcow2", LIBVIRT_GCI_VCPUS: "2" }) },
       { templates: { lite: { ...LITE, vcpus: 1, limits: { vcpus: 1 } } }, limits: { vcpus: 4 } },
-      ['the most that it may have is 1, by the template "lite"'],
+      ['at most 1 is allowed by the template "lite"'],
     ],
     [
       "a template's volume, past the template's name in the rules",
@@ -276,9 +276,9 @@ e2eTest("sizes over the caps, and hostile ones, are the job's fault", async () =
   );
   assert(vcpus && memory && disk);
   const cases: (readonly [string, string, string])[] = [
-    [vcpus, "5", "the most that it may have is 4, by this host's settings"],
-    [memory, "701", "the most that it may have is 700, by this host's settings"],
-    [disk, "6", "the most that it may have is 5, by this host's settings"],
+    [vcpus, "5", "at most 4 is allowed by this host's settings"],
+    [memory, "701", "at most 700 is allowed by this host's settings"],
+    [disk, "6", "at most 5 is allowed by this host's settings"],
     ["LIBVIRT_GCI_NESTED", "true", '"limits.nested" of this host\'s settings is false'],
     ["LIBVIRT_GCI_NESTED", "\u001b[8mtrue", '"\\u001b[8mtrue", which is neither true nor false'],
     ...[
@@ -406,7 +406,7 @@ e2eTest("settings that others could have written are refused, with the way out",
   Deno.chmodSync(file.path, 0o666);
   const writable = await config();
   assert.equal(writable.status, 2);
-  assert.match(writable.stderr, /Somebody else may write the settings: ".*" has the mode 666/);
+  assert.match(writable.stderr, /Other users can write the settings: ".*" has the mode 666/);
   assert(writable.stderr.includes(`What to do: chmod go-w "${file.path}"`), writable.stderr);
   Deno.chmodSync(file.path, 0o600);
   await command(["chown", TESTBED.user, file.path]);

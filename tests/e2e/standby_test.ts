@@ -51,9 +51,8 @@ async function servesAJob(file: string): Promise<void> {
   ];
   const result = await runJob(runnerFor(PROGRAM, ["--config", file]), job({ script }));
   assertVerdict(result, "success");
-  const [, standby] =
-    /Took over the machine "([^"]+)", which waited for a job/.exec(result.logText) ??
-      [];
+  const [, standby] = /Using the standby machine "([^"]+)"/.exec(result.logText) ??
+    [];
   assert(standby !== undefined && before.includes(standby), result.logText);
   const machine = result.config.jobEnv?.["LIBVIRT_GCI_MACHINE"];
   assert.match(result.logText, new RegExp(`\\n${machine}\\nssh-ed25519 libvirt-gci\\n`));
@@ -71,7 +70,9 @@ async function goesToOne(file: string): Promise<void> {
   const logs = await allOf(
     machines.map((machine) => done(file, ["prepare", "-d", "lite", "-m", machine])),
   );
-  const standbys = logs.flatMap((log) => /Took over the machine "([^"]+)"/.exec(log)?.[1] ?? []);
+  const standbys = logs.flatMap((log) =>
+    /Using the standby machine "([^"]+)"/.exec(log)?.[1] ?? []
+  );
   assert.equal(standbys.length, 2, logs.join("\n"));
   assert.equal(new Set(standbys).size, 2);
   for (const machine of machines) {
@@ -95,7 +96,7 @@ async function survivesDeadGuests(file: string): Promise<void> {
   assert.match(log, /Removed a machine that nobody needs/);
   assert.match(
     log,
-    new RegExp(`The waiting machine "${two}" is of no use: libvirt: .* not running`),
+    new RegExp(`Cannot use the standby machine "${two}": libvirt: .* not running`),
   );
   assert.match(log, /Resumed the machine "gci-e2e-one"/);
   await done(file, ["cleanup", "-m", "gci-e2e-one"]);
@@ -129,7 +130,7 @@ async function givesWay(file: string): Promise<void> {
   assert.equal((await waiting(file)).length, 1);
   assert.match(await done(file, ["gc"]), /^$/);
   const { stdout } = await call(["gc"]);
-  assert.match(stdout, /Removed "standby-\w+": it waited for a job, and no job could get it/);
+  assert.match(stdout, /Removed "standby-\w+": standby machine that matches no setting any more/);
   await call(["cleanup", "-m", "gci-e2e-one"]);
 }
 
@@ -150,7 +151,7 @@ e2eTest("a job gets a machine that waits, and another is made", async () => {
     await leaveDeadFiller();
     assert.match(
       await done(file, ["standby"]),
-      /waits for a job after .*\n.*waits for a job after /,
+      /is ready after .*\n.*is ready after /,
     );
     await servesAJob(file);
     const samples = readOpenMetrics(await Deno.readTextFile(metricsFile));
@@ -198,10 +199,10 @@ e2eTest(
     using file = settingsFile(settings);
     const { path } = file;
     try {
-      assert.match(await done(path, ["standby"]), /waits for a job after .*start .*boot /);
+      assert.match(await done(path, ["standby"]), /is ready after .*start .*boot /);
       const [standby = ""] = await waiting(path);
       const log = await done(path, ["prepare", "-d", "cloud", "-m", machine]);
-      assert.match(log, new RegExp(`Took over the machine "${standby}", which waited`));
+      assert.match(log, new RegExp(`Using the standby machine "${standby}"`));
       const script = "hostname; cut -d' ' -f1,3 ~/.ssh/authorized_keys";
       const said = await done(path, ["run", "-m", machine, "--", "sh", "-c", script]);
       assert.equal(said, `${machine}\nssh-ed25519 libvirt-gci\n`);

@@ -160,7 +160,7 @@ for (
   Deno.test(`--machine ${JSON.stringify(machine)} is no name`, async () => {
     await assert.rejects(jobFromEnv({}, { machine }), {
       name: "UsageError",
-      message: `The machine's name ${JSON.stringify(machine)} is no name for a machine`,
+      message: `The machine's name ${JSON.stringify(machine)} is not a valid machine name`,
       advice: /63 characters at most/,
     });
   });
@@ -171,7 +171,7 @@ Deno.test("requireMachine() gives the name, and says how to give one", async () 
   const job = await jobFromEnv({});
   assert.throws(() => requireMachine(job), {
     name: "UsageError",
-    message: /Which machine/,
+    message: /No machine is named/,
     advice: /--machine NAME/,
   });
 });
@@ -366,7 +366,7 @@ Deno.test("by hand, a job's own variable for the machine's name has no effect", 
 Deno.test("a name from job_env that is no name is refused", async () => {
   await assert.rejects(jobFromEnv({ LIBVIRT_GCI_MACHINE: "../x" }), {
     name: "UsageError",
-    message: /"..\/x" is no name for a machine/,
+    message: /"..\/x" is not a valid machine name/,
   });
 });
 

@@ -609,7 +609,7 @@ Deno.test("cleanup and gc remove the queue entry of a prepare that was killed", 
     await gc({}, stage);
     assert.deepEqual(await volumesOf(connection), before);
     assert.deepEqual(stage.lines.slice(1), [
-      'Removed the queue entry of "m-1": nobody waits for it any more',
+      'Removed the queue entry of "m-1": its prepare has ended',
     ]);
     await removeMachine("m-1", stage);
   }));
@@ -625,7 +625,10 @@ Deno.test("a pool that is full fails a job at once, before anything is made", ()
     const preparing = startPrepare("m-1", stage);
     await assert.rejects(preparing.done, (error) => {
       assert(error instanceof SystemFailure);
-      assert.match(error.message, /would wait forever for space in the pool .* 100 GiB stay free/);
+      assert.match(
+        error.message,
+        /can never start, because the host lacks space in the pool .* 100 GiB stay free/,
+      );
       return true;
     });
   }, { config: { host: { reserveDiskGib: 100 } } }));

@@ -90,7 +90,7 @@ Deno.test("a prepare whose every card another takes gives up, and adds ten addre
     takeCard(connection, "default", () => Promise.resolve(false)),
     (error) =>
       error instanceof SystemFailure &&
-      error.message === 'Others took each address of the network "default" that was reserved' &&
+      error.message === 'Other clients took all reserved addresses of the network "default"' &&
       /try again/i.test(error.advice ?? ""),
   );
   assert.equal((await kept(connection)).length, 10);

@@ -367,7 +367,7 @@ Deno.test("gc removes volumes of ours that nothing explains, in both pools, and 
     await gc({}, stage);
     assert.deepEqual(await inventory(connection), before);
     assert.equal(stage.lines.length, 4);
-    assert.match(stage.lines.join("\n"), /"gone-1" \(2 volumes\): nothing says whose it is/);
+    assert.match(stage.lines.join("\n"), /"gone-1" \(2 volumes\): it has no owner/);
     using pool = await StoragePool.lookup(connection, "libvirt-gci");
     for (const name of theirs) {
       using volume = await pool.lookupVolume(name);
@@ -381,7 +381,7 @@ Deno.test("gc --dry-run says what it would remove, and removes nothing", () =>
     const before = await inventory(stage.connection);
     await gc({ dryRun: true }, stage);
     assert.deepEqual(await inventory(stage.connection), before);
-    assert.match(stage.lines.join("\n"), /^Would remove "gone" \(1 volume\): nothing says/);
+    assert.match(stage.lines.join("\n"), /^Would remove "gone" \(1 volume\): it has no owner/);
     await gc({}, stage);
   }));
 
@@ -414,7 +414,7 @@ Deno.test("gc removes keys without a machine, names those that it cannot, and le
       assert.match(error.details ?? "", /stuck.libvirt-gci-key/);
       return true;
     });
-    assert.match(stage.lines.join("\n"), /^Removed "gone" \(key\): nothing says whose it is$/);
+    assert.match(stage.lines.join("\n"), /^Removed "gone" \(key\): it has no owner$/);
     const left = (await Array.fromAsync(Deno.readDir(keyDirectory))).map(({ name }) => name).sort();
     assert.deepEqual(left, ["other-key", "stuck.libvirt-gci-key"]);
     for (const name of left) await Deno.remove(`${keyDirectory}/${name}`, { recursive: true });

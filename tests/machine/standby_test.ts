@@ -216,7 +216,7 @@ Deno.test("a machine that waits is listed, no gc takes it for lost, and it goes 
     assert((await domains(stage.connection)).includes(standby));
     await gc({ dryRun: true }, stage);
     await gc({}, stage);
-    const words = `"${standby}": it waited for a job, and no job could get it any more`;
+    const words = `"${standby}": standby machine that matches no setting any more`;
     assert.deepEqual(stage.lines, [`Would remove ${words}`, `Removed ${words}`]);
   }));
 
@@ -230,7 +230,7 @@ Deno.test("a machine that was made to wait and does not is lost once its maker i
     await changeMetadata(stage.connection, standby, ENDED);
     await gc({}, stage);
     assert.deepEqual(stage.lines, [
-      `Removed "${standby}" (domain, 3 volumes): who made it is gone`,
+      `Removed "${standby}" (domain, 3 volumes): the process that was creating it has ended`,
     ]);
   }));
 
@@ -308,7 +308,7 @@ Deno.test("gc counts what a job's machine took over with it, and says it in one 
       await changeMetadata(stage.connection, standby, { machine, ...ENDED });
       await gc({ dryRun: true }, stage);
       await gc({}, stage);
-      const words = `"${machine}" (domain, 4 volumes): who made it is gone`;
+      const words = `"${machine}" (domain, 4 volumes): the process that was creating it has ended`;
       assert.deepEqual(stage.lines, [`Would remove ${words}`, `Removed ${words}`]);
     }
   }));
@@ -436,7 +436,7 @@ Deno.test("standby --remove removes all that wait", () =>
   withStage(async (stage) => {
     const standby = await makeStandby(stage);
     await removeStandbys(stage);
-    assert.deepEqual(stage.lines, [`Removed the machine "${standby}", which waited for a job`]);
+    assert.deepEqual(stage.lines, [`Removed the standby machine "${standby}"`]);
   }));
 
 Deno.test("what waits stays while nobody can know what is wanted", () =>
@@ -444,10 +444,10 @@ Deno.test("what waits stays while nobody can know what is wanted", () =>
     const standby = await makeStandby(stage);
     const blind = wanting(stage, { pools: { templates: "no-such-pool" } });
     await gc({}, blind);
-    await assert.rejects(fillStandbys(blind), /Cannot have all machines wait/);
+    await assert.rejects(fillStandbys(blind), /Cannot create all standby machines/);
     assert((await domains(stage.connection)).includes(standby));
     await gc({}, wanting(stage));
-    assert.match(stage.lines.join(), /it waited for a job, and no job could get it any more/);
+    assert.match(stage.lines.join(), /standby machine that matches no setting any more/);
   }));
 
 Deno.test("what waited when its guest ended, as with the host, is removed to be made anew", () =>
@@ -459,14 +459,17 @@ Deno.test("what waited when its guest ended, as with the host, is removed to be 
     }
     await assert.rejects(fillStandbys(wanting(stage, { pools: { templates: "no-such-pool" } })));
     assert.deepEqual(stage.lines, [
-      `Removed what was left of "${standby}", which waited for a job`,
+      `Removed the ended standby machine "${standby}"`,
     ]);
   }));
 
 Deno.test("where the settings want none to wait, that is said, and no pool is needed or made", () =>
   withStage(async (stage) => {
     await fillStandbys(stage);
-    assert.match(stage.lines.join(), /^No template that the settings name has "standby"/);
+    assert.match(
+      stage.lines.join(),
+      /^No standby machines are created, because no template .* sets "standby"/,
+    );
     await removeStandbys(stage);
   }, { config: { pools: { overlays: "no-such-pool" } } }));
 
@@ -529,7 +532,7 @@ Deno.test("whoever was killed while it had machines wait is in nobody's way", ()
     const dead = { ...await ownProcess(3600), ...ENDED };
     assert(await reserveName(pool, "standby-filler", dead));
     haveAllHold(stage.connection, dead);
-    await assert.rejects(fillStandbys(wanting(stage)), /Cannot have all machines wait/);
+    await assert.rejects(fillStandbys(wanting(stage)), /Cannot create all standby machines/);
     assert.doesNotMatch(stage.lines.join(), /Another process/);
   }));
 
@@ -586,7 +589,7 @@ Deno.test("a machine that waits, is of no use and cannot be removed fails no job
     await prepare(JOB, {}, wants);
     const warnings = stage.warnings.join("\n");
     assert.match(warnings, /Could not remove the waiting machine .*, so gc has to: .*was not made/);
-    assert.match(warnings, /The waiting machine .* is of no use: .*has no metadata/);
+    assert.match(warnings, /Cannot use the standby machine .*: .*has no metadata/);
     await removeMachine(JOB.machine, stage);
   }));
 
@@ -604,7 +607,7 @@ Deno.test("a job that waits its turn tries a machine that comes to wait meanwhil
     while (stage.warnings.length === 0) await sleep(10);
     await removeMachine("first", stage);
     await prepared;
-    assert.match(stage.warnings.join("\n"), /The waiting machine .* is of no use: .*no metadata/);
+    assert.match(stage.warnings.join("\n"), /Cannot use the standby machine .*: .*no metadata/);
     await removeMachine(JOB.machine, stage);
   }, { config: { host: { maxMachines: 1, queueSeconds: 10 } } }));
 
@@ -623,9 +626,9 @@ Deno.test("a job over its project's limit takes no machine that waits", () =>
     assert(said());
     await sleep(200); // for another look
     assert.equal(waitingIn(await pool.volumeNames()).length, 1);
-    assert.doesNotMatch(stage.warnings.join("\n"), /is of no use/);
+    assert.doesNotMatch(stage.warnings.join("\n"), /Cannot use the standby machine/);
     await removeMachine("first", stage);
     await prepared;
-    assert.match(stage.warnings.join("\n"), /The waiting machine .* is of no use: .*no metadata/);
+    assert.match(stage.warnings.join("\n"), /Cannot use the standby machine .*: .*no metadata/);
     await removeMachine(JOB.machine, stage);
   }, { config: parseConfig("rules: [{max_machines: 1}]", "config.yaml") }));

@@ -106,7 +106,7 @@ const LOST: readonly {
   readonly body: (connection: Connection) => Promise<unknown>;
 }[] = [
   {
-    doing: 'made the disks of the machine "m"',
+    doing: 'created the disks of the machine "m"',
     answers: {
       STORAGE_POOL_LOOKUP_BY_NAME: () => handle("disks"),
       STORAGE_VOL_CREATE_XML: hangUp,
@@ -117,7 +117,7 @@ const LOST: readonly {
     },
   },
   {
-    doing: 'made the storage pool "disks"',
+    doing: 'created the storage pool "disks"',
     answers: {
       STORAGE_POOL_LOOKUP_BY_NAME: () => {
         const code = VIR_ERR.NO_STORAGE_POOL;
@@ -128,7 +128,7 @@ const LOST: readonly {
     body: (connection) => createDirPool(connection, "disks"),
   },
   {
-    doing: 'made the network filter of the machine "m"',
+    doing: 'created the network filter of the machine "m"',
     answers: { NWFILTER_DEFINE_XML: hangUp },
     body: (connection) => createFilter(connection, "m", ISOLATION),
   },
@@ -167,7 +167,7 @@ for (const { doing, answers, body } of LOST) {
       assert.match(
         explain(error),
         new RegExp(
-          `^Lost the connection to libvirt while it ${doing}\nbecause: libvirt: End of file .*\n` +
+          `^The connection to libvirt was lost before it had ${doing}\nbecause: libvirt: End of file .*\n` +
             "What to do: Look at the libvirt daemon: systemctl status libvirtd [^\n]*$",
         ),
       );
@@ -186,7 +186,7 @@ Deno.test("a daemon that does not answer the start of a machine is at fault, and
     assert.equal(faultOf(error), "libvirt");
     assert.match(
       explain(error),
-      /^Lost the connection .*\n.* no answer from the daemon within 0.3 s/,
+      /^The connection to libvirt was lost .*\n.* no answer from the daemon within 0.3 s/,
     );
     return true;
   });

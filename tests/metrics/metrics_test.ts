@@ -379,7 +379,7 @@ for (
     [
       0o777,
       null,
-      /: Somebody else may write the metrics: ".*" has the mode 777\nWhat to do: chmod go-w "/,
+      /: Other users can write the metrics: ".*" has the mode 777\nWhat to do: chmod go-w "/,
     ],
     [0o775, null, /has the mode 775\nWhat to do: chmod go-w "/],
     [0o1777, null, /has the mode 1777\nWhat to do: Have the metrics in a directory that only this/],

@@ -289,7 +289,7 @@ for (
         assert.equal(
           told.advice,
           `${TO_A_TEMPLATE}ci-1, fedora-34 (or fedora:34), giant` +
-            (what === "none" ? '; or have the host\'s settings name a "default_template"' : ""),
+            (what === "none" ? '; or ask the administrator to set "default_template"' : ""),
         );
         for (const failure of [refusal, told]) {
           assert.doesNotMatch(explain(failure), /secret|covert|hidden|other/);

@@ -342,15 +342,15 @@ Deno.test("a template may have the name of what objects of JavaScript have by th
 Deno.test("a key that stands twice is a mistake, beside all others", () => {
   assert.deepEqual(mistakesIn("vcpus: 2\nstandby: x\nvcpus: x\n"), [
     'config.yaml:2:10: "standby" must be a whole number from 0 to 100, not "x"',
-    'config.yaml:3:1: "vcpus" stands here again',
+    'config.yaml:3:1: "vcpus" is set twice',
     'config.yaml:3:8: "vcpus" must be a whole number from 1 to 1024, not "x"',
   ]);
 });
 
 Deno.test("a template that stands twice is a mistake, though YAML takes 34 and '34' for two", () => {
   assert.deepEqual(mistakesIn("templates:\n  34:\n  '34': {vcpus: 3}\n  fedora:\n  fedora:\n"), [
-    'config.yaml:3:3: "34" stands here again',
-    'config.yaml:5:3: "fedora" stands here again',
+    'config.yaml:3:3: "34" is set twice',
+    'config.yaml:5:3: "fedora" is set twice',
   ]);
 });
 
@@ -655,7 +655,7 @@ Deno.test("anchors that multiply are refused, and not resolved", () => {
   for (let i = 1; i < 9; i++) lines.push(`a${i}: &a${i} [${`*a${i - 1}, `.repeat(9)}]`);
   assert.throws(() => parseConfig(lines.join("\n"), "config.yaml"), {
     name: "SystemFailure",
-    message: 'Cannot make sense of the settings in "config.yaml"',
+    message: 'Cannot parse the settings in "config.yaml"',
   });
 });
 
@@ -816,7 +816,7 @@ for (
       const path = "file" in modes ? file : file.replace(/\/[^/]*$/, "");
       await assert.rejects(load(file), {
         name: "SystemFailure",
-        message: `Somebody else may write the settings: "${path}" has the mode ${mode}`,
+        message: `Other users can write the settings: "${path}" has the mode ${mode}`,
         advice: `chmod go-w "${path}"`,
       });
     }));
@@ -838,7 +838,7 @@ for (
         const path = "fileOwner" in owners ? file : file.replace(/\/[^/]*$/, "");
         await assert.rejects(load(file), {
           name: "SystemFailure",
-          message: `Somebody else may write the settings: "${path}" belongs to the user 65534`,
+          message: `Other users can write the settings: "${path}" belongs to the user 65534`,
           advice: `chown root "${path}"`,
         });
       }),

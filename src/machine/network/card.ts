@@ -177,7 +177,7 @@ function addressAt(ranges: Dhcp["ranges"], index: number): string {
 function allTaken(network: string): SystemFailure {
   return new SystemFailure({
     fault: "network",
-    what: `Others took each address of the network "${network}" that was reserved`,
+    what: `Other clients took all reserved addresses of the network "${network}"`,
     advice: "Try again when fewer machines start at once",
   });
 }

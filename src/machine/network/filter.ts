@@ -45,7 +45,7 @@ export async function createFilter(
     return true;
   } catch (cause) {
     if (isolation.uuid !== null && isLibvirtError(cause, VIR_ERR.OPERATION_FAILED)) return false;
-    throwIfLost(cause, `made the network filter of the machine "${machine}"`);
+    throwIfLost(cause, `created the network filter of the machine "${machine}"`);
     throw new SystemFailure({
       fault: "network",
       what: `Cannot isolate the machine "${machine}": libvirt refuses its network filter`,

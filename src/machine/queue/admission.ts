@@ -187,7 +187,7 @@ export function inWords({ what, ahead, figures }: Omit<Shortage, "isHopeless">):
 
 function hopeless(machine: string, { what, figures }: Shortage): SystemFailure {
   return new SystemFailure({
-    what: `The machine "${machine}" would wait forever for ${what}: ${figures}`,
+    what: `The machine "${machine}" can never start, because the host lacks ${what}: ${figures}`,
     advice: ADVICE,
     fault: "room",
   });

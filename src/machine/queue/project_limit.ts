@@ -72,7 +72,7 @@ export async function waitForProject(
 function removed(machine: string): SystemFailure {
   return new SystemFailure({
     what: `The machine "${machine}" was removed while it waited for others of its project`,
-    advice: "Let the job run again",
+    advice: "Retry the job",
     fault: "room",
   });
 }

@@ -40,14 +40,16 @@ export async function fillStandbys(context: Context): Promise<void> {
   const { host, report: { log } } = context;
   if (templatesToWait(host.config).length === 0) {
     await removeStandbys(context);
-    return log('No template that the settings name has "standby", so no machine waits for a job');
+    return log(
+      'No standby machines are created, because no template in the settings sets "standby"',
+    );
   }
   using pool = await lookupOverlayPool(host);
   const full = new Set<string>(); // templates of which no more can be made now
   for (;;) {
     const owner = await ownProcess(FILLING_SECONDS);
     if (!await reserveAbandonedName(pool, { name: FILLER, owner }, context)) {
-      return log("Another process has machines wait for jobs: it is left to that one");
+      return log("Another process is already creating standby machines");
     }
     let found: FoundWanted;
     try {
@@ -68,7 +70,7 @@ export async function fillStandbys(context: Context): Promise<void> {
       await releaseName(pool, FILLER);
     }
     if (found.problems.length > 0) {
-      const what = "Cannot have all machines wait that the settings want";
+      const what = "Cannot create all standby machines";
       throw severalFailures({ what }, found.problems);
     }
     // Whoever took one and came while we had the name left it to us to make another.
@@ -94,7 +96,7 @@ async function removeDead(pool: StoragePool, context: Context): Promise<void> {
   for (const standby of waitingIn(await pool.volumeNames())) {
     if (await isAlive(standby, context.host.connection)) continue;
     if (await removeStandby(standby, pool, context)) {
-      context.report.log(`Removed what was left of "${standby.name}", which waited for a job`);
+      context.report.log(`Removed the ended standby machine "${standby.name}"`);
     }
   }
 }
@@ -107,7 +109,7 @@ async function removeUnwanted(
 ): Promise<void> {
   for (const standby of unwantedOf(found, await pool.volumeNames())) {
     if (await removeStandby(standby, pool, context)) {
-      context.report.log(`Removed the machine "${standby.name}", which waited for a job`);
+      context.report.log(`Removed the standby machine "${standby.name}"`);
     }
   }
 }
@@ -123,7 +125,7 @@ async function makeOne(
   const timed = withOwnSteps(quiet(context));
   const machine = await create(await standbySpec(wanted, host), timed);
   if (machine === null) {
-    log(`There is no room now for another machine of "${template}" that waits`);
+    log(`No room for another standby machine of "${template}"`);
     return false;
   }
   const { name } = machine;
@@ -136,7 +138,7 @@ async function makeOne(
   await markWaiting(pool, { name, kind: wanted.kind });
   undo.move();
   log(
-    `The machine "${name}" of "${template}" waits for a job after ${timed.report.steps.summary()}`,
+    `The standby machine "${name}" of "${template}" is ready after ${timed.report.steps.summary()}`,
   );
   return true;
 }

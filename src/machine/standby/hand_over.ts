@@ -57,7 +57,7 @@ export async function useStandby(
       await removeUseless(standby, context);
       await unassignStandby(pool, name, standby.name);
       signal.throwIfAborted();
-      warn(`The waiting machine "${standby.name}" is of no use: ${explain(error)}`);
+      warn(`Cannot use the standby machine "${standby.name}": ${explain(error)}`);
     }
   }
   return null;
@@ -117,7 +117,7 @@ async function handOver(
   );
   ssh[Symbol.dispose]();
   steps.end("ssh");
-  log(`Took over the machine "${standby}", which waited for a job`);
+  log(`Using the standby machine "${standby}"`);
   const ready = { ...metadata, address: waited.address };
   await writeMetadata(domain, ready);
   return ready;

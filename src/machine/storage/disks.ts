@@ -73,7 +73,7 @@ export async function orExplained<T>(
   try {
     return await create();
   } catch (cause) {
-    throwIfLost(cause, `made the disks of the machine "${machine}"`);
+    throwIfLost(cause, `created the disks of the machine "${machine}"`);
     throw new SystemFailure({
       fault: "storage",
       what: `Cannot make the disks of the machine "${machine}" in the storage pool "${pool.name}"`,

@@ -63,7 +63,7 @@ export async function createDirPool(connection: Connection, name: string): Promi
     using pool = await StoragePool.define(connection, name, dirPoolXml(name, poolPath(name)));
     await pool.buildAndStart();
   } catch (cause) {
-    throwIfLost(cause, `made the storage pool "${name}"`);
+    throwIfLost(cause, `created the storage pool "${name}"`);
     if (await becomesActive(connection, name)) return; // another job's prepare was first
     throw new SystemFailure({
       fault: "storage",

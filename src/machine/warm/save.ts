@@ -87,7 +87,7 @@ async function warmTemplate(requested: string, context: Context): Promise<void> 
   log(`The template "${name}" is warm after ${timed.report.steps.summary()}`);
   for (const old of before) await drop(old, pool, context);
   if (settings.start === "cold") {
-    warn(`Its jobs still boot: set "start" of the template "${name}" to warm or auto`);
+    warn(`Jobs do not use the image yet: set "start" of the template "${name}" to warm or auto`);
   }
 }
 

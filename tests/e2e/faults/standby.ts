@@ -47,7 +47,13 @@ faultTest("prepare is killed or cancelled while it takes over a machine that wai
 
     let points: Point[] = [];
     await addRowFor(
-      { fault: "none", stage: "prepare", status: 0, says: /Took over/, then: "cleanup" },
+      {
+        fault: "none",
+        stage: "prepare",
+        status: 0,
+        says: /Using the standby machine/,
+        then: "cleanup",
+      },
       async (attempt) => {
         const met = await attempt.prepare({ debug: true });
         const all = allPointsOf(met).filter(({ name }) => !/^virDomainFree|Close$/.test(name));
