@@ -3,7 +3,21 @@ import assert from "node:assert/strict";
 
 /** How advice may begin: it says what to do, maybe by the command itself. */
 const BEGINNINGS = new Set([
-  ...["Add", "Ask", "Check", "Do", "Edit", "End", "Fix", "Free", "Get", "Give", "Have", "Install"],
+  ...[
+    "Add",
+    "Ask",
+    "Check",
+    "Create",
+    "Do",
+    "Edit",
+    "End",
+    "Fix",
+    "Free",
+    "Get",
+    "Give",
+    "Have",
+    "Install",
+  ],
   ...[
     "Leave",
     "Let",

@@ -349,7 +349,9 @@ Deno.test("errors and states have colours at a terminal, but not with NO_COLOR, 
     }
   }));
 
-for (const [answer, words] of [["y", /Removed the machine/], ["", /Nothing is removed/]] as const) {
+for (
+  const [answer, words] of [["y", /Removed the machine/], ["", /Nothing was removed/]] as const
+) {
   const title = `cleanup --all asks at a terminal, where the answer is ${JSON.stringify(answer)}`;
   Deno.test(title, () =>
     withHost("gone.overlay.libvirt-gci", async (settings) => {

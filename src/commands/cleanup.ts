@@ -83,7 +83,7 @@ export async function cleanupAll(
     (kept === 0 ? "" : `, ${kept} of them kept after their jobs`) + "?";
   if (!yes) {
     if (ask === null) throw nobodyToAsk(question);
-    if (!await ask(question)) return context.report.log("Nothing is removed");
+    if (!await ask(question)) return context.report.log("Nothing was removed");
   }
   const problems: unknown[] = [];
   for (const machine of machines) {

@@ -167,7 +167,7 @@ async function endOf(domain: Domain): Promise<End> {
   throw new SystemFailure({
     what: `The session at the console of the machine "${domain.name}" was ended`,
     advice:
-      `Take it back, if somebody took it with --force: libvirt-gci console --force ${domain.name}`,
+      `Take it back, if another session took it with --force: libvirt-gci console --force ${domain.name}`,
   });
 }
 

@@ -183,7 +183,7 @@ async function findStill(context: Context): Promise<FoundMachine[]> {
 function whyTooOld({ owner }: Need, olderThanSeconds: number | null): string | null {
   const seconds = secondsSince(owner?.created ?? Date.now());
   return olderThanSeconds !== null && seconds > olderThanSeconds
-    ? `it was made ${durationText(seconds)} ago`
+    ? `it was created ${durationText(seconds)} ago`
     : null;
 }
 

@@ -43,8 +43,8 @@ export async function keep(
   const { domain, metadata } = ready;
   if (metadata.attemptDir === "") {
     throw new UsageError({
-      what: `The machine "${machine}" was made by hand, so it stays as it is`,
-      advice: `Remove it when nobody needs it: libvirt-gci cleanup --machine ${machine}`,
+      what: `The machine "${machine}" was created by hand, so it stays until you remove it`,
+      advice: `Remove it when you no longer need it: libvirt-gci cleanup --machine ${machine}`,
     });
   }
   const keptUntil = Math.max(Date.now(), metadata.keptUntil ?? 0) + extendSeconds * 1000;

@@ -28,7 +28,7 @@ export async function logs(machine: string, stdout: Sink, host: Host): Promise<v
   if (bytes === null) {
     throw new SystemFailure({
       what: `There is no serial console of a machine "${machine}"`,
-      advice: "See the machines: libvirt-gci list",
+      advice: "List the machines: libvirt-gci list",
     });
   }
   await stdout(

@@ -170,8 +170,9 @@ function filledByJob({ message }: GuestFull): BuildFailure {
   return new BuildFailure({
     fault: "script",
     what: message,
-    advice: "Have the job's earlier scripts, which filled it, leave some space, or have the job " +
-      "ask for a larger disk with LIBVIRT_GCI_DISK_GIB",
+    advice:
+      "Free space in the job's earlier scripts, or set the variable LIBVIRT_GCI_DISK_GIB to a " +
+      "larger size",
   });
 }
 

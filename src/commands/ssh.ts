@@ -70,7 +70,7 @@ export async function ssh(
   throw new SystemFailure({
     what: `The connection to the machine "${machine}" was lost`,
     cause: connection.lost ?? undefined,
-    advice: `See whether it still runs: libvirt-gci list`,
+    advice: "Check whether it still runs: libvirt-gci list",
   });
 }
 

@@ -29,7 +29,7 @@ export const command = defineCommand("warm", {
     if (!remove || templates.length > 0) return;
     throw new UsageError({
       what: "The command warm --remove needs the templates whose warm images to remove",
-      advice: `See what there is: ${PROGRAM} list`,
+      advice: `List the warm images: ${PROGRAM} list`,
     });
   },
   run: async ({ templates, remove }, { settings, onHost }) => {

@@ -270,7 +270,7 @@ e2eTest(
     const states = (await listed(machine)).map(({ job, state }) => [job, state]);
     assert.deepEqual(states, [["", "leftover"]]);
     const { stdout } = await gc("--older-than", "5000d"); // longer ago than any other test's
-    const what = `"${machine}" \\(3 volumes, network filter\\): it was made \\d+ d ago`;
+    const what = `"${machine}" \\(3 volumes, network filter\\): it was created \\d+ d ago`;
     assert.match(stdout, new RegExp(`^Removed ${what}$`, "m"));
   },
   { thorough: true },

@@ -192,7 +192,7 @@ e2eTest("keep refuses a machine by hand, which stays anyway", async () => {
     await succeed("prepare", "-d", "lite", "-m", machine);
     const { status, stderr } = await call(["keep", machine]);
     assert.equal(status, 2);
-    assert.match(stderr, /was made by hand, so it stays as it is/);
+    assert.match(stderr, /was created by hand, so it stays until you remove it/);
   } finally {
     await call(["cleanup", "-m", machine]);
   }

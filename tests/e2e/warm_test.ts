@@ -193,14 +193,14 @@ async function isMadeOnce(): Promise<void> {
     ends[0]?.stdout ?? "",
     /is warm after .* \(turn .* start .* boot .* rehearsal .* save /,
   );
-  assert.match(ends[1]?.stderr ?? "", /Another process makes a warm image/);
+  assert.match(ends[1]?.stderr ?? "", /Another process is already creating a warm image/);
   assert.match(
     await done(call(["warm", TEMPLATE], { settings: WARM })),
-    /has a warm image, made .*: nothing to do/,
+    /already has a valid warm image, created /,
   );
   assert.match(
     await done(call(["warm"], { settings: WARM })),
-    /has a warm image, .*: nothing to do/,
+    /already has a valid warm image, created /,
   );
   assert.doesNotMatch(await done(call(["gc"])), /warm image/);
   const { stdout } = await call(["doctor"], { settings: WARM });
@@ -220,7 +220,7 @@ async function servesJobs(): Promise<void> {
   const more = { ...WARM, memory_mib: 640 };
   const cold = await runOnBed(job({ variables, script }), { settings: more });
   assertVerdict(cold, "success");
-  assert.match(cold.logText, /was made before a change of the machine's settings/);
+  assert.match(cold.logText, /was created before a change of the machine's settings/);
   assert.match(cold.logText, /Started the machine/);
 }
 

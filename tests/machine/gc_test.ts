@@ -334,7 +334,7 @@ Deno.test("--older-than takes a person's machine by when it was made, and only t
     assert(await hasDomain(stage.connection, JOB.machine));
     await gc({ olderThanSeconds: 3600 }, stage);
     assert(!await hasDomain(stage.connection, JOB.machine));
-    assert.match(stage.lines.join("\n"), /it was made 2 h ago/);
+    assert.match(stage.lines.join("\n"), /it was created 2 h ago/);
   }));
 
 Deno.test("--older-than takes a running job's machine too", () =>

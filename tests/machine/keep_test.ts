@@ -434,7 +434,7 @@ Deno.test("keep refuses a machine by hand, one that is gone, and what is not our
     await change(connection, { attemptDir: "" });
     await assert.rejects(keep(MACHINE, 60, stage), {
       name: "UsageError",
-      message: /was made by hand, so it stays/,
+      message: /was created by hand, so it stays until you remove it/,
       advice: /cleanup --machine/,
     });
     await assert.rejects(keep("no-such", 60, stage), /machine "no-such" is gone/);

@@ -398,7 +398,7 @@ Deno.test("a machine that waits and cannot be removed costs a job without room a
     await prepare(JOB, {}, stage);
     assert.match(
       warnings.join(),
-      /Could not remove the waiting machine .* was not made by libvirt-gci/,
+      /Cannot remove the standby machine .* was not made by libvirt-gci/,
     );
     await removeMachine(JOB.machine, stage);
     await theirs.destroy();
@@ -588,7 +588,10 @@ Deno.test("a machine that waits, is of no use and cannot be removed fails no job
     await markWaiting(pool, { name, kind: image.kind });
     await prepare(JOB, {}, wants);
     const warnings = stage.warnings.join("\n");
-    assert.match(warnings, /Could not remove the waiting machine .*, so gc has to: .*was not made/);
+    assert.match(
+      warnings,
+      /Cannot remove the standby machine .*, so gc will remove it: .*was not made/,
+    );
     assert.match(warnings, /Cannot use the standby machine .*: .*has no metadata/);
     await removeMachine(JOB.machine, stage);
   }));

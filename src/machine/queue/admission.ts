@@ -153,7 +153,7 @@ function roomMaker(
       nextAsking = performance.now() + ASKING_MS;
     }
     return isNext && await removeOneStandby(pool, volumes, context)
-      ? "a machine that waited for a job is removed"
+      ? "a standby machine was removed"
       : null;
   };
 }
@@ -169,7 +169,7 @@ async function removeOneStandby(
       if (await removeStandby(standby, pool, context)) return true;
     } catch (error) {
       context.report.warn(
-        `Could not remove the waiting machine "${standby.name}": ${explain(error)}`,
+        `Cannot remove the standby machine "${standby.name}": ${explain(error)}`,
       );
     }
   }

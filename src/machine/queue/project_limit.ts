@@ -60,8 +60,8 @@ export async function waitForProject(
     awaited: "a machine of its project to end",
     probe,
     advice:
-      `See what runs: libvirt-gci list; "max_machines" of ${rule.name} in the settings says ` +
-      'how many machines a project may have at once, and "host.queue_seconds" how long one waits',
+      `See what runs: libvirt-gci list; "max_machines" of ${rule.name} in the settings limits ` +
+      'how many machines a project may have at once, and "host.queue_seconds" how long a job waits',
     fault: "room",
   }, {
     ...{ timeoutSeconds: config.host.queueSeconds, signal, log, progress },

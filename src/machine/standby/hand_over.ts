@@ -69,7 +69,7 @@ async function removeUseless({ name }: Standby, context: Context): Promise<void>
     await removeMachineSafely(name, quiet(context));
   } catch (error) {
     context.report.warn(
-      `Could not remove the waiting machine "${name}", so gc has to: ${explain(error)}`,
+      `Cannot remove the standby machine "${name}", so gc will remove it: ${explain(error)}`,
     );
   }
 }

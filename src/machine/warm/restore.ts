@@ -48,7 +48,7 @@ export async function restoreInPlace(
     }) ?? false;
   } catch (error) {
     if (!isLibvirtError(error) || error.isLost) throw error;
-    warn(`libvirt could not read the RAM where it is, so it is copied: ${explain(error)}`);
+    warn(`libvirt cannot read the RAM in place, so libvirt-gci copies it: ${explain(error)}`);
     return false;
   }
 }

@@ -46,8 +46,8 @@ async function chooseImage(
     warn(
       (changes === null
         ? `There is no warm image of "${name}"`
-        : `The warm image of "${name}" was made before a change of ${changes}, or for others`) +
-        `, so the machine boots. The host's administrator can make one: libvirt-gci warm ${name}`,
+        : `The warm image of "${name}" was created before a change of ${changes}, or for others`) +
+        `, so the machine boots. Ask the administrator to create one: libvirt-gci warm ${name}`,
     );
   }
   return image;
@@ -123,7 +123,7 @@ async function giveIdentity(
         await agent({ execute: "guest-ping" }, 1);
         return await takeIdentity(agent, identity);
       }),
-    advice: `Make the warm image again: libvirt-gci warm ${metadata.template}`,
+    advice: `Create the warm image again: libvirt-gci warm ${metadata.template}`,
     fault: "template",
   }, { log, progress, signal, timeoutSeconds: AGENT_SECONDS });
   steps.end("agent");

@@ -47,7 +47,7 @@ export async function warm(templates: readonly string[], context: Context): Prom
     : templatesToResume(context.host.config).map(({ name }) => name);
   if (names.length === 0) {
     context.report.log(
-      'No template that the settings name has "start" at warm or auto, or "standby"',
+      'No warm images are created, because no template in the settings sets "standby", or "start" to warm or auto',
     );
   }
   const failures: unknown[] = [];
@@ -61,7 +61,7 @@ export async function warm(templates: readonly string[], context: Context): Prom
   }
   if (failures.length === 1) throw failures[0];
   if (failures.length > 1) {
-    throw severalFailures({ what: `Cannot make ${failures.length} warm images` }, failures);
+    throw severalFailures({ what: `Cannot create ${failures.length} warm images` }, failures);
   }
 }
 
@@ -78,7 +78,7 @@ async function warmTemplate(requested: string, context: Context): Promise<void> 
   const before = await findWarmImages(pool, name);
   const fitting = findFitting(before, origin);
   if (fitting !== undefined) {
-    log(`The template "${name}" has a warm image, made ${fitting.created}: nothing to do`);
+    log(`The template "${name}" already has a valid warm image, created ${fitting.created}`);
     return;
   }
   const image = { template: name, id: newWarmId(), created: new Date().toISOString(), origin };
@@ -161,8 +161,8 @@ function bootToSave({ template: templateName, id }: WarmName): Start {
 
 function otherMaker(maker: string, template: string): SystemFailure {
   return new SystemFailure({
-    what: `Another process makes a warm image of "${template}"`,
-    advice: `Wait for it; or remove what is left: libvirt-gci cleanup --machine ${maker}`,
+    what: `Another process is already creating a warm image of "${template}"`,
+    advice: `Wait for it, or remove its leftovers: libvirt-gci cleanup --machine ${maker}`,
   });
 }
 
@@ -199,7 +199,7 @@ export async function removeWarmImages(
     if (images.length === 0) {
       throw new BuildFailure({
         what: `The template "${name}" has no warm image`,
-        advice: "See what there is: libvirt-gci list",
+        advice: "List the warm images: libvirt-gci list",
       });
     }
     for (const [id, template] of images) await drop({ id, template }, pool, context);
