@@ -136,7 +136,10 @@ e2eTest("memory is waited for while the host could have it, and not if it never 
   assert.match(waited.stdout, /^Waiting for 512 MiB of memory \(\d+ MiB are free\)$/m);
   const full = await prepare({ host: { reserve_disk_gib: 65_536 } });
   assert.equal(full.status, 2);
-  assert.match(full.stderr, /forever for space .*: [\d.]+ of [\d.]+ GiB are free, and no machine/);
+  assert.match(
+    full.stderr,
+    /can never start, because the host lacks space .*: [\d.]+ of [\d.]+ GiB are free, and no machine/,
+  );
 });
 
 e2eTest("what a machine was promised and has not used yet is not there for another", async () => {
