@@ -55,7 +55,11 @@ function forger(victim: Job, { machine, dir }: { machine: string; dir: string })
       HOME: Deno.env.get("HOME") ?? "/",
       PATH: "/usr/sbin:/usr/bin:/sbin:/bin",
     }),
-    script: ["fallocate -l 3G most-of-the-disk", "dd if=/dev/zero of=rest bs=1M", "echo not this"],
+    script: [
+      "fallocate -l $(($(stat -fc '%a * %S' .) - 50000000)) most-of-the-disk",
+      "dd if=/dev/zero of=rest bs=1M",
+      "echo not this",
+    ],
   });
 }
 
