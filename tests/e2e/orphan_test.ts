@@ -70,6 +70,7 @@ e2eTest(
     }
     assert.doesNotMatch(await virsh("list", "--name"), /gitlab-proj-82-/);
   },
+  { thorough: true },
 );
 
 async function machineOfJob(id: number): Promise<string> {
