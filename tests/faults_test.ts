@@ -101,7 +101,8 @@ async function meet({ stage: name, fault, at }: Case, guest: TestGuest): Promise
     ...{ fault, at, calls: [], hangs: false, dead: Promise.withResolvers() },
   };
   const where = (): string => `${name}: ${at}. ${process.calls[at - 1]}`;
-  using stage = testStage(connection, guest);
+  const timeouts = { sshSeconds: 5 }; // many machines start at once
+  using stage = testStage(connection, guest, { machine: { timeouts } });
   const connect = (): Promise<Connection> => {
     if (process.fault?.happens === "hangs") process.hangs = false; // the daemon was started anew
     return Promise.resolve(connection);
