@@ -101,12 +101,7 @@ export async function runOnBed(
   } = {},
 ): Promise<JobResult> {
   using file = settingsFile(settings);
-  const differences = { retryDelaySeconds: 0, ...runner };
-  return await runJob(
-    runnerFor(PROGRAM, [...args, "--config", file.path], differences),
-    job,
-    options,
-  );
+  return await runJob(runnerFor(PROGRAM, [...args, "--config", file.path], runner), job, options);
 }
 
 /** Makes a machine by hand, of `lite`, and removes it in the end. */
@@ -232,7 +227,7 @@ export async function virshXml(args: readonly string[], xml: string): Promise<vo
 
 /** The machine of a job that runs: config said its name. */
 export function machineOf(result: JobResult): string {
-  const machine = result.config.jobEnv?.["LIBVIRT_GCI_MACHINE"];
+  const machine = result.config.job_env?.["LIBVIRT_GCI_MACHINE"];
   assert(machine, "config named no machine");
   return machine;
 }

@@ -18,6 +18,7 @@ import {
   call,
   e2eTest,
   job,
+  machineOf,
   PROGRAM,
   settingsFile,
   TESTBED,
@@ -54,8 +55,7 @@ async function servesAJob(file: string): Promise<void> {
   const [, standby] = /Using the standby machine "([^"]+)"/.exec(result.logText) ??
     [];
   assert(standby !== undefined && before.includes(standby), result.logText);
-  const machine = result.config.jobEnv?.["LIBVIRT_GCI_MACHINE"];
-  assert.match(result.logText, new RegExp(`\\n${machine}\\nssh-ed25519 libvirt-gci\\n`));
+  assert.match(result.logText, new RegExp(`\\n${machineOf(result)}\\nssh-ed25519 libvirt-gci\\n`));
   assert.doesNotMatch(await virsh("list", "--name"), new RegExp(standby));
   await untilTwoWait(file);
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { Buffer } from "node:buffer";
 import { loadLibvirt } from "../../ffi/libvirt.ts";
 import { loadLibvirtQemu } from "../../ffi/libvirt_qemu.ts";
 import { LibvirtError, VIR_ERR } from "../../src/libvirt/error.ts";
-import { concat } from "../harness/quote.ts";
 
 // Here, so that no test is blamed for the libraries that it loads first.
 loadLibvirt();
@@ -46,13 +46,14 @@ const CONTINUE = 2;
 
 /** What a message has in it, part behind part, as XDR (RFC 4506). */
 export function xdr(...parts: readonly (number | string | Uint8Array)[]): Uint8Array<ArrayBuffer> {
-  return concat(parts.map((part) => {
+  const bytes = parts.map((part) => {
     if (part instanceof Uint8Array) return part;
     if (typeof part === "string") return xdrString(new TextEncoder().encode(part));
-    const bytes = new Uint8Array(4);
-    new DataView(bytes.buffer).setInt32(0, part);
-    return bytes;
-  }));
+    const number = Buffer.alloc(4);
+    number.writeInt32BE(part);
+    return number;
+  });
+  return new Uint8Array(Buffer.concat(bytes));
 }
 
 /** A string of these bytes, which need be no UTF-8. */
@@ -201,7 +202,7 @@ function reply(
 async function* messages(stream: ReadableStream<Uint8Array>): AsyncGenerator<Uint8Array> {
   let held: Uint8Array = new Uint8Array();
   for await (const bytes of stream) {
-    held = concat([held, bytes]);
+    held = Buffer.concat([held, bytes]);
     for (;;) {
       if (held.length < 4) break;
       const length = new DataView(held.buffer, held.byteOffset).getUint32(0);

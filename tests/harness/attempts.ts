@@ -1,48 +1,38 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { type Attempt, type Build, type Failure, RunnerGone, runStage } from "./build.ts";
+import { type Attempt, type Build, CANCELED, type Failure, runStage } from "./build.ts";
 import { parseConfigOutput } from "./config_output.ts";
-import { projectPath, responseJson } from "./payload.ts";
-import { aborted, within } from "./process.ts";
-import { toText } from "./quote.ts";
+import { responseJson } from "./payload.ts";
 
 /**
  * Calls config and prepare, with a new directory for each attempt, until they
  * succeed. Resolves with that attempt, not cleaned up, or with why there is none.
  */
 export async function prepareExecutor(build: Build): Promise<Attempt | Failure> {
-  const { runner } = build;
-  for (let number = 1;; number++) {
-    const attempt = await startAttempt(build, number);
+  for (let left = build.runner.attempts - 1;; left--) {
+    const attempt = await startAttempt(build);
     const failure = await configure(build, attempt) ?? await prepare(build, attempt);
     if (!failure) return attempt;
     await cleanup(build, attempt);
     if (failure.verdict === "script_failure") return failure;
-    if (build.stopVerdict) return { verdict: build.stopVerdict, reason: failure.reason };
-    if (number >= runner.attempts) return failure;
-    build.runnerLog.push({ level: "warning", text: `Preparation failed: ${failure.reason}` });
-    await within(aborted(build.gone.signal), runner.retryDelaySeconds);
-    if (build.gone.signal.aborted) throw new RunnerGone();
+    if (build.stop.signal.aborted) return CANCELED;
+    if (left <= 0) return failure;
+    build.runnerLog.push({ text: `Preparation failed: ${failure.reason}` });
   }
 }
 
-async function startAttempt({ runner, job, attempts }: Build, number: number): Promise<Attempt> {
+async function startAttempt({ runner, job, attempts }: Build): Promise<Attempt> {
   const dir = await Deno.makeTempDir({ dir: runner.tmpdir, prefix: "custom-executor" });
   await Deno.writeTextFile(`${dir}/response.json`, responseJson(job), { mode: 0o600 });
-  const place = { buildsDir: "", cacheDir: "", projectDir: "" };
-  const attempt = { number, dir, place, config: {} };
+  const attempt = { dir, place: { buildsDir: "", projectDir: "" }, config: {} };
   attempts.push(attempt);
   return attempt;
 }
 
 async function configure(build: Build, attempt: Attempt): Promise<Failure | null> {
-  const { runner, job } = build;
+  const { runner, job, stop: { signal: stop } } = build;
   if (runner.configExec) {
-    const { record, failure } = await runStage(build, {
-      name: "config",
-      argv: runner.configExec,
-      attempt,
-      stop: build.stop.signal,
-    });
+    const call = { name: "config", argv: runner.configExec, attempt, stop };
+    const { record, failure } = await runStage(build, call);
     if (failure) return failure;
     try {
       attempt.config = parseConfigOutput(record.stdout);
@@ -51,46 +41,33 @@ async function configure(build: Build, attempt: Attempt): Promise<Failure | null
       return { verdict: "runner_system_failure", reason };
     }
   }
-  const { config } = attempt;
-  const buildsDir = config.buildsDir ?? runner.buildsDir;
-  const cacheDir = config.cacheDir ?? runner.cacheDir;
-  const shell = config.shell ?? runner.shell;
+  const buildsDir = attempt.config.builds_dir ?? runner.buildsDir;
+  const cacheDir = attempt.config.cache_dir ?? runner.cacheDir;
   if (!buildsDir || !cacheDir) {
     // A "build error" to the runner, and so the job's fault.
     return { verdict: "script_failure", reason: "builds_dir or cache_dir is not configured" };
   }
-  if (shell !== "bash" && shell !== "sh") {
-    return { verdict: "runner_system_failure", reason: `shell ${shell} not found` };
-  }
-  const shared = config.isBuildsDirShared ? "t3st_rnr/0/" : "";
-  const projectDir = `${buildsDir}/${shared}${projectPath(job)}`;
-  attempt.place = { buildsDir, cacheDir, projectDir };
+  attempt.place = { buildsDir, projectDir: `${buildsDir}/project-${job.projectId}` };
   return null;
 }
 
 async function prepare(build: Build, attempt: Attempt): Promise<Failure | null> {
-  const { prepareExec: argv } = build.runner;
+  const { runner: { prepareExec: argv }, stop: { signal: stop } } = build;
   if (!argv) return null;
-  const call = { name: "prepare", argv, attempt, stop: build.stop.signal };
-  const { failure } = await runStage(build, call);
-  return failure;
+  return (await runStage(build, { name: "prepare", argv, attempt, stop })).failure;
 }
 
-/** Calls cleanup, which nothing but the runner's death interrupts, and removes the directory. */
+/** Calls cleanup, which nothing interrupts, and removes the directory. */
 export async function cleanup(build: Build, attempt: Attempt): Promise<void> {
   const { runner: { cleanupExec: argv }, runnerLog } = build;
   if (argv) {
     const stop = new AbortController().signal;
     const { record, failure } = await runStage(build, { name: "cleanup", argv, attempt, stop });
-    for (const text of linesOf(record.stdout)) runnerLog.push({ level: "debug", text });
-    for (const text of linesOf(record.stderr)) runnerLog.push({ level: "warning", text });
-    if (failure) {
-      runnerLog.push({ level: "warning", text: `Cleanup script failed: ${failure.reason}` });
+    for (const output of [record.stdout, record.stderr]) {
+      const lines = new TextDecoder().decode(output).split("\n").filter((line) => line !== "");
+      runnerLog.push(...lines.map((text) => ({ text })));
     }
+    if (failure) runnerLog.push({ text: `Cleanup script failed: ${failure.reason}` });
   }
   await Deno.remove(attempt.dir, { recursive: true }).catch(() => {}); // Nor does the runner mind.
-}
-
-function linesOf(bytes: Uint8Array): string[] {
-  return toText(bytes).split("\n").filter((line) => line !== "");
 }

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { Buffer } from "node:buffer";
 import { cleanup, prepareExecutor } from "./attempts.ts";
-import { type Build, type Failure, RunnerGone, stopJob } from "./build.ts";
+import { type Build, CANCELED, type Failure } from "./build.ts";
 import type { ConfigOutput } from "./config_output.ts";
-import type { Action, JobEvent, RunningStage } from "./events.ts";
+import type { JobEvent } from "./events.ts";
 import type { Job } from "./payload.ts";
-import { aborted, type Ending, type Orphan, type Stream, within } from "./process.ts";
-import { concat, toText, type Value } from "./quote.ts";
+import type { Ending, Stream } from "./process.ts";
 import { runStages } from "./stages.ts";
 
 /** A GitLab Runner with a custom executor: a section of its config.toml, and its process. */
@@ -16,18 +16,12 @@ export interface Runner {
   readonly runExec: readonly string[];
   readonly cleanupExec: readonly string[] | null;
   /** The whole environment of the runner's process. */
-  readonly environment: Readonly<Record<string, Value>>;
+  readonly environment: Readonly<Record<string, string>>;
   /** Absolute; config_exec may name others. A job needs both. */
   readonly buildsDir: string;
   readonly cacheDir: string;
-  readonly shell: string;
-  readonly gracefulKillSeconds: number;
-  readonly forceKillSeconds: number;
-  /** Of config and prepare together. */
+  /** Of config and prepare together. There is no pause between them, which GitLab Runner makes. */
   readonly attempts: number;
-  readonly retryDelaySeconds: number;
-  /** From a job's cancellation to cleanup, whether or not run has ended. */
-  readonly stuckBuildSeconds: number;
   /** From SIGTERM to the end of the runner's process, whatever it leaves behind. */
   readonly shutdownSeconds: number;
   /**
@@ -42,20 +36,12 @@ export interface Runner {
 }
 
 /** What GitLab shows of a job that ended. */
-export type Verdict =
-  | "success"
-  | "script_failure"
-  | "runner_system_failure"
-  | "canceled"
-  | "job_execution_timeout";
+export type Verdict = "success" | "script_failure" | "runner_system_failure" | "canceled";
 
 /** One call of the driver. */
-export interface StageRecord extends Omit<Ending, "orphan"> {
+export interface StageRecord extends Ending {
   /** "config", "prepare", "cleanup", or the stage that was passed to run. */
   readonly name: string;
-  /** Counted from 1. */
-  readonly attempt: number;
-  readonly argv: readonly string[];
   readonly seconds: number;
   readonly stdout: Uint8Array;
   readonly stderr: Uint8Array;
@@ -63,32 +49,26 @@ export interface StageRecord extends Omit<Ending, "orphan"> {
 
 /** What became of a job. */
 export interface JobResult {
-  /** null if the runner was gone before it could tell GitLab. */
-  readonly verdict: Verdict | null;
+  readonly verdict: Verdict;
   /** The script's, if the verdict is "script_failure". */
   readonly exitCode: number | null;
   /** Why, in the runner's words; empty for a success. */
   readonly reason: string;
   /** config's stderr and both outputs of prepare and run, as they arrived. */
-  readonly log: Uint8Array;
   readonly logText: string;
-  /** What cleanup printed (stdout is "debug") and what the runner adds, by line. */
-  readonly runnerLog: readonly { readonly level: "debug" | "warning"; readonly text: string }[];
+  /** What cleanup printed and what the runner adds, by line. */
+  readonly runnerLog: readonly { readonly text: string }[];
   readonly stages: readonly StageRecord[];
   /** What config said in the last attempt; empty if it never came to that. */
   readonly config: ConfigOutput;
-  /** The directory of each attempt; they exist only after the runner left early. */
+  /** The directory of each attempt. */
   readonly dirs: readonly string[];
-  /** What outlived the runner. Whoever made it leave early ends these. */
-  readonly orphans: readonly Orphan[];
 }
 
 /** What happens during a job. */
 export interface RunOptions {
   readonly events?: readonly JobEvent[];
-  /** Aborts the job, as a hard cancel does. */
-  readonly signal?: AbortSignal;
-  /** Aborts when the runner gets SIGTERM, as the event `runner_stop` does at a point of the job. */
+  /** Aborts when the runner gets SIGTERM. */
   readonly runnerStop?: AbortSignal;
 }
 
@@ -101,7 +81,7 @@ export function denoVariables(): Record<string, string> {
 /**
  * The runner of a config.toml that calls this program as libvirt-gci is called:
  * `PROGRAM GLOBAL_ARGS config`, `... prepare`, `... run --script PATH STAGE` and
- * `... cleanup`. GitLab's defaults; only PATH and HOME are in its environment, and what tells Deno where
+ * `... cleanup`. Only PATH and HOME are in its environment, and what tells Deno where
  * main.ts finds its packages.
  */
 export function runnerFor(
@@ -122,12 +102,7 @@ export function runnerFor(
     },
     buildsDir: "",
     cacheDir: "",
-    shell: "bash",
-    gracefulKillSeconds: 600,
-    forceKillSeconds: 10,
     attempts: 3,
-    retryDelaySeconds: 3,
-    stuckBuildSeconds: 300,
     shutdownSeconds: 30,
     pollSeconds: 0,
     ...settings,
@@ -141,20 +116,38 @@ export function runnerFor(
 export async function runJob(
   runner: Runner,
   job: Job,
-  options: RunOptions = {},
+  { events = [], runnerStop = new AbortController().signal }: RunOptions = {},
 ): Promise<JobResult> {
-  const life = startRunner(runner, job, options);
-  const { build } = life;
-  let outcome: Failure | "success" | null = null;
-  try {
-    outcome = await runBuild(build);
-  } catch (error) {
-    if (!(error instanceof RunnerGone)) throw error;
-  } finally {
-    life.timers.forEach((timer) => clearTimeout(timer));
-  }
-  await Promise.all(life.actions);
-  const result = resultOf(build, outcome);
+  const actions: Promise<void>[] = [];
+  const timers: ReturnType<typeof setTimeout>[] = [];
+  const build: Build = {
+    runner,
+    job,
+    stop: new AbortController(),
+    interrupt: runnerStop,
+    softCancel: () => build.stop.abort(),
+    pendingEvents: new Set(events),
+    fire: (action, attempt) => {
+      if (typeof action === "function") {
+        const done = (async () => await action(attempt))();
+        done.catch(() => build.stop.abort()); // the error is thrown below
+        actions.push(done);
+        return;
+      }
+      const cancel = (): void => action === "soft_cancel" ? build.softCancel() : build.stop.abort();
+      if (runner.pollSeconds === 0) cancel();
+      else timers.push(setTimeout(cancel, runner.pollSeconds * 1000));
+    },
+    log: [],
+    runnerLog: [],
+    stages: [],
+    attempts: [],
+  };
+  const failure = await runBuild(build).finally(() =>
+    timers.forEach((timer) => clearTimeout(timer))
+  );
+  await Promise.all(actions);
+  const result = resultOf(build, failure);
   if (build.pendingEvents.size > 0) {
     const points = [...build.pendingEvents].map(({ action: _, ...point }) => point);
     throw new Error(
@@ -165,112 +158,31 @@ export async function runJob(
   return result;
 }
 
-type Timer = ReturnType<typeof setTimeout>;
-
-/** A build, and what goes on beside it. */
-interface Life {
-  readonly build: Build;
-  readonly actions: readonly Promise<void>[];
-  readonly timers: readonly Timer[];
-}
-
-function startRunner(
-  runner: Runner,
-  job: Job,
-  { events = [], signal, runnerStop }: RunOptions,
-): Life {
-  const actions: Promise<void>[] = [];
-  const timers: Timer[] = [];
-  const build: Build = {
-    runner,
-    job,
-    stop: new AbortController(),
-    stopVerdict: null,
-    interrupt: new AbortController(),
-    gone: new AbortController(),
-    softCancel: () => stopJob(build, "canceled"),
-    pendingEvents: new Set(events),
-    fire,
-    log: [],
-    runnerLog: [],
-    stages: [],
-    attempts: [],
-    orphans: [],
-  };
-
-  /** Does it when the runner has asked GitLab the next time. */
-  function whenHeard(hear: () => void): void {
-    if (runner.pollSeconds === 0) return hear();
-    timers.push(setTimeout(hear, runner.pollSeconds * 1000));
-  }
-
-  function stopRunner(): void {
-    timers.push(setTimeout(() => build.gone.abort(), runner.shutdownSeconds * 1000));
-    build.interrupt.abort();
-  }
-
-  function fire(action: Action, stage: RunningStage): void {
-    switch (action) {
-      case "soft_cancel":
-        return whenHeard(() => build.softCancel());
-      case "hard_cancel":
-        return whenHeard(() => stopJob(build, "canceled"));
-      case "job_timeout":
-        return stopJob(build, "job_execution_timeout");
-      case "runner_stop":
-        return stopRunner();
-      case "runner_kill":
-        return build.gone.abort();
-    }
-    const done = (async () => await action(stage))();
-    done.catch(() => stopJob(build, "canceled")); // runJob throws the error in the end.
-    actions.push(done);
-  }
-
-  timers.push(
-    setTimeout(() => stopJob(build, "job_execution_timeout"), job.timeoutSeconds * 1000),
-  );
-  if (signal) aborted(signal).then(() => stopJob(build, "canceled"));
-  if (runnerStop) aborted(runnerStop).then(stopRunner);
-  return { build, actions, timers };
-}
-
-async function runBuild(build: Build): Promise<Failure | "success"> {
+async function runBuild(build: Build): Promise<Failure | null> {
   const prepared = await prepareExecutor(build);
   if ("verdict" in prepared) return prepared;
-
-  const stop = AbortSignal.any([build.stop.signal, build.interrupt.signal]);
-  const running = runStages(build, prepared);
-  running.catch(() => {}); // Awaited below, unless cleanup throws first.
-  await Promise.race([running, aborted(stop)]);
-  if (stop.aborted) await within(running, build.runner.stuckBuildSeconds);
-  const outcome = stopFailure(build) ?? await running ?? "success";
-
+  const failure = await runStages(build, prepared);
+  const stopFailure = failureOfStop(build);
   await cleanup(build, prepared);
-  await running; // A script that outlived its job gets its SIGKILL.
-  return outcome;
+  return stopFailure ?? failure;
 }
 
 /** Why the job was stopped from outside, if it was. */
-function stopFailure({ stopVerdict, interrupt }: Build): Failure | null {
-  if (stopVerdict) return { verdict: stopVerdict, reason: stopVerdict };
-  if (!interrupt.signal.aborted) return null;
+function failureOfStop({ stop, interrupt }: Build): Failure | null {
+  if (stop.signal.aborted) return CANCELED;
+  if (!interrupt.aborted) return null;
   return { verdict: "runner_system_failure", reason: "aborted: the runner stops" };
 }
 
-function resultOf(build: Build, outcome: Failure | "success" | null): JobResult {
-  const failure = outcome === "success" ? null : outcome;
-  const log = concat(build.log);
+function resultOf(build: Build, failure: Failure | null): JobResult {
   return {
-    verdict: outcome === "success" ? "success" : failure?.verdict ?? null,
+    verdict: failure?.verdict ?? "success",
     exitCode: failure?.exitCode ?? null,
     reason: failure?.reason ?? "",
-    log,
-    logText: toText(log),
+    logText: new TextDecoder("utf-8", { ignoreBOM: true }).decode(Buffer.concat(build.log)),
     runnerLog: build.runnerLog,
     stages: build.stages,
     config: build.attempts.at(-1)?.config ?? {},
     dirs: build.attempts.map(({ dir }) => dir),
-    orphans: build.orphans,
   };
 }

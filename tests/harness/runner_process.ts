@@ -13,12 +13,14 @@ export interface RunnerProcess extends AsyncDisposable {
   readonly end: (signal: "SIGTERM" | "SIGKILL") => Promise<void>;
 }
 
-/** Starts it. Its environment must be text, and what it calls back is not called. */
+/** Starts it. What it calls back is not called. */
 export function startRunnerProcess(runner: Runner, job: Job): RunnerProcess {
   const program = new URL(import.meta.url).pathname;
   const process = new Deno.Command(Deno.execPath(), {
     args: ["run", "--quiet", "--allow-all", program, JSON.stringify({ runner, job })],
-    ...{ stdin: "null", stdout: "piped", stderr: "inherit" },
+    stdin: "null",
+    stdout: "piped",
+    stderr: "inherit",
   }).spawn();
   let log = "";
   let look = (): void => {};
@@ -54,10 +56,13 @@ export function startRunnerProcess(runner: Runner, job: Job): RunnerProcess {
 if (import.meta.main) {
   const { runner, job }: { runner: Runner; job: Job } = JSON.parse(Deno.args[0] ?? "");
   const stop = new AbortController();
-  Deno.addSignalListener("SIGTERM", () => stop.abort());
+  Deno.addSignalListener("SIGTERM", () => {
+    stop.abort();
+    setTimeout(() => Deno.exit(), runner.shutdownSeconds * 1000); // whatever it leaves behind
+  });
   const print = (chunk: Uint8Array): void => void Deno.stdout.writeSync(chunk);
   await runJob({ ...runner, onOutput: (_stage, _stream, chunk) => print(chunk) }, job, {
     runnerStop: stop.signal,
   });
-  Deno.exit(); // whatever it leaves behind
+  Deno.exit();
 }

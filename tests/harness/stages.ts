@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { type Attempt, type Build, type Failure, runStage } from "./build.ts";
-import { jobVariables, lookupVariable } from "./payload.ts";
+import { type Attempt, type Build, CANCELED, type Failure, runStage } from "./build.ts";
+import { jobVariables } from "./payload.ts";
 import { scriptFor } from "./script.ts";
 
 /** The part of a job between prepare and cleanup, as one after another script sees it. */
@@ -15,27 +15,14 @@ interface Sequence {
 
 /** Runs a job's scripts in GitLab's order. Resolves with what failed the job, or null. */
 export async function runStages(build: Build, attempt: Attempt): Promise<Failure | null> {
-  const stop = AbortSignal.any([build.stop.signal, build.interrupt.signal]);
+  const stop = AbortSignal.any([build.stop.signal, build.interrupt]);
   const sequence: Sequence = { build, attempt, stop, jobStatus: "running" };
 
   const unprepared = await runScript(sequence, "prepare_script");
   if (unprepared) return unprepared;
-
-  const failure = await tryScript(sequence, "get_sources", "GET_SOURCES_ATTEMPTS") ??
-    await tryScript(sequence, "restore_cache", "RESTORE_CACHE_ATTEMPTS") ??
-    await tryScript(sequence, "download_artifacts", "ARTIFACT_DOWNLOAD_ATTEMPTS") ??
-    await runUserScripts(sequence);
-
-  const unarchived = await runScript(
-    sequence,
-    failure ? "archive_cache_on_failure" : "archive_cache",
-  );
-  const notUploaded = await runScript(
-    sequence,
-    failure ? "upload_artifacts_on_failure" : "upload_artifacts_on_success",
-  );
+  const failure = await runScript(sequence, "get_sources") ?? await runUserScripts(sequence);
   await runScript(sequence, "cleanup_file_variables");
-  return failure ?? unarchived ?? notUploaded;
+  return failure;
 }
 
 async function runUserScripts(sequence: Sequence): Promise<Failure | null> {
@@ -51,37 +38,10 @@ async function runUserScripts(sequence: Sequence): Promise<Failure | null> {
     failure = await runScript(sequence, name, scriptStop);
     if (failure) break;
   }
-  if (cancel.signal.aborted) failure = { verdict: "canceled", reason: "canceled" };
-
-  sequence.jobStatus = !failure
-    ? "success"
-    : failure.verdict === "canceled"
-    ? "canceled"
-    : "failed";
+  if (cancel.signal.aborted) failure = CANCELED;
+  const failedStatus = failure?.verdict === "canceled" ? "canceled" : "failed";
+  sequence.jobStatus = failure === null ? "success" : failedStatus;
   await runScript(sequence, "after_script");
-  return failure;
-}
-
-/** As often as the job's variable says, once by default. */
-async function tryScript(
-  sequence: Sequence,
-  name: string,
-  attemptsKey: string,
-): Promise<Failure | null> {
-  const { build: { job }, attempt: { place } } = sequence;
-  const attempts = Number(lookupVariable(jobVariables(job, place, ""), attemptsKey) ?? 1);
-  if (!(attempts >= 1 && attempts <= 10)) {
-    return { verdict: "runner_system_failure", reason: `${attemptsKey} is not in [1, 10]` };
-  }
-  let failure: Failure | null = null;
-  for (let count = 0; count < attempts; count++) {
-    if (name === "get_sources" && count === 1) {
-      failure = await runScript(sequence, "clear_worktree");
-      if (failure) continue;
-    }
-    failure = await runScript(sequence, name);
-    if (!failure) break;
-  }
   return failure;
 }
 
@@ -90,23 +50,18 @@ async function runScript(
   name: string,
   stop = sequence.stop,
 ): Promise<Failure | null> {
-  if (stop.aborted) return { verdict: "canceled", reason: "stopped" };
+  if (stop.aborted) return CANCELED;
   const { build, attempt, jobStatus } = sequence;
+  const { place } = attempt;
   const { job, runner } = build;
-  const { config, place } = attempt;
-  const script = scriptFor(name, {
-    job,
-    place,
-    variables: jobVariables(job, place, jobStatus),
-    shell: config.shell ?? runner.shell,
-    hostname: config.hostname,
-  });
+  const variables = jobVariables(job, place, jobStatus);
+  const shell = attempt.config.shell ?? "bash";
+  const script = scriptFor(name, { job, place, variables, shell });
   if (script === null) return null;
 
   const dir = await Deno.makeTempDir({ dir: attempt.dir, prefix: "script" });
   const path = `${dir}/script`;
   await Deno.writeTextFile(path, script, { mode: 0o700 });
   const argv = [...runner.runExec, path, name];
-  const { failure } = await runStage(build, { name, argv, attempt, stop, jobStatus });
-  return failure;
+  return (await runStage(build, { name, argv, attempt, stop, jobStatus })).failure;
 }
