@@ -39,8 +39,10 @@ export interface StageParts extends Outputs, Pick<Host, "config" | "connection" 
 /** What a command gets, and the parts of that. */
 export interface Stage extends Context, StageParts {}
 
-/** The stage of these parts. */
-export function toStage<T extends StageParts>(parts: T): T & Stage {
+/** The stage of these parts, which may be those of another stage and its own things; no key is another. */
+export function toStage<T extends StageParts>(
+  parts: T & Record<Exclude<keyof T, keyof TestStage>, never>,
+): T & Stage {
   const { config, connection, connect, directories, log, warn, onStep } = parts;
   return {
     ...parts,
