@@ -65,7 +65,7 @@ export async function floodClient(
   connection: Connection,
   session: Session,
 ): Promise<void> {
-  const { _sock: socket, _protocol: protocol } = connection as unknown as ConnectionInsides;
+  const { _sock: socket, _protocol: protocol } = insidesOf(connection);
   const { _chanInfo: { outgoing: { id } } } = session as unknown as SessionInsides;
   const data = new Uint8Array(kind === "crumbs" ? 1 : DATA_BYTES).fill("x".charCodeAt(0));
   const hostKeys = hostKeysRequest();
@@ -81,7 +81,7 @@ export async function floodClient(
     socket.cork(); // a system call for each packet would take most of the time
     for (let i = 0; i < 1000 && left > 0 && socket.writableLength < AT_ONCE_BYTES; i++, left--) {
       if (kind === "requests") protocol.ping();
-      else if (kind === "hostkeys") send(protocol, hostKeys);
+      else if (kind === "hostkeys") sendPayload(connection, hostKeys);
       else protocol.channelData(id, data);
     }
     socket.uncork();
@@ -117,18 +117,19 @@ function hostKeysRequest(): Uint8Array {
     return Buffer.concat([length, Buffer.from(bytes)]);
   };
   const key = Buffer.concat([text("ssh-ed25519"), text(new Uint8Array(32).fill(7))]);
-  return Buffer.concat([
-    ...[Buffer.from([80]), text("hostkeys-00@openssh.com"), Buffer.from([0])],
-    ...Array.from({ length: 400 }, () => text(key)),
-  ]);
+  const head = [Buffer.from([80]), text("hostkeys-00@openssh.com"), Buffer.from([0])];
+  return Buffer.concat([...head, ...Array(400).fill(text(key))]);
 }
 
-function send(
-  { _packetRW: { write }, _cipher }: ConnectionInsides["_protocol"],
-  payload: Uint8Array,
-): void {
+/** Sends what ssh2 itself would not: it checks its own words. */
+export function sendPayload(connection: Connection, payload: Uint8Array): void {
+  const { _protocol: { _cipher, _packetRW: { write } } } = insidesOf(connection);
   const start = write.allocStart;
   const packet = write.alloc(payload.length);
   packet.set(payload, start);
   _cipher.encrypt(write.finalize(packet));
+}
+
+function insidesOf(connection: Connection): ConnectionInsides {
+  return connection as unknown as ConnectionInsides;
 }

@@ -3,7 +3,8 @@ import { type AddressInfo, createServer, type Server, type Socket } from "node:n
 // @ts-types="@types/ssh2"
 import ssh2 from "ssh2";
 import type { Connection, KexAlgorithm, ServerChannel, Session } from "ssh2";
-import { type Flood, floodClient } from "./flood.ts";
+import { killGroup } from "../harness/process.ts";
+import { type Flood, floodClient, sendPayload } from "./flood.ts";
 
 /** The user's directory for a session in a guest with `full`. */
 export const RUNTIME_DIR = "/var/tmp";
@@ -91,13 +92,7 @@ export class TestGuest implements AsyncDisposable {
   /** Ends all connections and processes at once, as a guest does that loses its power. */
   cutPower(): void {
     for (const connection of this.#connections) connection.end();
-    for (const { pid } of this.#children) {
-      try {
-        Deno.kill(-pid, "SIGKILL"); // its process group
-      } catch (error) {
-        if (!(error instanceof Deno.errors.NotFound)) throw error; // all have ended
-      }
-    }
+    for (const { pid } of this.#children) killGroup(pid, "SIGKILL");
   }
 
   /** Takes nothing more from its clients, old or new, as a guest that is suspended. */
@@ -161,7 +156,11 @@ export class TestGuest implements AsyncDisposable {
       const channel = accept();
       this.commands.push(command);
       const { packet } = this.#options;
-      if (packet && command !== "exit 0") return sendPacket(connection, channel, packet);
+      if (packet && command !== "exit 0") {
+        const { outgoing } = channel as unknown as { readonly outgoing: { readonly id: number } };
+        sendPayload(connection, packet(outgoing.id));
+        return connection.end();
+      }
       if (loseScripts && command !== "exit 0") return connection.end();
       this.#track(this.#exec(channel, command, connection));
     });
@@ -176,8 +175,11 @@ export class TestGuest implements AsyncDisposable {
     const { full } = this.#options;
     const [program, ...args] = [...full ? withFull(full) : [], "/bin/sh", "-c", command] as const;
     const child = new Deno.Command(program, {
-      ...{ args, detached: true },
-      ...{ stdin: "piped", stdout: "piped", stderr: "piped" },
+      args,
+      detached: true,
+      stdin: "piped",
+      stdout: "piped",
+      stderr: "piped",
     }).spawn();
     this.#children.add(child);
     channel.on("error", () => {});
@@ -226,32 +228,6 @@ async function pump(from: ReadableStream<Uint8Array>, to: NodeJS.WritableStream)
     const written = new Promise<void>((resolve) => to.write(bytes, () => resolve()));
     await Promise.race([written, closed]);
   }
-}
-
-/** Sends what ssh2 itself would not: it checks its own words. */
-function sendPacket(
-  connection: Connection,
-  channel: ServerChannel,
-  packet: (channel: number) => Uint8Array,
-): void {
-  const { outgoing } = channel as unknown as { readonly outgoing: { readonly id: number } };
-  const payload = packet(outgoing.id);
-  const { _protocol: { _cipher, _packetRW: { write } } } = connection as unknown as {
-    readonly _protocol: {
-      readonly _cipher: { readonly encrypt: (packet: Uint8Array) => void };
-      readonly _packetRW: {
-        readonly write: {
-          readonly allocStart: number;
-          readonly alloc: (bytes: number) => Uint8Array;
-          readonly finalize: (packet: Uint8Array) => Uint8Array;
-        };
-      };
-    };
-  };
-  const whole = write.alloc(payload.length);
-  whole.set(payload, write.allocStart);
-  _cipher.encrypt(write.finalize(whole));
-  connection.end();
 }
 
 /** A private key. One in some hundreds of those that ssh2 makes is malformed. */
