@@ -230,10 +230,10 @@ e2eTest("a runner that is killed makes room for a job that waits", async () => {
   assert.equal((await call(["gc"])).status, 0);
 }, { thorough: true });
 
-const TAKERS = 10;
+const WORKERS = 10;
 const ROUNDS = 8;
 
-/** Reads what many takers of turns told, and gives the most that had one at the same time. */
+/** Reads what many workers told, and gives the most that had a place at the same time. */
 function mostAtOnce(lines: readonly string[]): number {
   const holding = new Set<string>();
   let most = 0;
@@ -247,32 +247,32 @@ function mostAtOnce(lines: readonly string[]): number {
 
 for (const maxMachines of [1, 3]) {
   e2eTest(
-    `of ${TAKERS} processes, some of them killed, ${maxMachines} have a turn at once`,
+    `of ${WORKERS} processes, some of them killed, ${maxMachines} have a turn at once`,
     async () => {
       const file = await Deno.makeTempFile({ prefix: "libvirt-gci-e2e-" });
-      const takers = Array.from({ length: TAKERS }, (_, i) => {
-        const program = new URL("turn_taker.ts", import.meta.url).pathname;
-        const args = [`gci-e2e-taker-${i}`, String(ROUNDS), String(maxMachines), file];
+      const workers = Array.from({ length: WORKERS }, (_, i) => {
+        const program = new URL("queue_worker.ts", import.meta.url).pathname;
+        const args = [`gci-e2e-worker-${i}`, String(ROUNDS), String(maxMachines), file];
         return new Deno.Command(Deno.execPath(), {
           args: ["run", "--allow-all", "--no-check", program, ...args],
           ...{ stdin: "null", stdout: "null", stderr: "inherit" },
         }).spawn();
       });
-      for (const taker of takers.slice(0, TAKERS / 2)) {
+      for (const worker of workers.slice(0, WORKERS / 2)) {
         await sleep(500 + Math.random() * 1000);
         // Said before, so that nobody seems to have a turn whom others saw die.
-        Deno.writeTextFileSync(file, `${taker.pid} dies\n`, { append: true });
+        Deno.writeTextFileSync(file, `${worker.pid} dies\n`, { append: true });
         try {
-          taker.kill("SIGKILL");
+          worker.kill("SIGKILL");
         } catch { /* it was through */ }
       }
-      const statuses = await Promise.all(takers.map(({ status }) => status));
-      assert(statuses.slice(TAKERS / 2).every(({ success }) => success));
+      const statuses = await Promise.all(workers.map(({ status }) => status));
+      assert(statuses.slice(WORKERS / 2).every(({ success }) => success));
       const lines = (await Deno.readTextFile(file)).trim().split("\n");
       await Deno.remove(file);
       assert.equal(mostAtOnce(lines), maxMachines, lines.join("\n"));
       const numbers = lines.map((line) => Number(/gets (\d+)$/.exec(line)?.[1])).filter((n) => n);
-      assert(numbers.length >= ROUNDS * TAKERS / 2);
+      assert(numbers.length >= ROUNDS * WORKERS / 2);
       // Where there is one at a time, also in the order in which they came.
       if (maxMachines === 1) assert.deepEqual(numbers, numbers.toSorted((a, b) => a - b));
       assert.equal((await call(["gc"])).status, 0); // the last may have been killed when all were through

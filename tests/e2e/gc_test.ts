@@ -19,6 +19,8 @@ import {
   virsh,
 } from "./bed.ts";
 import { responseJson } from "../harness/payload.ts";
+import { runnerFor } from "../harness/runner.ts";
+import { type RunnerProcess, startRunnerProcess } from "../harness/runner_process.ts";
 
 async function gc(...args: string[]): Promise<Called> {
   const called = await call(["gc", ...args]);
@@ -69,19 +71,13 @@ async function untilGone(pattern: string): Promise<void> {
   await until(isGone, { what: `no process has ${pattern}` });
 }
 
-/** Runs a job in a process of its own, until its script runs, and gives what kills the runner. */
-async function startDoomedRunner(id: number, tmpdir: string): Promise<() => Promise<void>> {
-  const program = new URL("doomed_runner.ts", import.meta.url).pathname;
-  const runner = new Deno.Command(Deno.execPath(), {
-    args: ["run", "--allow-all", program, String(id), tmpdir],
-    env: { TMPDIR: tmpdir }, // for the settings, which it will not remove
-    ...{ stdin: "null", stdout: "piped", stderr: "inherit" },
-  }).spawn();
-  const { end } = await untilOutput(runner.stdout, /\nrunning/);
-  return async () => {
-    runner.kill("SIGKILL");
-    await Promise.all([runner.status, end]);
-  };
+/** Runs a job whose script does not end in a runner of its own, until the script runs. */
+async function startRunner(id: number, tmpdir: string, settings: string): Promise<RunnerProcess> {
+  const script = ["echo running", "while :; do sleep 1; done"];
+  const gitlabRunner = runnerFor(PROGRAM, ["--config", settings], { tmpdir });
+  const runner = startRunnerProcess(gitlabRunner, job({ id, script }));
+  await runner.printed(/\nrunning/);
+  return runner;
 }
 
 e2eTest("a machine whose runner was killed is removed, and the job beside it runs on", async () => {
@@ -90,7 +86,8 @@ e2eTest("a machine whose runner was killed is removed, and the job beside it run
     events: [{ stage: "build_script", whenOutput: "\nhere", action: () => resolve() }],
   });
   const attempts = attemptsDirectory();
-  const killRunner = await startDoomedRunner(78, attempts.path);
+  using file = settingsFile();
+  await using runner = await startRunner(78, attempts.path, file.path);
   await here;
   const other = await runningMachine("gitlab-proj-77-");
   try {
@@ -98,7 +95,7 @@ e2eTest("a machine whose runner was killed is removed, and the job beside it run
     await gc();
     assert.equal((await listed(machine))[0]?.state, "ready");
 
-    await killRunner();
+    await runner.end("SIGKILL");
     const [orphan] = await listed(machine);
     // It would say so if the attempt's directory were gone too.
     assert.deepEqual([orphan?.state, orphan?.why], ["orphan", "its runner is gone"]);
@@ -107,7 +104,7 @@ e2eTest("a machine whose runner was killed is removed, and the job beside it run
     assert.match((await gc()).stdout, new RegExp(`^Removed ${what}$`, "m"));
     assert.deepEqual(await listed(machine), []);
     assert.equal((await listed(other))[0]?.state, "ready");
-    await untilGone(attempts.path); // the stage that its runner left behind
+    await untilGone(file.path); // the stage that its runner left behind
     attempts[Symbol.dispose]();
   } finally {
     await letGo(other);

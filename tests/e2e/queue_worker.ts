@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//
-// Waits for turns as prepare does, again and again, and holds each for a moment instead of starting a
-// machine: turn_taker.ts NAME ROUNDS MAX_MACHINES FILE. The file gets a line for each that it gets
-// and gives back, from many at once.
+
+/**
+ * A process of its own that waits in the queue as prepare does, again and again, and holds each place for
+ * a moment instead of starting a machine. The arguments: its name, how often, how many machines may run,
+ * and the file that gets a line for each place that it gets and leaves, from many at once.
+ */
 import { Connection } from "../../src/libvirt/connection.ts";
 import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import { waitForRoom } from "../../src/machine/queue/admission.ts";
