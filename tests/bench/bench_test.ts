@@ -1,29 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { parseXml, XmlElement } from "@rgrove/parse-xml";
 import assert from "node:assert/strict";
 import { withKsm } from "./ksm.ts";
-import { parseOptions } from "./options.ts";
-import { type Bar, barOf, phaseNames, phaseTable, stepsOf } from "./phases.ts";
-import { plot } from "./plot.ts";
-
-const PARTS = ["run", "warm"] as const;
-
-Deno.test("deno task bench measures the parts that are named, or all", () => {
-  assert.deepEqual(parseOptions([], PARTS).parts, PARTS);
-  assert.deepEqual(
-    parseOptions(
-      ["warm", "--runs", "3", "--template", "a", "--template", "b", "--svg", "c"],
-      PARTS,
-    ),
-    { parts: ["warm"], runs: 3, templates: ["a", "b"], svg: "c" },
-  );
-});
-
-Deno.test("deno task bench says which parts and options there are to who asks for others", () => {
-  for (const args of [["cold"], ["--run", "3"], ["--runs", "many"], ["--runs", "0"], ["--runs"]]) {
-    assert.throws(() => parseOptions(args, PARTS), /The parts are run, warm; .* --runs NUMBER/);
-  }
-});
+import { type Bar, barOf, phaseTable, stepsOf } from "./phases.ts";
 
 Deno.test("KSM's settings are as before it was measured, also if that fails", async () => {
   const directory = await Deno.makeTempDir({ prefix: "libvirt-gci-test-" });
@@ -80,29 +58,3 @@ Deno.test("what prepare says of its steps becomes medians, a rest and a table", 
     "| all | 2.00 | 1.00 |",
   ]);
 });
-
-Deno.test("phases of several starts have an order that is that of each", () => {
-  const bars = ["abz", "acdz", "cez"].map((names) => ({
-    ...{ name: names, seconds: 1, phases: new Map([...names].map((name) => [name, 1])) },
-  }));
-  assert.deepEqual(phaseNames(bars).join(""), "abcdez");
-});
-
-Deno.test("the plot is XML whatever it names, and its bars are as long as they say", () => {
-  const phases = new Map([["<a>", 6], ["b&", 3.9], ["short", 0.01], ["other", 0.09]]);
-  const groups = [{ name: '"', bars: [{ name: "cold", seconds: 10, phases }] }];
-  const image = parseXml(plot(groups, { title: "a < b", description: "'" })).root;
-  assert(image);
-  const parts = elements(image).filter(({ name, children }) => name === "rect" && children.length);
-  assert.deepEqual(
-    parts.map(({ text }) => text.trim()),
-    ["<a>: 6.00 s", "b&: 3.90 s", "other: 0.10 s"],
-  );
-  assert.deepEqual(parts.map(({ attributes }) => attributes["width"]), ["360", "234", "6"]);
-  assert.match(image.text, /a < b/);
-});
-
-function elements(element: XmlElement): XmlElement[] {
-  const children = element.children.filter((child) => child instanceof XmlElement);
-  return children.flatMap((child) => [child, ...elements(child)]);
-}

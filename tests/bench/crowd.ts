@@ -8,13 +8,6 @@ const COUNT = 8;
 /** Until the last of some machines is ready that are resumed at once, beside one, and beside boots. */
 export async function measureCrowd(
   program: readonly string[],
-  { templates, runs }: { readonly templates: readonly string[]; readonly runs: number },
-): Promise<void> {
-  for (const template of templates) await measureTemplate(program, template, runs);
-}
-
-async function measureTemplate(
-  program: readonly string[],
   template: string,
   runs: number,
 ): Promise<void> {

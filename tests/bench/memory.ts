@@ -18,14 +18,7 @@ interface Taken {
 }
 
 /** What resumed machines take of the host, alone, beside others, and where the kernel merges pages. */
-export async function measureMemory(
-  program: readonly string[],
-  templates: readonly string[],
-): Promise<void> {
-  for (const template of templates) await measureTemplate(program, template);
-}
-
-async function measureTemplate(program: readonly string[], template: string): Promise<void> {
+export async function measureMemory(program: readonly string[], template: string): Promise<void> {
   using file = settingsFile({ start: "warm" });
   const ours = [...program, "--config", file.path];
   const machines = Array.from({ length: COUNT }, (_, i) => `gci-bench-memory-${i + 1}`);

@@ -3,6 +3,7 @@ import assert from "node:assert/strict";
 import { Connection } from "../../src/libvirt/connection.ts";
 import { ADDRESS_SOURCE, Domain } from "../../src/libvirt/domain.ts";
 import { sleep } from "../../src/wait.ts";
+import { cleanUpAll } from "./machines.ts";
 import { median, report } from "./measure.ts";
 import { interrupted } from "./program.ts";
 
@@ -29,13 +30,16 @@ export async function measurePrepare(program: readonly string[], runs: number): 
 }
 
 async function measureOnce(
-  [program, ...args]: readonly string[],
+  ours: readonly string[],
 ): Promise<{ total: number; boot: number }> {
   interrupted.throwIfAborted();
   const start = performance.now();
-  const child = new Deno.Command(program ?? "", {
+  const [program = "", ...args] = ours;
+  const child = new Deno.Command(program, {
     args: [...args, "--debug", "prepare", "--distro", "lite", "--machine", MACHINE],
-    ...{ stdin: "null", stdout: "null", stderr: "piped" },
+    stdin: "null",
+    stdout: "null",
+    stderr: "piped",
   }).spawn();
   try {
     const banner = timeOfBanner();
@@ -45,8 +49,7 @@ async function measureOnce(
     assert.equal(code, 0);
     return { total, boot: await banner - created };
   } finally {
-    const cleanup = [...args, "cleanup", "--machine", MACHINE];
-    await new Deno.Command(program ?? "", { args: cleanup }).output();
+    await cleanUpAll(ours, [MACHINE]);
   }
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
+import { command } from "../e2e/bed.ts";
 
 const interruption = new AbortController();
 
@@ -17,7 +18,9 @@ export function cancelOnSignals(): void {
 export async function done([program = "", ...args]: readonly string[]): Promise<string> {
   interrupted.throwIfAborted();
   const { code, stdout, stderr } = await new Deno.Command(program, {
-    ...{ args, stdin: "null", signal: interrupted },
+    args,
+    stdin: "null",
+    signal: interrupted,
   }).output();
   interrupted.throwIfAborted();
   const decoder = new TextDecoder();
@@ -26,7 +29,7 @@ export async function done([program = "", ...args]: readonly string[]): Promise<
 }
 
 /** Removes something by this command, also after an interruption; says so if it cannot. */
-export async function undo([program = "", ...args]: readonly string[]): Promise<void> {
-  const { code, stderr } = await new Deno.Command(program, { args, stdin: "null" }).output();
-  if (code !== 0) console.error(`${args.join(" ")} failed: ${new TextDecoder().decode(stderr)}`);
+export async function undo(words: readonly string[]): Promise<void> {
+  const { status, stderr } = await command(words);
+  if (status !== 0) console.error(`${words.join(" ")} failed: ${stderr}`);
 }

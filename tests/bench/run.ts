@@ -53,7 +53,11 @@ export async function measureRun(ours: readonly string[], runs: number): Promise
 async function watch([program = "", ...args]: readonly string[]): Promise<number> {
   interrupted.throwIfAborted();
   const child = new Deno.Command(program, {
-    ...{ args, stdin: "piped", stdout: "piped", stderr: "inherit", signal: interrupted },
+    args,
+    stdin: "piped",
+    stdout: "piped",
+    stderr: "inherit",
+    signal: interrupted,
   }).spawn();
   await child.stdin.close();
   const peak = watchMemory(child.pid);

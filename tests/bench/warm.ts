@@ -36,7 +36,7 @@ export async function measureWarm(
     readonly templates: readonly string[];
     readonly runs: number;
     /** The file that a plot of it is written to, if any. */
-    readonly svg: string | null;
+    readonly svg: string | undefined;
   },
 ): Promise<void> {
   const groups: BarGroup[] = [];
@@ -48,7 +48,7 @@ export async function measureWarm(
     groups.push({ name: template, bars });
     reportAll(template, bars, measured);
   }
-  if (svg === null) return;
+  if (svg === undefined) return;
   const times = groups.map(({ name, bars }) =>
     `${name}: ${bars.map((bar) => `${bar.name} ${bar.seconds.toFixed(2)} s`).join(", ")}`
   );
