@@ -12,9 +12,12 @@ import { SshConnection } from "../../src/guest/ssh_connection.ts";
 const [port = ""] = Deno.args;
 const sock = port.startsWith("/") ? createConnection({ path: port }) : undefined;
 const login = {
-  ...{ address: "127.0.0.1", port: Number(port), user: "gitlab-runner" },
+  address: "127.0.0.1",
+  port: Number(port),
+  user: "gitlab-runner",
   privateKey: await new Response(Deno.stdin.readable).text(),
-  ...{ channel: null, hostKey: null },
+  channel: null,
+  hostKey: null,
 };
 const { signal } = new AbortController();
 using ssh = await SshConnection.open(login, { timeoutMs: 15_000, signal, sock });

@@ -14,7 +14,8 @@ export async function peakOf(flood: Flood): Promise<number> {
   await using guest = await TestGuest.start({ flood, path });
   const child = new Deno.Command(Deno.execPath(), {
     args: ["run", "--quiet", "--allow-all", PROCESS, path],
-    ...{ stdin: "piped", stdout: "piped" },
+    stdin: "piped",
+    stdout: "piped",
   }).spawn();
   try {
     const stdin = child.stdin.getWriter();

@@ -166,7 +166,8 @@ export class TestLibvirtd implements AsyncDisposable {
     } catch (error) {
       if (error instanceof HangUp) throw error;
       const { code, errno, words } = error instanceof LibvirtError ? error : {
-        ...{ code: VIR_ERR.INTERNAL_ERROR, errno: null },
+        code: VIR_ERR.INTERNAL_ERROR,
+        errno: null,
         words: error instanceof Error ? error.message : String(error),
       };
       // remote_error: its number, of QEMU's driver, its words, and seven things more: errno is int1.
