@@ -5,6 +5,7 @@ import { kvmRunsGuests } from "../../src/machine/kvm/kvm_probe.ts";
 import { readHostNetwork } from "../../src/machine/network/host_addresses.ts";
 import { machineOfVolume } from "../../src/machine/storage/volume_names.ts";
 import { isKeys } from "../../src/settings/kinds.ts";
+import { sleep } from "../../src/wait.ts";
 import { type Job, SMALL_JOB } from "../harness/payload.ts";
 import {
   type JobResult,
@@ -252,7 +253,7 @@ export async function until(
   const end = performance.now() + atMost(quietSeconds) * 1000;
   while (!await isSo()) {
     assert(performance.now() < end, `It did not come to this: ${what}\n${instead()}`);
-    await new Promise((resolve) => setTimeout(resolve, 50));
+    await sleep(50);
   }
 }
 
@@ -312,7 +313,7 @@ async function volumes(pool: string): Promise<string> {
       return await virsh("vol-list", pool);
     } catch (error) {
       if (attempt === 50) throw error; // libvirt refuses while a volume is being made there
-      await new Promise((resolve) => setTimeout(resolve, 100));
+      await sleep(100);
     }
   }
 }

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { meetDeadBindings } from "./dead_binding.ts";
 import type { Point } from "./killed_program.ts";
 import { type Fault, faultTest, meetFault } from "./matrix.ts";
-import { BOOTING, SCRIPT_RUNS } from "./points.ts";
+import { BOOTING, kill, SCRIPT_RUNS } from "./points.ts";
 import { PROCEDURE, StallingProxy } from "./stalling_proxy.ts";
 import { killDaemonAt, killQemuAt, untilLibvirtAnswers } from "./strikes.ts";
 
@@ -36,7 +36,10 @@ faultTest("libvirtd is killed and starts again", async (t) => {
   await t.step("QEMU is killed while libvirt sets the filter", meetDeadBindings);
   const inRun: Fault = {
     fault: "libvirtd killed while the script runs",
-    ...{ stage: "run", status: 0, says: /^end$/m, then: "cleanup" },
+    stage: "run",
+    status: 0,
+    says: /^end$/m,
+    then: "cleanup",
   };
   await t.step(inRun.fault, () =>
     meetFault(inRun, async (attempt) => {
@@ -69,7 +72,10 @@ faultTest("QEMU is killed", async (t) => {
     meetFault(
       {
         fault: "QEMU killed while the guest boots",
-        ...{ stage: "prepare", status: 2, says: /ended/, then: "nothing" },
+        stage: "prepare",
+        status: 2,
+        says: /ended/,
+        then: "nothing",
       },
       (attempt) => attempt.prepare({ strike: killQemuAt(BOOTING, attempt) }),
     ));
@@ -77,7 +83,10 @@ faultTest("QEMU is killed", async (t) => {
     meetFault(
       {
         fault: "QEMU killed while the script runs",
-        ...{ stage: "run", status: 2, says: /ended: it powered off/, then: "cleanup" },
+        stage: "run",
+        status: 2,
+        says: /ended: it powered off/,
+        then: "cleanup",
       },
       async (attempt) => {
         await attempt.mustPrepare();
@@ -88,10 +97,13 @@ faultTest("QEMU is killed", async (t) => {
     meetFault(
       {
         fault: "QEMU killed in virDomainDestroy",
-        ...{ stage: "cleanup", status: 0, says: /Removed/, then: "nothing" },
+        stage: "cleanup",
+        status: 0,
+        says: /Removed/,
+        then: "nothing",
       },
       async (attempt) => {
-        await attempt.prepare({ strike: { ...BOOTING, signal: "SIGKILL", pidFile: null } });
+        await attempt.prepare(kill(BOOTING));
         const point: Point = { name: "virDomainDestroy", count: 1, when: "sent" };
         return await attempt.cleanup({ strike: killQemuAt(point, attempt) });
       },
@@ -149,7 +161,7 @@ faultTest("the daemon hangs", async (t) => {
       await meetFault(
         { fault, stage: "cleanup", status: 2, says, then: "gc" },
         async (attempt) => {
-          await attempt.prepare({ strike: { ...BOOTING, signal: "SIGKILL", pidFile: null } });
+          await attempt.prepare(kill(BOOTING));
           proxy.stallAtCall(1);
           const met = await attempt.cleanup();
           assert(proxy.hasStalled);

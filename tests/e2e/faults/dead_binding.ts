@@ -11,13 +11,19 @@ const SETS_FILTER: Point = { name: "virDomainUpdateDeviceFlags", count: 1, when:
 /** libvirt puts the rules back that there were, none, and so binds the filter "(null)". */
 const LEAVES_ONE: Fault = {
   fault: "QEMU killed while libvirt sets the filter",
-  ...{ stage: "prepare", status: 2, says: /ended: it powered off/, then: "nothing" },
+  stage: "prepare",
+  status: 2,
+  says: /ended: it powered off/,
+  then: "nothing",
 };
 
 /** It is what an earlier machine left, whose card had the device. */
 const MEETS_ONE: Fault = {
   fault: "a dead binding of the card's device",
-  ...{ stage: "prepare", status: 0, says: /is ready at/, then: "cleanup" },
+  stage: "prepare",
+  status: 0,
+  says: /is ready at/,
+  then: "cleanup",
 };
 
 /** What binds a filter that is not there to a device of the host's. */

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { sleep } from "../../../src/wait.ts";
 import { allOf, virsh } from "../bed.ts";
 import { type Attempt, type Fault, faultTest, meetFault } from "./matrix.ts";
 
@@ -7,17 +8,20 @@ const IN_RUN: readonly (Omit<Fault, "stage" | "then"> & { readonly script: strin
   {
     fault: "the guest's kernel panics",
     script: "echo c | sudo tee /proc/sysrq-trigger",
-    ...{ status: 2, says: /its kernel panicked/ },
+    status: 2,
+    says: /its kernel panicked/,
   },
   {
     fault: "the guest powers off",
     script: "sudo poweroff -f",
-    ...{ status: 2, says: /ended: it powered off|connection to the guest broke/ },
+    status: 2,
+    says: /ended: it powered off|connection to the guest broke/,
   },
   {
     fault: "the guest reboots",
     script: "sudo reboot -f",
-    ...{ status: 2, says: /ended: it powered off|connection to the guest broke/ },
+    status: 2,
+    says: /ended: it powered off|connection to the guest broke/,
   },
   {
     fault: "the guest's disk is full",
@@ -26,12 +30,14 @@ const IN_RUN: readonly (Omit<Fault, "stage" | "then"> & { readonly script: strin
       fallocate --length $((free - 20000000)) ~/most
       dd if=/dev/zero of=~/rest bs=1M
     `,
-    ...{ status: 1, says: /No space left on device/ },
+    status: 1,
+    says: /No space left on device/,
   },
   {
     fault: "the script kills its SSH session",
     script: "kill -KILL $PPID; sleep 5",
-    ...{ status: 2, says: /broke while the script ran|with the signal/ },
+    status: 2,
+    says: /broke while the script ran|with the signal/,
   },
 ];
 
@@ -55,12 +61,14 @@ const BEFORE_RUN: typeof IN_RUN = [
   {
     fault: "the guest shows another host key",
     script: "sudo rm /etc/ssh/ssh_host_*; sudo pkill -f '[s]shd -D'; sleep 3",
-    ...{ status: 2, says: /does not show the machine's host key/ },
+    status: 2,
+    says: /does not show the machine's host key/,
   },
   {
     fault: "the guest lets nobody in any more",
     script: "rm ~/.ssh/authorized_keys",
-    ...{ status: 2, says: /refuses the key/ },
+    status: 2,
+    says: /refuses the key/,
   },
 ];
 
@@ -78,7 +86,8 @@ const BEFORE_WAITING_RUN: readonly (typeof IN_RUN[number] & {
   {
     fault: "the guest has lost its network",
     script: "(sleep 1; sudo ip link set eth0 down) >/dev/null 2>&1 & sleep 0.5",
-    ...{ status: 2, says: /within 60 s: it does not answer\nWhat to do: See .* console/ },
+    status: 2,
+    says: /within 60 s: it does not answer\nWhat to do: See .* console/,
   },
   {
     fault: "the machine's link is down",
@@ -90,15 +99,14 @@ const BEFORE_WAITING_RUN: readonly (typeof IN_RUN[number] & {
   {
     fault: "SSH is refused",
     script: NO_SSHD,
-    ...{
-      status: 2,
-      says: /within 60 s: it refuses the connection\nWhat to do: Have an SSH server/,
-    },
+    status: 2,
+    says: /within 60 s: it refuses the connection\nWhat to do: Have an SSH server/,
   },
   {
     fault: "SSH stalls",
     script: "sudo pkill -STOP -f '[s]shd -D'",
-    ...{ status: 2, says: /within 60 s: it takes the connection, and its SSH server says nothing/ },
+    status: 2,
+    says: /within 60 s: it takes the connection, and its SSH server says nothing/,
   },
   {
     fault: "SSH is reset",
@@ -112,7 +120,8 @@ const BEFORE_WAITING_RUN: readonly (typeof IN_RUN[number] & {
       while (accept(C, S)) { setsockopt(C, SOL_SOCKET, SO_LINGER, pack("ii", 1, 0)); close(C) }
 END
       sudo setsid perl /tmp/reset.pl >/dev/null 2>&1 </dev/null & sleep 1`,
-    ...{ status: 2, says: /within 60 s: it closes the connection at once/ },
+    status: 2,
+    says: /within 60 s: it closes the connection at once/,
   },
 ];
 
@@ -137,7 +146,7 @@ faultTest("a script finds the guest as an earlier one left it", async (t) => {
         await attempt.mustPrepare();
         await attempt.run(script);
         await onHost?.(attempt);
-        await new Promise((resolve) => setTimeout(resolve, 1000));
+        await sleep(1000);
       });
       await turn;
       return await attempt.run("true");

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { command, type Settings, TESTBED, virsh, virshXml } from "../bed.ts";
 import { type Fault, faultTest, meetFault } from "./matrix.ts";
+import type { Point } from "./killed_program.ts";
+import { inWords, kill } from "./points.ts";
 import { must, NAME, startPool } from "./pool.ts";
 
 const ONE_ADDRESS = '<range start="192.168.214.2" end="192.168.214.2"/>';
@@ -92,12 +94,10 @@ faultTest("a storage pool fails", async (t) => {
     await meetFault(
       {
         fault: "overlay pool runs full",
-        ...{
-          stage: "run",
-          status: 2,
-          says: /is halted: the host could not write/,
-          then: "cleanup",
-        },
+        stage: "run",
+        status: 2,
+        says: /is halted: the host could not write/,
+        then: "cleanup",
       },
       async (attempt) => {
         await attempt.mustPrepare();
@@ -111,7 +111,10 @@ faultTest("a storage pool fails", async (t) => {
     await meetFault(
       {
         fault: "overlay pool inactive",
-        ...{ stage: "cleanup", status: 2, says: /"gci-e2e-faults" is not active/, then: "gc" },
+        stage: "cleanup",
+        status: 2,
+        says: /"gci-e2e-faults" is not active/,
+        then: "gc",
       },
       async (attempt) => {
         await attempt.mustPrepare();
@@ -149,13 +152,16 @@ faultTest("the network fails", async (t) => {
   await t.step("killed while it gets an address", async () => {
     for (const when of ["sent", "done"] as const) {
       await using _ = await startNetwork();
-      const strike = { name: "virNetworkUpdate", count: 1, when, signal: "SIGKILL" } as const;
+      const point: Point = { name: "virNetworkUpdate", count: 1, when };
       await meetFault(
         {
-          fault: `SIGKILL ${when === "sent" ? "at" : "after"} virNetworkUpdate`,
-          ...{ stage: "prepare", status: null, says: /(?:)/, then: "gc" },
+          fault: `SIGKILL ${inWords(point)}`,
+          stage: "prepare",
+          status: null,
+          says: /(?:)/,
+          then: "gc",
         },
-        (attempt) => attempt.prepare({ strike: { ...strike, pidFile: null } }),
+        (attempt) => attempt.prepare(kill(point)),
         { settings: { network: { name: NAME } } },
       );
     }
@@ -179,17 +185,20 @@ faultTest("the template is corrupt", async (t) => {
   })[] = [
     {
       fault: "template's L1 table is nowhere", // a qcow2 header has its offset in bytes 40 to 47
-      ...{ at: 47, bytes: [1] },
+      at: 47,
+      bytes: [1],
       says: /Cannot (start the machine|make the disks)/,
     },
     {
       fault: "template's header is no qcow2's",
-      ...{ at: 0, bytes: [0, 0, 0, 0] },
+      at: 0,
+      bytes: [0, 0, 0, 0],
       says: /"lite.qcow2" .* no qcow2 image/,
     },
     {
       fault: "template is cut off",
-      ...{ at: -1, bytes: [] },
+      at: -1,
+      bytes: [],
       says: /did not come up/,
     },
   ];

@@ -5,6 +5,7 @@
  * says which, as JSON of a {@linkcode Strike}.
  */
 import { type CallName, Connection } from "../../../src/libvirt/connection.ts";
+import { sleep } from "../../../src/wait.ts";
 
 /** A signal at a call of libvirt. */
 export interface Strike extends Point {
@@ -45,9 +46,5 @@ Connection.prototype.call = async function (
   await sleep(DELIVERY_MS);
   return await answer;
 } as Connection["call"];
-
-function sleep(milliseconds: number): Promise<void> {
-  return new Promise((resolve) => setTimeout(resolve, milliseconds));
-}
 
 await import("../../../main.ts");

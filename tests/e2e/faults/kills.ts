@@ -92,7 +92,8 @@ faultTest("run is killed or cancelled at each call of libvirt", async (t) => {
       const wrong = wrongIn(again, { status: 1, says: /(?:)/ });
       const row = { fault, stage, ...KILLED, then: "cleanup" } as const;
       addRow(row, met, {
-        ...{ message: "the next script runs", left },
+        message: "the next script runs",
+        left,
         wrong: [...wrongIn(met, row), ...wrong],
       });
     });
@@ -138,7 +139,9 @@ faultTest("cleanup is killed or cancelled at each call of libvirt", async (t) =>
           await prepared(it);
           return await it.cleanup(options);
         }, { ...SEEDED, isBesideOthers: true }),
-      ...{ sanitizeOps: false, sanitizeResources: false, sanitizeExit: false }, // or no two at once
+      sanitizeOps: false, // or no two at once
+      sanitizeResources: false,
+      sanitizeExit: false,
     });
   });
 });

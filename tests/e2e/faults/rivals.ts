@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
+import { sleep } from "../../../src/wait.ts";
 import { type Called, command, until, virsh } from "../bed.ts";
 import { faultTest, meetFault } from "./matrix.ts";
-import { BOOTING } from "./points.ts";
+import { BOOTING, kill } from "./points.ts";
 import { killDaemon, untilLibvirtAnswers } from "./strikes.ts";
 
 faultTest("stages of one job come at once", async (t) => {
@@ -10,7 +11,10 @@ faultTest("stages of one job come at once", async (t) => {
     meetFault(
       {
         fault: "two prepares for one job",
-        ...{ stage: "prepare", status: 2, says: /There is a .* already/, then: "cleanup" },
+        stage: "prepare",
+        status: 2,
+        says: /There is a .* already/,
+        then: "cleanup",
       },
       async (attempt) => {
         const ends = await Promise.all([attempt.prepare(), attempt.prepare()]);
@@ -25,12 +29,15 @@ faultTest("stages of one job come at once", async (t) => {
     meetFault(
       {
         fault: "cleanup in parallel",
-        ...{ stage: "run", status: 2, says: /ended: it powered off|broke/, then: "nothing" },
+        stage: "run",
+        status: 2,
+        says: /ended: it powered off|broke/,
+        then: "nothing",
       },
       async (attempt) => {
         await attempt.mustPrepare();
         const running = attempt.run("sleep 60");
-        await new Promise((resolve) => setTimeout(resolve, 2000));
+        await sleep(2000);
         assert.equal((await attempt.cleanup()).status, 0);
         return await running;
       },
@@ -39,7 +46,10 @@ faultTest("stages of one job come at once", async (t) => {
     meetFault(
       {
         fault: "cleanup in parallel",
-        ...{ stage: "prepare", status: 2, says: /ended|Cannot start/, then: "cleanup" },
+        stage: "prepare",
+        status: 2,
+        says: /ended|Cannot start/,
+        then: "cleanup",
       },
       async (attempt) => {
         const preparing = attempt.prepare();
@@ -54,10 +64,13 @@ faultTest("stages of one job come at once", async (t) => {
     meetFault(
       {
         fault: "three cleanups of one job",
-        ...{ stage: "cleanup", status: 0, says: /Removed|There is no machine/, then: "nothing" },
+        stage: "cleanup",
+        status: 0,
+        says: /Removed|There is no machine/,
+        then: "nothing",
       },
       async (attempt) => {
-        await attempt.prepare({ strike: { ...BOOTING, signal: "SIGKILL", pidFile: null } });
+        await attempt.prepare(kill(BOOTING));
         const calls = [attempt.cleanup(), attempt.cleanup(), attempt.cleanup()];
         const ends = (await Promise.all(calls)).sort((a, b) => b.status - a.status);
         return ends[0] as Called;
@@ -71,7 +84,10 @@ faultTest("the host reboots", async (t) => {
       meetFault(
         {
           fault: `the host reboots, then ${then}`,
-          ...{ stage: "run", status: 2, says: /is gone/, then },
+          stage: "run",
+          status: 2,
+          says: /is gone/,
+          then,
         },
         async (attempt) => {
           await attempt.mustPrepare();

@@ -66,11 +66,9 @@ faultTest("prepare is killed or cancelled while it takes over a machine that wai
       const isKill = point.when === "sent" || i % 2 === 0;
       const fault: Fault = {
         fault: `${isKill ? "SIGKILL" : "SIGTERM"} ${inWords(point)}, at a takeover`,
-        ...{
-          stage: "prepare",
-          status: isKill ? null : 2,
-          says: isKill ? /(?:)/ : /cancelled the stage/,
-        },
+        stage: "prepare",
+        status: isKill ? null : 2,
+        says: isKill ? /(?:)/ : /cancelled the stage/,
         then: i % 4 < 2 ? "cleanup" : "gc",
       };
       await t.step(
