@@ -1,12 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { Buffer } from "node:buffer";
-import { loadLibvirt } from "../../ffi/libvirt.ts";
-import { loadLibvirtQemu } from "../../ffi/libvirt_qemu.ts";
 import { LibvirtError, VIR_ERR } from "../../src/libvirt/error.ts";
-
-// Here, so that no test is blamed for the libraries that it loads first.
-loadLibvirt();
-loadLibvirtQemu();
+import "./test_host.ts"; // which loads the libraries, so that no test is blamed for it
 
 /**
  * The programs and procedures of libvirt's wire protocol that tests answer: remote_protocol.x and

@@ -34,13 +34,7 @@ export async function asNobody(
       ...["setpriv", ...user, ...rights, `--bounding-set=-all,${only}`],
       ...[Deno.execPath(), "eval", "--quiet", module],
     ];
-    const { success, stdout, stderr } = await new Deno.Command(command, {
-      args,
-      cwd: "/",
-      env: { DENO_DIR: cache, HOME: cache },
-    }).output();
-    assert(success, new TextDecoder().decode(stderr));
-    return new TextDecoder().decode(stdout).trim();
+    return await printedBy(command, args, { DENO_DIR: cache, HOME: cache });
   } finally {
     await Deno.remove(cache, { recursive: true });
   }
@@ -65,10 +59,16 @@ export async function printedByNobody(
 ): Promise<string> {
   const root = new URL("../../", import.meta.url);
   const module = imports.replaceAll(`"src/`, `"${root}src/`) + BECOME_NOBODY + code;
-  const { success, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
-    args: ["eval", "--quiet", "--config", `${root.pathname}deno.json`, module],
-    cwd: "/",
-  }).output();
-  assert(success, new TextDecoder().decode(stderr));
-  return new TextDecoder().decode(stdout).trim();
+  const args = ["eval", "--quiet", "--config", `${root.pathname}deno.json`, module];
+  return await printedBy(Deno.execPath(), args);
+}
+
+async function printedBy(
+  program: string,
+  args: string[],
+  env: Record<string, string> = {},
+): Promise<string> {
+  const output = await new Deno.Command(program, { args, cwd: "/", env }).output();
+  assert(output.success, new TextDecoder().decode(output.stderr));
+  return new TextDecoder().decode(output.stdout).trim();
 }
