@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import type { CliOutput } from "./cli/any_line.ts";
 import { PROGRAM, type Program } from "./cli/command.ts";
 import { directoriesOf } from "./cli/directories.ts";
 import { exitStatus, reportScriptStatus } from "./cli/exit_status.ts";
-import { type CliOutput, type CommandLine, type Commands, parseArguments } from "./cli/parser.ts";
+import { type CommandLine, type Commands, parseArguments } from "./cli/parser.ts";
 import type { Printer } from "./cli/printer.ts";
 import { keptVariables, refillArguments } from "./cli/refill.ts";
 import { ScriptOutput } from "./cli/script_output.ts";

@@ -185,6 +185,37 @@ for (
   });
 }
 
+/** The files that a stage loads before its first call of libvirt, but for those in {@linkcode STAGES}. */
+const ALWAYS = [
+  "main.ts",
+  "src/program.ts",
+  "src/cli/terminal.ts",
+  "src/errors.ts",
+  "src/job/job.ts",
+];
+const PACKAGE_IMPORT = /^(?:import|export)\s+(?!type\b)[^;"']*?\bfrom\s*"([^."][^"]*)"/gm;
+
+/** The packages and Node's modules, which take most of the time to load. */
+const STAGES: Readonly<Record<string, readonly string[]>> = {
+  config: ["yaml"],
+  prepare: ["@rgrove/parse-xml", "node:net", "yaml"],
+  run: ["@rgrove/parse-xml", "node:net", "yaml"],
+  cleanup: ["@rgrove/parse-xml", "yaml"],
+};
+
+for (const [stage, packages] of Object.entries(STAGES)) {
+  Deno.test(`${stage} loads ${packages.join(", ")} before it calls libvirt, and no other package`, () => {
+    const files = [...ALWAYS, `src/commands/${stage}.ts`];
+    if (stage !== "config") files.push("src/libvirt/connection.ts");
+    const loaded = new Set<string>();
+    for (const file of files) loadedWith(file, loaded);
+    const imported = [...loaded].flatMap((file) =>
+      [...withoutComments(PROGRAM.get(file) ?? "").matchAll(PACKAGE_IMPORT)].map(([, name]) => name)
+    );
+    assert.deepEqual([...new Set(imported)].sort(), packages);
+  });
+}
+
 Deno.test("the check of imports sees every form of them, and no comment", () => {
   const text = `
     import { a } from "./a.ts";

@@ -1,9 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { object } from "@optique/core/constructs";
-import type { Message } from "@optique/core/message";
-import { map } from "@optique/core/modifiers";
-import type { InferValue, Parser } from "@optique/core/parser";
-import { command } from "@optique/core/primitives";
+import { type Fields, type Given, readFields, type Values } from "./arguments.ts";
 import type { Printer } from "./printer.ts";
 import { UsageError } from "../errors.ts";
 import type { Outputs } from "../guest/command_streams.ts";
@@ -51,17 +47,21 @@ export interface Invocation {
   readonly run: (program: Program) => Promise<void>;
 }
 
-/** A command of the command line: what reads its arguments. */
-export type Command = Parser<"sync", Invocation, unknown>;
-
-type Fields = Readonly<Record<string, Parser<"sync", unknown, unknown>>>;
-type Values<F extends Fields> = { readonly [K in keyof F]: InferValue<F[K]> };
+/** A command of the command line. */
+export interface Command {
+  readonly name: string;
+  readonly description: string;
+  readonly footer: string | undefined;
+  readonly fields: Fields;
+  /** The command with these values of its fields. */
+  readonly invoke: (given: Given) => Invocation;
+}
 
 /** What makes a command. */
 export interface Definition<F extends Fields> {
-  /** Its help: one sentence, and what follows the options. */
-  readonly description: Message;
-  readonly footer?: Message;
+  /** Its help: one sentence, and what follows the options. A name in backquotes is an option's. */
+  readonly description: string;
+  readonly footer?: string;
   /** Its options and arguments, from `arguments.ts` or its own. */
   readonly fields: F;
   /** Whether a command for the guest may follow `--`. */
@@ -85,20 +85,21 @@ export function defineCommand<const F extends Fields>(
   definition: Definition<F>,
 ): Command {
   const { description, footer, fields, takesCommand = false, countedAs } = definition;
-  const help = footer === undefined ? { description } : { description, footer };
-  // The type of object() is not known before that of F is.
-  const values = object(fields) as unknown as Parser<"sync", Values<F>, unknown>;
-  return map(command(name, values, help), (given): Invocation => ({
+  const invoke = (values: Values<F>): Invocation => ({
     check: (guestCommand) => {
       if (guestCommand !== null && !takesCommand) throw unexpectedCommand(name);
-      definition.check?.(given, guestCommand);
+      definition.check?.(values, guestCommand);
     },
-    countedAs: countedAs?.(given) ?? null,
+    countedAs: countedAs?.(values) ?? null,
     refills: definition.refills ?? false,
     outlastsCancel: definition.outlastsCancel ?? false,
     passesStatus: definition.passesStatus ?? false,
-    run: (program) => definition.run(given, program),
-  }));
+    run: (program) => definition.run(values, program),
+  });
+  return {
+    ...{ name, description, footer, fields },
+    invoke: (given) => invoke(readFields(fields, given)),
+  };
 }
 
 function unexpectedCommand(name: string): UsageError {

@@ -1,12 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { object, or } from "@optique/core/constructs";
-import { runParserSync } from "@optique/core/facade";
-import { message } from "@optique/core/message";
-import { optional } from "@optique/core/modifiers";
-import { option } from "@optique/core/primitives";
-import { string } from "@optique/core/valueparser";
-import { switchFlag } from "./arguments.ts";
+import { GLOBAL_OPTIONS, readFields } from "./arguments.ts";
+import type * as AnyLine from "./any_line.ts";
 import { type Command, type Invocation, PROGRAM } from "./command.ts";
+import { type Line, readPlainLine } from "./plain_line.ts";
 
 /** All commands by their names, each in a module of its own. */
 export type Commands = Readonly<Record<string, () => Promise<{ readonly command: Command }>>>;
@@ -21,13 +17,6 @@ export interface CommandLine {
   readonly guestCommand: readonly string[] | null;
 }
 
-/** What the parser prints, and how it ends the program for `--help` and mistakes. */
-export interface CliOutput {
-  readonly stdout: (text: string) => void;
-  readonly stderr: (text: string) => void;
-  readonly exit: (status: number) => never;
-}
-
 /**
  * Reads the command line. What follows `--` belongs to the guest, whatever it looks like. For `--help`,
  * `--version`, `completions` and mistakes, prints and ends the program: mistakes with 2. Only the module
@@ -38,7 +27,7 @@ export async function parseArguments(
   { commands, version, output }: {
     readonly commands: Commands;
     readonly version: string;
-    readonly output: CliOutput;
+    readonly output: AnyLine.CliOutput;
   },
 ): Promise<CommandLine> {
   const dashes = args.indexOf("--");
@@ -47,33 +36,25 @@ export async function parseArguments(
   const word = firstWord(own);
   const load = word === null || !Object.hasOwn(commands, word) ? undefined : commands[word];
   const modules = await Promise.all((load ? [load] : Object.values(commands)).map((it) => it()));
-  const parser = object({
-    debug: switchFlag("--debug", message`Print each libvirt call and the stack of errors.`),
-    config: optional(
-      option("--config", string({ metavar: "FILE" }), {
-        description:
-          message`The settings file, instead of /etc/libvirt-gci/config.yaml or, if there is none, ~/.config/libvirt-gci/config.yaml.`,
-      }),
-    ),
-    action: or(...modules.map(({ command }) => command)),
-  });
-  const isCommand = load !== undefined || word === "completions";
-  const parsed = runParserSync(parser, PROGRAM, own, {
-    brief: message`Run GitLab CI jobs in throw-away libvirt virtual machines.`,
-    help: { command: true, option: true, onShow: () => output.exit(0) },
-    version: { option: true, value: version, onShow: () => output.exit(0) },
-    completion: { command: { names: ["completions"] }, onShow: output.exit },
+  const known = modules.map(({ command }) => command);
+  const plain = load && known[0] ? readPlainLine(own, known[0]) : null;
+  const line = plain ?? await parseAnyLine(own, {
+    ...{ commands: known, version, output },
     aboveError: args.length === 0 ? "usage" : "none",
     onError: () => {
+      const isCommand = load !== undefined || word === "completions";
       output.stderr(`What to do: See ${PROGRAM}${isCommand ? ` ${word}` : ""} --help`);
       return output.exit(2);
     },
-    stdout: output.stdout,
-    stderr: output.stderr,
-    termWidth: "auto",
   });
-  parsed.action.check(guestCommand);
-  return { ...parsed, guestCommand };
+  const action = line.command.invoke(line.ofCommand);
+  action.check(guestCommand);
+  return { ...readFields(GLOBAL_OPTIONS, line.global), action, guestCommand };
+}
+
+/** Loads the whole parser for it, which takes longer than all else that a stage loads. */
+async function parseAnyLine(...args: Parameters<typeof AnyLine.parseAnyLine>): Promise<Line> {
+  return (await import("./any_line.ts")).parseAnyLine(...args);
 }
 
 /** The first argument that is neither an option nor the value of `--config`; null if there is none. */

@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { message, optionName } from "@optique/core/message";
 import { machineOption, switchFlag } from "../cli/arguments.ts";
 import { defineCommand, PROGRAM, type Program } from "../cli/command.ts";
 import { type Ask, askAtTerminal } from "../cli/terminal.ts";
@@ -14,14 +13,14 @@ import { withReconnect } from "../machine/reconnect.ts";
 import { removeMachine, removeMachineSafely } from "../machine/remove.ts";
 
 export const command = defineCommand("cleanup", {
-  description: message`Remove the machine and everything that belongs to it.`,
+  description: "Remove the machine and everything that belongs to it.",
   fields: {
     machine: machineOption,
     all: switchFlag(
       "--all",
-      message`Remove all machines of libvirt-gci, even those of running jobs.`,
+      "Remove all machines of libvirt-gci, even those of running jobs.",
     ),
-    yes: switchFlag("--yes", message`With ${optionName("--all")}, do not ask for confirmation.`),
+    yes: switchFlag("--yes", "With `--all`, do not ask for confirmation."),
   },
   check: ({ machine, all }) => {
     if (!all || machine === undefined) return;

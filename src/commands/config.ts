@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { message } from "@optique/core/message";
 import { distroOption } from "../cli/arguments.ts";
 import { defineCommand } from "../cli/command.ts";
 import { BuildFailure } from "../errors.ts";
@@ -9,7 +8,7 @@ import { decide } from "../policy/decide.ts";
 import type { Config, MachineSettings } from "../settings/settings.ts";
 
 export const command = defineCommand("config", {
-  description: message`Print the JSON that GitLab Runner expects from its config_exec.`,
+  description: "Print the JSON that GitLab Runner expects from its config_exec.",
   fields: { distro: distroOption },
   run: async ({ distro }, { env, settings, version, printer }) => {
     const config = await settings();

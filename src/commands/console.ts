@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { message } from "@optique/core/message";
 import { machineArgument, switchFlag } from "../cli/arguments.ts";
 import { defineCommand } from "../cli/command.ts";
 import { ownTerminal, type Terminal } from "../cli/terminal.ts";
@@ -15,11 +14,11 @@ import { sleep, within } from "../wait.ts";
 
 export const command = defineCommand("console", {
   description:
-    message`Connect your terminal to a machine's serial console, until you type ^] or the machine ends.`,
-  footer: message`Without a terminal, it prints the console's output until the machine ends.`,
+    "Connect your terminal to a machine's serial console, until you type ^] or the machine ends.",
+  footer: "Without a terminal, it prints the console's output until the machine ends.",
   fields: {
     machine: machineArgument,
-    force: switchFlag("--force", message`Take the console over from another session.`),
+    force: switchFlag("--force", "Take the console over from another session."),
   },
   check: ({ machine }) => checkMachineName(machine),
   run: async ({ machine, force }, { env, output: { stdout }, onHost }) => {

@@ -1,9 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { message } from "@optique/core/message";
-import { optional } from "@optique/core/modifiers";
-import { option } from "@optique/core/primitives";
-import { string } from "@optique/core/valueparser";
-import { jsonFlag } from "../cli/arguments.ts";
+import { jsonFlag, option } from "../cli/arguments.ts";
 import { defineCommand, type Program } from "../cli/command.ts";
 import { prepare } from "./prepare.ts";
 import { run } from "./run.ts";
@@ -20,14 +16,10 @@ import { removeMachine } from "../machine/remove.ts";
 import { type Config, DEFAULT_CONFIG } from "../settings/settings.ts";
 
 export const command = defineCommand("doctor", {
-  description: message`Check whether this host can run jobs, and how to fix what is wrong.`,
-  footer: message`The exit status is 2 if there is a problem, and 0 if there are only warnings.`,
+  description: "Check whether this host can run jobs, and how to fix what is wrong.",
+  footer: "The exit status is 2 if there is a problem, and 0 if there are only warnings.",
   fields: {
-    boot: optional(
-      option("--boot", string({ metavar: "TEMPLATE" }), {
-        description: message`Also run a whole job on this template.`,
-      }),
-    ),
+    boot: option("--boot", "TEMPLATE", "Also run a whole job on this template."),
     json: jsonFlag,
   },
   run: (options, program) => examineHost(options, program),

@@ -1,9 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { message, optionName } from "@optique/core/message";
-import { optional } from "@optique/core/modifiers";
-import { option } from "@optique/core/primitives";
-import { string } from "@optique/core/valueparser";
-import { distroOption, jsonFlag, switchFlag } from "../cli/arguments.ts";
+import { distroOption, jsonFlag, option, switchFlag } from "../cli/arguments.ts";
 import { defineCommand } from "../cli/command.ts";
 import { toTable } from "../cli/table.ts";
 import { BuildFailure, explain } from "../errors.ts";
@@ -15,23 +11,21 @@ import { quoted, toVisible } from "../quoted.ts";
 import type { Config } from "../settings/settings.ts";
 
 export const command = defineCommand("explain", {
-  description: message`Show what a job would get, and why, without connecting to libvirt.`,
+  description: "Show what a job would get, and why, without connecting to libvirt.",
   footer:
-    message`By hand, the job's variables in the environment have the prefix CUSTOM_ENV_, as for the stages. In ${
-      optionName("--variables")
-    } they need no prefix.`,
+    "By hand, the job's variables in the environment have the prefix CUSTOM_ENV_, as for the stages. In `--variables` they need no prefix.",
   fields: {
     distro: distroOption,
-    project: optional(
-      option("--project", string({ metavar: "PATH" }), {
-        description: message`The full path of the job's project, as GitLab would report it.`,
-      }),
+    project: option(
+      "--project",
+      "PATH",
+      "The full path of the job's project, as GitLab would report it.",
     ),
-    protected: switchFlag("--protected", message`Treat the job's branch or tag as protected.`),
-    variables: optional(
-      option("--variables", string({ metavar: "FILE" }), {
-        description: message`A file with the job's variables, one KEY=VALUE per line.`,
-      }),
+    protected: switchFlag("--protected", "Treat the job's branch or tag as protected."),
+    variables: option(
+      "--variables",
+      "FILE",
+      "A file with the job's variables, one KEY=VALUE per line.",
     ),
     json: jsonFlag,
   },

@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { message } from "@optique/core/message";
-import { optional } from "@optique/core/modifiers";
 import { durationOption, switchFlag } from "../cli/arguments.ts";
 import { defineCommand } from "../cli/command.ts";
 import { durationText, secondsSince } from "../duration.ts";
@@ -25,16 +23,15 @@ import { findDeadWarmImages, removeWarmImage } from "../machine/warm/warm_image.
 import { sleep } from "../wait.ts";
 
 export const command = defineCommand("gc", {
-  description: message`Remove machines and leftovers that no job and no person needs any more.`,
+  description: "Remove machines and leftovers that no job and no person needs any more.",
   footer:
-    message`A job needs its machine until ten minutes after its timeout, or until GitLab Runner and the attempt's directory are gone. A machine that a person started is needed until a person removes it.`,
+    "A job needs its machine until ten minutes after its timeout, or until GitLab Runner and the attempt's directory are gone. A machine that a person started is needed until a person removes it.",
   fields: {
-    dryRun: switchFlag("--dry-run", message`Print what would be removed, and remove nothing.`),
-    olderThanSeconds: optional(
-      durationOption(
-        "--older-than",
-        message`Also remove older machines, even if a person or a running job uses them. For example 90m, 2h or 7d.`,
-      ),
+    dryRun: switchFlag("--dry-run", "Print what would be removed, and remove nothing."),
+    olderThanSeconds: durationOption(
+      "--older-than",
+      "Also remove older machines, even if a person or a running job uses them. For example 90m, 2h or 7d.",
+      undefined,
     ),
   },
   countedAs: ({ dryRun }) => dryRun ? null : "gc",

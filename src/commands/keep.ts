@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { message } from "@optique/core/message";
-import { withDefault } from "@optique/core/modifiers";
 import { durationOption, machineArgument } from "../cli/arguments.ts";
 import { defineCommand } from "../cli/command.ts";
 import { moment } from "../duration.ts";
@@ -11,17 +9,14 @@ import { isKept, writeMetadata } from "../machine/metadata.ts";
 import { lookupReadyMachine } from "../machine/ready_machine.ts";
 
 export const command = defineCommand("keep", {
-  description:
-    message`Keep a job's machine after the job, whether it fails or not, or keep it longer.`,
+  description: "Keep a job's machine after the job, whether it fails or not, or keep it longer.",
   footer:
-    message`If the machine is already kept, extend that time. A machine that a person started stays anyway.`,
+    "If the machine is already kept, extend that time. A machine that a person started stays anyway.",
   fields: {
     machine: machineArgument,
-    extendSeconds: withDefault(
-      durationOption(
-        "--extend",
-        message`How much longer to keep it, such as 30m or 2h. The default is one hour.`,
-      ),
+    extendSeconds: durationOption(
+      "--extend",
+      "How much longer to keep it, such as 30m or 2h. The default is one hour.",
       3600,
     ),
   },

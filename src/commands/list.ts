@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { message } from "@optique/core/message";
 import { jsonFlag } from "../cli/arguments.ts";
 import { defineCommand, type Program } from "../cli/command.ts";
 import { noPaint, type Paint } from "../cli/paint.ts";
@@ -19,9 +18,9 @@ import { ofKind, volumeName } from "../machine/storage/volume_names.ts";
 import { toVisible } from "../quoted.ts";
 
 export const command = defineCommand("list", {
-  description: message`List the machines of libvirt-gci, and the leftovers of earlier ones.`,
+  description: "List the machines of libvirt-gci, and the leftovers of earlier ones.",
   footer:
-    message`States: standby, which waits for a job; waiting, for room on the host; starting; ready; crashed, by a kernel panic; halted, because the host cannot write to its disk; kept, after its job; orphan, which runs although nobody needs it; leftover, which does not run.`,
+    "States: standby, which waits for a job; waiting, for room on the host; starting; ready; crashed, by a kernel panic; halted, because the host cannot write to its disk; kept, after its job; orphan, which runs although nobody needs it; leftover, which does not run.",
   fields: { json: jsonFlag },
   run: ({ json }, { onHost, printer }) =>
     onHost((context) => printList(context, { json, printer })),

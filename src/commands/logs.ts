@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { message } from "@optique/core/message";
 import { machineArgument } from "../cli/arguments.ts";
 import { defineCommand } from "../cli/command.ts";
 import { SystemFailure } from "../errors.ts";
@@ -12,7 +11,7 @@ import { readConsole } from "../machine/storage/guest_files.ts";
 import { findActivePool } from "../machine/storage/pools.ts";
 
 export const command = defineCommand("logs", {
-  description: message`Print the output of a machine's serial console.`,
+  description: "Print the output of a machine's serial console.",
   fields: { machine: machineArgument },
   check: ({ machine }) => checkMachineName(machine),
   run: ({ machine }, { output, onHost }) =>

@@ -1,9 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { message, optionName } from "@optique/core/message";
-import { optional } from "@optique/core/modifiers";
-import { option } from "@optique/core/primitives";
-import { string } from "@optique/core/valueparser";
-import { distroOption, machineOption } from "../cli/arguments.ts";
+import { distroOption, machineOption, option } from "../cli/arguments.ts";
 import { defineCommand } from "../cli/command.ts";
 import { type Job, jobFromEnv, makeUpMachineName } from "../job/job.ts";
 import { type Context, type Host, type Reporter, withOwnSteps } from "../machine/context.ts";
@@ -21,17 +17,15 @@ import { quoted } from "../quoted.ts";
 import type { MachineSettings } from "../settings/settings.ts";
 
 export const command = defineCommand("prepare", {
-  description: message`Start a machine for the job and wait until it accepts logins.`,
-  footer: message`By hand, a machine without ${
-    optionName("--machine")
-  } gets a generated name, which is printed.`,
+  description: "Start a machine for the job and wait until it accepts logins.",
+  footer: "By hand, a machine without `--machine` gets a generated name, which is printed.",
   fields: {
     distro: distroOption,
     machine: machineOption,
-    keyFile: optional(
-      option("--ssh-key-file", string({ metavar: "PATH" }), {
-        description: message`The private key to log in with, instead of the one in the settings.`,
-      }),
+    keyFile: option(
+      "--ssh-key-file",
+      "PATH",
+      "The private key to log in with, instead of the one in the settings.",
     ),
   },
   countedAs: () => "prepare",

@@ -1,9 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { message } from "@optique/core/message";
-import { optional } from "@optique/core/modifiers";
-import { argument } from "@optique/core/primitives";
-import { string } from "@optique/core/valueparser";
-import { machineOption, switchFlag } from "../cli/arguments.ts";
+import { argument, machineOption, switchFlag } from "../cli/arguments.ts";
 import { defineCommand, PROGRAM } from "../cli/command.ts";
 import { reportScriptStatus } from "../cli/exit_status.ts";
 import {
@@ -34,22 +30,14 @@ import {
 import { sleep, within } from "../wait.ts";
 
 export const command = defineCommand("run", {
-  description: message`Run a script, or the command after ${"--"}, in the machine.`,
+  description: 'Run a script, or the command after "--", in the machine.',
   footer:
-    message`By hand: libvirt-gci run --machine NAME -- COMMAND [ARG...]. The exit status is then the command's own, or 255 if libvirt-gci or the machine fails.`,
+    "By hand: libvirt-gci run --machine NAME -- COMMAND [ARG...]. The exit status is then the command's own, or 255 if libvirt-gci or the machine fails.",
   fields: {
     machine: machineOption,
-    script: switchFlag("--script", message`Optional: the next argument is always the script.`),
-    path: optional(
-      argument(string({ metavar: "PATH" }), {
-        description: message`The script, a file on this host.`,
-      }),
-    ),
-    stage: optional(
-      argument(string({ metavar: "STAGE" }), {
-        description: message`GitLab's name for the script, such as build_script.`,
-      }),
-    ),
+    script: switchFlag("--script", "Optional: the next argument is always the script."),
+    path: argument("PATH", "The script, a file on this host."),
+    stage: argument("STAGE", "GitLab's name for the script, such as build_script."),
   },
   takesCommand: true,
   passesStatus: true,

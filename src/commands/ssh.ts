@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { message } from "@optique/core/message";
 import { machineArgument } from "../cli/arguments.ts";
 import { defineCommand, PROGRAM } from "../cli/command.ts";
 import { ownTerminal, type Terminal } from "../cli/terminal.ts";
@@ -11,10 +10,9 @@ import type { Context } from "../machine/context.ts";
 import { logIn, lookupReadyMachine } from "../machine/ready_machine.ts";
 
 export const command = defineCommand("ssh", {
-  description:
-    message`Open a shell in a machine at your terminal, or run the command after ${"--"} there.`,
+  description: 'Open a shell in a machine at your terminal, or run the command after "--" there.',
   footer:
-    message`The exit status is that of the command or shell, or 255 if libvirt-gci or the machine fails.`,
+    "The exit status is that of the command or shell, or 255 if libvirt-gci or the machine fails.",
   fields: { machine: machineArgument },
   takesCommand: true,
   passesStatus: true,

@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { message } from "@optique/core/message";
 import { switchFlag } from "../cli/arguments.ts";
 import { defineCommand } from "../cli/command.ts";
 import { fillStandbys, removeStandbys } from "../machine/standby/fill.ts";
 
 export const command = defineCommand("standby", {
   description:
-    message`Create as many standby machines as the setting "standby" says, and remove those that no job could use.`,
-  footer: message`Each prepare and cleanup does so in the background.`,
+    'Create as many standby machines as the setting "standby" says, and remove those that no job could use.',
+  footer: "Each prepare and cleanup does so in the background.",
   fields: {
-    remove: switchFlag("--remove", message`Remove all standby machines and create no new ones.`),
+    remove: switchFlag("--remove", "Remove all standby machines and create no new ones."),
   },
   run: ({ remove }, { onHost }) => onHost(remove ? removeStandbys : fillStandbys),
 });

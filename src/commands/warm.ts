@@ -1,9 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { message } from "@optique/core/message";
-import { multiple } from "@optique/core/modifiers";
-import { argument } from "@optique/core/primitives";
-import { string } from "@optique/core/valueparser";
-import { switchFlag } from "../cli/arguments.ts";
+import { argumentList, switchFlag } from "../cli/arguments.ts";
 import { defineCommand, PROGRAM } from "../cli/command.ts";
 import { UsageError } from "../errors.ts";
 import { removeWarmImages, warm } from "../machine/warm/save.ts";
@@ -13,17 +9,15 @@ const CALL_SECONDS = 600;
 
 export const command = defineCommand("warm", {
   description:
-    message`Create a warm image: the RAM of a booted machine, from which the template's machines resume.`,
+    "Create a warm image: the RAM of a booted machine, from which the template's machines resume.",
   footer:
-    message`Jobs use it if "start" is warm or auto. A template whose warm image is still valid is left as it is.`,
+    'Jobs use it if "start" is warm or auto. A template whose warm image is still valid is left as it is.',
   fields: {
-    templates: multiple(
-      argument(string({ metavar: "TEMPLATE" }), {
-        description:
-          message`The template. Without one: all templates whose machines resume, by the settings.`,
-      }),
+    templates: argumentList(
+      "TEMPLATE",
+      "The template. Without one: all templates whose machines resume, by the settings.",
     ),
-    remove: switchFlag("--remove", message`Remove the warm images of these templates.`),
+    remove: switchFlag("--remove", "Remove the warm images of these templates."),
   },
   check: ({ templates, remove }) => {
     if (!remove || templates.length > 0) return;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { dirname } from "node:path";
 import { SystemFailure, UsageError } from "../errors.ts";
+import { directoryOf } from "../files.ts";
 import { sha256 } from "../sha256.ts";
 
 /** The environment: what GitLab Runner, or an operator, says about the job. */
@@ -220,7 +220,7 @@ async function identityUnderRunner(env: Env, isNamed: boolean): Promise<Identity
   } catch (cause) {
     // With the name from job_env, a late cleanup finds its machine after the runner is gone.
     if (cause instanceof Deno.errors.NotFound && env[MACHINE_VARIABLE]) {
-      return { ...UNKNOWN, attemptDir: dirname(file) };
+      return { ...UNKNOWN, attemptDir: directoryOf(file) };
     }
     throw new SystemFailure({
       what: `Cannot read GitLab's description of the job in "${file}" (JOB_RESPONSE_FILE)`,
@@ -238,7 +238,7 @@ async function parseJobResponse(json: string, file: string): Promise<Identity> {
     throw new TypeError("it has no id or no job_info.project_name");
   }
   const timeout = runner?.timeout;
-  const attempt = JSON.stringify([dirname(file), info.project_id, serverOf(git?.repo_url)]);
+  const attempt = JSON.stringify([directoryOf(file), info.project_id, serverOf(git?.repo_url)]);
   return {
     machine: await machineName([info.project_name, "", String(id)], attempt),
     id: String(id),
@@ -246,7 +246,7 @@ async function parseJobResponse(json: string, file: string): Promise<Identity> {
     isProtected: git?.protected === true, // a GitLab that does not say grants nothing
     services: serviceNames(services),
     timeoutSeconds: Number.isSafeInteger(timeout) && timeout > 0 ? timeout : null,
-    attemptDir: dirname(file),
+    attemptDir: directoryOf(file),
   };
 }
 
