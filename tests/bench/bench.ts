@@ -12,6 +12,7 @@ import { measureOthers } from "./others.ts";
 import { measurePrepare } from "./prepare.ts";
 import { cancelOnSignals } from "./program.ts";
 import { measureRun } from "./run.ts";
+import { measureStart } from "./start.ts";
 import { measureVersion } from "./version.ts";
 import { measureWarm } from "./warm.ts";
 import { PROGRAM, settingsFile } from "../e2e/bed.ts";
@@ -29,6 +30,7 @@ interface BenchOptions {
 const PARTS = {
   others: ({ runs }) => measureOthers(runs ?? 21),
   version: ({ runs }) => measureVersion(PROGRAM, runs ?? 21),
+  start: ({ runs }) => measureStart(PROGRAM, runs ?? 15),
   run: ({ runs }) => withSettings((ours) => measureRun(ours, runs ?? 15)),
   prepare: ({ runs }) => withSettings((ours) => measurePrepare(ours, runs ?? 7)),
   warm: ({ runs, templates, svg }) =>

@@ -6,11 +6,9 @@ import { done } from "./program.ts";
 export async function measureVersion(program: readonly string[], runs: number): Promise<void> {
   const directory = await Deno.makeTempDir({ prefix: "libvirt-gci-bench-" });
   try {
-    await Deno.writeTextFile(`${directory}/empty.js`, 'console.log("0.1.0");\n');
-    const args = ["compile", "--quiet", "--no-check", "--no-code-cache", "-o", "empty", "empty.js"];
-    const compiled = await new Deno.Command("deno", { args, cwd: directory }).output();
-    if (!compiled.success) return console.log("No empty program could be compiled to compare with");
-    const empty = [`${directory}/empty`];
+    const file = await emptyProgram(directory);
+    if (file === null) return;
+    const empty = [file];
     const { ours, theirs, ratio } = await compare(
       runs,
       () => done([...program, "--version"]),
@@ -24,4 +22,14 @@ export async function measureVersion(program: readonly string[], runs: number): 
   } finally {
     await Deno.remove(directory, { recursive: true });
   }
+}
+
+/** An empty program in this directory, compiled as ours is; says so and gives null if that fails. */
+export async function emptyProgram(directory: string): Promise<string | null> {
+  await Deno.writeTextFile(`${directory}/empty.js`, 'console.log("0.1.0");\n');
+  const args = ["compile", "--quiet", "--no-check", "--no-code-cache", "-o", "empty", "empty.js"];
+  const compiled = await new Deno.Command("deno", { args, cwd: directory }).output();
+  if (compiled.success) return `${directory}/empty`;
+  console.log("No empty program could be compiled to compare with");
+  return null;
 }
