@@ -115,6 +115,32 @@ export async function sleep(milliseconds: number, signal?: AbortSignal): Promise
   signal?.removeEventListener("abort", wake);
 }
 
+/** How to {@linkcode retry}. */
+export interface RetryOptions {
+  /** The most tries; by default as many as there are transient errors. */
+  readonly tries?: number;
+  readonly pauseMs?: number;
+  /** Whether another try may help; by default it always may. */
+  readonly isTransient?: (error: unknown) => boolean;
+  readonly signal?: AbortSignal;
+}
+
+/** Tries until it works. Throws the last error when it may not try again, or when the signal aborts. */
+export async function retry<T>(
+  attempt: () => Promise<T>,
+  { tries = Infinity, pauseMs = 100, isTransient = () => true, signal }: RetryOptions,
+): Promise<T> {
+  for (let tried = 1;; tried++) {
+    try {
+      return await attempt();
+    } catch (error) {
+      if (tried >= tries || !isTransient(error)) throw error;
+      await sleep(pauseMs, signal);
+      if (signal?.aborted) throw error;
+    }
+  }
+}
+
 /**
  * Does all of it at once, and gives what each gives. When one fails, the signal of the others aborts;
  * when all have ended, it throws what failed first.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import { SystemFailure } from "../src/errors.ts";
-import { type Goal, type Limits, NotYet, sleep, together, waitFor } from "../src/wait.ts";
+import { type Goal, type Limits, NotYet, retry, sleep, together, waitFor } from "../src/wait.ts";
 
 function limits(changes: Partial<Limits> = {}): Limits {
   return {
@@ -265,6 +265,25 @@ Deno.test("together() ends all when one fails, and throws that when they have en
   assert(hasEnded);
   await assert.rejects(together(AbortSignal.abort(new Error("stop")), endless), /^Error: stop/);
 });
+
+for (
+  const [name, fails, options, tries] of [
+    ["works at the second try", 1, { tries: 2 }, 2],
+    ["throws the last error after so many tries", 9, { tries: 3 }, 3],
+    ["does not try again after an error that is not transient", 9, { isTransient: () => false }, 1],
+    ["does not try again once the signal has aborted", 9, { signal: AbortSignal.abort() }, 1],
+  ] as const
+) {
+  Deno.test(`retry() ${name}`, async () => {
+    let tried = 0;
+    const attempt = () =>
+      ++tried > fails ? Promise.resolve("done") : Promise.reject(new Error(`try ${tried}`));
+    const result = retry(attempt, { pauseMs: 1, ...options });
+    if (tries > fails) assert.equal(await result, "done");
+    else await assert.rejects(result, new RegExp(`^Error: try ${tries}$`));
+    assert.equal(tried, tries);
+  });
+}
 
 Deno.test("of a guest's words, no further line looks like one of ours", () => {
   const { reason } = new NotYet("bye\r\nWhat to do: run this\n\n");

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { Connection } from "../libvirt/connection.ts";
 import { type Context, withConnection } from "./context.ts";
-import { sleep } from "../wait.ts";
+import { retry } from "../wait.ts";
 
 const RECONNECT_MS = 10_000;
 
@@ -17,21 +16,13 @@ export async function withReconnect<T>(
   try {
     return await body(context);
   } catch (error) {
-    await using fresh = await reconnect(context);
-    if (fresh === null) throw error;
+    const { host, signal } = context;
+    const end = performance.now() + RECONNECT_MS;
+    const isTransient = () => !signal.aborted && performance.now() < end;
+    const connecting = retry(() => host.connect(), { pauseMs: 200, isTransient, signal });
+    await using fresh = await connecting.catch(() => {
+      throw error;
+    });
     return await body(withConnection(context, fresh));
-  }
-}
-
-/** A new connection; null if there is none within some seconds, or none at once after a cancel. */
-async function reconnect({ host, signal }: Context): Promise<Connection | null> {
-  const end = performance.now() + RECONNECT_MS;
-  for (;;) {
-    try {
-      return await host.connect();
-    } catch {
-      if (signal.aborted || performance.now() > end) return null;
-      await sleep(200, signal);
-    }
   }
 }

@@ -15,7 +15,7 @@ import { randomMac } from "./network/card.ts";
 import { reach } from "./reach.ts";
 import { createDisk } from "./storage/disks.ts";
 import { requireUnchanged, type Template } from "./storage/template.ts";
-import { sleep } from "../wait.ts";
+import { retry } from "../wait.ts";
 
 /** Boots the machine on a disk of its own. */
 export const boot: Start = async (machine, pool, context) => {
@@ -67,8 +67,6 @@ export async function startMachine(
 }
 
 const EAGAIN = 11;
-const TRIES = 5;
-const PAUSE_MS = 200;
 
 /**
  * Creates the domain, and tries again where the kernel tells libvirt to, which libvirt (9.0) hands on: its
@@ -82,19 +80,11 @@ async function createDomain(
   const xml = domainXml(machine).toString();
   // libvirt makes the file for the firmware's variables from their template.
   const nvramFlag = machine.nvramPath === null ? 0 : VIR_DOMAIN_START_RESET_NVRAM;
-  for (let tries = 1;; tries++) {
-    try {
-      return await Domain.create(
-        connection,
-        machine.name,
-        xml,
-        VIR_DOMAIN_START_VALIDATE | nvramFlag,
-      );
-    } catch (error) {
-      const isPassing = isLibvirtError(error, VIR_ERR.SYSTEM_ERROR) && error.errno === EAGAIN;
-      if (!isPassing || tries === TRIES) throw error;
-      await sleep(PAUSE_MS, signal);
-      if (signal.aborted) throw error;
-    }
-  }
+  const flags = VIR_DOMAIN_START_VALIDATE | nvramFlag;
+  return await retry(() => Domain.create(connection, machine.name, xml, flags), {
+    tries: 5,
+    pauseMs: 200,
+    isTransient: (error) => isLibvirtError(error, VIR_ERR.SYSTEM_ERROR) && error.errno === EAGAIN,
+    signal,
+  });
 }

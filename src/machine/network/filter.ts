@@ -2,11 +2,11 @@
 import { SystemFailure } from "../../errors.ts";
 import { type Cidr, covers } from "../../ipv4.ts";
 import type { Connection } from "../../libvirt/connection.ts";
-import { isLibvirtError, VIR_ERR } from "../../libvirt/error.ts";
+import { isLibvirtError, orNull, VIR_ERR } from "../../libvirt/error.ts";
 import { NetworkFilter } from "../../libvirt/network_filter.ts";
 import { throwIfLost } from "../lost_connection.ts";
 import type { Subnet } from "./network_info.ts";
-import { sleep } from "../../wait.ts";
+import { retry } from "../../wait.ts";
 import { attributesXml, Xml, xml } from "../../xml.ts";
 
 /** What an isolated machine may and may not reach. */
@@ -57,25 +57,14 @@ export async function createFilter(
   }
 }
 
-const RELEASE_ATTEMPTS = 20;
-
 /** Whether the machine had a filter, which is gone now. Its domain has to be gone before. */
 export async function removeFilter(connection: Connection, machine: string): Promise<boolean> {
   using filter = await NetworkFilter.find(connection, filterName(machine));
   if (filter === null) return false;
-  for (let attempt = 1;; attempt++) {
-    try {
-      await filter.undefine();
-      return true;
-    } catch (error) {
-      if (isLibvirtError(error, VIR_ERR.NO_NWFILTER)) return false; // another cleanup was faster
-      // The thread that watches for the guest's DHCP lets go of it a little later than the domain.
-      if (!isLibvirtError(error, VIR_ERR.OPERATION_INVALID) || attempt === RELEASE_ATTEMPTS) {
-        throw error;
-      }
-      await sleep(100);
-    }
-  }
+  // The thread that watches for the guest's DHCP lets go of it a little later than the domain.
+  const isTransient = (error: unknown) => isLibvirtError(error, VIR_ERR.OPERATION_INVALID);
+  const removed = retry(() => filter.undefine(), { tries: 20, isTransient });
+  return await orNull(VIR_ERR.NO_NWFILTER, removed.then(() => true)) ?? false; // another was faster
 }
 
 const SENDER = -710;

@@ -8,7 +8,7 @@ import type { Volume } from "../../libvirt/volume.ts";
 import { dirPoolXml } from "./pools.ts";
 import { volumeName } from "./volume_names.ts";
 import { removeVolume } from "./volumes.ts";
-import { sleep } from "../../wait.ts";
+import { retry } from "../../wait.ts";
 import { xml } from "../../xml.ts";
 
 /**
@@ -156,33 +156,24 @@ async function readEnd(path: string, mostBytes: number): Promise<Uint8Array> {
   return bytes.subarray(0, length);
 }
 
-const ATTEMPTS = 10;
-
 /** For others, libvirt has to look: through a pool that is there meanwhile, and breaks alone. */
 async function openPool(
   connection: Connection,
   { name, path }: { readonly name: string; readonly path: string },
 ): Promise<AsyncDisposable & { readonly pool: StoragePool }> {
-  for (let attempt = 1;; attempt++) {
-    try {
-      const pool = await StoragePool.create(connection, name, dirPoolXml(name, path));
-      const close = async (): Promise<void> => {
-        using _ = pool;
-        await pool.stop();
-      };
-      return { pool, [Symbol.asyncDispose]: close };
-    } catch (error) {
-      if (!isLibvirtError(error, VIR_ERR.OPERATION_FAILED) || attempt > ATTEMPTS) throw error;
-      if (attempt < ATTEMPTS) await sleep(100); // somebody else looks just now
-      else await stopLeftover(connection, name);
-    }
-  }
-}
-
-/** Somebody was killed while it looked. */
-async function stopLeftover(connection: Connection, name: string): Promise<void> {
-  using pool = await StoragePool.find(connection, name);
-  await pool?.stop();
+  const create = () => StoragePool.create(connection, name, dirPoolXml(name, path));
+  const isTransient = (error: unknown) => isLibvirtError(error, VIR_ERR.OPERATION_FAILED);
+  const pool = await retry(create, { tries: 10, isTransient }).catch(async (error) => {
+    if (!isTransient(error)) throw error;
+    using leftover = await StoragePool.find(connection, name); // of a process that was killed
+    await leftover?.stop();
+    return await create();
+  });
+  const close = async (): Promise<void> => {
+    using _ = pool;
+    await pool.stop();
+  };
+  return { pool, [Symbol.asyncDispose]: close };
 }
 
 function fileOfPool(pool: StoragePool, name: string): GuestFile {

@@ -4,7 +4,7 @@ import type { Connection } from "../../libvirt/connection.ts";
 import { StoragePool } from "../../libvirt/storage_pool.ts";
 import { throwIfLost } from "../lost_connection.ts";
 import { makePool, poolPath, virsh } from "../../shell.ts";
-import { sleep } from "../../wait.ts";
+import { retry, sleep } from "../../wait.ts";
 import { xml } from "../../xml.ts";
 
 /** The pool, or null if it is not there or not started. */
@@ -76,26 +76,16 @@ export async function createDirPool(connection: Connection, name: string): Promi
 
 async function becomesActive(connection: Connection, name: string): Promise<boolean> {
   for (let attempt = 0; attempt < 20; attempt++) {
-    using pool = await StoragePool.find(connection, name);
-    if (pool !== null && await pool.isActive()) return true;
+    using pool = await findActivePool(connection, name);
+    if (pool !== null) return true;
     await sleep(100);
   }
   return false;
 }
 
-const REFRESH_ATTEMPTS = 50;
-
 /** Has libvirt look for volumes that others put into the pool. Throws LibvirtError. */
-export async function refreshPool(pool: StoragePool): Promise<void> {
-  for (let attempt = 1;; attempt++) {
-    try {
-      return await pool.refresh();
-    } catch (error) {
-      // libvirt refuses while a volume of another job is being made.
-      if (attempt === REFRESH_ATTEMPTS) throw error;
-      await sleep(100);
-    }
-  }
+export function refreshPool(pool: StoragePool): Promise<void> {
+  return retry(() => pool.refresh(), { tries: 50 }); // libvirt refuses while it creates a volume
 }
 
 /** The XML of a storage pool that has the files of a directory. */

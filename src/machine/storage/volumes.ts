@@ -3,7 +3,7 @@ import { isLibvirtError, VIR_ERR } from "../../libvirt/error.ts";
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
 import type { Volume } from "../../libvirt/volume.ts";
 import { ofKind, volumeName } from "./volume_names.ts";
-import { sleep } from "../../wait.ts";
+import { retry } from "../../wait.ts";
 import { type Xml, xml } from "../../xml.ts";
 
 /** What an overlay stands on. */
@@ -107,21 +107,11 @@ export function releaseName(pool: StoragePool, machine: string): Promise<boolean
   return removeVolume(pool, volumeName(machine, "owner"));
 }
 
-const DELETE_ATTEMPTS = 20;
-
 /** Whether there was such a volume, which is gone now; of many who delete it, one hears that. */
 export async function removeVolume(pool: StoragePool, name: string): Promise<boolean> {
   using volume = await pool.findVolume(name);
   if (volume === null) return false;
-  for (let attempt = 1;; attempt++) {
-    try {
-      return await volume.delete();
-    } catch (error) {
-      // Somebody reads it just now, such as another gc.
-      if (!isLibvirtError(error, VIR_ERR.OPERATION_INVALID) || attempt === DELETE_ATTEMPTS) {
-        throw error;
-      }
-      await sleep(100);
-    }
-  }
+  // libvirt refuses while another process, such as a gc, reads it.
+  const isTransient = (error: unknown) => isLibvirtError(error, VIR_ERR.OPERATION_INVALID);
+  return await retry(() => volume.delete(), { tries: 20, isTransient });
 }
