@@ -2,7 +2,7 @@
 import { machineOption, switchFlag } from "../cli/arguments.ts";
 import { defineCommand, PROGRAM, type Program } from "../cli/command.ts";
 import { type Ask, askAtTerminal } from "../cli/terminal.ts";
-import { severalFailures, UsageError } from "../errors.ts";
+import { UsageError } from "../errors.ts";
 import { jobFromEnv, requireMachine } from "../job/job.ts";
 import type { Context } from "../machine/context.ts";
 import { findMachines } from "../machine/inventory.ts";
@@ -11,6 +11,7 @@ import { isKept } from "../machine/metadata.ts";
 import { lookupNeed } from "../machine/need.ts";
 import { withReconnect } from "../machine/reconnect.ts";
 import { removeMachine, removeMachineSafely } from "../machine/remove.ts";
+import { Problems } from "../problems.ts";
 
 export const command = defineCommand("cleanup", {
   description: "Remove the machine and everything that belongs to it.",
@@ -84,15 +85,15 @@ export async function cleanupAll(
     if (ask === null) throw nobodyToAsk(question);
     if (!await ask(question)) return context.report.log("Nothing was removed");
   }
-  const problems: unknown[] = [];
+  const problems = new Problems();
   for (const machine of machines) {
     const attemptDir = needs.get(machine.name)?.owner?.attemptDir ?? "";
-    await removeMachine(machine.name, context, { volumes: machine.volumes, attemptDir })
-      .catch((error) => problems.push(error));
+    await problems.collect(() =>
+      removeMachine(machine.name, context, { volumes: machine.volumes, attemptDir })
+    );
   }
-  if (problems.length === 0) return;
-  const what = `Cannot remove ${problems.length} of ${machines.length} machines`;
-  throw severalFailures({ what }, problems);
+  const what = `Cannot remove ${problems.errors.length} of ${machines.length} machines`;
+  problems.throwAll({ what });
 }
 
 function nobodyToAsk(question: string): UsageError {

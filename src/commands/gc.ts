@@ -2,7 +2,6 @@
 import { durationOption, switchFlag } from "../cli/arguments.ts";
 import { defineCommand } from "../cli/command.ts";
 import { durationText, secondsSince } from "../duration.ts";
-import { severalFailures, type SystemFailure } from "../errors.ts";
 import { StoragePool } from "../libvirt/storage_pool.ts";
 import type { Context } from "../machine/context.ts";
 import { findMachines, type FoundMachine, isTrace, partsOf } from "../machine/inventory.ts";
@@ -20,6 +19,7 @@ import { findWanted, unwantedOf } from "../machine/standby/wanted.ts";
 import { findActivePool } from "../machine/storage/pools.ts";
 import { removeFound } from "../machine/unneeded.ts";
 import { findDeadWarmImages, removeWarmImage } from "../machine/warm/warm_image.ts";
+import { Problems } from "../problems.ts";
 import { sleep } from "../wait.ts";
 
 export const command = defineCommand("gc", {
@@ -56,7 +56,7 @@ export async function gc(
   { dryRun = false, olderThanSeconds = null }: GcOptions,
   context: Context,
 ): Promise<void> {
-  const problems: unknown[] = [];
+  const problems = new Problems();
   // With one that took over others, these go too: so it comes before them.
   const found = (await findStill(context))
     .sort((a, b) => standbysOf(b).length - standbysOf(a).length);
@@ -64,29 +64,28 @@ export async function gc(
   for (const machine of found) {
     context.signal.throwIfAborted();
     if (gone.has(machine)) continue;
-    try {
+    await problems.collect(async () => {
       const need = await lookupNeed(machine, context.host); // somebody may have come or gone by now
       const why = need.why ?? whyTooOld(need, olderThanSeconds);
       if (why === null) {
         if (!dryRun) await removeDeadEntries(machine, context);
-        continue;
+        return;
       }
       const all = await withTakenOver(machine, found, context);
       const what = `"${machine.name}" (${partsOf(all)}): ${why}`;
       if (dryRun) context.report.log(`Would remove ${what}`);
       else if (await removeFound(machine, need, context)) context.report.log(`Removed ${what}`);
       for (const each of all) gone.add(each);
-    } catch (error) {
-      problems.push(error);
-    }
-  }
-  for (const removeMore of [removeDeadWarmImages, removeUnwantedStandbys]) {
-    await removeMore(dryRun, problems, context).catch((error) => {
-      context.signal.throwIfAborted();
-      problems.push(error);
     });
   }
-  if (problems.length > 0) throw unremoved(problems);
+  for (const removeMore of [removeDeadWarmImages, removeUnwantedStandbys]) {
+    await problems.collect(() => removeMore(dryRun, problems, context), context.signal);
+  }
+  const { length } = problems.errors;
+  problems.throwAll({
+    what: `Cannot remove ${length === 1 ? "a machine" : `${length} machines`} that nobody needs`,
+    advice: "Fix the problems below and run gc again, or wait for its next run",
+  });
 }
 
 /** What the machine took over, or tried to. */
@@ -123,12 +122,12 @@ async function removeDeadEntries(
 
 async function removeDeadWarmImages(
   dryRun: boolean,
-  problems: unknown[],
+  problems: Problems,
   { host: { connection, config }, report: { log } }: Context,
 ): Promise<void> {
   using pool = await findActivePool(connection, config.pools.overlays);
   for (const image of pool === null ? [] : await findDeadWarmImages(pool)) {
-    try {
+    await problems.collect(async () => {
       const what = `a warm image of "${image.template}": it is incomplete, or there is a newer one`;
       if (dryRun) {
         log(`Would remove ${what}`);
@@ -136,29 +135,25 @@ async function removeDeadWarmImages(
         await removeWarmImage(pool, image);
         log(`Removed ${what}`);
       }
-    } catch (error) {
-      problems.push(error);
-    }
+    });
   }
 }
 
 /** Removes the machines that wait for jobs which no job could get. */
 async function removeUnwantedStandbys(
   dryRun: boolean,
-  problems: unknown[],
+  problems: Problems,
   context: Context,
 ): Promise<void> {
   using pool = await findActivePool(context.host.connection, context.host.config.pools.overlays);
   const volumes = await pool?.volumeNames() ?? [];
   if (pool === null || waitingIn(volumes).length === 0) return;
   for (const standby of unwantedOf(await findWanted(context.host), volumes)) {
-    try {
+    await problems.collect(async () => {
       const what = `"${standby.name}": standby machine that matches no setting any more`;
       if (dryRun) context.report.log(`Would remove ${what}`);
       else if (await removeStandby(standby, pool, context)) context.report.log(`Removed ${what}`);
-    } catch (error) {
-      problems.push(error);
-    }
+    });
   }
 }
 
@@ -182,12 +177,4 @@ function whyTooOld({ owner }: Need, olderThanSeconds: number | null): string | n
   return olderThanSeconds !== null && seconds > olderThanSeconds
     ? `it was created ${durationText(seconds)} ago`
     : null;
-}
-
-function unremoved(problems: readonly unknown[]): SystemFailure {
-  const machines = problems.length === 1 ? "a machine" : `${problems.length} machines`;
-  return severalFailures({
-    what: `Cannot remove ${machines} that nobody needs`,
-    advice: "Fix the problems below and run gc again, or wait for its next run",
-  }, problems);
 }

@@ -40,7 +40,7 @@ export async function removeMachine(
   for (const standby of standbys) {
     await removeMachine(standby, quiet(context), { attemptDir });
   }
-  const removals = await Promise.allSettled([
+  const removals = [
     removeKeyFile(keyFile(directories.keys, machine)),
     removeKeyFile(keyFile(directories.lastingKeys, machine)),
     // Of a job whose machine is removed by hand, the domain alone knows the attempt's directory.
@@ -51,10 +51,9 @@ export async function removeMachine(
       const mayHaveNamed = !isReady || isStandbyName(machine) || hasProjectLimit(config);
       return deleteDisks(machine, mayHaveNamed, connection, pool);
     }),
-  ]);
-  for (const removal of removals) if (removal.status === "rejected") throw removal.reason;
-  let found = destroyed || standbys.length > 0 ||
-    removals.some((removal) => "value" in removal && removal.value);
+  ];
+  await Promise.allSettled(removals); // one that fails ends no other
+  let found = destroyed || standbys.length > 0 || (await Promise.all(removals)).includes(true);
   for (const pool of pools) found = await releaseNameIn(machine, connection, pool) || found;
   report.log(found ? `Removed the machine "${machine}"` : `There is no machine "${machine}"`);
   return found;
@@ -122,13 +121,10 @@ async function deleteDisks(
   if (found === null) return false;
   using pool = await lookupActivePool(connection, poolName, "pools.overlays");
   const of = { connection, pool, machine };
-  const [guest, others] = await Promise.allSettled([
-    removeGuestFiles(of),
-    removeVolumes(pool, machine, { mayHaveNamed }),
-  ]);
-  if (guest.status === "rejected") throw guest.reason;
-  if (others.status === "rejected") throw others.reason;
-  return guest.value || others.value.length > 0;
+  const removals = [removeGuestFiles(of), removeVolumes(pool, machine, { mayHaveNamed })] as const;
+  await Promise.allSettled(removals); // as above
+  const [hadFiles, volumes] = await Promise.all(removals);
+  return hadFiles || volumes.length > 0;
 }
 
 /** Whether there was a volume that said whose the machine was. */

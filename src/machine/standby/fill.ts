@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { severalFailures } from "../../errors.ts";
 import { Domain } from "../../libvirt/domain.ts";
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
 import { type Context, type Host, quiet, withOwnSteps } from "../context.ts";
@@ -22,6 +21,7 @@ import { lookupOverlayPool } from "../storage/overlay_pool.ts";
 import { findActivePool } from "../storage/pools.ts";
 import { releaseName } from "../storage/volumes.ts";
 import { resumeFrom } from "../warm/resume.ts";
+import { Problems } from "../../problems.ts";
 import { templateAdvice, templatesToWait } from "../../policy/template_choice.ts";
 
 /** The name that whoever makes machines wait has meanwhile, so that one process at a time does. */
@@ -52,27 +52,25 @@ export async function fillStandbys(context: Context): Promise<void> {
       return log("Another process is already creating standby machines");
     }
     let found: FoundWanted;
+    const problems = new Problems();
     try {
       found = await findWanted(host);
+      problems.errors.push(...found.problems);
       await removeDead(pool, context);
       await removeUnwanted(found, pool, context);
       for (const each of found.wanted) {
         while (!full.has(each.choice.name) && await isLacking(each, pool)) {
-          const made = await makeOne(each, pool, context).catch((error) => {
-            context.signal.throwIfAborted();
-            found.problems.push(error);
-            return false;
-          });
+          let made = false;
+          await problems.collect(async () => {
+            made = await makeOne(each, pool, context);
+          }, context.signal);
           if (!made) full.add(each.choice.name);
         }
       }
     } finally {
       await releaseName(pool, FILLER);
     }
-    if (found.problems.length > 0) {
-      const what = "Cannot create all standby machines";
-      throw severalFailures({ what }, found.problems);
-    }
+    problems.throwAll({ what: "Cannot create all standby machines" });
     // Whoever took one and came while we had the name left it to us to make another.
     const open = found.wanted.filter(({ choice }) => !full.has(choice.name));
     const lacks = await Promise.all(open.map((each) => isLacking(each, pool)));

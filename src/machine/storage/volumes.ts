@@ -3,6 +3,7 @@ import { isLibvirtError, VIR_ERR } from "../../libvirt/error.ts";
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
 import type { Volume } from "../../libvirt/volume.ts";
 import { ofKind, volumeName } from "./volume_names.ts";
+import { Problems } from "../../problems.ts";
 import { retry } from "../../wait.ts";
 import { type Xml, xml } from "../../xml.ts";
 
@@ -81,14 +82,11 @@ export async function removeVolumes(
   { mayHaveNamed }: { readonly mayHaveNamed: boolean },
 ): Promise<string[]> {
   const deleted: string[] = [];
-  const errors: unknown[] = [];
-  const tryDelete = async (name: string): Promise<void> => {
-    try {
+  const problems = new Problems();
+  const tryDelete = (name: string): Promise<void> =>
+    problems.collect(async () => {
       if (await removeVolume(pool, name)) deleted.push(name);
-    } catch (error) {
-      errors.push(error);
-    }
-  };
+    });
   for (const kind of ["ram", "seed", "credential"] as const) {
     await tryDelete(volumeName(machine, kind));
   }
@@ -98,7 +96,7 @@ export async function removeVolumes(
   }
   // While it is there, prepare takes the name for used.
   await tryDelete(volumeName(machine, "overlay"));
-  if (errors.length > 0) throw errors[0];
+  if (problems.errors.length > 0) throw problems.errors[0];
   return deleted;
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { BuildFailure, severalFailures, SystemFailure } from "../../errors.ts";
+import { BuildFailure, SystemFailure } from "../../errors.ts";
 import { exerciseSsh, stopProcesses, takeIdentity } from "../../guest/identity.ts";
 import { makeKeyPair } from "../../guest/key.ts";
 import { Domain } from "../../libvirt/domain.ts";
@@ -33,6 +33,7 @@ import {
   writeInfo,
 } from "./warm_image.ts";
 import { chooseTemplate, templateAdvice, templatesToResume } from "../../policy/template_choice.ts";
+import { Problems } from "../../problems.ts";
 import type { MachineSettings } from "../../settings/settings.ts";
 
 /**
@@ -50,19 +51,13 @@ export async function warm(templates: readonly string[], context: Context): Prom
       'No warm images are created, because no template in the settings sets "standby", or "start" to warm or auto',
     );
   }
-  const failures: unknown[] = [];
+  const problems = new Problems();
   for (const name of names) {
-    try {
-      await warmTemplate(name, context);
-    } catch (error) {
-      context.signal.throwIfAborted();
-      failures.push(error);
-    }
+    await problems.collect(() => warmTemplate(name, context), context.signal);
   }
-  if (failures.length === 1) throw failures[0];
-  if (failures.length > 1) {
-    throw severalFailures({ what: `Cannot create ${failures.length} warm images` }, failures);
-  }
+  const { errors } = problems;
+  if (errors.length === 1) throw errors[0];
+  problems.throwAll({ what: `Cannot create ${errors.length} warm images` });
 }
 
 async function warmTemplate(requested: string, context: Context): Promise<void> {
