@@ -25,7 +25,7 @@ async function checkWarmImage(choice: TemplateChoice, context: LibvirtContext): 
   if (pool === null) return missingImage(name, null);
   const of = { name, template, settings };
   const { image, changes } = await chooseWarmImage(connection, pool, of);
-  const kind = await standbyKind({ imageId: image && image.id, template, settings });
+  const kind = await standbyKind(template, settings);
   return [
     image !== null
       ? ok(`The warm image of "${name}" is up to date, created ${image.created}`)

@@ -21,7 +21,6 @@ import {
   waitingIn,
 } from "./waiting.ts";
 import type { Template } from "../storage/template.ts";
-import { chooseWarmImage } from "../warm/warm_image.ts";
 import { together } from "../../wait.ts";
 
 /** It was ready already. */
@@ -36,13 +35,10 @@ export async function useStandby(
   { template, pool }: { readonly template: Template; readonly pool: StoragePool },
   context: Context,
 ): Promise<Machine | null> {
-  const { host: { connection }, report: { warn, steps }, signal } = context;
-  const { name, choice: { name: templateName, settings } } = spec;
+  const { report: { warn, steps }, signal } = context;
+  const { name, choice: { settings } } = spec;
+  const kind = await standbyKind(template, settings);
   const waiting = waitingIn(await pool.volumeNames());
-  if (waiting.length === 0) return null;
-  const of = { name: templateName, template, settings };
-  const { image } = await chooseWarmImage(connection, pool, of);
-  const kind = await standbyKind({ imageId: image && image.id, template, settings });
   for (const standby of waiting.filter((each) => each.kind === kind)) {
     signal.throwIfAborted();
     await assignStandby(pool, name, standby.name);

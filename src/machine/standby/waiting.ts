@@ -84,19 +84,10 @@ export async function unassignStandby(
   await removeVolume(pool, volumeName(machine, "assigned", standby));
 }
 
-/**
- * What tells the machines that a job may have from those that it may not: from which RAM they were
- * resumed, or else from which template they have booted, and the settings by which they are as they are.
- */
-export async function standbyKind(
-  { imageId, template, settings }: {
-    /** The warm image's; null for machines that have booted. */
-    readonly imageId: string | null;
-    readonly template: Template;
-    readonly settings: MachineSettings;
-  },
+/** What a job and a standby machine must share: the template as it is now, and the fixed settings. */
+export function standbyKind(
+  { pool, volume, path, modified }: Template,
+  settings: MachineSettings,
 ): Promise<string> {
-  const { pool, volume, path, modified } = template;
-  const origin = imageId ?? [pool, volume, path, modified];
-  return await shortHash(JSON.stringify([origin, fixedValues(settings)]));
+  return shortHash(JSON.stringify([[pool, volume, path, modified], fixedValues(settings)]));
 }

@@ -57,7 +57,7 @@ async function lookupWanted(
   using pool = await lookupOverlayPool(host);
   const of = { name, template, settings };
   const { image } = await chooseWarmImage(connection, pool, of);
-  const kind = await standbyKind({ imageId: image && image.id, template, settings });
+  const kind = await standbyKind(template, settings);
   return { choice, count: settings.standby, kind, image, template };
 }
 
