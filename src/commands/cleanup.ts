@@ -4,12 +4,11 @@ import { defineCommand, PROGRAM, type Program } from "../cli/command.ts";
 import { type Ask, askAtTerminal } from "../cli/terminal.ts";
 import { UsageError } from "../errors.ts";
 import { jobFromEnv, requireMachine } from "../job/job.ts";
-import type { Context } from "../machine/context.ts";
+import { type Context, withReconnect } from "../machine/context.ts";
 import { findMachines } from "../machine/inventory.ts";
 import { keepAfterJob } from "../machine/kept.ts";
 import { isKept } from "../machine/metadata.ts";
 import { lookupNeed } from "../machine/need.ts";
-import { withReconnect } from "../machine/reconnect.ts";
 import { removeMachine, removeMachineSafely } from "../machine/remove.ts";
 import { Problems } from "../problems.ts";
 

@@ -7,12 +7,7 @@ import type { Context } from "../machine/context.ts";
 import { findMachines, type FoundMachine, isTrace, partsOf } from "../machine/inventory.ts";
 import { standbysAssignedTo } from "../machine/lookup.ts";
 import { lookupNeed, type Need } from "../machine/need.ts";
-import {
-  entriesIn,
-  isLiveEntry,
-  leaveQueue,
-  longestQueueSeconds,
-} from "../machine/queue/queue_entry.ts";
+import { entriesIn, isLiveEntry, leaveQueue, longestQueueSeconds } from "../machine/queue/queue.ts";
 import { removeStandby } from "../machine/remove.ts";
 import { assignmentsIn, waitingIn } from "../machine/standby/waiting.ts";
 import { findWanted, unwantedOf } from "../machine/standby/wanted.ts";

@@ -11,7 +11,7 @@ import type { Context, Host } from "../machine/context.ts";
 import { findMachines, type FoundMachine } from "../machine/inventory.ts";
 import { isKept } from "../machine/metadata.ts";
 import { lookupNeed, type Need } from "../machine/need.ts";
-import { entriesIn, isLiveEntry, longestQueueSeconds } from "../machine/queue/queue_entry.ts";
+import { entriesIn, isLiveEntry, longestQueueSeconds } from "../machine/queue/queue.ts";
 import { waitingIn } from "../machine/standby/waiting.ts";
 import { findActivePool } from "../machine/storage/pools.ts";
 import { ofKind, volumeName } from "../machine/storage/volume_names.ts";

@@ -14,7 +14,7 @@ import { readOwnUser } from "./host_users.ts";
 import { install } from "./install.ts";
 import { checkReach } from "./reachable.ts";
 import { NetworkFilter } from "../libvirt/network_filter.ts";
-import { isNetworkAdmin } from "../machine/network/link_local.ts";
+import { isNetworkAdmin } from "../machine/network/set_filter.ts";
 import { restartDaemons } from "../shell.ts";
 
 export const group: Group = {

@@ -8,7 +8,7 @@ import { findActivePool } from "../machine/storage/pools.ts";
 import { isTemplateVolume } from "../machine/storage/template.ts";
 import { writtenDisks } from "../machine/storage/template_writer.ts";
 import { machineOfVolume } from "../machine/storage/volume_names.ts";
-import { readVolumeXml, type VolumeFacts } from "../machine/storage/volume_xml.ts";
+import { readVolumeXml, type VolumeFacts } from "../machine/storage/volumes.ts";
 
 /** A domain of the host, whoever made it. */
 export interface HostDomain {

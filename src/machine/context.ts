@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { SystemFailure } from "../errors.ts";
 import type { Connection } from "../libvirt/connection.ts";
+import { isLibvirtError } from "../libvirt/error.ts";
 import type { StepTimer } from "./steps.ts";
 import type { Config } from "../settings/settings.ts";
-import type { Progress } from "../wait.ts";
+import { type Progress, retry } from "../wait.ts";
 
 /** Where machines run, and where this host has what belongs to them. */
 export interface Host {
@@ -71,4 +73,41 @@ export function withoutWarnings(context: Context): Context {
 /** The same, with steps that begin now. */
 export function withOwnSteps(context: Context): Context {
   return { ...context, report: { ...context.report, steps: context.report.steps.anew() } };
+}
+
+const RECONNECT_MS = 10_000;
+
+/**
+ * Does something on the context's connection. If it fails, all of it is done again on a connection of
+ * its own: the daemon may have been started anew, or a call may never have come back. Throws what failed
+ * first if there is none.
+ */
+export async function withReconnect<T>(
+  context: Context,
+  body: (context: Context) => Promise<T>,
+): Promise<T> {
+  try {
+    return await body(context);
+  } catch (error) {
+    const { host, signal } = context;
+    const end = performance.now() + RECONNECT_MS;
+    const isTransient = () => !signal.aborted && performance.now() < end;
+    const connecting = retry(() => host.connect(), { pauseMs: 200, isTransient, signal });
+    await using fresh = await connecting.catch(() => {
+      throw error;
+    });
+    return await body(withConnection(context, fresh));
+  }
+}
+
+/**
+ * Throws SystemFailure if something failed because the connection to libvirt was lost: nothing else is
+ * at fault then. `done` ends the sentence "The connection to libvirt was lost before it had …".
+ */
+export function throwIfLost(cause: unknown, done: string): void {
+  if (!isLibvirtError(cause) || !cause.isLost) return;
+  throw new SystemFailure({
+    what: `The connection to libvirt was lost before it had ${done}`,
+    cause,
+  });
 }

@@ -8,7 +8,7 @@
 import { Connection } from "../../src/libvirt/connection.ts";
 import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import { waitForRoom } from "../../src/machine/queue/admission.ts";
-import { entriesIn } from "../../src/machine/queue/queue_entry.ts";
+import { entriesIn } from "../../src/machine/queue/queue.ts";
 import { DEFAULT_CONFIG } from "../../src/settings/settings.ts";
 import { sleep } from "../../src/wait.ts";
 import { TESTBED } from "./bed.ts";

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { makeKeyPair } from "../../src/guest/key.ts";
 import { isKeyFileOf, keyFile, removeKeyFile, writeKeyFile } from "../../src/guest/key_file.ts";
-import { tmpfilesCredential } from "../../src/machine/storage/credential.ts";
+import { tmpfilesCredential } from "../../src/machine/login.ts";
 
 async function withDirectory(test: (directory: string) => Promise<void>): Promise<void> {
   const directory = await Deno.makeTempDir({ prefix: "libvirt-gci-test-" });

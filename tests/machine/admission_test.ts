@@ -13,13 +13,14 @@ import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import { keepAfterJob } from "../../src/machine/kept.ts";
 import { hostMark, processMark } from "../../src/machine/process.ts";
 import { enterIfRoom, waitForRoom } from "../../src/machine/queue/admission.ts";
-import { enterProject, entriesBefore } from "../../src/machine/queue/project_entry.ts";
 import {
+  enterProject,
   enterQueue,
+  entriesBefore,
   entriesIn,
   isLiveEntry,
   liveEntries,
-} from "../../src/machine/queue/queue_entry.ts";
+} from "../../src/machine/queue/queue.ts";
 import {
   findShortage,
   type HostLoad,

@@ -15,7 +15,7 @@ import {
   prunePostMortems,
   writePostMortem,
 } from "../../src/machine/post_mortem/post_mortem_directory.ts";
-import { toPng } from "../../src/machine/post_mortem/screenshot.ts";
+import { toPng } from "../../src/machine/post_mortem/evidence.ts";
 import { removeMachine } from "../../src/machine/remove.ts";
 import { rootOf } from "../../src/read_xml.ts";
 import { DEFAULT_CONFIG } from "../../src/settings/settings.ts";

@@ -6,7 +6,7 @@ import type { Connection } from "../../libvirt/connection.ts";
 import { isLibvirtError, LibvirtError, orNull, VIR_ERR } from "../../libvirt/error.ts";
 import { type DhcpLease, Network } from "../../libvirt/network.ts";
 import { NetworkFilter } from "../../libvirt/network_filter.ts";
-import { throwIfLost } from "../lost_connection.ts";
+import { throwIfLost } from "../context.ts";
 import { type Dhcp, findDhcp } from "./network_info.ts";
 import { sha256 } from "../../sha256.ts";
 import { virsh } from "../../shell.ts";

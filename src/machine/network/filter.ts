@@ -4,7 +4,7 @@ import { type Cidr, covers } from "../../ipv4.ts";
 import type { Connection } from "../../libvirt/connection.ts";
 import { isLibvirtError, orNull, VIR_ERR } from "../../libvirt/error.ts";
 import { NetworkFilter } from "../../libvirt/network_filter.ts";
-import { throwIfLost } from "../lost_connection.ts";
+import { throwIfLost } from "../context.ts";
 import type { Subnet } from "./network_info.ts";
 import { retry } from "../../wait.ts";
 import { attributesXml, Xml, xml } from "../../xml.ts";

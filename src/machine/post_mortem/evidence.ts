@@ -3,7 +3,6 @@ import { explain, reasonOf } from "../../errors.ts";
 import type { Connection } from "../../libvirt/connection.ts";
 import type { Context } from "../context.ts";
 import type { KeptFile } from "./post_mortem_directory.ts";
-import { toPng } from "./screenshot.ts";
 import { lookupMachine } from "../ready_machine.ts";
 import { readConsole } from "../storage/guest_files.ts";
 import { lookupActivePool } from "../storage/pools.ts";
@@ -142,4 +141,19 @@ async function readQemuLog(machine: string, { isLocal }: Connection): Promise<Ui
   const { size } = await file.stat();
   await file.seek(Math.max(0, size - QEMU_LOG_BYTES), Deno.SeekMode.Start);
   return new Uint8Array(await new Response(file.readable).arrayBuffer());
+}
+
+/**
+ * A picture of a machine's screen as PNG, from what libvirt gives: PNG or, with an older QEMU, PPM
+ * (https://netpbm.sourceforge.net/doc/ppm.html). Throws Error on anything else.
+ */
+export async function toPng(mimeType: string, bytes: Uint8Array): Promise<Uint8Array> {
+  if (mimeType === "image/png") return bytes;
+  const { encode } = await import("fast-png"); // which a newer QEMU makes unneeded
+  const start = new TextDecoder("latin1").decode(bytes.subarray(0, 64));
+  const [header, width, height] = /^P6\s+(\d{1,5})\s+(\d{1,5})\s+255\s/.exec(start) ?? [];
+  if (header === undefined) throw new Error(`a screenshot of an unknown kind, ${mimeType}`);
+  const size = { width: Number(width), height: Number(height) };
+  const data = bytes.subarray(header.length, header.length + size.width * size.height * 3);
+  return encode({ ...size, data, channels: 3 }); // which throws if there are too few
 }

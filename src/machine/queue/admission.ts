@@ -5,14 +5,14 @@ import type { StoragePool } from "../../libvirt/storage_pool.ts";
 import type { Context, Host } from "../context.ts";
 import { type FoundMachine, machinesIn, machinesOf } from "../inventory.ts";
 import { hostMemory, poolSpace } from "./host_load.ts";
-import type { Entered } from "./queue.ts";
 import {
+  type Entered,
   enterQueue,
   leaveQueue,
   liveEntries,
   longestQueueSeconds,
   type QueueEntry,
-} from "./queue_entry.ts";
+} from "./queue.ts";
 import {
   findShortage,
   type HostLoad,

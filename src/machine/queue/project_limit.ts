@@ -4,7 +4,7 @@ import type { StoragePool } from "../../libvirt/storage_pool.ts";
 import type { Context } from "../context.ts";
 import { machinesIn } from "../inventory.ts";
 import { inWords, LONGEST_PAUSE_MS } from "./admission.ts";
-import { enterProject, entriesBefore } from "./project_entry.ts";
+import { enterProject, entriesBefore } from "./queue.ts";
 import { jobsAhead } from "./shortage.ts";
 import { removeOneUnneeded } from "../unneeded.ts";
 import { hasProjectLimit } from "../../policy/decide.ts";

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { GIB, gib } from "../../bytes.ts";
 import type { Amount } from "./host_load.ts";
-import type { QueueEntry } from "./queue_entry.ts";
+import type { QueueEntry } from "./queue.ts";
 
 /** How much machines may take of the host. */
 export interface QueueSettings {

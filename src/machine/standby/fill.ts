@@ -17,8 +17,7 @@ import {
   type WantedStandbys,
 } from "./wanted.ts";
 import { boot } from "../start.ts";
-import { lookupOverlayPool } from "../storage/overlay_pool.ts";
-import { findActivePool } from "../storage/pools.ts";
+import { findActivePool, lookupOverlayPool } from "../storage/pools.ts";
 import { releaseName } from "../storage/volumes.ts";
 import { resumeFrom } from "../warm/resume.ts";
 import { Problems } from "../../problems.ts";

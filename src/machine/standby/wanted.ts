@@ -2,7 +2,7 @@
 import { BuildFailure, faultOf, SystemFailure } from "../../errors.ts";
 import type { Host } from "../context.ts";
 import { type Standby, standbyKind, waitingIn } from "./waiting.ts";
-import { lookupOverlayPool } from "../storage/overlay_pool.ts";
+import { lookupOverlayPool } from "../storage/pools.ts";
 import { findTemplate, type Template } from "../storage/template.ts";
 import { chooseWarmImage, type WarmImage } from "../warm/warm_image.ts";
 import {

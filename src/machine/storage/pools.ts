@@ -2,7 +2,8 @@
 import { SystemFailure } from "../../errors.ts";
 import type { Connection } from "../../libvirt/connection.ts";
 import { StoragePool } from "../../libvirt/storage_pool.ts";
-import { throwIfLost } from "../lost_connection.ts";
+import { type Host, throwIfLost } from "../context.ts";
+import { DEFAULT_CONFIG } from "../../settings/settings.ts";
 import { makePool, poolPath, virsh } from "../../shell.ts";
 import { retry, sleep } from "../../wait.ts";
 import { xml } from "../../xml.ts";
@@ -98,4 +99,11 @@ export function dirPoolXml(name: string, path: string): string {
       </target>
     </pool>
   `.toString();
+}
+
+/** The pool for overlays. The one that nobody chose is made at its first use. */
+export async function lookupOverlayPool({ connection, config }: Host): Promise<StoragePool> {
+  const name = config.pools.overlays;
+  if (name === DEFAULT_CONFIG.pools.overlays) await createDirPool(connection, name);
+  return await lookupActivePool(connection, name, "pools.overlays");
 }

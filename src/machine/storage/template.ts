@@ -5,8 +5,7 @@ import { isLibvirtError, VIR_ERR } from "../../libvirt/error.ts";
 import { StoragePool } from "../../libvirt/storage_pool.ts";
 import { lookupActivePool } from "./pools.ts";
 import { isOurVolume } from "./volume_names.ts";
-import { readVolumeXml } from "./volume_xml.ts";
-import type { Base } from "./volumes.ts";
+import { type Base, readVolumeXml } from "./volumes.ts";
 
 /** A base image that overlays stand on. */
 export interface Template extends Base {

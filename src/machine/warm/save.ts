@@ -15,7 +15,7 @@ import { removeMachineSafely } from "../remove.ts";
 import { agentOf } from "../ssh_channel.ts";
 import { startMachine } from "../start.ts";
 import { createDisk } from "../storage/disks.ts";
-import { lookupOverlayPool } from "../storage/overlay_pool.ts";
+import { lookupOverlayPool } from "../storage/pools.ts";
 import { findTemplate } from "../storage/template.ts";
 import { volumeName } from "../storage/volume_names.ts";
 import { createRawVolume } from "../storage/volumes.ts";
