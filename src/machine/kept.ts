@@ -99,10 +99,7 @@ export async function notePass(domain: Domain, { name, say }: JobScript): Promis
  * it does, its key leaves the attempt's directory, which GitLab Runner is about to remove. A machine
  * that cannot be kept is not, with a warning.
  */
-export async function keepAfterJob(
-  machine: string,
-  { host, report }: Context,
-): Promise<boolean> {
+export async function keepAfterJob(machine: string, { host, report }: Context): Promise<boolean> {
   using domain = await findDomainOf(machine, host);
   const metadata = domain && await findMetadata(domain);
   if (domain === null || metadata === null) return false;

@@ -94,10 +94,7 @@ export async function lookupNeed(
  * Whether a machine that no job has yet waits for one, or is about to be taken over by one that is
  * needed itself. Its metadata has to be read before.
  */
-async function isAwaited(
-  standby: string,
-  { connection, config }: Host,
-): Promise<boolean> {
+async function isAwaited(standby: string, { connection, config }: Host): Promise<boolean> {
   using pool = await findActivePool(connection, config.pools.overlays);
   const volumes = await pool?.volumeNames() ?? [];
   if (waitingIn(volumes).some(({ name }) => name === standby)) return true;

@@ -54,10 +54,7 @@ export async function noteAnswer(domain: Domain, answer: "some" | "none"): Promi
 }
 
 /** The machine of this job's name, or by its domain's. Throws SystemFailure if it is gone, crashed, not ours, or not ready. */
-export async function lookupReadyMachine(
-  machine: string,
-  host: Host,
-): Promise<RunningMachine> {
+export async function lookupReadyMachine(machine: string, host: Host): Promise<RunningMachine> {
   using undo = new DisposableStack();
   const found = undo.use(await lookupMachine(machine, host));
   if (found.metadata.address === "") throw unusable(`The machine "${machine}" is not ready`);

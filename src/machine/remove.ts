@@ -36,9 +36,7 @@ export async function removeMachine(
   const pools = [...new Set([config.pools.overlays, ...volumes.map(({ pool }) => pool)])];
   const { destroyed, key, isReady } = await destroyMachine(machine, connection);
   const standbys = destroyed ? [] : await standbysAssignedTo(machine, host);
-  for (const standby of standbys) {
-    await removeMachine(standby, quiet(context), { attemptDir });
-  }
+  for (const standby of standbys) await removeMachine(standby, quiet(context), { attemptDir });
   const removals = [
     removeKeyFile(keyFile(directories.keys, machine)),
     removeKeyFile(keyFile(directories.lastingKeys, machine)),
@@ -70,10 +68,7 @@ export async function removeStandby(
 }
 
 /** As {@linkcode removeMachine}, and once more on a new connection if it fails. */
-export async function removeMachineSafely(
-  machine: string,
-  context: Context,
-): Promise<void> {
+export async function removeMachineSafely(machine: string, context: Context): Promise<void> {
   await withReconnect(context, (context) => removeMachine(machine, context));
 }
 

@@ -30,9 +30,7 @@ export async function requireNetwork(
   using network = await Network.find(connection, name);
   if (network !== null && await network.isActive()) {
     const xml = await network.xml();
-    if (isolate && hostAddresses.length === 0) {
-      requireSight(xml, name, connection);
-    }
+    if (isolate && hostAddresses.length === 0) requireSight(xml, name, connection);
     return readSubnets(xml);
   }
   throw new SystemFailure({

@@ -168,9 +168,7 @@ async function removeOneStandby(
     try {
       if (await removeStandby(standby, pool, context)) return true;
     } catch (error) {
-      context.report.warn(
-        `Cannot remove the standby machine "${standby.name}": ${explain(error)}`,
-      );
+      context.report.warn(`Cannot remove the standby machine "${standby.name}": ${explain(error)}`);
     }
   }
   return false;

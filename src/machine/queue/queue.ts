@@ -71,9 +71,7 @@ export interface QueueEntry extends Queued {
 const MARGIN_SECONDS = 600;
 
 /** How long an entry counts, whatever became of its prepare. */
-export function longestQueueSeconds(
-  { queueSeconds }: { readonly queueSeconds: number },
-): number {
+export function longestQueueSeconds({ queueSeconds }: { readonly queueSeconds: number }): number {
   return queueSeconds + MARGIN_SECONDS;
 }
 

@@ -45,10 +45,7 @@ export async function findWanted(host: Host): Promise<FoundWanted> {
   return { wanted, problems };
 }
 
-async function lookupWanted(
-  choice: TemplateChoice,
-  host: Host,
-): Promise<WantedStandbys> {
+async function lookupWanted(choice: TemplateChoice, host: Host): Promise<WantedStandbys> {
   const { connection, config } = host;
   const { name, settings } = choice;
   const advise = templateAdvice(config, { isOperator: true });

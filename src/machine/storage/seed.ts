@@ -64,11 +64,7 @@ function userData({ user, shell, publicKeys, hostKey }: Login): object {
   };
 }
 
-function userLogin(
-  user: string,
-  shell: Login["shell"],
-  publicKeys: Login["publicKeys"],
-): object {
+function userLogin(user: string, shell: Login["shell"], publicKeys: Login["publicKeys"]): object {
   return {
     // Without "default" in it, so the distribution's own user is not made. A
     // user that the template has is kept, but for the password, sudo and keys.

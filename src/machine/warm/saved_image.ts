@@ -50,9 +50,7 @@ export function withSavedXml(
   const encoder = new TextEncoder();
   const xml = encoder.encode(`${domainXml}\0`);
   const cookie = hasCookie
-    ? encoder.encode(
-      `${textAt(beforeRam, HEADER_BYTES + xmlBytes, HEADER_BYTES + areaBytes)}\0`,
-    )
+    ? encoder.encode(`${textAt(beforeRam, HEADER_BYTES + xmlBytes, HEADER_BYTES + areaBytes)}\0`)
     : new Uint8Array();
   if (xml.length + cookie.length > areaBytes) {
     throw unusable(`has room for ${areaBytes} bytes of XML, and this domain's has ${xml.length}`);

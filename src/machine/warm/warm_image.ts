@@ -158,10 +158,7 @@ function changesSince(then: WarmOrigin, now: WarmOrigin): string | null {
 }
 
 /** The first of these warm images that still holds. */
-export function findFitting(
-  images: readonly WarmImage[],
-  now: WarmOrigin,
-): WarmImage | undefined {
+export function findFitting(images: readonly WarmImage[], now: WarmOrigin): WarmImage | undefined {
   return images.find(({ origin }) => changesSince(origin, now) === null);
 }
 
