@@ -4,48 +4,48 @@ import type { Card } from "./network/card.ts";
 import type { MachineSettings } from "../settings/settings.ts";
 import { type Xml, xml } from "../xml.ts";
 
-/** The name of the channel over which a machine without a network card is reached. */
+/** The channel through which a machine without a network card is reached. */
 export const SSH_CHANNEL = "org.libvirt-gci.ssh.0";
 
-/** All that the domain XML of a machine is made of, but for its disk. */
+/** A machine as its domain XML needs it, without its disk. Paths are on the hypervisor's host. */
 export interface MachineDomain {
   readonly name: string;
   readonly metadata: MachineMetadata;
   readonly settings: MachineSettings;
-  /** The network filter of its card; null where the machine is not isolated. */
+  /** The network filter of its card; null if the machine is not isolated. */
   readonly filter: string | null;
-  /** The card of the network that the filter is for; null where it learns the address from DHCP. */
+  /** The card that the filter is for; null if libvirt learns the address from DHCP. */
   readonly card: Card | null;
-  /** Paths on the hypervisor's host. */
   readonly consolePath: string;
-  /** The image for cloud-init; null where the guest gets none. */
+  /** The image for cloud-init, if the guest gets one. */
   readonly seedPath: string | null;
-  /** The systemd credential with files for the guest; null where it gets none. */
+  /** The systemd credential, if the guest gets one. */
   readonly credentialPath: string | null;
-  /** Where the UEFI firmware keeps its variables; null is a BIOS. */
+  /** The UEFI firmware's variables; null for a BIOS. */
   readonly nvramPath: string | null;
 }
 
-/** The same, with its disk. */
+/** A machine with its disk. */
 export interface DomainOnDisk extends MachineDomain {
   readonly overlayPath: string;
-  /** Whether its RAM is to be saved and resumed: its card is plugged in only after that. */
+  /** Whether its RAM will be saved. A resumed machine gets its card later. */
   readonly isWarm?: boolean;
 }
 
+const IS_X86 = Deno.build.arch === "x86_64";
+
 /**
- * The machine as domain XML (https://libvirt.org/formatdomain.html).
- *
- * The overlay's cache mode is `unsafe`, since nobody reads it after a crash of the host: the job is
- * lost with it. Nothing keeps a machine that powers off: with its domain it is gone. One whose kernel
- * panics is kept as it is, to be looked at until cleanup.
+ * The machine as domain XML (https://libvirt.org/formatdomain.html). The overlay's cache mode is
+ * `unsafe`, because nobody reads it after a crash of the host. A machine that powers off is gone. One
+ * whose kernel panics stays as it is until cleanup, so that it can be examined.
  */
 export function domainXml(machine: DomainOnDisk): Xml {
   const { metadata, settings } = machine;
+  // By the generation id, the guest's kernel learns that it was cloned. QEMU has one only with ACPI.
   return xml`
     <domain type="${settings.domainType}">
       <name>${machine.name}</name>
-      ${machine.isWarm === true && genidXml()}
+      ${machine.isWarm === true && IS_X86 && xml`<genid />`}
       <title>${titleOf(metadata)}</title>
       <metadata>${metadataXml(metadata)}</metadata>
       <memory unit="MiB">${settings.memoryMib}</memory>
@@ -56,7 +56,7 @@ export function domainXml(machine: DomainOnDisk): Xml {
       <features>
         <acpi/>
       </features>
-      ${cpuXml(machine)}
+      ${cpuXml(settings)}
       <clock offset="utc"/>
       <on_poweroff>destroy</on_poweroff>
       <on_reboot>restart</on_reboot>
@@ -80,34 +80,34 @@ export function domainXml(machine: DomainOnDisk): Xml {
         <channel type="unix">
           <target type="virtio" name="org.qemu.guest_agent.0"/>
         </channel>
-        ${rngXml()}
+        ${RNG}
         <memballoon model="none"/>
-        ${Deno.build.arch === "x86_64" && postMortemXml()}
+        ${IS_X86 && POST_MORTEM}
       </devices>
     </domain>
   `;
 }
 
-/** What the title of the domain says. */
+/** The domain's title. */
 export function titleOf({ job, project, template }: MachineMetadata): string {
   const what = job === "" ? template : `job ${job} of ${project} on ${template}`;
   return `libvirt-gci: ${what}`.replace(/\s+/g, " "); // libvirt refuses a line feed in a title
 }
 
-function cpuSharesXml({ cpu: { shares: cpuShares } }: MachineSettings): Xml | null {
-  return cpuShares === null ? null : xml`
+function cpuSharesXml({ cpu: { shares } }: MachineSettings): Xml | null {
+  return shares === null ? null : xml`
     <cputune>
-      <shares>${cpuShares}</shares>
+      <shares>${shares}</shares>
     </cputune>
   `;
 }
 
 /**
- * libvirt chooses the firmware; without a word of secure boot, one that boots only what others signed
- * (https://libvirt.org/formatdomain.html#bios-bootloader).
+ * libvirt chooses the firmware. Secure boot is switched off, or libvirt may choose a firmware that
+ * boots only signed systems (https://libvirt.org/formatdomain.html#bios-bootloader).
  */
 function osXml({ settings, nvramPath }: MachineDomain): Xml {
-  const machine = settings.machineType ?? (Deno.build.arch === "x86_64" ? "q35" : null);
+  const machine = settings.machineType ?? (IS_X86 ? "q35" : null);
   const type = machine === null
     ? xml`<type>hvm</type>`
     : xml`<type machine="${machine}">hvm</type>`;
@@ -123,17 +123,12 @@ function osXml({ settings, nvramPath }: MachineDomain): Xml {
 }
 
 /**
- * Without vmx (Intel) and svm (AMD), the guest runs no virtual machines of its own. Emulated, a guest
- * without svm crashes (seen with QEMU 7.2), and its own machines are nothing of the host's.
+ * Without vmx (Intel) and svm (AMD), the guest cannot run VMs itself. An emulated guest keeps them: it
+ * crashes without svm (QEMU 7.2), and its VMs do not reach the host's KVM.
  */
-function cpuXml({ settings }: MachineDomain): Xml {
-  const { domainType } = settings;
-  const mode = settings.cpu.mode ?? (domainType === "kvm" ? "host-passthrough" : "maximum");
-  if (settings.nested || domainType !== "kvm" || Deno.build.arch !== "x86_64") {
-    return xml`
-      <cpu mode="${mode}" />
-    `;
-  }
+function cpuXml({ domainType, nested, cpu }: MachineSettings): Xml {
+  const mode = cpu.mode ?? (domainType === "kvm" ? "host-passthrough" : "maximum");
+  if (nested || domainType !== "kvm" || !IS_X86) return xml`<cpu mode="${mode}" />`;
   return xml`
     <cpu mode="${mode}">
       <feature policy="disable" name="vmx" />
@@ -143,8 +138,8 @@ function cpuXml({ settings }: MachineDomain): Xml {
 }
 
 /**
- * A file for systemd in the guest (https://systemd.io/CREDENTIALS), 252 or newer. As a string of
- * SMBIOS, which systemd reads too, it would be an argument of QEMU, for all of the host to see.
+ * A file for systemd in the guest (https://systemd.io/CREDENTIALS). systemd also reads SMBIOS strings,
+ * but those would be arguments of QEMU, which every process of the host sees.
  */
 function credentialXml(path: string | null): Xml | null {
   return path === null ? null : xml`
@@ -165,7 +160,7 @@ function iotuneXml({ disk }: MachineSettings): Xml | null {
   `;
 }
 
-/** As a virtio disk, not a CD-ROM: the kernels of cloud images may have no driver for SATA. */
+/** A virtio disk, not a CD-ROM: kernels of cloud images may lack a driver for SATA. */
 function seedXml(path: string | null): Xml | null {
   return path === null ? null : xml`
     <disk type="file" device="disk">
@@ -177,32 +172,28 @@ function seedXml(path: string | null): Xml | null {
   `;
 }
 
-/** By which the guest's kernel learns that it is another machine; QEMU has it where it has ACPI. */
-function genidXml(): Xml | null {
-  return Deno.build.arch !== "x86_64" ? null : xml`
-    <genid />
-  `;
-}
-
-/** The way into the machine: its card or, without a network, a channel. */
+/** The machine's card or, without a network, the channel for SSH. */
 function accessXml(machine: DomainOnDisk): Xml | null {
-  if (machine.settings.network.name === "none") return sshChannelXml();
+  if (machine.settings.network.name === "none") {
+    return xml`
+      <channel type="unix">
+        <target type="virtio" name="${SSH_CHANNEL}" />
+      </channel>
+    `;
+  }
   return machine.isWarm === true ? null : interfaceXml(withFilterLater(machine));
 }
 
 /**
- * The machine, as its card is at first: without the filter, if that can come later. libvirt needs a second
- * to set it, in which the guest goes on. It cannot where libvirt learns the address from the packets of
- * DHCP, which it must see.
+ * The machine with a card without its filter, if the filter can be set later. libvirt needs a second to
+ * set one, during which the guest can boot. If libvirt learns the address from DHCP, the filter must be
+ * there first, or libvirt does not see the packets.
  */
 export function withFilterLater(machine: MachineDomain): MachineDomain {
   return machine.card === null ? machine : { ...machine, filter: null };
 }
 
-/**
- * The machine's card. An isolated card's port of the bridge passes nothing to other isolated ports
- * (libvirt 6.1).
- */
+/** The machine's card. Isolated ports of a bridge exchange no frames (libvirt 6.1). */
 export function interfaceXml({ metadata, settings, filter, card }: MachineDomain): Xml {
   const kibPerSecond = settings.network.mibPerSecond && settings.network.mibPerSecond * 1024;
   return xml`
@@ -210,25 +201,19 @@ export function interfaceXml({ metadata, settings, filter, card }: MachineDomain
       <mac address="${metadata.mac}"/>
       <source network="${settings.network.name}"/>
       <model type="virtio"/>
-      ${settings.network.isolate && xml`
-        <port isolated="yes" />
-      `}
+      ${settings.network.isolate && xml`<port isolated="yes" />`}
       ${filter === null ? null : filterrefXml(filter, card)}
-      ${kibPerSecond &&
-        xml`
-          <bandwidth>
-            <inbound average="${kibPerSecond}" />
-            <outbound average="${kibPerSecond}" />
-          </bandwidth>
-        `}
+      ${kibPerSecond && xml`
+        <bandwidth>
+          <inbound average="${kibPerSecond}" />
+          <outbound average="${kibPerSecond}" />
+        </bandwidth>
+      `}
     </interface>
   `;
 }
 
-/**
- * The one address that passes. Where none is known it is the one that DHCP gives, for which libvirt
- * opens the filter a second later; until then, only DHCP passes.
- */
+/** The filter lets one address pass: the card's, or the one that libvirt learns from DHCP. */
 function filterrefXml(filter: string, card: Card | null): Xml {
   const [name, value] = card === null ? ["CTRL_IP_LEARNING", "dhcp"] : ["IP", card.address];
   return xml`
@@ -238,37 +223,18 @@ function filterrefXml(filter: string, card: Card | null): Xml {
   `;
 }
 
-/**
- * What tells of a machine that fails: a screen to take a picture of, the cheapest that one can be
- * taken of while the guest has no driver for it, and a device by which a kernel says that it panics.
- */
-function postMortemXml(): Xml {
-  return xml`
-    <video>
-      <model type="vga" />
-    </video>
-    <panic model="isa" />
-  `;
-}
+/** For post-mortems: the cheapest screen of which libvirt takes pictures, and a report of panics. */
+const POST_MORTEM = xml`
+  <video>
+    <model type="vga" />
+  </video>
+  <panic model="isa" />
+`;
 
-/**
- * Random numbers of the host's, which a guest that boots needs some hundred bytes of: its own generator
- * goes on from there. A guest that asks for more and more gets 64 KiB a second, or QEMU would read them
- * for it by the host's processors, beside those that the machine has.
- */
-function rngXml(): Xml {
-  return xml`
-    <rng model="virtio">
-      <rate bytes="65536" period="1000" />
-      <backend model="random">/dev/urandom</backend>
-    </rng>
-  `;
-}
-
-function sshChannelXml(): Xml {
-  return xml`
-    <channel type="unix">
-      <target type="virtio" name="${SSH_CHANNEL}" />
-    </channel>
-  `;
-}
+/** Random numbers for the boot, limited to 64 KiB/s because the host's CPUs produce them. */
+const RNG = xml`
+  <rng model="virtio">
+    <rate bytes="65536" period="1000" />
+    <backend model="random">/dev/urandom</backend>
+  </rng>
+`;
