@@ -4,7 +4,7 @@ import { defineCommand } from "../cli/command.ts";
 import { durationText, secondsSince } from "../duration.ts";
 import { StoragePool } from "../libvirt/storage_pool.ts";
 import type { Context } from "../machine/context.ts";
-import { findMachines, type FoundMachine, isTrace, partsOf } from "../machine/inventory.ts";
+import { findMachines, type FoundMachine } from "../machine/inventory.ts";
 import { standbysAssignedTo } from "../machine/lookup.ts";
 import { lookupNeed, type Need } from "../machine/need.ts";
 import { entriesIn, isLiveEntry, leaveQueue, longestQueueSeconds } from "../machine/queue/queue.ts";
@@ -172,4 +172,20 @@ function whyTooOld({ owner }: Need, olderThanSeconds: number | null): string | n
   return olderThanSeconds !== null && seconds > olderThanSeconds
     ? `it was created ${durationText(seconds)} ago`
     : null;
+}
+
+/** The parts of these machines, such as `domain, 5 volumes, network filter, key`. */
+function partsOf(machines: readonly FoundMachine[]): string {
+  const volumes = machines.flatMap((machine) => machine.volumes).length;
+  return [
+    ...(machines.some(({ hasDomain }) => hasDomain) ? ["domain"] : []),
+    ...(volumes > 0 ? [`${volumes} volume${volumes === 1 ? "" : "s"}`] : []),
+    ...(machines.some(({ hasFilter }) => hasFilter) ? ["network filter"] : []),
+    ...(machines.some(({ hasKey }) => hasKey) ? ["key"] : []),
+  ].join(", ");
+}
+
+/** Whether only its filter or its key is left, which do not name an owner. */
+function isTrace({ hasDomain, volumes }: FoundMachine): boolean {
+  return !hasDomain && volumes.length === 0;
 }

@@ -6,14 +6,11 @@ import type { StepTimer } from "./steps.ts";
 import type { Config } from "../settings/settings.ts";
 import { type Progress, retry } from "../wait.ts";
 
-/** Where machines run, and where this host has what belongs to them. */
+/** The hypervisor, and this host's directories for its machines. */
 export interface Host {
   readonly config: Config;
   readonly connection: Connection;
-  /**
-   * Opens another connection, for when the first no longer answers. Its calls may take so long, by
-   * default as long as those of the first.
-   */
+  /** Opens another connection. `callSeconds` limits its calls, by default as the first one's. */
   readonly connect: (callSeconds?: number) => Promise<Connection>;
   readonly directories: Directories;
 }
@@ -22,55 +19,53 @@ export interface Host {
 export interface Directories {
   /** The caller's home. */
   readonly home: string | undefined;
-  /** Where private keys of machines are kept: the attempt's directory, or by hand the user's own. */
+  /** For machines' private keys: the attempt's directory, or by hand the user's own. */
   readonly keys: string;
-  /** Where they are kept that have to outlive the attempt; by hand that is the same. */
+  /** For keys that must outlive the attempt; by hand the same. */
   readonly lastingKeys: string;
-  /** Where is kept what could be known of machines that failed. */
   readonly postMortems: string;
 }
 
-/** Who is told what is going on. */
+/** Where a stage reports to. */
 export interface Reporter {
-  /** Progress, a line each. */
+  /** Takes a line of progress. */
   readonly log: (line: string) => void;
-  /** Problems that do not end the stage, a line each. */
+  /** Takes a problem that does not end the stage. */
   readonly warn: (line: string) => void;
-  /** Shows at the terminal what is waited for; null where there is none. */
+  /** Shows at the terminal what is waited for; null without a terminal. */
   readonly progress: Progress | null;
-  /** Measures the steps of what is done. */
   readonly steps: StepTimer;
 }
 
-/** In what anything is done to a machine that takes time. */
+/** What every act on a machine needs. */
 export interface Context {
   readonly host: Host;
   readonly report: Reporter;
-  /** Aborts when the stage is to end; its reason is the error to end with. */
+  /** Aborts when the stage must end. Its reason is the error to end with. */
   readonly signal: AbortSignal;
 }
 
-/** The same, on this connection. */
+/** The context with another connection. */
 export function withConnection(context: Context, connection: Connection): Context {
   return { ...context, host: { ...context.host, connection } };
 }
 
-/** The same, until this signal aborts. */
+/** The context with another signal. */
 export function withSignal(context: Context, signal: AbortSignal): Context {
   return { ...context, signal };
 }
 
-/** The same, where nobody hears of progress. */
+/** The context without progress lines. */
 export function quiet(context: Context): Context {
   return { ...context, report: { ...context.report, log: () => {} } };
 }
 
-/** The same, where nobody hears of problems that do not end it. */
+/** The context without warnings. */
 export function withoutWarnings(context: Context): Context {
   return { ...context, report: { ...context.report, warn: () => {} } };
 }
 
-/** The same, with steps that begin now. */
+/** The context with a new timer, whose first step begins now. */
 export function withOwnSteps(context: Context): Context {
   return { ...context, report: { ...context.report, steps: context.report.steps.anew() } };
 }
@@ -78,9 +73,8 @@ export function withOwnSteps(context: Context): Context {
 const RECONNECT_MS = 10_000;
 
 /**
- * Does something on the context's connection. If it fails, all of it is done again on a connection of
- * its own: the daemon may have been started anew, or a call may never have come back. Throws what failed
- * first if there is none.
+ * Does something. If it fails, does it again on a new connection: the daemon may have been restarted, or
+ * a call may have hung. Throws the first error if there is no new connection within ten seconds.
  */
 export async function withReconnect<T>(
   context: Context,
@@ -101,8 +95,8 @@ export async function withReconnect<T>(
 }
 
 /**
- * Throws SystemFailure if something failed because the connection to libvirt was lost: nothing else is
- * at fault then. `done` ends the sentence "The connection to libvirt was lost before it had …".
+ * Throws SystemFailure if the cause is a lost connection to libvirt. `done` ends the sentence "The
+ * connection to libvirt was lost before it had …".
  */
 export function throwIfLost(cause: unknown, done: string): void {
   if (!isLibvirtError(cause) || !cause.isLost) return;

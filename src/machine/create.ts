@@ -11,7 +11,7 @@ import { reserveMachine } from "./name.ts";
 import { type Card, randomMac, withCurrentLease } from "./network/card.ts";
 import { isolate, requireNetwork } from "./network/isolation.ts";
 import type { Subnet } from "./network/network_info.ts";
-import { enterIfRoom, type Place, waitForRoom } from "./queue/admission.ts";
+import { type Admission, tryAdmission, waitForAdmission } from "./queue/admission.ts";
 import { waitForProject } from "./queue/project_limit.ts";
 import { removeMachineSafely } from "./remove.ts";
 import { createVolumes } from "./storage/disks.ts";
@@ -21,31 +21,35 @@ import { volumeName } from "./storage/volume_names.ts";
 import { removeVolume } from "./storage/volumes.ts";
 
 /**
- * Makes a machine, once there is room for it, and waits until it is ready. If that fails, or the signal
- * aborts, it undoes what it did. Null if there is no room and it was not to wait for that. Throws
- * BuildFailure if there is no such template, NameTaken, or SystemFailure.
+ * Creates a machine once there is room for it, and waits until it is ready. If that fails, or the signal
+ * aborts, it removes what it created. Null if there is no room and the spec does not wait. Throws
+ * BuildFailure if the template does not exist, NameTaken or SystemFailure.
  */
 export async function create(spec: MachineSpec, context: Context): Promise<Machine | null> {
   const { host, report, signal } = context;
-  let template = await findFitting(spec, host); // refuses before anything is made
+  let template = await findFitting(spec, host); // fails before anything is created
   const subnets = spec.hasCard ? await requireNetwork(host.connection, spec.choice.settings) : [];
   using pool = await lookupOverlayPool(host);
   await reserveMachine(spec, pool, context);
-  await using undo = new AsyncDisposableStack(); // only now is the name ours
+  await using undo = new AsyncDisposableStack(); // only now the name is ours
   undo.defer(() => undoCreate(spec.name, context));
 
   const waitedSeconds = await waitForProject(spec.name, { pool, project: spec.project }, context);
   if (waitedSeconds > 0) {
     report.steps.end("project");
-    template = await findFitting(spec, host); // somebody may have replaced it
+    template = await findFitting(spec, host); // it may have been replaced
   }
   const instead = async (): Promise<Machine | null> =>
     await spec.instead?.(spec, { template, pool }, context) ?? null;
-  const got = await instead() ?? await findPlace(spec, { pool, waitedSeconds, instead }, context);
+  const room = { pool, memoryMib: spec.choice.settings.memoryMib };
+  const got = await instead() ??
+    (spec.queue === "wait"
+      ? await waitForAdmission(spec.name, { ...room, waitedSeconds, instead }, context)
+      : await tryAdmission(spec.name, room, context));
   if (got === null) return null;
-  if ("metadata" in got) {
+  if ("metadata" in got) { // a standby machine, which is ours now
     signal.throwIfAborted();
-    undo.move(); // a machine that waited, which is ours now
+    undo.move();
     return got;
   }
   if (got.hasWaited) template = await findFitting(spec, host); // as above
@@ -53,20 +57,17 @@ export async function create(spec: MachineSpec, context: Context): Promise<Machi
 
   const machine = await makeParts(spec, { template, subnets, pool }, host);
   signal.throwIfAborted();
-  const metadata = await startInOneWay(spec, machine, { place: got, pool }, context);
+  const metadata = await startInOneWay(spec, machine, { admission: got, pool }, context);
   signal.throwIfAborted();
-  undo.move(); // it lives until cleanup
+  undo.move(); // from here on, cleanup removes it
   return { name: spec.name, metadata };
 }
 
-/** The template as it is now. Throws SystemFailure also if it is too large. */
+/** The template as it is now. Throws SystemFailure if it is larger than the spec allows. */
 async function findFitting(spec: MachineSpec, { connection, config }: Host): Promise<Template> {
   const { choice, advise, maxDiskGib } = spec;
-  const template = await findTemplate(connection, {
-    ...choice,
-    advise,
-    pool: config.pools.templates,
-  });
+  const asked = { ...choice, advise, pool: config.pools.templates };
+  const template = await findTemplate(connection, asked);
   const gib = Math.ceil(template.capacityBytes / GIB);
   if (maxDiskGib === null || gib <= maxDiskGib) return template;
   throw new SystemFailure({
@@ -77,22 +78,7 @@ async function findFitting(spec: MachineSpec, { connection, config }: Host): Pro
   });
 }
 
-/** Enters the queue, and waits there if the machine is to. Null if it would have to and is not. */
-async function findPlace(
-  { name, queue, choice: { settings: { memoryMib } } }: MachineSpec,
-  { pool, waitedSeconds, instead }: {
-    readonly pool: StoragePool;
-    readonly waitedSeconds: number;
-    readonly instead: () => Promise<Machine | null>;
-  },
-  context: Context,
-): Promise<Place | Machine | null> {
-  return queue === "wait"
-    ? await waitForRoom(name, { pool, memoryMib, waitedSeconds, instead }, context)
-    : await enterIfRoom(name, { pool, memoryMib }, context);
-}
-
-/** Makes all of the machine but its disk and its domain. */
+/** Creates all parts of the machine but its disk and its domain. */
 async function makeParts(
   { name, owner, choice, login: keys, hasCard }: MachineSpec,
   { template, subnets, pool }: {
@@ -112,7 +98,7 @@ async function makeParts(
   return { name, metadata, settings, template, login, filter, card, ...volumes };
 }
 
-/** The metadata of a machine that nobody has reached yet. */
+/** The metadata of a machine that is not ready yet. */
 export function newMetadata(
   owner: Owner,
   { template, login, settings, card }: {
@@ -140,7 +126,7 @@ export function newMetadata(
 async function startInOneWay(
   spec: MachineSpec,
   machine: NewMachine,
-  { place, pool }: { readonly place: Place; readonly pool: StoragePool },
+  { admission, pool }: { readonly admission: Admission; readonly pool: StoragePool },
   context: Context,
 ): Promise<MachineMetadata> {
   const { host, report, signal } = context;
@@ -150,10 +136,10 @@ async function startInOneWay(
       const next = i === 0 ? machine : await withCurrentCard(machine, host);
       using started = await start(next, pool, context);
       if (started === null) continue;
-      if (isLast) await place.leave(); // the domain counts now
+      if (isLast) await admission.leave(); // the domain counts now
       const keeps = isLast && spec.keepsPostMortem;
       const metadata = await reachOrExamine(started, { keeps }, context);
-      if (!isLast) await place.leave(); // not before: the next would start in the same place
+      if (!isLast) await admission.leave(); // only now: a second start needs the same room
       return metadata;
     } catch (error) {
       if (isLast) throw error;
@@ -165,7 +151,7 @@ async function startInOneWay(
   throw new Error("the last way to start a machine is always there");
 }
 
-/** Waits for it; adds to a failure what can be known of the machine, before undo removes it. */
+/** Waits until it is ready. A failure tells what is known of the machine, before undo removes it. */
 async function reachOrExamine(
   { domain: { name }, reach }: Started,
   { keeps }: { readonly keeps: boolean },
@@ -176,7 +162,7 @@ async function reachOrExamine(
   } catch (cause) {
     const { host, signal } = context;
     if (signal.aborted) throw cause;
-    const { withPostMortem } = await import("./post_mortem/post_mortem.ts"); // what few machines need
+    const { withPostMortem } = await import("./post_mortem/post_mortem.ts"); // rarely needed
     const failure = new SystemFailure({ what: `The machine "${name}" did not come up`, cause });
     const postMortem = keeps ? host.config.postMortem : { ...host.config.postMortem, count: 0 };
     const config = { ...host.config, postMortem };
@@ -184,14 +170,14 @@ async function reachOrExamine(
   }
 }
 
-/** The machine, whose card's address the guest of an earlier attempt may have leased. */
+/** The machine with its card's lease as it is now: the guest of a failed start may have one. */
 async function withCurrentCard(machine: NewMachine, { connection }: Host): Promise<NewMachine> {
   const { card, settings } = machine;
   if (card === null) return machine;
   return { ...machine, card: await withCurrentLease(connection, settings.network.name, card) };
 }
 
-/** Removes what an attempt to start the machine made, so that it can be started in another way. */
+/** Removes what a failed start left, so that the machine can start in another way. */
 async function removeAttempt(machine: string, poolName: string, context: Context): Promise<void> {
   await withReconnect(context, async ({ host: { connection } }) => {
     using pool = await StoragePool.lookup(connection, poolName);
@@ -202,7 +188,7 @@ async function removeAttempt(machine: string, poolName: string, context: Context
   });
 }
 
-/** Removes what was made. The failure is what the caller hears of, not this. */
+/** Removes the machine. If that fails it only warns: the caller throws what failed first. */
 async function undoCreate(machine: string, context: Context): Promise<void> {
   try {
     await removeMachineSafely(machine, context);

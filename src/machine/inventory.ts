@@ -11,22 +11,18 @@ import { filterName } from "./network/filter.ts";
 import { findActivePool, refreshPool } from "./storage/pools.ts";
 import { machineOfVolume } from "./storage/volume_names.ts";
 
-/** What is there of a machine of ours, whether or not it runs. */
+/** The parts of a machine of ours that exist. */
 export interface FoundMachine {
   readonly name: string;
   /** Whether it has a domain that is ours. */
   hasDomain: boolean;
   readonly volumes: { readonly pool: string; readonly name: string }[];
   hasFilter: boolean;
-  /** Whether its key is in the directory for keys of machines by hand. */
+  /** Whether the directory for keys of machines by hand has its key. */
   hasKey: boolean;
 }
 
-/**
- * All machines of which anything is left: a domain, volumes in the pools of the settings, a network
- * filter or a key. With `refresh`, libvirt looks into the pools again, for files that it lost sight
- * of.
- */
+/** All machines of which anything is left. With `refresh`, libvirt first looks for new files in the pools. */
 export async function findMachines(
   { host: { connection, config, directories }, report }: Context,
   { refresh }: { readonly refresh: boolean },
@@ -54,9 +50,10 @@ export async function findMachines(
       machineOf(name).volumes.push(...volumes);
     }
   }
-  const filters = await NetworkFilter.list(connection) ?? [];
-  for (const machine of machinesWithFilter(filters.map(({ name }) => name))) {
-    machineOf(machine).hasFilter = true;
+  const prefix = filterName("");
+  for (const { name: filter } of await NetworkFilter.list(connection) ?? []) {
+    const name = filter.startsWith(prefix) ? filter.slice(prefix.length) : "";
+    if (isMachineName(name)) machineOf(name).hasFilter = true;
   }
   for (const name of await namesOfKeyFiles(directories.keys)) {
     if (isMachineName(name)) machineOf(name).hasKey = true;
@@ -64,13 +61,13 @@ export async function findMachines(
   return [...machines.values()].sort((a, b) => a.name < b.name ? -1 : 1);
 }
 
-/** The machines of these volumes; what has another name is not ours. */
+/** Our machines that have these volumes. */
 export function machinesOf(volumes: readonly string[]): Map<string, string[]> {
   const ours = volumes.filter((volume) => isMachineName(machineOfVolume(volume) ?? ""));
   return Map.groupBy(ours, (volume) => machineOfVolume(volume) ?? "");
 }
 
-/** As {@linkcode machinesOf}, of volumes in this pool. */
+/** As {@linkcode machinesOf}, for volumes of this pool. */
 export function machinesIn(
   pool: string,
   volumes: readonly string[],
@@ -86,26 +83,4 @@ async function ourDomains(connection: Connection): Promise<string[]> {
   const names: string[] = [];
   for (const domain of domains) if (await findMetadata(domain) !== null) names.push(domain.name);
   return names;
-}
-
-function machinesWithFilter(filters: readonly string[]): string[] {
-  const start = filterName("");
-  return filters.filter((name) => name.startsWith(start)).map((name) => name.slice(start.length))
-    .filter(isMachineName);
-}
-
-/** What there is of these machines together, such as `domain, 5 volumes, network filter, key`. */
-export function partsOf(machines: readonly FoundMachine[]): string {
-  const volumes = machines.flatMap((machine) => machine.volumes).length;
-  return [
-    ...(machines.some(({ hasDomain }) => hasDomain) ? ["domain"] : []),
-    ...(volumes > 0 ? [`${volumes} volume${volumes === 1 ? "" : "s"}`] : []),
-    ...(machines.some(({ hasFilter }) => hasFilter) ? ["network filter"] : []),
-    ...(machines.some(({ hasKey }) => hasKey) ? ["key"] : []),
-  ].join(", ");
-}
-
-/** Whether it is known by nothing that says whose it is, or could: no domain and no volume. */
-export function isTrace({ hasDomain, volumes }: FoundMachine): boolean {
-  return !hasDomain && volumes.length === 0;
 }

@@ -10,92 +10,85 @@ import type { VolumeContents } from "./storage/disks.ts";
 import { cloudInitSeed } from "./storage/seed.ts";
 import type { MachineSettings } from "../settings/settings.ts";
 
-/** Who is let in to a machine, and how it is known. */
+/**
+ * The SSH key and the host key of a machine. Both are new for each machine, unless `login: template`
+ * takes the template's.
+ *
+ * The SSH key's private half is a file in the attempt's directory, or by hand in the user's own. The
+ * domain's metadata name the file, run and ssh read it, and cleanup deletes it. A machine that is kept
+ * after its job has the file moved to where the attempt's end does not delete it.
+ *
+ * The host key's private half is only in the guest, and in the seed or the credential that brings it
+ * there; cleanup deletes those volumes. The metadata have its fingerprint, which every login checks. With
+ * `login: template`, it is the fingerprint that prepare saw first. It ends with the domain.
+ */
 export interface MachineLogin {
   readonly key: SshKey;
-  /** The host key that we give to the guest; null where the template has its own. */
+  /** Null with `login: template`. */
   readonly hostKey: KeyPair | null;
 }
 
-/**
- * With whose key somebody logs in to a machine: its own, one that nobody has once the machine is made, or
- * the one in this file, by the command line.
- */
+/** The key to log in with: a new one, a new one that nobody keeps, or the one in a file. */
 export type KeyChoice = "own" | "nobody" | { readonly keyFile: string };
 
-/**
- * The keys of a new machine. Its own is made for it alone and kept in a file until cleanup; with
- * `login: template` it is the template's. Throws SystemFailure.
- */
+/** Creates the keys of a new machine. Throws SystemFailure. */
 export async function createLogin(
   machine: string,
   { keys: choice, settings }: { readonly keys: KeyChoice; readonly settings: MachineSettings },
   { directories: { home, keys } }: Host,
 ): Promise<MachineLogin> {
-  const keyFile = typeof choice === "object" ? choice.keyFile : undefined;
   const hostKey = settings.ssh.login === "template" ? null : await makeKeyPair();
   if (choice === "nobody") return { key: { ...await makeKeyPair(), file: "" }, hostKey };
-  if (hostKey === null) return { key: await readKey(keyFile ?? settings.ssh.key, home), hostKey };
-  if (keyFile !== undefined) return { key: await readKey(keyFile, home), hostKey };
+  const ofTemplate = hostKey === null ? settings.ssh.key : undefined;
+  const given = typeof choice === "object" ? choice.keyFile : ofTemplate;
+  if (given !== undefined) return { key: await readKey(given, home), hostKey };
   const pair = await makeKeyPair();
-  const file = await writeKeyFile(keys, machine, pair.privateKey);
-  return { key: { ...pair, file }, hostKey };
+  return { key: { ...pair, file: await writeKeyFile(keys, machine, pair.privateKey) }, hostKey };
 }
 
-/** How to log in to a machine. The domain's handle has to live until that is done. */
+/** How to log in to a machine. The domain's handle must outlive the login. */
 export async function loginTo(
   domain: Domain,
   { address, port, user, hostKey }: MachineMetadata,
   { privateKey }: Pick<SshKey, "privateKey">,
 ): Promise<Login> {
-  return {
-    ...{ address, port: port ?? 22, user, privateKey, hostKey: hostKey || null },
-    channel: address === CHANNEL_ADDRESS ? await sshChannel(domain) : null,
-  };
+  const channel = address === CHANNEL_ADDRESS ? await sshChannel(domain) : null;
+  return { address, port: port ?? 22, user, privateKey, hostKey: hostKey || null, channel };
 }
 
-/** What the machine's volumes hold, which bring the keys into the guest. */
+/** The contents of the volumes that bring the keys into the guest. */
 export function volumeContents(
   machine: string,
   { key, hostKey }: MachineLogin,
   { ssh: { login, user }, guest: { shell }, firmware }: MachineSettings,
 ): VolumeContents {
+  const { publicKey } = key;
   const withoutKeys = { seed: null, credential: null, efi: firmware === "efi" };
   if (hostKey === null) return withoutKeys;
   if (login === "systemd") {
-    const credential = tmpfilesCredential({ user, publicKey: key.publicKey, hostKey });
-    return { ...withoutKeys, credential };
+    return { ...withoutKeys, credential: tmpfilesCredential({ user, publicKey, hostKey }) };
   }
-  const seed = cloudInitSeed({
-    machine: toHostName(machine),
-    ...{ user, shell },
-    publicKeys: [key.publicKey],
-    hostKey,
-  });
-  return { ...withoutKeys, seed };
+  const hostName = toHostName(machine);
+  const guest = { machine: hostName, user, shell, publicKeys: [publicKey], hostKey };
+  return { ...withoutKeys, seed: cloudInitSeed(guest) };
 }
 
-/** What a machine calls itself. cloud-init would cut its name at the first dot. */
+/** The guest's host name. cloud-init would cut the machine's name at its first dot. */
 export function toHostName(machine: string): string {
   return machine.replace(/[._]/g, "-");
 }
 
-/** What a guest with systemd learns before its SSH server starts. */
-export interface Credential {
-  /** A user that the template has; root's home is /root, the others' are below /home. */
+/**
+ * The credential `tmpfiles.extra`, from which systemd (252 or newer) creates the host key and the user's
+ * authorized_keys before the SSH server starts
+ * (https://www.freedesktop.org/software/systemd/man/latest/tmpfiles.d.html). The template must have the
+ * user. `f+` replaces the template's file, `~` is base64.
+ */
+export function tmpfilesCredential({ user, publicKey, hostKey }: {
   readonly user: string;
   readonly publicKey: string;
-  readonly hostKey: { readonly privateKey: string; readonly publicKey: string };
-}
-
-/**
- * The credential `tmpfiles.extra`, from which systemd (252 or newer) makes files early in the boot:
- * the host key, and the key of the user who logs in
- * (https://www.freedesktop.org/software/systemd/man/latest/tmpfiles.d.html). `f+` replaces what the
- * template has, `~` is base64.
- */
-export function tmpfilesCredential(credential: Credential): Uint8Array<ArrayBuffer> {
-  const { user, publicKey, hostKey } = credential;
+  readonly hostKey: Pick<KeyPair, "privateKey" | "publicKey">;
+}): Uint8Array<ArrayBuffer> {
   const home = user === "root" ? "/root" : `/home/${user}`;
   const host = "/etc/ssh/ssh_host_ed25519_key";
   const lines = [

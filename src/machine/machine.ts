@@ -9,66 +9,65 @@ import type { Project } from "./queue/project_limit.ts";
 import type { Template } from "./storage/template.ts";
 import type { TemplateAdvice, TemplateChoice } from "../policy/template_choice.ts";
 
-/** A machine that is there. */
+/** A machine that exists. */
 export interface Machine {
   readonly name: string;
   readonly metadata: MachineMetadata;
 }
 
-/** The machine that somebody wants. */
+/** A machine to create. */
 export interface MachineSpec {
   readonly name: string;
   readonly owner: Owner;
-  /** Whether nobody may have the name, or a process that is dead. */
+  /** Whether the name must be free, or may have been left by a dead process. */
   readonly reserve: "free" | "abandoned";
-  /** The template, and the settings of its machine. */
   readonly choice: TemplateChoice;
-  /** What to do if the template is not there. */
+  /** The advice if the template does not exist. */
   readonly advise: TemplateAdvice;
-  /** The most that the template's disk may have; null is as much as it has. */
+  /** The largest disk of a template; null is any. */
   readonly maxDiskGib: number | null;
   readonly login: KeyChoice;
-  /** The project whose machines it counts among; null is none. */
+  /** The project that it counts for; null is none. */
   readonly project: Project | null;
   readonly queue: "wait" | "if there is room";
-  /** Gives a machine that waited for a job in place of a new one; null where none may. */
+  /** Gives a standby machine instead of a new one; null if it must be new. */
   readonly instead: UseAnother | null;
   /** The ways to start it, tried in order. */
   readonly starts: readonly Start[];
   /** Whether it has a network card when it starts. */
   readonly hasCard: boolean;
-  /** Whether what could be known of it is kept if it does not come up. */
+  /** Whether a post-mortem is kept if it does not come up. */
   readonly keepsPostMortem: boolean;
 }
 
-/** Gives another machine in place of a new one of this template; null if there is none now. */
+/** Gives another machine instead of a new one; null if there is none now. */
 export type UseAnother = (
   spec: MachineSpec,
   made: { readonly template: Template; readonly pool: StoragePool },
   context: Context,
 ) => Promise<Machine | null>;
 
-/** A machine of which all is there but its disk and its domain. */
+/** A machine of which everything exists but its disk and its domain. */
 export interface NewMachine extends MachineDomain {
   readonly template: Template;
   readonly login: MachineLogin;
 }
 
-/** A way to start a machine, by a boot or from a warm image. Resolves to null if there is no such way now. */
+/** A way to start a machine: boot or resume. Resolves to null if this way is not possible now. */
 export type Start = (
   machine: NewMachine,
   pool: StoragePool,
   context: Context,
 ) => Promise<Started | null>;
 
-/** A machine whose domain runs. Whoever gets it disposes of it, which leaves it running. */
+/** A machine whose domain runs. The caller disposes of it, which leaves it running. */
 export interface Started extends Disposable {
   readonly domain: Domain;
-  /** Waits until it is ready, and gives what its domain says then. */
+  /** Waits until it is ready, and gives its metadata. */
   readonly reach: (context: Context) => Promise<MachineMetadata>;
 }
 
-/** A machine with this domain. */
+/** A started machine with this domain. */
 export function startedAs(domain: Domain, reach: Started["reach"]): Started {
   return { domain, reach, [Symbol.dispose]: () => domain[Symbol.dispose]() };
 }

@@ -4,11 +4,11 @@ import { orNull, VIR_ERR } from "../libvirt/error.ts";
 import { rootOf } from "../read_xml.ts";
 import { attributesXml, type Xml, xml } from "../xml.ts";
 
-/** The XML namespace of our element in a domain's `<metadata>`, which marks the domain as ours. */
+/** The XML namespace of our element in a domain's `<metadata>`. It marks the domain as ours. */
 export const NAMESPACE = "urn:libvirt-gci:machine:1";
 const PREFIX = "gci";
 
-/** How a value is read from its text, and written as one. Empty text is what is missing. */
+/** How a value is read from text and written as text. A missing value is empty text. */
 interface Field<T> {
   readonly read: (text: string) => T;
   readonly write: (value: T) => string;
@@ -16,13 +16,12 @@ interface Field<T> {
 
 const text: Field<string> = { read: (text) => text, write: (text) => text };
 
-/** In milliseconds since 1970, or null; its text is ISO 8601. */
+/** Milliseconds since 1970, or null. The text is ISO 8601. */
 const time: Field<number | null> = {
   read: (text) => Number.isNaN(Date.parse(text)) ? null : Date.parse(text),
   write: (ms) => ms === null ? "" : new Date(ms).toISOString(),
 };
 
-/** A number, or null. */
 const count: Field<number | null> = {
   read: (text) => /^\d+$/.test(text) ? Number(text) : null,
   write: (number) => String(number ?? ""),
@@ -34,53 +33,46 @@ const flag: Field<boolean> = {
 };
 
 /**
- * What is written down of a machine, in the order of the XML: its domain has all of it, its owner's
- * volume has {@linkcode OWNER}. Machines of older programs have the same texts, so these stay.
+ * The fields, in the order of the XML. The domain has all of them, the owner's volume those of
+ * {@linkcode OWNER}. The names stay as they are, because machines of older versions have them.
  */
 const FIELDS = {
   job: text, // GitLab's id of it; empty by hand
   project: text, // the path of the job's project; empty by hand
   template: text, // its name in the settings
   created: time,
-  deadline: time, // when GitLab has ended the job for sure, or until when the machine is kept after it
+  deadline: time, // when GitLab has certainly ended the job, or the end of a kept machine
   attemptDir: text, // the directory that GitLab Runner removes after the attempt; empty by hand
-  runner: text, // what needs it, a processMark: GitLab Runner, or whoever makes it for later; or empty
-  host: text, // where that directory and that process are, a hostMark
-  mac: text, // of its network card
-  user: text, // who logs in
-  port: count, // of its SSH server
+  runner: text, // the processMark() of GitLab Runner, or of the process that creates it for later
+  host: text, // the hostMark() of that directory and that process
+  mac: text, // its network card's
+  user: text, // the user to log in as
+  port: count, // its SSH server's
   key: text, // the file of the private key to log in with
-  shell: text, // which runs the job's scripts
+  shell: text, // for the job's scripts
   address: text, // empty until it is ready
   hostKey: text, // the SHA-256 of its SSH host key; empty until that is known
-  isRunner: flag, // whether `runner` is GitLab Runner for sure, and no script that it calls a stage by
+  isRunner: flag, // whether `runner` is certainly GitLab Runner, not a script around a stage
   keepMinutes: count, // how long to keep it after a failure
-  failed: text, // the stage of GitLab's that failed first, if none of that name has passed since
-  promisedUntil: time, // until when it stays for that failure at least, as the job's log says
-  silent: flag, // whether it did not answer when a script of its job was cancelled, nor since
-  keptUntil: time, // until when it stays, whatever becomes of its job; null if nobody said so
-  machine: text, // the name of the machine that took over the one that waited here
+  failed: text, // the first stage of the job that failed and has not passed since
+  promisedUntil: time, // how long the job's log promises to keep it after that failure
+  silent: flag, // whether it has not answered since a script of its job was cancelled
+  keptUntil: time, // how long to keep it, whether its job fails or not; null if nobody said so
+  machine: text, // on a standby machine: the name of the job's machine
 };
 
 type Key = keyof typeof FIELDS;
 const KEYS = Object.keys(FIELDS) as Key[];
-const OWNER = [
-  "job",
-  "project",
-  "created",
-  "deadline",
-  "attemptDir",
-  "runner",
-  "host",
-  "isRunner",
-] as const;
+// deno-fmt-ignore
+const OWNER =
+  ["job", "project", "created", "deadline", "attemptDir", "runner", "host", "isRunner"] as const;
 
-/** What the machine's domain says of it: all that a later stage needs to know. */
+/** The metadata of a machine's domain: all that a later stage needs to know. */
 export type MachineMetadata = {
   readonly [K in Key]: ReturnType<(typeof FIELDS)[K]["read"]>;
 };
 
-/** Whose a machine is, and what tells whether anybody still needs it. */
+/** Who has a machine, and whether they still need it. */
 export type Owner = Pick<MachineMetadata, (typeof OWNER)[number]>;
 
 /** The values as texts, in the order of the keys. */
@@ -92,7 +84,7 @@ function encode<K extends Key>(
   return Object.fromEntries(keys.map((key) => [key, write(key)]));
 }
 
-/** The values of these texts; a text that is absent or makes no sense is missing. */
+/** The values of these texts. An absent or wrong text gives a missing value. */
 function decode<K extends Key>(
   keys: readonly K[],
   texts: Readonly<Record<string, unknown>>,
@@ -101,20 +93,20 @@ function decode<K extends Key>(
   return Object.fromEntries(keys.map((key) => [key, read(key)])) as Pick<MachineMetadata, K>;
 }
 
-/** Metadata that says nothing. */
+/** Metadata without any value. */
 export const EMPTY_METADATA: MachineMetadata = decode(KEYS, {});
 
-/** Whether its job is over and it was kept: cleanup made that its deadline. */
+/** Whether the machine was kept after its job: then both times are the same. */
 export function isKept({ keptUntil, deadline }: MachineMetadata): boolean {
   return keptUntil !== null && keptUntil === deadline;
 }
 
-/** What an owner's volume holds. */
+/** The content of an owner's volume. */
 export function ownerJson(owner: Owner): string {
   return `${JSON.stringify(encode(OWNER, owner))}\n`;
 }
 
-/** Reads what is in an owner's volume; null if that is nothing, or not all. */
+/** Reads the content of an owner's volume; null if it is incomplete. */
 export function parseOwner(json: string): Owner | null {
   try {
     const owner = decode(OWNER, JSON.parse(json) ?? {});
@@ -124,7 +116,7 @@ export function parseOwner(json: string): Owner | null {
   }
 }
 
-/** The metadata as the element that stands in `<metadata>`. */
+/** The metadata as the element within `<metadata>`. */
 export function metadataXml(metadata: MachineMetadata): Xml {
   return xml`
     <gci:machine xmlns:gci="${NAMESPACE}" ${attributesXml(encode(KEYS, metadata))} />
@@ -142,7 +134,7 @@ export async function readMetadata(domain: Domain): Promise<MachineMetadata | nu
   return element === null ? null : parseMetadata(element);
 }
 
-/** As {@linkcode readMetadata}; null also if the domain has ended just now. */
+/** As {@linkcode readMetadata}, or null if the domain has just ended. */
 export function findMetadata(domain: Domain): Promise<MachineMetadata | null> {
   return orNull(VIR_ERR.NO_DOMAIN, readMetadata(domain));
 }

@@ -14,12 +14,19 @@ import { orExplained } from "./storage/disks.ts";
 import { volumeName } from "./storage/volume_names.ts";
 import { createRawVolume } from "./storage/volumes.ts";
 
-/** Somebody has the name of a machine already. */
+/** The machine's name is taken. */
 export class NameTaken extends SystemFailure {}
 
-/** Reserves the name of a new machine. Throws NameTaken, or SystemFailure. */
+/**
+ * Reserves the name of a new machine. Throws NameTaken or SystemFailure.
+ *
+ * The name of a job's machine follows from the job (job.ts), so every stage finds the machine without
+ * any state: domain, volumes, network filter and key file are named for it. The name is taken as long as
+ * the owner's volume exists, which prepare creates first and removal deletes last. A standby machine
+ * keeps its own name; a volume of the job's machine refers to it (standby/waiting.ts).
+ */
 export async function reserveMachine(
-  { name, owner, reserve }: Pick<MachineSpec, "name" | "owner" | "reserve">,
+  { name, owner, reserve }: MachineSpec,
   pool: StoragePool,
   context: Context,
 ): Promise<void> {
@@ -33,10 +40,7 @@ export async function reserveMachine(
   if (!isOurs) throw new NameTaken(takenBy(name, EARLIER_DISK));
 }
 
-/**
- * Reserves the machine's name by the volume that says whose it is. Resolves to whether it is ours now:
- * of two at once, one gets it, and until that volume is deleted nobody else. Throws SystemFailure.
- */
+/** Whether it could reserve the name by creating the owner's volume. Throws SystemFailure. */
 export function reserveName(pool: StoragePool, machine: string, owner: Owner): Promise<boolean> {
   return orExplained(pool, machine, async () => {
     const bytes = new TextEncoder().encode(ownerJson(owner));
@@ -59,10 +63,7 @@ export function reserveName(pool: StoragePool, machine: string, owner: Owner): P
   });
 }
 
-/**
- * As {@linkcode reserveName}, for a name that one process at a time has: if that one was killed, what it
- * left is removed, and the name is ours.
- */
+/** As {@linkcode reserveName}, but takes over the name of a dead process and removes what it left. */
 export async function reserveAbandonedName(
   pool: StoragePool,
   { name, owner }: { readonly name: string; readonly owner: Owner },
@@ -72,14 +73,13 @@ export async function reserveAbandonedName(
   const other = await findOwner(pool, name);
   if (other === "unknown") return false;
   if (other !== null) {
-    const isDead = "why" in other || await whyUnneeded(other) !== null;
-    if (!isDead) return false;
+    if (!("why" in other) && await whyUnneeded(other) === null) return false;
     await removeMachineSafely(name, quiet(context));
   }
   return await reserveName(pool, name, owner);
 }
 
-/** Says early what {@linkcode reserveName} would refuse, and whose name it cannot know of. */
+/** Fails early for a name that {@linkcode reserveName} would refuse, or that a foreign domain has. */
 async function refuseTakenName(
   machine: string,
   connection: Connection,

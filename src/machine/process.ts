@@ -2,27 +2,24 @@
 import { hasProcess, readProc, readProcLink } from "../../ffi/proc.ts";
 import { shortHash } from "../sha256.ts";
 
-/**
- * A process as `PID START BOOT`, or null if there is none: another process may get its number, and
- * after a boot of the host even the same time of start.
- */
+/** A process as `PID START BOOT`, or null if it does not run. A PID alone may be used again. */
 export function processMark(pid: number): string | null {
-  if (pid <= 1) return null; // init adopts whose parent is gone
+  if (pid <= 1) return null; // init adopts orphans
   const stat = readProc(`${pid}/stat`);
-  // The name, in brackets, may hold any characters; the state is the 3rd field, the start the 22nd.
+  // The 2nd field, the name in brackets, may have any characters. The state is the 3rd, the start the 22nd.
   const fields = stat?.slice(stat.lastIndexOf(")") + 2).split(" ");
-  if (fields === undefined || /^[ZX]/.test(fields[0] ?? "")) return null; // dead, not yet buried
+  if (fields === undefined || /^[ZX]/.test(fields[0] ?? "")) return null; // dead, but not reaped yet
   return [pid, fields[19], readProc("sys/kernel/random/boot_id")?.trim()].join(" ");
 }
 
-/** Whether the process runs, or may: what has its number now may be hidden from us. */
+/** Whether the process runs. If /proc hides processes of other users, its PID decides. */
 export function isRunning(mark: string): boolean {
   if (mark === "") return false;
   const pid = Number.parseInt(mark);
   return processMark(pid) === mark || readProc(`${pid}/stat`) === null && hasProcess(pid);
 }
 
-/** What this host is called. */
+/** The host's name. */
 export function hostName(): string {
   return readProc("sys/kernel/hostname")?.trim() || "localhost";
 }
@@ -30,9 +27,8 @@ export function hostName(): string {
 let mark: Promise<string> | undefined;
 
 /**
- * This host, and nobody else's: a hash of its machine-id, which is not to be shown (machine-id(5)),
- * and of the process ids' namespace, since those of a container mean nothing outside. Empty if
- * unknown.
+ * A hash for this host: of its machine-id, which must not be shown (machine-id(5)), and its PID
+ * namespace, outside of which PIDs mean nothing. Empty if unknown.
  */
 export function hostMark(): Promise<string> {
   return mark ??= makeHostMark();

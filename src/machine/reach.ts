@@ -13,22 +13,17 @@ import { agentOf, CHANNEL_ADDRESS } from "./ssh_channel.ts";
 import type { MachineSettings } from "../settings/settings.ts";
 import { NotYet, together, waitFor } from "../wait.ts";
 
-/** How to wait for a machine. */
-export interface ReachOptions {
-  /** The most that each wait may take, if that is less than the settings say. */
-  readonly mostSeconds?: number;
-  /** What else has to be done in the machine, once it has its filter. */
-  readonly finish?: (signal: AbortSignal) => Promise<void>;
-}
-
 /**
- * Waits until a command runs in the machine, which gets its filter meanwhile, and gives its metadata,
- * which say that it is ready. Throws SystemFailure.
+ * Waits until a command runs in the machine. Meanwhile, sets its network filter and then calls `finish`.
+ * `mostSeconds` limits each wait. Gives the metadata that say that it is ready. Throws SystemFailure.
  */
 export async function reach(
   domain: Domain,
   machine: NewMachine,
-  { mostSeconds = Infinity, finish }: ReachOptions,
+  { mostSeconds = Infinity, finish }: {
+    readonly mostSeconds?: number;
+    readonly finish?: (signal: AbortSignal) => Promise<void>;
+  },
   context: Context,
 ): Promise<MachineMetadata> {
   const [reached] = await together(
@@ -44,7 +39,7 @@ export async function reach(
   return ready;
 }
 
-/** Waits until a command runs in the machine, and gives where, and the host key it has shown. */
+/** Waits until a command runs in the machine. Gives its address and its host key. */
 async function reachBySsh(
   domain: Domain,
   { metadata, settings, login, card }: NewMachine,
@@ -52,10 +47,10 @@ async function reachBySsh(
   { host: { connection }, report: { log, progress, steps }, signal }: Context,
 ): Promise<Pick<MachineMetadata, "address" | "hostKey">> {
   const limits = { log, progress, signal };
-  const addressSeconds = Math.min(settings.timeouts.addressSeconds, mostSeconds);
-  const sshSeconds = Math.min(settings.timeouts.sshSeconds, mostSeconds);
   const { mac } = metadata;
   const { name: network, hostAddresses } = settings.network;
+  const addressSeconds = Math.min(settings.timeouts.addressSeconds, mostSeconds);
+  const sshSeconds = Math.min(settings.timeouts.sshSeconds, mostSeconds);
   const watch = watchKvm({ settings, connection });
   const address = network === "none"
     ? CHANNEL_ADDRESS
@@ -67,17 +62,17 @@ async function reachBySsh(
   const target = await loginTo(domain, { ...metadata, address }, login.key);
   const hostKey = await waitForSsh(target, async () => {
     await refuseEnded(domain);
-    if (target.channel !== null) await watch(); // else its address has shown that KVM works
+    if (target.channel !== null) await watch(); // an address shows that KVM works
   }, {
     ...limits,
-    // Without a network, nothing has waited for the boot.
+    // Without a network, this waits for the boot too.
     timeoutSeconds: sshSeconds + (target.channel === null ? 0 : addressSeconds),
   });
   steps.end("ssh");
   return { address, hostKey };
 }
 
-/** Waits until the guest has booted as far as a job needs it, as its guest agent sees it. Throws SystemFailure. */
+/** Waits until the guest has booted, as its guest agent sees it. Throws SystemFailure. */
 export async function waitForBoot(
   domain: Domain,
   settings: MachineSettings,

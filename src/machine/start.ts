@@ -17,20 +17,19 @@ import { createDisk } from "./storage/disks.ts";
 import { requireUnchanged, type Template } from "./storage/template.ts";
 import { retry } from "../wait.ts";
 
-/** Boots the machine on a disk of its own. */
+/** Boots the machine on its own disk. */
 export const boot: Start = async (machine, pool, context) => {
   const { host: { connection }, report, signal } = context;
   const { name, template, settings, card } = machine;
   const { diskGib, domainType } = settings;
   const overlayPath = await createDisk(pool, name, { template, diskGib });
   report.steps.end("overlay");
-  // Not the MAC of an attempt to resume it, whose lease may not be the one that this guest gets, unless
-  // the network keeps it for the card.
+  // Not the MAC of a failed resume, whose lease may not be for this guest, unless the network keeps
+  // the address for the card.
   const metadata = { ...machine.metadata, mac: card?.mac ?? randomMac() };
-  const booting = { ...machine, metadata };
-  const onDisk = { ...booting, overlayPath };
+  const booting = { ...machine, metadata, overlayPath };
   using undo = new DisposableStack();
-  const domain = undo.use(await startMachine(connection, onDisk, { template, signal }));
+  const domain = undo.use(await startMachine(connection, booting, { template, signal }));
   await requireUnchanged(connection, template);
   report.steps.end("start");
   report.log(
@@ -40,7 +39,7 @@ export const boot: Start = async (machine, pool, context) => {
   return startedAs(domain, (context) => reach(domain, booting, {}, context));
 };
 
-/** Starts the machine as a transient domain: once it stops, it is gone. Throws SystemFailure. */
+/** Starts the machine as a transient domain, which is gone once it stops. Throws SystemFailure. */
 export async function startMachine(
   connection: Connection,
   machine: DomainOnDisk,
@@ -69,8 +68,8 @@ export async function startMachine(
 const EAGAIN = 11;
 
 /**
- * Creates the domain, and tries again where the kernel tells libvirt to, which libvirt (9.0) hands on: its
- * verifier refuses the program that guards the machine's devices if a signal comes meanwhile.
+ * Creates the domain. Tries again after EAGAIN, which libvirt (9.0) does not handle: the kernel's verifier
+ * refuses the program that guards the machine's devices if a signal comes meanwhile.
  */
 async function createDomain(
   connection: Connection,
@@ -78,7 +77,7 @@ async function createDomain(
   signal: AbortSignal,
 ): Promise<Domain> {
   const xml = domainXml(machine).toString();
-  // libvirt makes the file for the firmware's variables from their template.
+  // libvirt then creates the firmware's variables from their template.
   const nvramFlag = machine.nvramPath === null ? 0 : VIR_DOMAIN_START_RESET_NVRAM;
   const flags = VIR_DOMAIN_START_VALIDATE | nvramFlag;
   return await retry(() => Domain.create(connection, machine.name, xml, flags), {

@@ -1,23 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-/**
- * All that prepare does, in its order: `overlay` to `start` of a machine that boots, to `identity` of one
- * that is resumed (`RAM` where it is copied), `claim` to `keys` of one that waited. The last are of all.
- */
+/** The steps of prepare, for metrics. A machine that boots, resumes or waited has some of them. */
+// deno-fmt-ignore
 export const STEPS = [
-  ...["turn", "overlay", "start"] as const,
-  ...["RAM", "resume", "card", "agent", "filter", "identity"] as const,
-  ...["claim", "record", "keys"] as const,
-  ...["address", "ssh"] as const,
+  "turn", "overlay", "start", "RAM", "resume", "card", "agent", "filter", "identity",
+  "claim", "record", "keys", "address", "ssh",
 ] as const;
 
 /** One of {@linkcode STEPS}. */
 export type Step = typeof STEPS[number];
 
-/** Told that a step has ended. */
+/** Called when a step has ended. */
 export type OnStep = (step: Step, milliseconds: number) => void;
 
-/** Says what each step of a stage took, and all of it. */
+/** Measures the steps of a stage. */
 export class StepTimer {
   readonly #onStep: OnStep | null;
   readonly #steps: string[] = [];
@@ -29,17 +25,17 @@ export class StepTimer {
     this.#onStep = onStep;
   }
 
-  /** Another that tells of its steps likewise, of which the first begins now. */
+  /** A new timer with the same callback, whose first step begins now. */
   anew(): StepTimer {
     return new StepTimer(this.#onStep);
   }
 
-  /** What was done since the last step belongs to none: the next begins now. */
+  /** Begins the next step now, so that the time since the last counts for none. */
   skip(): void {
     this.#start = performance.now();
   }
 
-  /** Ends a step, which began when the one before it ended. Only {@linkcode STEPS} are told of. */
+  /** Ends a step. Only {@linkcode STEPS} are reported. */
   end(step: string): void {
     const now = performance.now();
     const known = STEPS.find((known) => known === step);

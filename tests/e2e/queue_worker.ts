@@ -7,7 +7,7 @@
  */
 import { Connection } from "../../src/libvirt/connection.ts";
 import { StoragePool } from "../../src/libvirt/storage_pool.ts";
-import { waitForRoom } from "../../src/machine/queue/admission.ts";
+import { waitForAdmission } from "../../src/machine/queue/admission.ts";
 import { entriesIn } from "../../src/machine/queue/queue.ts";
 import { DEFAULT_CONFIG } from "../../src/settings/settings.ts";
 import { sleep } from "../../src/wait.ts";
@@ -26,7 +26,7 @@ const config = merged(DEFAULT_CONFIG, {
   const stage = bareStage(connection, { config });
   for (let round = 1; round <= Number(rounds); round++) {
     const machine = `${name}-${round}`;
-    const place = await waitForRoom(machine, { pool, memoryMib: 1 }, stage);
+    const place = await waitForAdmission(machine, { pool, memoryMib: 1 }, stage);
     const entry = entriesIn(await pool.volumeNames()).find((entry) => entry.machine === machine);
     if (entry === undefined) throw new Error("there is no limit");
     tell(`gets ${entry.number}`);

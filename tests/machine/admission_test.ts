@@ -12,7 +12,7 @@ import { domainMemory } from "../../src/libvirt/memory_stats.ts";
 import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import { keepAfterJob } from "../../src/machine/kept.ts";
 import { hostMark, processMark } from "../../src/machine/process.ts";
-import { enterIfRoom, waitForRoom } from "../../src/machine/queue/admission.ts";
+import { tryAdmission, waitForAdmission } from "../../src/machine/queue/admission.ts";
 import {
   enterProject,
   enterQueue,
@@ -454,7 +454,7 @@ Deno.test("a machine whose runner was killed holds up nobody, and no more go tha
     const all = ["m-1", "m-2", "m-3"];
     for (const machine of all) await startPrepare(machine, stage).done;
     for (const machine of ["m-2", "m-3"]) await changeMetadata(connection, machine, KILLED);
-    const admission = await waitForRoom("m-4", { pool, memoryMib: 64 }, stage);
+    const admission = await waitForAdmission("m-4", { pool, memoryMib: 64 }, stage);
     assert("leave" in admission && !admission.hasWaited);
     await admission.leave();
     const running = (await domainMemory(connection)).map(({ name }) => name);
@@ -672,7 +672,10 @@ Deno.test("whoever waits lists the volumes once each time that it looks around",
   using pool = await StoragePool.lookup(connection, "libvirt-gci");
   await startPrepare("m-1", stage).done;
   calls.length = 0;
-  await assert.rejects(waitForRoom("m-2", { pool, memoryMib: 64 }, stage), /did not get its turn/);
+  await assert.rejects(
+    waitForAdmission("m-2", { pool, memoryMib: 64 }, stage),
+    /did not get its turn/,
+  );
   const count = (call: string): number => calls.filter((name) => name === call).length;
   assert(count("virConnectGetAllDomainStats") > 1);
   assert.equal(count("virStoragePoolListAllVolumes"), count("virConnectGetAllDomainStats"));
@@ -686,7 +689,7 @@ Deno.test("a job that has no room takes what comes instead, and leaves no entry"
     const before = await volumesOf(connection);
     let asked = 0;
     const instead = () => Promise.resolve(++asked === 3 ? { name: "standby" } : null);
-    const got = await waitForRoom("m-2", { pool, memoryMib: 64, instead }, stage);
+    const got = await waitForAdmission("m-2", { pool, memoryMib: 64, instead }, stage);
     assert.deepEqual(got, { name: "standby" });
     assert.deepEqual(await volumesOf(connection), before);
     await removeMachine("m-1", stage);
@@ -697,10 +700,10 @@ Deno.test("a machine that no job needs yet waits for no room, and leaves no entr
     using pool = await StoragePool.lookup(connection, "libvirt-gci");
     await prepare({ ...JOB, machine: "m-1" }, {}, stage);
     const before = await volumesOf(connection);
-    assert.equal(await enterIfRoom("m-2", { pool, memoryMib: 64 }, stage), null);
+    assert.equal(await tryAdmission("m-2", { pool, memoryMib: 64 }, stage), null);
     assert.deepEqual(await volumesOf(connection), before);
     await removeMachine("m-1", stage);
-    const admission = await enterIfRoom("m-2", { pool, memoryMib: 64 }, stage);
+    const admission = await tryAdmission("m-2", { pool, memoryMib: 64 }, stage);
     assert.equal(entriesIn(await pool.volumeNames()).length, 1);
     await admission?.leave();
     assert.equal(entriesIn(await pool.volumeNames()).length, 0);

@@ -14,7 +14,7 @@ import { reserveName } from "../../src/machine/name.ts";
 import { lookupNeed } from "../../src/machine/need.ts";
 import { ownProcess } from "../../src/machine/owner.ts";
 import { processMark } from "../../src/machine/process.ts";
-import { waitForRoom } from "../../src/machine/queue/admission.ts";
+import { waitForAdmission } from "../../src/machine/queue/admission.ts";
 import { removeMachine } from "../../src/machine/remove.ts";
 import { fillStandbys, removeStandbys } from "../../src/machine/standby/fill.ts";
 import {
@@ -364,11 +364,11 @@ Deno.test("only the job that starts next has machines removed that wait", () =>
     let looks = 0;
     const onThirdLook = () => Promise.resolve(++looks === 3 ? { isThird: true } : null);
     const job = { pool, memoryMib: 64, instead: onThirdLook };
-    assert.deepEqual(await waitForRoom("behind", job, stage), { isThird: true });
+    assert.deepEqual(await waitForAdmission("behind", job, stage), { isThird: true });
     assert.equal(await waiting(), 2);
 
     await removeVolume(pool, ahead);
-    const admission = await waitForRoom("behind", { pool, memoryMib: 64 }, stage);
+    const admission = await waitForAdmission("behind", { pool, memoryMib: 64 }, stage);
     assert.equal(await waiting(), 1);
     await removeStandbys(stage);
     assert("leave" in admission);

@@ -3,7 +3,7 @@ import { explain, SystemFailure } from "../../errors.ts";
 import { domainMemory } from "../../libvirt/memory_stats.ts";
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
 import type { Context, Host } from "../context.ts";
-import { type FoundMachine, machinesIn, machinesOf } from "../inventory.ts";
+import { machinesIn, machinesOf } from "../inventory.ts";
 import { hostMemory, poolSpace } from "./host_load.ts";
 import {
   type Entered,
@@ -26,9 +26,9 @@ import { volumeName } from "../storage/volume_names.ts";
 import { removeOneUnneeded } from "../unneeded.ts";
 import { NotYet, waitFor } from "../../wait.ts";
 
-/** How rarely a machine that waits looks around. */
+/** The longest pause of a waiting machine between two looks at the host. */
 export const LONGEST_PAUSE_MS = 1000;
-/** How rarely it asks about each of the others whether anybody needs it. */
+/** How often it looks for machines that nobody needs. */
 const ASKING_MS = 10_000;
 
 const ADVICE =
@@ -36,25 +36,25 @@ const ADVICE =
   '"host.reserve_disk_gib" in the settings say how much may run at once, and "host.queue_seconds" how long ' +
   'a machine waits for that; GitLab Runner\'s "concurrent" says how many jobs it takes';
 
-/** Where a machine stands that may start. */
-export interface Place {
+/** A machine may start. */
+export interface Admission {
   readonly hasWaited: boolean;
-  /** Leaves the queue: until then, the machine counts there. */
+  /** Leaves the queue. Until then, the machine counts there. */
   readonly leave: () => Promise<void>;
 }
 
-const WITHOUT_LIMIT: Place = { hasWaited: false, leave: () => Promise.resolve() };
+const WITHOUT_LIMIT: Admission = { hasWaited: false, leave: () => Promise.resolve() };
 
-function placeOf(pool: StoragePool, entry: QueueEntry, hasWaited: boolean): Place {
+function admission(pool: StoragePool, entry: QueueEntry, hasWaited: boolean): Admission {
   return { hasWaited, leave: () => leaveQueue(pool, entry) };
 }
 
 /**
- * Waits until the machine and all that came before it fit into what the settings let machines take, or
- * until `instead` gives what makes it needless. What it has waited before counts too. Throws SystemFailure
- * when the time is over, or at once if the machine can never fit.
+ * Waits until there is room on the host for the machine and all ahead of it, or until `instead` gives
+ * another. `waitedSeconds` count towards the timeout. Throws SystemFailure at the timeout, or at once if
+ * the host is too small for the machine.
  */
-export async function waitForRoom<T extends object = never>(
+export async function waitForAdmission<T extends object = never>(
   machine: string,
   { pool, memoryMib, instead, waitedSeconds = 0 }: {
     readonly pool: StoragePool;
@@ -63,7 +63,7 @@ export async function waitForRoom<T extends object = never>(
     readonly waitedSeconds?: number;
   },
   context: Context,
-): Promise<Place | T> {
+): Promise<Admission | T> {
   const { host, report: { log, progress }, signal } = context;
   const { host: room } = host.config;
   if (!isLimited(room)) return WITHOUT_LIMIT;
@@ -73,18 +73,18 @@ export async function waitForRoom<T extends object = never>(
   const makeRoom = roomMaker(machine, pool, context);
   let entered: Entered<QueueEntry> | null = await enterQueue(pool, machine, limits);
   let { entry } = entered;
-  const probe = async (): Promise<Place | T | NotYet> => {
-    // The volumes first: an entry that ends between these calls has a domain that is seen.
+  const probe = async (): Promise<Admission | T | NotYet> => {
+    // Volumes first: if an entry ends between these calls, its domain is seen.
     const volumes = entered?.volumes ?? await pool.volumeNames();
     const load = await lookAround(pool, { entry, volumes }, host);
     entered = null;
     if (load === null) {
-      entered = await enterQueue(pool, machine, limits); // somebody took us for dead
+      entered = await enterQueue(pool, machine, limits); // another prepare took this one for dead
       entry = entered.entry;
       return new NotYet("its turn was lost");
     }
     const shortage = findShortage(load, room);
-    if (shortage === null) return placeOf(pool, entry, told !== "");
+    if (shortage === null) return admission(pool, entry, told !== "");
     if (shortage.isHopeless) throw hopeless(machine, shortage);
     const other = await instead?.() ?? null;
     if (other !== null) {
@@ -104,40 +104,27 @@ export async function waitForRoom<T extends object = never>(
   );
 }
 
-/**
- * As {@linkcode waitForRoom}, for a machine that no job needs yet: it does not wait. Resolves to null if it
- * would have to.
- */
-export async function enterIfRoom(
+/** As {@linkcode waitForAdmission}, but without waiting: null if there is no room now. */
+export async function tryAdmission(
   machine: string,
   { pool, memoryMib }: { readonly pool: StoragePool; readonly memoryMib: number },
   { host, signal }: Context,
-): Promise<Place | null> {
+): Promise<Admission | null> {
   const { config } = host;
   if (!isLimited(config.host)) return WITHOUT_LIMIT;
   const limits = { memoryMib, longestSeconds: longestQueueSeconds(config.host), signal };
   const { entry, volumes } = await enterQueue(pool, machine, limits);
   const load = await lookAround(pool, { entry, volumes }, host);
-  if (load !== null && findShortage(load, config.host) === null) return placeOf(pool, entry, false);
+  if (load !== null && findShortage(load, config.host) === null) {
+    return admission(pool, entry, false);
+  }
   await leaveQueue(pool, entry);
   return null;
 }
 
-/** The other machines that have a disk, by the pool's volumes. */
-function othersWithDisk(
-  machine: string,
-  pool: StoragePool,
-  volumes: readonly string[],
-): Pick<FoundMachine, "name" | "volumes">[] {
-  return machinesIn(pool.name, volumes).filter(({ name, volumes }) =>
-    name !== machine && volumes.some((volume) => volume.name === volumeName(name, "overlay"))
-  );
-}
-
 /**
- * What removes a machine in whose place the one that waits may start, one that no job has yet only for
- * who is next. It gets the pool's volumes, and gives what it removed, as the end of a sentence; null if
- * there is none now.
+ * Gives a function that makes room: it removes a machine that nobody needs or, if this machine is the
+ * next to start, a standby machine. That function returns what it did, or null.
  */
 function roomMaker(
   machine: string,
@@ -147,7 +134,10 @@ function roomMaker(
   let nextAsking = 0;
   return async (volumes, isNext) => {
     if (performance.now() >= nextAsking) {
-      if (await removeOneUnneeded(othersWithDisk(machine, pool, volumes), context)) {
+      const others = machinesIn(pool.name, volumes).filter(({ name, volumes }) =>
+        name !== machine && volumes.some((volume) => volume.name === volumeName(name, "overlay"))
+      );
+      if (await removeOneUnneeded(others, context)) {
         return "a machine that nobody needs any more is removed";
       }
       nextAsking = performance.now() + ASKING_MS;
@@ -158,7 +148,7 @@ function roomMaker(
   };
 }
 
-/** Removes a machine that no job has yet. Resolves to whether there was one. */
+/** Whether it removed a standby machine. */
 async function removeOneStandby(
   pool: StoragePool,
   volumes: readonly string[],
@@ -191,7 +181,7 @@ function hopeless(machine: string, { what, figures }: Shortage): SystemFailure {
   });
 }
 
-/** How the host is, by the pool's volumes just before; null if the entry is not there any more. */
+/** The host's load, given the pool's volumes just before; null if the entry is gone. */
 async function lookAround(
   pool: StoragePool,
   { entry, volumes }: { readonly entry: QueueEntry; readonly volumes: readonly string[] },

@@ -5,16 +5,15 @@ import { type DomainMemory, nodeMemory } from "../../libvirt/memory_stats.ts";
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
 import { rootOf, textAt } from "../../read_xml.ts";
 
-/** How much there is of something, and how much of it is to be had. */
+/** A resource of the host. */
 export interface Amount {
   readonly total: number;
   readonly available: number;
 }
 
 /**
- * The host's memory in MiB. What domains were promised and have not touched yet is not available;
- * what the kernel would give back at once, such as its page cache, is. Null where the driver does
- * not say.
+ * The host's memory in MiB; null if the driver does not say. Memory that domains have not touched yet
+ * is not available to others. The kernel's page cache is.
  */
 export async function hostMemory(
   connection: Connection,
@@ -31,7 +30,7 @@ export async function hostMemory(
   return { total, available: (free ?? sum(reclaimable)) - sum(promised) };
 }
 
-/** The kernel's own estimate in MiB, which knows that shared memory is no cache. */
+/** The kernel's estimate in MiB, which does not take shared memory for a cache. */
 function readMemAvailable(): number | null {
   const kib = /^MemAvailable:\s+(\d+) kB$/m.exec(readProc("meminfo") ?? "")?.[1];
   return kib === undefined ? null : Number(kib) / 1024;
@@ -42,8 +41,8 @@ function sum(numbers: readonly number[]): number {
 }
 
 /**
- * The space of a pool in bytes, as it is now where the hypervisor is on this host, and else as
- * libvirt saw it last: it does not see by itself how files grow.
+ * The space of a pool in bytes. libvirt does not notice how files grow, so if the hypervisor is on this
+ * host, the kernel is asked.
  */
 export async function poolSpace(connection: Connection, pool: StoragePool): Promise<Amount> {
   const root = rootOf(await pool.xml());

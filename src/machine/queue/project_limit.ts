@@ -11,18 +11,16 @@ import { hasProjectLimit } from "../../policy/decide.ts";
 import type { Rule } from "../../settings/settings.ts";
 import { NotYet, waitFor } from "../../wait.ts";
 
-/** The project of a job. */
+/** The project of a job, and the rule that holds for the job. */
 export interface Project {
   readonly path: string;
-  /** The rule that holds for the job; null is none. */
   readonly rule: Rule | null;
 }
 
 /**
- * Waits until the job's project has fewer machines than the rule lets it have, counting those that came
- * before this one. Nobody else waits for it meanwhile: it enters the host's queue only after that.
- * Once there, it stays there, since all that come later are behind it. Resolves to the seconds that it
- * has waited. Throws SystemFailure when the time is over.
+ * Waits until fewer machines of the project are ahead of this one than the job's rule allows. It enters
+ * the host's queue only after that, so it holds up no other project. Resolves to the seconds that it has
+ * waited. Throws SystemFailure at the timeout.
  */
 export async function waitForProject(
   machine: string,
@@ -32,7 +30,7 @@ export async function waitForProject(
   const { host: { config }, report: { log, progress }, signal } = context;
   if (!hasProjectLimit(config) || project === null) return 0;
   const { path, rule } = project;
-  // Also where this job's rule has no limit: its machine counts for the others of its project.
+  // Even without a limit for this job: its machine counts for the project's other jobs.
   const entered = await enterProject(pool, machine, { project: path, signal });
   if (rule === null || rule.maxMachines === null) return 0;
   const most = rule.maxMachines;
@@ -64,7 +62,10 @@ export async function waitForProject(
       'how many machines a project may have at once, and "host.queue_seconds" how long a job waits',
     fault: "room",
   }, {
-    ...{ timeoutSeconds: config.host.queueSeconds, signal, log, progress },
+    timeoutSeconds: config.host.queueSeconds,
+    signal,
+    log,
+    progress,
     longestPauseMs: LONGEST_PAUSE_MS,
   });
 }

@@ -6,45 +6,43 @@ import { createRawVolume, removeVolume } from "../storage/volumes.ts";
 import { shortHash } from "../../sha256.ts";
 import { sleep } from "../../wait.ts";
 
-/** An empty volume that stands in a queue by its name alone. */
+/**
+ * A place in a queue: an empty volume of the overlay pool. Its name says everything, so one list of the
+ * pool's volumes shows the whole queue.
+ */
 export interface Queued {
-  /** The volume's name. */
   readonly volume: string;
-  /** Who has a smaller one came first: the time in milliseconds, or a little more. */
+  readonly machine: string;
+  /** The order: the time in milliseconds, or a little more. */
   readonly number: number;
 }
 
-/** An entry, with the names of the pool's volumes as they were just after it came. */
+/** An entry, and the pool's volumes just after it was created. */
 export interface Entered<T> {
   readonly entry: T;
   readonly volumes: readonly string[];
 }
 
-/** These, the first first. */
-export function inOrder<T extends Queued>(queued: readonly T[]): T[] {
+/** From the first to the last. */
+function inOrder<T extends Queued>(queued: readonly T[]): T[] {
   return queued.toSorted((a, b) => a.number - b.number || (a.volume < b.volume ? -1 : 1));
 }
 
 /**
- * Makes such a volume at the end of a queue. `last` finds the last of the queue among all volumes.
- * Whoever has a greater number has seen this one when it looks who is ahead: a greater one that is there
- * already may have looked before, so this one is given back and made anew behind it.
+ * Joins a queue at its end. `last` finds its last entry. An entry with a greater number that exists
+ * already may have overlooked this one, so this one is then removed and created again behind it.
  */
-export async function enqueue<T extends Queued>(
+async function enqueue<T extends Queued>(
   pool: StoragePool,
-  { nameOf, last, signal }: {
-    readonly nameOf: (number: number) => string;
-    readonly last: (volumes: readonly string[]) => Promise<T | undefined>;
-    readonly signal: AbortSignal;
-  },
+  nameOf: (number: number) => string,
+  last: (volumes: readonly string[]) => Promise<T | undefined>,
+  signal: AbortSignal,
 ): Promise<Entered<T>> {
   let greatest = 0;
   for (let attempt = 0;; attempt++) {
     signal.throwIfAborted();
     const volume = nameOf(Math.max(Date.now(), greatest + 1));
-    {
-      using _ = await createRawVolume(pool, volume, 0);
-    }
+    (await createRawVolume(pool, volume, 0))[Symbol.dispose]();
     const volumes = await pool.volumeNames();
     const found = await last(volumes);
     if (found?.volume === volume) return { entry: found, volumes };
@@ -55,29 +53,29 @@ export async function enqueue<T extends Queued>(
 }
 
 /**
- * A machine that waits to start, or is about to: an empty volume from before its start until its
- * domain runs. Its name says all, so one list of the pool's volumes tells who is there and who came
- * first.
+ * A machine in the host's queue. admission.ts creates the entry before the machine starts, and removes
+ * it once the domain runs, because the domain counts from then on. Other prepares read it to see who is
+ * ahead, and how much memory those machines need. cleanup removes it with the machine's other volumes.
+ * The entry of a killed prepare is removed by gc and by whoever reads the queue next.
  */
 export interface QueueEntry extends Queued {
-  readonly machine: string;
   readonly memoryMib: number;
-  /** The process of prepare, as `PID-START-BOOT`, and where it is, see hostMark; empty if unknown. */
+  /** The process of prepare as `PID-START-BOOT`. */
   readonly process: string;
+  /** The process's host, see hostMark(); empty if unknown. */
   readonly host: string;
 }
 
-/** From when a machine may start, making its disks takes seconds at most. */
+/** A machine needs seconds to start once it may. */
 const MARGIN_SECONDS = 600;
+const UNKNOWN = "0-0-00000000";
 
-/** How long an entry counts, whatever became of its prepare. */
+/** How long an entry is valid at most. */
 export function longestQueueSeconds({ queueSeconds }: { readonly queueSeconds: number }): number {
   return queueSeconds + MARGIN_SECONDS;
 }
 
-const UNKNOWN = "0-0-00000000";
-
-/** The entries among these volumes, the first first. */
+/** The entries of the host's queue, in order. */
 export function entriesIn(volumes: readonly string[]): QueueEntry[] {
   const entries = ofKind(volumes, "queue").map(({ volume, name: machine, fields }) => {
     const [number, memoryMib, process, host] = fields;
@@ -86,10 +84,7 @@ export function entriesIn(volumes: readonly string[]): QueueEntry[] {
   return inOrder(entries);
 }
 
-/**
- * Whether the entry's prepare may still go on: it has not taken longer than any does, and its process
- * runs. Of another host only the time is known.
- */
+/** Whether the entry is not too old and its process runs. On another host, only its age counts. */
 export async function isLiveEntry(
   { number, process, host }: QueueEntry,
   { longestSeconds }: { readonly longestSeconds: number },
@@ -99,95 +94,89 @@ export async function isLiveEntry(
   return processOf(Number.parseInt(process)) === process;
 }
 
-/** The process as it stands in a volume's name, or null if there is none. */
+/** The process as a volume's name has it, or null if it does not run. */
 function processOf(pid: number): string | null {
   const [number, start, boot] = processMark(pid)?.split(" ") ?? [];
   return number === undefined ? null : `${number}-${start}-${boot?.slice(0, 8)}`;
 }
 
-/** How long entries count, and when to stop. */
-export interface QueueLimits {
-  readonly longestSeconds: number;
-  readonly signal: AbortSignal;
-}
-
-/** Joins the queue at its end. */
+/** Joins the host's queue. */
 export async function enterQueue(
   pool: StoragePool,
   machine: string,
-  { memoryMib, longestSeconds, signal }: QueueLimits & { readonly memoryMib: number },
+  { memoryMib, longestSeconds, signal }: {
+    readonly memoryMib: number;
+    readonly longestSeconds: number;
+    readonly signal: AbortSignal;
+  },
 ): Promise<Entered<QueueEntry>> {
   const process = processOf(Deno.pid) ?? UNKNOWN;
   const host = process === UNKNOWN ? "" : await hostMark();
-  return await enqueue(pool, {
-    nameOf: (number) => volumeName(machine, "queue", number, memoryMib, process, host),
-    last: async (volumes) => (await liveEntries(pool, volumes, { longestSeconds })).at(-1),
+  return await enqueue(
+    pool,
+    (number) => volumeName(machine, "queue", number, memoryMib, process, host),
+    async (volumes) => (await liveEntries(pool, volumes, { longestSeconds })).at(-1),
     signal,
-  });
+  );
 }
 
-/** Gives the entry up: once the domain runs, that counts instead. */
+/** Leaves the host's queue. */
 export async function leaveQueue(pool: StoragePool, { volume }: QueueEntry): Promise<void> {
   await removeVolume(pool, volume);
 }
 
 /**
- * The entries among these volumes that count, the first first. Ends those of prepares that were
- * killed, which count this once: libvirt may be about to start their domains.
+ * The valid entries of the host's queue, in order. Removes those of killed prepares, but counts them
+ * once more: libvirt may be starting their domains.
  */
 export async function liveEntries(
   pool: StoragePool,
   volumes: readonly string[],
-  limits: Pick<QueueLimits, "longestSeconds">,
+  limits: { readonly longestSeconds: number },
 ): Promise<QueueEntry[]> {
-  const counting: QueueEntry[] = [];
+  const live: QueueEntry[] = [];
   for (const entry of entriesIn(volumes)) {
-    if (
-      await isLiveEntry(entry, limits) || await removeVolume(pool, entry.volume).catch(() => false)
-    ) counting.push(entry);
+    const isCounted = await isLiveEntry(entry, limits) ||
+      await removeVolume(pool, entry.volume).catch(() => false);
+    if (isCounted) live.push(entry);
   }
-  return counting;
+  return live;
 }
 
-/**
- * A machine among those of its project: an empty volume from before the machine waits for others of the
- * project until cleanup. Its name says all, so one list of the pool's volumes tells how many machines the
- * project has, and who came first.
- */
+/** A machine among those of its project, from before it waits for the others until cleanup. */
 export interface ProjectEntry extends Queued {
-  readonly machine: string;
   /** A hash of the project's path. */
   readonly project: string;
 }
 
-/** Joins the queue of the project of this path. */
+/** Joins the queue of the project with this path. */
 export async function enterProject(
   pool: StoragePool,
   machine: string,
   { project: path, signal }: { readonly project: string; readonly signal: AbortSignal },
 ): Promise<Entered<ProjectEntry>> {
   const project = await shortHash(`libvirt-gci project ${path}`);
-  return await enqueue(pool, {
-    nameOf: (number) => volumeName(machine, "project", number, project),
-    last: (volumes) => Promise.resolve(entriesOf(project, volumes).at(-1)),
+  return await enqueue(
+    pool,
+    (number) => volumeName(machine, "project", number, project),
+    (volumes) => Promise.resolve(projectEntries(project, volumes).at(-1)),
     signal,
-  });
+  );
 }
 
-/** Those of the project that came before; null if the entry is not there any more. */
+/** The entries of the project ahead of this one; null if this one is gone. */
 export function entriesBefore(
   { volume, project }: ProjectEntry,
   volumes: readonly string[],
 ): ProjectEntry[] | null {
-  const entries = entriesOf(project, volumes);
+  const entries = projectEntries(project, volumes);
   const at = entries.findIndex((entry) => entry.volume === volume);
   return at < 0 ? null : entries.slice(0, at);
 }
 
-function entriesOf(project: string, volumes: readonly string[]): ProjectEntry[] {
+function projectEntries(project: string, volumes: readonly string[]): ProjectEntry[] {
   const entries = ofKind(volumes, "project").map(({ volume, name: machine, fields }) => {
-    const [number, project] = fields;
-    return { volume, machine, number: Number(number), project };
+    return { volume, machine, number: Number(fields[0]), project: fields[1] };
   });
   return inOrder(entries.filter((entry) => entry.project === project));
 }

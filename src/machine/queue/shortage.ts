@@ -3,30 +3,26 @@ import { GIB, gib } from "../../bytes.ts";
 import type { Amount } from "./host_load.ts";
 import type { QueueEntry } from "./queue.ts";
 
-/** How much machines may take of the host. */
+/** The settings of `host` that limit machines. */
 export interface QueueSettings {
-  /** How many machines may run at once; null is any number. */
   readonly maxMachines: number | null;
-  /** Whether machines may be promised more memory than there is. */
   readonly overcommitMemory: boolean;
-  /** What stays free for the host, and in the pool of machines' disks. */
   readonly reserveMemoryMib: number;
   readonly reserveDiskGib: number;
 }
 
-/** What there is at one moment, as one prepare sees it. */
+/** The host as one prepare sees it. */
 export interface HostLoad {
-  /** Its own entry. */
   readonly entry: Pick<QueueEntry, "machine" | "memoryMib">;
-  /** Those before it: what they will take is taken. */
+  /** The entries ahead of it. Their memory counts as used. */
   readonly ahead: readonly Pick<QueueEntry, "machine" | "memoryMib">[];
-  /** The machines of ours that run; one may still have an entry. */
+  /** Our running machines, of which one may still have an entry. */
   readonly running: ReadonlySet<string>;
-  /** Whether any other machine has a disk, and so may give space back. */
+  /** Whether another machine has a disk, whose space may become free. */
   readonly hasOthers: boolean;
-  /** In MiB; null is unknown. */
+  /** In MiB; null if unknown. */
   readonly memory: Amount | null;
-  /** Of the pool, in bytes; null is unknown. */
+  /** The overlay pool, in bytes; null if unknown. */
   readonly space: Amount | null;
 }
 
@@ -34,24 +30,23 @@ export interface HostLoad {
 export interface Shortage {
   /** Ends the sentence "Waiting for …". */
   readonly what: string;
-  /** Such as `3 jobs ahead`; empty if there is none. */
+  /** Such as `3 jobs ahead`, or empty. */
   readonly ahead: string;
-  /** How things are, which changes all the time. */
+  /** The present figures, which change all the time. */
   readonly figures: string;
-  /** Whether waiting cannot help: then `figures` says why, as a sentence of its own. */
+  /** Whether waiting cannot help; `figures` then says why. */
   readonly isHopeless: boolean;
 }
 
-/** What the machine has to wait for, or null if it may start now. */
+/** What the machine must wait for; null if it may start now. */
 export function findShortage(load: HostLoad, limits: QueueSettings): Shortage | null {
   const starting = load.ahead.filter(({ machine }) => !load.running.has(machine));
   const shortage = shortageOfSpace(load, limits) ?? shortageOfMemory(load, starting, limits) ??
     shortageOfMachines(load, starting, limits);
-  return shortage &&
-    { isHopeless: false, ahead: jobsAhead(starting.length), ...shortage };
+  return shortage && { isHopeless: false, ahead: jobsAhead(starting.length), ...shortage };
 }
 
-/** Whether nobody ahead of the machine waits, so that it is the next to start. */
+/** Whether the machine is the next to start, since none ahead of it waits. */
 export function isNext(load: HostLoad, limits: QueueSettings): boolean {
   return load.ahead.every((entry, at) =>
     load.running.has(entry.machine) ||
@@ -61,7 +56,7 @@ export function isNext(load: HostLoad, limits: QueueSettings): boolean {
 
 type Lack = Omit<Shortage, "ahead" | "isHopeless"> & Partial<Shortage>;
 
-/** Such as `3 jobs ahead`; empty if there is none. */
+/** Such as `3 jobs ahead`; empty for none. */
 export function jobsAhead(count: number): string {
   return count === 0 ? "" : `${count} job${count === 1 ? "" : "s"} ahead`;
 }
