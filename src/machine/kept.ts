@@ -4,31 +4,31 @@ import { explain, orFailure } from "../errors.ts";
 import { isKeyFileOf, keyFile, removeKeyFile, writeKeyFile } from "../guest/key_file.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import { Domain } from "../libvirt/domain.ts";
-import { type Context, type Host, withConnection } from "./context.ts";
+import { type Context, type Host, withReconnect } from "./context.ts";
 import { findDomainOf } from "./lookup.ts";
 import { findMetadata, isKept, type MachineMetadata, writeMetadata } from "./metadata.ts";
 import { stepsWithKept } from "./next_steps.ts";
 import { quoted } from "../quoted.ts";
 
-/** A script as a part of GitLab's job. */
+/** A script of the job. */
 export interface JobScript {
-  /** GitLab's name for what the script does. */
+  /** The stage of GitLab's that it is. */
   readonly name: string;
-  /** Takes a line for the job's log, which follows all that the script wrote. */
+  /** Writes a line to the job's log, after the script's output. */
   readonly say: (line: string) => void;
 }
 
-/** Those whose failure GitLab ignores. */
+/** Stages whose failure GitLab ignores. */
 const IGNORED: readonly string[] = ["after_script", "cleanup_file_variables"];
 
-/** Whether a script of the machine's job that fails now is what the machine is to be kept for. */
+/** Whether the machine is to be kept if a script fails now. */
 export function isFirstFailure({ keepMinutes, failed }: MachineMetadata): boolean {
   return keepMinutes !== null && keepMinutes > 0 && failed === "";
 }
 
 /**
- * Writes down that a script of the job failed, so that cleanup keeps the machine, and says how to go
- * on. It never fails: the script's failure is what counts. Of a machine that is gone it says nothing.
+ * Notes that a script of the job failed, so that cleanup keeps the machine, and says what to do with it.
+ * It never fails: the script's failure counts.
  */
 export async function noteFailure(
   machine: string,
@@ -37,10 +37,7 @@ export async function noteFailure(
 ): Promise<void> {
   if (IGNORED.includes(script.name)) return;
   try {
-    await note(machine, script, context.host).catch(async () => {
-      await using fresh = await context.host.connect(); // the daemon may have been started anew
-      await note(machine, script, withConnection(context, fresh).host);
-    });
+    await withReconnect(context, ({ host }) => note(machine, script, host));
   } catch (error) {
     script.say(`The machine "${machine}" is not kept: ${explain(error)}`);
   }
@@ -57,7 +54,7 @@ async function note(
   const minutes = metadata.keepMinutes ?? 0;
   const promisedUntil = Date.now() + minutes * 60_000;
   await writeMetadata(domain, { ...metadata, failed: name, promisedUntil });
-  // Counted with that written: of two failures at once, neither overlooks the other.
+  // Counted after that, so that two failures at once do not overlook each other.
   if (await countKept(connection) > maxKeptMachines) {
     await writeMetadata(domain, { ...metadata, failed: name, keepMinutes: null });
     return say(
@@ -73,7 +70,7 @@ async function note(
   stepsWithKept(machine, metadata).forEach(say);
 }
 
-/** How many machines were kept, or will be when their jobs end. */
+/** How many machines are kept, or will be when their jobs end. */
 async function countKept(connection: Connection): Promise<number> {
   using domains = await Domain.listActive(connection);
   const all = await Promise.all(domains.map(findMetadata));
@@ -82,7 +79,7 @@ async function countKept(connection: Connection): Promise<number> {
   ).length;
 }
 
-/** Takes back what {@linkcode noteFailure} wrote, since GitLab tried the script again with success. */
+/** Takes back {@linkcode noteFailure}, after GitLab ran the script again with success. */
 export async function notePass(domain: Domain, { name, say }: JobScript): Promise<void> {
   try {
     const metadata = await findMetadata(domain);
@@ -95,9 +92,8 @@ export async function notePass(domain: Domain, { name, say }: JobScript): Promis
 }
 
 /**
- * At the end of a job: whether its machine stays, since a script of it failed or somebody said so. If
- * it does, its key leaves the attempt's directory, which GitLab Runner is about to remove. A machine
- * that cannot be kept is not, with a warning.
+ * Keeps the machine at the end of its job, if a script failed or somebody asked for it. Its key leaves the
+ * attempt's directory, which GitLab Runner removes next. Resolves to whether the machine is kept.
  */
 export async function keepAfterJob(machine: string, { host, report }: Context): Promise<boolean> {
   using domain = await findDomainOf(machine, host);
@@ -121,14 +117,14 @@ export async function keepAfterJob(machine: string, { host, report }: Context): 
   return true;
 }
 
-/** Until when the machine is to stay, in milliseconds; 0 is not at all. */
+/** Until when to keep the machine, in milliseconds; 0 is not at all. */
 function endOfKeeping(metadata: MachineMetadata): number {
   const asked = metadata.keptUntil ?? 0;
   if (isKept(metadata) || metadata.failed === "") return asked;
   return Math.max(asked, Date.now() + (metadata.keepMinutes ?? 0) * 60_000);
 }
 
-/** Gives the file where the machine's own key lasts; a key of the settings stays where it is. */
+/** Moves the machine's own key to the directory, and gives its file. A key of the settings stays. */
 async function moveKey(machine: string, file: string, directory: string): Promise<string> {
   const lasting = keyFile(directory, machine);
   if (!isKeyFileOf(machine, file) || file === lasting) return file;

@@ -6,8 +6,8 @@ import { assignmentsIn } from "./standby/waiting.ts";
 import { findActivePool } from "./storage/pools.ts";
 
 /**
- * The domain of the machine: of its own name, or of that of the machine which it took over, since
- * libvirt renames no domain that runs. Null if there is none. Whoever gets it disposes of it.
+ * The domain of the machine, or null. If it took over a standby machine, the domain has that one's name,
+ * since libvirt cannot rename a running domain. The caller disposes of it.
  */
 export async function findDomainOf(machine: string, host: Host): Promise<Domain | null> {
   const own = await Domain.find(host.connection, machine);
@@ -16,17 +16,14 @@ export async function findDomainOf(machine: string, host: Host): Promise<Domain 
   return standby === undefined ? null : await Domain.find(host.connection, standby);
 }
 
-/** The name of that domain, and of all else that belongs to it, also when it has ended. */
+/** The name of that domain, also after it has ended. */
 export async function domainName(machine: string, host: Host): Promise<string> {
   using domain = await Domain.find(host.connection, machine);
   if (domain !== null) return machine;
   return (await standbysAssignedTo(machine, host)).at(-1) ?? machine;
 }
 
-/**
- * The names of what is left of the machines that this one took over: one at most, unless it had to
- * give another up. One that somebody else has, or that waits, is none.
- */
+/** The standby machines that this one took over and that no other has: one, or more if some failed. */
 export async function standbysAssignedTo(
   machine: string,
   { connection, config }: Host,

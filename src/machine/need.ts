@@ -14,11 +14,10 @@ import { assignmentsIn, isStandbyName, waitingIn } from "./standby/waiting.ts";
 import { findActivePool } from "./storage/pools.ts";
 
 /**
- * Why nobody needs the machine any more, as the end of a sentence, or null while somebody does: its
- * deadline has not passed, its runner is not gone for sure, and its attempt's directory is there, or
- * its runner, if nobody can see the directory. Of another host only the deadline is known. A person's
- * machine is needed until the person removes it, and any machine as long as somebody wants it kept, or
- * its job's log says that it is: of a runner that was killed, no cleanup comes.
+ * Why nobody needs the machine any more, as the end of a sentence; null while somebody may need it. A job
+ * needs its machine until the deadline, until its runner is certainly gone, or until the attempt's
+ * directory is. On another host, only the deadline is known. A person's machine is needed until the
+ * person removes it, and a kept machine until that time is over.
  */
 export async function whyUnneeded(
   machine: Owner & Partial<MachineMetadata>,
@@ -44,8 +43,8 @@ export async function whyUnneeded(
 }
 
 /**
- * Whether it is certain that the directory is not there for this process, which may see another /tmp
- * than we do (PrivateTmp, systemd.exec(5)): then cleanup has ended, and maybe failed.
+ * Whether the directory certainly does not exist for this process, which may have another /tmp
+ * (PrivateTmp, systemd.exec(5)). Then the attempt is over.
  */
 function isGoneFor(mark: string, directory: string): boolean {
   if (!directory.startsWith("/")) return false;
@@ -53,17 +52,17 @@ function isGoneFor(mark: string, directory: string): boolean {
   return isKernelFile(seen.slice(0, seen.lastIndexOf("/"))) && !isKernelFile(seen);
 }
 
-/** What is known now of who needs a machine. */
+/** Who needs a machine. */
 export interface Need {
-  /** Null where the domain is not ours, or there is none. */
+  /** Null if it has no domain of ours. */
   readonly metadata: MachineMetadata | null;
-  /** Null where nothing says it. */
+  /** Null if unknown. */
   readonly owner: Owner | null;
-  /** Why nobody needs it, as the end of a sentence; null while somebody does, or may. */
+  /** See {@linkcode whyUnneeded}. */
   readonly why: string | null;
 }
 
-/** Asks libvirt who needs the machine, as it is at this moment. */
+/** Finds out who needs the machine at this moment. */
 export async function lookupNeed(
   { name, volumes }: Pick<FoundMachine, "name" | "volumes">,
   host: Host,
@@ -73,13 +72,13 @@ export async function lookupNeed(
   const metadata = domain && await findMetadata(domain);
   if (metadata !== null) {
     const why = await whyUnneeded(metadata);
-    // Asked only then: whoever is gone has said before that it waits, or who takes it.
+    // The order matters: a process marks the machine before it ends.
     const mayBeAwaited = why !== null && isStandbyName(name) && metadata.machine === "";
     const isNeeded = mayBeAwaited && await isAwaited(name, host);
     return { metadata, owner: metadata, why: isNeeded ? null : why };
   }
-  const taken = await metadataOfAssigned(name, volumes, connection);
-  if (taken !== null) return { metadata, owner: taken, why: await whyUnneeded(taken) };
+  const assigned = await metadataOfAssigned(name, volumes, connection);
+  if (assigned !== null) return { metadata, owner: assigned, why: await whyUnneeded(assigned) };
   const found = await findOwnerOf(name, host);
   if (found === "unknown") return { metadata, owner: null, why: null };
   if (found === null) {
@@ -90,15 +89,13 @@ export async function lookupNeed(
   return { metadata, owner: found, why: await whyUnneeded(found) };
 }
 
-/**
- * Whether a machine that no job has yet waits for one, or is about to be taken over by one that is
- * needed itself. Its metadata has to be read before.
- */
+/** Whether a standby machine waits, or is being taken over by a machine that is needed. */
 async function isAwaited(standby: string, { connection, config }: Host): Promise<boolean> {
   using pool = await findActivePool(connection, config.pools.overlays);
   const volumes = await pool?.volumeNames() ?? [];
   if (waitingIn(volumes).some(({ name }) => name === standby)) return true;
-  for (const { machine } of assignmentsIn(volumes).filter((taken) => taken.standby === standby)) {
+  for (const { machine, standby: assigned } of assignmentsIn(volumes)) {
+    if (assigned !== standby) continue;
     const owner = pool && await findOwner(pool, machine);
     if (owner === "unknown") return true;
     if (owner !== null && !("why" in owner) && await whyUnneeded(owner) === null) return true;
@@ -106,7 +103,7 @@ async function isAwaited(standby: string, { connection, config }: Host): Promise
   return false;
 }
 
-/** The metadata of the machine that this one took over, by its volumes; null if there is none. */
+/** The metadata of the standby machine that this machine took over; null if there is none. */
 async function metadataOfAssigned(
   machine: string,
   volumes: FoundMachine["volumes"],

@@ -3,7 +3,7 @@ import type { MachineMetadata } from "./metadata.ts";
 import { hostName } from "./process.ts";
 import { CHANNEL_ADDRESS } from "./ssh_channel.ts";
 
-/** What a person can do with a machine that they made on this host, a line each. */
+/** What a person can do with a new machine, a line each. */
 export function stepsByHand(machine: string, metadata: MachineMetadata): readonly string[] {
   const { key, port, user, address } = metadata;
   const ssh = `ssh -i ${key} ${port === 22 ? "" : `-p ${port} `}${user}@${address}`;
@@ -14,7 +14,7 @@ export function stepsByHand(machine: string, metadata: MachineMetadata): readonl
   ];
 }
 
-/** What whoever reads a job's log can do with its machine, which is kept, a line each. */
+/** What a reader of a job's log can do with its kept machine, a line each. */
 export function stepsWithKept(machine: string, { address }: MachineMetadata): readonly string[] {
   const where = address === CHANNEL_ADDRESS ? "" : ` (${address})`;
   return [

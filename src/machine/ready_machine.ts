@@ -12,23 +12,23 @@ import { type MachineMetadata, readMetadata, writeMetadata } from "./metadata.ts
 import { refuseEnded } from "./network/address.ts";
 import { within } from "../wait.ts";
 
-/** A machine of ours. Whoever gets it disposes of it, which leaves it running. */
+/** A machine of ours. The caller disposes of it, which leaves it running. */
 export interface RunningMachine extends Disposable {
   readonly domain: Domain;
   readonly metadata: MachineMetadata;
 }
 
 const CONNECT_SECONDS = 60;
-/** As long as a guest may take that did not answer when a script was cancelled. */
+/** For a guest that did not answer when a script was cancelled. */
 const SILENT_MS = 3000;
 
-/** Logs in to it, as prepare has made it ready. Whoever gets the connection disposes of it. */
+/** Logs in to a ready machine. The caller disposes of the connection. */
 export async function logIn(
   { domain, metadata }: RunningMachine,
   { host: { directories: { home } }, signal }: Context,
 ): Promise<SshConnection> {
   const key = await readKey(metadata.key, home);
-  const limits = { timeoutSeconds: CONNECT_SECONDS, log: () => {} }; // it is not our log
+  const limits = { timeoutSeconds: CONNECT_SECONDS, log: () => {} }; // the log is the script's
   const login = await loginTo(domain, metadata, key);
   if (!metadata.silent) return await openSsh(login, { ...limits, signal });
   const over = new AbortController();
@@ -38,22 +38,21 @@ export async function logIn(
     await noteAnswer(domain, "some");
     return ssh;
   }
-  over.abort(); // which closes a connection that comes now
+  over.abort(); // closes a connection that comes now
   throw unusable(`The machine "${domain.name}" still does not answer`, "ssh_timeout");
 }
 
-/** Writes down whether the guest answers: if not, the job's last scripts do not wait for it. */
+/** Notes whether the guest answers. If not, the job's last scripts do not wait for it. */
 export async function noteAnswer(domain: Domain, answer: "some" | "none"): Promise<void> {
   try {
-    const record = await readMetadata(domain); // somebody may have kept the machine meanwhile
-    if (record === null) return;
-    await writeMetadata(domain, { ...record, silent: answer === "none" });
+    const metadata = await readMetadata(domain); // it may have changed meanwhile
+    if (metadata !== null) await writeMetadata(domain, { ...metadata, silent: answer === "none" });
   } catch {
-    // It may be gone, which is for others to say.
+    // It may be gone, which others report.
   }
 }
 
-/** The machine of this job's name, or by its domain's. Throws SystemFailure if it is gone, crashed, not ours, or not ready. */
+/** The machine of this name. Throws SystemFailure if it is gone, crashed, not ours or not ready. */
 export async function lookupReadyMachine(machine: string, host: Host): Promise<RunningMachine> {
   using undo = new DisposableStack();
   const found = undo.use(await lookupMachine(machine, host));

@@ -8,7 +8,7 @@ import { StoragePool } from "../libvirt/storage_pool.ts";
 import { type Context, quiet, withReconnect } from "./context.ts";
 import type { FoundMachine } from "./inventory.ts";
 import { standbysAssignedTo } from "./lookup.ts";
-import { type MachineMetadata, readMetadata } from "./metadata.ts";
+import { readMetadata } from "./metadata.ts";
 import { removeFilter } from "./network/filter.ts";
 import { acquireStandby, isStandbyName, type Standby } from "./standby/waiting.ts";
 import { removeGuestFiles } from "./storage/guest_files.ts";
@@ -18,10 +18,9 @@ import { hasProjectLimit } from "../policy/decide.ts";
 import { virsh } from "../shell.ts";
 
 /**
- * Removes the machine of this name and all that belongs to it, whatever a stage left of it, and
- * last what says whose it is. Its name alone does not lead to volumes in other pools, nor to a key in
- * the attempt's directory `attemptDir`. Resolves to whether there was anything. Throws SystemFailure if the
- * domain of this name is not ours.
+ * Removes a machine and everything that belongs to it: domain, standby machine, keys, filter and volumes,
+ * last the owner's. `volumes` are in other pools than overlays'. Resolves to whether anything existed.
+ * Throws SystemFailure if the domain is not ours.
  */
 export async function removeMachine(
   machine: string,
@@ -40,7 +39,7 @@ export async function removeMachine(
   const removals = [
     removeKeyFile(keyFile(directories.keys, machine)),
     removeKeyFile(keyFile(directories.lastingKeys, machine)),
-    // Of a job whose machine is removed by hand, the domain alone knows the attempt's directory.
+    // If a job's machine is removed by hand, only the domain knows the attempt's directory.
     isKeyFileOf(machine, key) && removeKeyFile(key),
     attemptDir !== "" && removeKeyFile(keyFile(attemptDir, machine)),
     removeFilter(connection, machine),
@@ -49,14 +48,14 @@ export async function removeMachine(
       return deleteDisks(machine, mayHaveNamed, connection, pool);
     }),
   ];
-  await Promise.allSettled(removals); // one that fails ends no other
+  await Promise.allSettled(removals); // a failure does not stop the others
   let found = destroyed || standbys.length > 0 || (await Promise.all(removals)).includes(true);
   for (const pool of pools) found = await releaseNameIn(machine, connection, pool) || found;
   report.log(found ? `Removed the machine "${machine}"` : `There is no machine "${machine}"`);
   return found;
 }
 
-/** Removes a standby machine if it still waits. Resolves to whether it did. */
+/** Removes a standby machine if no job has taken it. Resolves to whether it did. */
 export async function removeStandby(
   standby: Standby,
   pool: StoragePool,
@@ -67,36 +66,27 @@ export async function removeStandby(
   return true;
 }
 
-/** As {@linkcode removeMachine}, and once more on a new connection if it fails. */
+/** As {@linkcode removeMachine}, but tries again on a new connection. */
 export async function removeMachineSafely(machine: string, context: Context): Promise<void> {
   await withReconnect(context, (context) => removeMachine(machine, context));
 }
 
-/** What there was of a domain. */
-interface Destroyed {
-  readonly destroyed: boolean;
-  /** The file of the key that it let in. */
-  readonly key: string;
-  /** Whether prepare was through with it. */
-  readonly isReady: boolean;
-}
-
-async function destroyMachine(machine: string, connection: Connection): Promise<Destroyed> {
+/** Destroys the domain. Gives the file of its key, and whether prepare had finished it. */
+async function destroyMachine(
+  machine: string,
+  connection: Connection,
+): Promise<{ readonly destroyed: boolean; readonly key: string; readonly isReady: boolean }> {
   using domain = await Domain.find(connection, machine);
   if (domain === null) return { destroyed: false, key: "", isReady: false };
-  let metadata: MachineMetadata | null;
   try {
-    metadata = await readMetadata(domain);
-    if (metadata !== null) await domain.destroy();
-  } catch (error) {
-    // It ended by itself just now.
-    if (isLibvirtError(error, VIR_ERR.NO_DOMAIN)) {
-      return { destroyed: true, key: "", isReady: false };
+    const metadata = await readMetadata(domain);
+    if (metadata !== null) {
+      await domain.destroy();
+      return { destroyed: true, key: metadata.key, isReady: metadata.address !== "" };
     }
-    throw error;
-  }
-  if (metadata !== null) {
-    return { destroyed: true, key: metadata.key, isReady: metadata.address !== "" };
+  } catch (error) {
+    if (!isLibvirtError(error, VIR_ERR.NO_DOMAIN)) throw error;
+    return { destroyed: true, key: "", isReady: false }; // it has just ended by itself
   }
   throw new SystemFailure({
     what: `The domain "${machine}" was not made by libvirt-gci, so it stays as it is`,
@@ -104,7 +94,7 @@ async function destroyMachine(machine: string, connection: Connection): Promise<
   });
 }
 
-/** Whether there was a volume to delete. Without the pool there is none. */
+/** Whether there was a volume to delete. */
 async function deleteDisks(
   machine: string,
   mayHaveNamed: boolean,
@@ -114,14 +104,13 @@ async function deleteDisks(
   using found = await StoragePool.find(connection, poolName);
   if (found === null) return false;
   using pool = await lookupActivePool(connection, poolName, "pools.overlays");
-  const of = { connection, pool, machine };
-  const removals = [removeGuestFiles(of), removeVolumes(pool, machine, { mayHaveNamed })] as const;
-  await Promise.allSettled(removals); // as above
-  const [hadFiles, volumes] = await Promise.all(removals);
-  return hadFiles || volumes.length > 0;
+  const files = removeGuestFiles({ connection, pool, machine });
+  const volumes = removeVolumes(pool, machine, { mayHaveNamed });
+  await Promise.allSettled([files, volumes]); // as above
+  return await files || (await volumes).length > 0;
 }
 
-/** Whether there was a volume that said whose the machine was. */
+/** Whether there was an owner's volume. */
 async function releaseNameIn(
   machine: string,
   connection: Connection,

@@ -7,35 +7,30 @@ import { lookupNeed, type Need } from "./need.ts";
 import { removeMachine } from "./remove.ts";
 import { findActivePool } from "./storage/pools.ts";
 
-/** Removes what was found. Resolves to whether anything was left of it: another gc may have been faster. */
-export async function removeFound(
-  machine: Pick<FoundMachine, "name" | "volumes">,
+/** Removes a found machine. Resolves to whether anything was left: another gc may have been faster. */
+export function removeFound(
+  { name, volumes }: Pick<FoundMachine, "name" | "volumes">,
   { owner }: Need,
   context: Context,
 ): Promise<boolean> {
-  return await removeMachine(machine.name, quiet(context), {
-    volumes: machine.volumes,
-    attemptDir: owner?.attemptDir ?? "",
-  });
+  return removeMachine(name, quiet(context), { volumes, attemptDir: owner?.attemptDir ?? "" });
 }
 
 const SWEEP_MACHINES = 10;
 const SWEEP_MS = 2000;
 
 /**
- * As the command gc, for the start of prepare: it asks about what other attempts at the job of this
- * machine left, whose cleanup may not have reached libvirt, and about a few further machines of the
- * overlay pool, by chance. It begins no further one after two seconds, and never fails. What it does not
- * come to, a later prepare does. It names no machine, since the log may be another job's.
+ * A short gc at the start of prepare. It looks at what other attempts at this job left, and at a few
+ * random machines of the overlay pool, for two seconds. It never fails, and names no machine, since the
+ * log belongs to another job.
  */
 export async function sweep(machine: string, context: Context): Promise<void> {
   await removeUnneeded(await chooseSome(machine, context), context, { milliseconds: SWEEP_MS });
 }
 
 /**
- * Removes the first of these machines that nobody needs any more, for somebody who waits for one: its
- * runner may have been killed, and gc come only much later. What cannot be removed is for gc to say.
- * Resolves to whether there was one.
+ * Removes the first of these machines that nobody needs any more, to make room for another. gc reports
+ * those that cannot be removed. Resolves to whether it removed one.
  */
 export async function removeOneUnneeded(
   found: readonly Pick<FoundMachine, "name" | "volumes">[],
@@ -44,17 +39,14 @@ export async function removeOneUnneeded(
   return await removeUnneeded(found, withoutWarnings(context), { most: 1 }) > 0;
 }
 
-/**
- * As {@linkcode sweep}, of these machines: for so long, and no more than so many. Resolves to how many
- * it removed.
- */
+/** Resolves to how many of these machines it removed within the limits. */
 async function removeUnneeded(
   found: readonly Pick<FoundMachine, "name" | "volumes">[],
   context: Context,
   { milliseconds = Infinity, most = Infinity }: {
     readonly milliseconds?: number;
     readonly most?: number;
-  } = {},
+  },
 ): Promise<number> {
   const end = performance.now() + milliseconds;
   let removed = 0;
@@ -83,10 +75,7 @@ function machines(count: number): string {
   return count === 1 ? "a machine" : `${count} machines`;
 }
 
-/**
- * Some of the machines that have volumes in the overlay pool, those of the same job first; none where
- * libvirt does not say.
- */
+/** Some machines of the overlay pool, those of the same job first; none if libvirt does not answer. */
 async function chooseSome(
   machine: string,
   { host: { connection, config } }: Context,
@@ -94,16 +83,13 @@ async function chooseSome(
   try {
     using pool = await findActivePool(connection, config.pools.overlays);
     const job = withoutAttempt(machine);
-    const found = machinesIn(config.pools.overlays, await pool?.volumeNames() ?? []).map((
-      other,
-    ) => ({
-      other,
-      place: withoutAttempt(other.name) === job ? 0 : Math.random(),
-    }));
-    return found.sort((a, b) => a.place - b.place).slice(0, SWEEP_MACHINES)
-      .map(({ other }) => other);
+    const place = ({ name }: { readonly name: string }): number =>
+      withoutAttempt(name) === job ? 0 : Math.random();
+    return machinesIn(config.pools.overlays, await pool?.volumeNames() ?? [])
+      .map((other): [number, typeof other] => [place(other), other])
+      .sort(([a], [b]) => a - b).slice(0, SWEEP_MACHINES).map(([, other]) => other);
   } catch (error) {
-    if (isLibvirtError(error)) return []; // prepare is about to say it better
+    if (isLibvirtError(error)) return []; // prepare reports it better
     throw error;
   }
 }

@@ -23,17 +23,16 @@ import { resumeFrom } from "../warm/resume.ts";
 import { Problems } from "../../problems.ts";
 import { templateAdvice, templatesToWait } from "../../policy/template_choice.ts";
 
-/** The name that whoever makes machines wait has meanwhile, so that one process at a time does. */
+/** A reserved name, so that one process at a time creates standby machines. */
 const FILLER = "standby-filler";
 
-/** How long one of them may take, and all together. */
+/** The most time for one machine, and for all. */
 const MAKING_SECONDS = 1800;
 const FILLING_SECONDS = 6 * 3600;
 
 /**
- * Has as many machines wait for jobs as the settings want, while there is room, and removes those
- * that no job could get. If another process does that already, it is left to that one. Throws
- * SystemFailure for what it could not make.
+ * Creates as many standby machines as the settings want, while there is room, and removes those that no
+ * job can get. If another process does so already, it does nothing. Throws SystemFailure.
  */
 export async function fillStandbys(context: Context): Promise<void> {
   const { host, report: { log } } = context;
@@ -44,7 +43,7 @@ export async function fillStandbys(context: Context): Promise<void> {
     );
   }
   using pool = await lookupOverlayPool(host);
-  const full = new Set<string>(); // templates of which no more can be made now
+  const full = new Set<string>(); // templates without room for more
   for (;;) {
     const owner = await ownProcess(FILLING_SECONDS);
     if (!await reserveAbandonedName(pool, { name: FILLER, owner }, context)) {
@@ -70,7 +69,7 @@ export async function fillStandbys(context: Context): Promise<void> {
       await releaseName(pool, FILLER);
     }
     problems.throwAll({ what: "Cannot create all standby machines" });
-    // Whoever took one and came while we had the name left it to us to make another.
+    // A job may have taken one meanwhile, whose refill left it to this process.
     const open = found.wanted.filter(({ choice }) => !full.has(choice.name));
     const lacks = await Promise.all(open.map((each) => isLacking(each, pool)));
     if (!lacks.includes(true)) return;
@@ -81,14 +80,14 @@ async function isLacking(wanted: WantedStandbys, pool: StoragePool): Promise<boo
   return countWaiting(wanted, await pool.volumeNames()) < wanted.count;
 }
 
-/** Has no machine wait any more. Those that jobs have stay. */
+/** Removes all standby machines that wait. */
 export async function removeStandbys(context: Context): Promise<void> {
   const { connection, config } = context.host;
   using pool = await findActivePool(connection, config.pools.overlays);
   if (pool !== null) await removeUnwanted({ wanted: [], problems: [] }, pool, context);
 }
 
-/** Removes those whose guests have ended, such as with the host. */
+/** Removes standby machines whose guests have ended. */
 async function removeDead(pool: StoragePool, context: Context): Promise<void> {
   for (const standby of waitingIn(await pool.volumeNames())) {
     if (await isAlive(standby, context.host.connection)) continue;
@@ -98,7 +97,6 @@ async function removeDead(pool: StoragePool, context: Context): Promise<void> {
   }
 }
 
-/** Removes what waits and is not wanted, or too many. */
 async function removeUnwanted(
   found: FoundWanted,
   pool: StoragePool,
@@ -111,7 +109,7 @@ async function removeUnwanted(
   }
 }
 
-/** Has one more wait. Resolves to false if there is no room for it now. Throws SystemFailure. */
+/** Creates one more. Resolves to false if there is no room now. Throws SystemFailure. */
 async function makeOne(
   wanted: WantedStandbys,
   pool: StoragePool,
@@ -130,7 +128,7 @@ async function makeOne(
   undo.defer(() => removeMachineSafely(name, timed));
   if (wanted.image === null) {
     using domain = await Domain.lookup(host.connection, name);
-    await waitForBoot(domain, wanted.choice.settings, timed); // the guest agent will let the job's user in
+    await waitForBoot(domain, wanted.choice.settings, timed); // the agent must let the job's user in
   }
   await markWaiting(pool, { name, kind: wanted.kind });
   undo.move();
@@ -151,7 +149,7 @@ async function standbySpec(
     choice,
     advise: templateAdvice(config, { isOperator: true }),
     maxDiskGib: null,
-    // Whose machine it will be brings another key.
+    // The job that takes it brings another key.
     login: choice.settings.ssh.login === "template" ? "own" : "nobody",
     project: null,
     queue: "if there is room",

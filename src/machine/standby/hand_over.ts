@@ -23,12 +23,12 @@ import {
 import type { Template } from "../storage/template.ts";
 import { together } from "../../wait.ts";
 
-/** It was ready already. */
+/** A standby machine was ready before. */
 const PATIENCE_SECONDS = 15;
 
 /**
- * Gives the job a machine that waits for one, if any is as the job's is to be. Null if there is none.
- * One that does not work is removed, with a warning, and the next is tried.
+ * Gives the job a standby machine of the same kind; null if none waits. One that does not work is
+ * removed with a warning, and the next is tried.
  */
 export async function useStandby(
   spec: MachineSpec,
@@ -59,7 +59,7 @@ export async function useStandby(
   return null;
 }
 
-/** Removes it, or leaves it to gc: the job can do without that. */
+/** Removes it, or leaves it to gc with a warning. */
 async function removeUseless({ name }: Standby, context: Context): Promise<void> {
   try {
     await removeMachineSafely(name, quiet(context));
@@ -87,7 +87,7 @@ async function handOver(
     machine: name,
     key: login.key.file,
     keepMinutes: owner.attemptDir === "" ? null : settings.keepMinutes,
-    address: "", // not ready
+    address: "", // not ready yet
   };
   await writeMetadata(domain, metadata);
   await domain.setTitle(titleOf(metadata));

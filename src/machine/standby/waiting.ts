@@ -10,13 +10,12 @@ import { fixedValues, type MachineSettings } from "../../settings/settings.ts";
 import { shortHash } from "../../sha256.ts";
 
 /**
- * Machines that were resumed before any job asked for them. Two kinds of empty volumes say what
- * becomes of them, by their names alone: `STANDBY.KIND.waiting` as long as it waits, and
- * `MACHINE.STANDBY.assigned` from before a machine of this name tries to take it over until cleanup.
- * Only one can delete the first, and whoever did has the machine.
+ * A standby machine is created before a job asks for it. The names of two kinds of empty volumes say what
+ * becomes of it: `STANDBY.KIND.waiting` exists while it waits, and `MACHINE.STANDBY.assigned` from before
+ * a job's machine tries to take it over until cleanup. Whoever deletes the first has the machine.
  */
 export interface Standby {
-  /** The name of its domain, and of all volumes but the last kind. */
+  /** The name of its domain and its volumes. */
   readonly name: string;
   /** See {@linkcode standbyKind}. */
   readonly kind: string;
@@ -24,49 +23,47 @@ export interface Standby {
 
 const NAME = new RegExp(`^${STANDBY_NAME}$`);
 
-/** A name for a new machine. */
+/** A name for a new standby machine. */
 export function newStandbyName(): string {
   return `standby-${randomHex(8)}`;
 }
 
-/** Whether this is the name of a machine that waits, or waited once. */
+/** Whether this is the name of a standby machine, also after a job took it. */
 export function isStandbyName(machine: string): boolean {
   return NAME.test(machine);
 }
 
-/** The machines that wait, of these volumes. */
+/** The machines that wait, by the pool's volumes. */
 export function waitingIn(volumes: readonly string[]): Standby[] {
   return ofKind(volumes, "waiting").filter(({ name }) => isStandbyName(name))
     .map(({ name, fields: [kind] }) => ({ name, kind }));
 }
 
-/** Whether its guest runs: after a boot of the host, only its volumes are left. */
+/** Whether its guest runs. After a reboot of the host, only its volumes are left. */
 export async function isAlive({ name }: Standby, connection: Connection): Promise<boolean> {
   using domain = await Domain.find(connection, name);
   return domain !== null && await domain.state() === "active";
 }
 
-/** Which machines took these over, or tried to. */
+/** The machines that took over standby machines, or tried to, by the pool's volumes. */
 export function assignmentsIn(
   volumes: readonly string[],
 ): { readonly machine: string; readonly standby: string }[] {
-  return ofKind(volumes, "assigned").map(({ name, fields: [standby] }) => ({
-    machine: name,
-    standby,
-  }));
+  return ofKind(volumes, "assigned")
+    .map(({ name: machine, fields: [standby] }) => ({ machine, standby }));
 }
 
-/** From now on, any job may have it. */
+/** Lets any job have the machine from now on. */
 export async function markWaiting(pool: StoragePool, { name, kind }: Standby): Promise<void> {
   using _ = await createRawVolume(pool, volumeName(name, "waiting", kind), 0);
 }
 
-/** Whether it is ours now: of all who try, one gets it. */
+/** Tries to take the machine. Of all who try, one succeeds. */
 export function acquireStandby(pool: StoragePool, { name, kind }: Standby): Promise<boolean> {
   return removeVolume(pool, volumeName(name, "waiting", kind));
 }
 
-/** Says that the machine of this name is the one that waited, if whoever says it can claim that. */
+/** Notes that the machine of this name tries to take over the standby machine. */
 export async function assignStandby(
   pool: StoragePool,
   machine: string,
@@ -75,7 +72,7 @@ export async function assignStandby(
   using _ = await createRawVolume(pool, volumeName(machine, "assigned", standby), 0);
 }
 
-/** Takes that back. */
+/** Takes {@linkcode assignStandby} back. */
 export async function unassignStandby(
   pool: StoragePool,
   machine: string,

@@ -11,26 +11,26 @@ import {
   templatesToWait,
 } from "../../policy/template_choice.ts";
 
-/** Machines of one template that the settings want to wait, and what they are made of. */
+/** The standby machines of one template that the settings want. */
 export interface WantedStandbys {
   readonly choice: TemplateChoice;
   readonly count: number;
   /** See standbyKind. */
   readonly kind: string;
-  /** The warm image to resume them from; null has them boot. */
+  /** The warm image to resume them from; null if they boot. */
   readonly image: WarmImage | null;
-  /** As it was when the image held. */
+  /** As it was when the image was valid. */
   readonly template: Template;
 }
 
-/** What the settings want. */
+/** The standby machines that the settings want. */
 export interface FoundWanted {
   readonly wanted: readonly WantedStandbys[];
-  /** Of the templates of which none can wait, why. */
+  /** Why some templates can have none. */
   readonly problems: Error[];
 }
 
-/** Finds what the settings want, and for the templates where that cannot be, why. */
+/** Finds the standby machines that the settings want. */
 export async function findWanted(host: Host): Promise<FoundWanted> {
   const wanted: WantedStandbys[] = [];
   const problems: Error[] = [];
@@ -52,20 +52,19 @@ async function lookupWanted(choice: TemplateChoice, host: Host): Promise<WantedS
   const asked = { ...choice, advise, pool: config.pools.templates };
   const template = await findTemplate(connection, asked);
   using pool = await lookupOverlayPool(host);
-  const of = { name, template, settings };
-  const { image } = await chooseWarmImage(connection, pool, of);
+  const { image } = await chooseWarmImage(connection, pool, { name, template, settings });
   const kind = await standbyKind(template, settings);
   return { choice, count: settings.standby, kind, image, template };
 }
 
-/** How many of these wait, of the volumes of the overlay pool. */
+/** How many of these wait, by the overlay pool's volumes. */
 export function countWaiting({ kind }: WantedStandbys, volumes: readonly string[]): number {
   return waitingIn(volumes).filter((standby) => standby.kind === kind).length;
 }
 
 /**
- * Those that wait, of the volumes of the overlay pool, and are not wanted, or too many. None, as long
- * as something else than a template, such as its pool, keeps anybody from knowing what is wanted.
+ * The waiting machines that are not wanted, or too many, by the overlay pool's volumes. None if it is
+ * unknown what is wanted: because of another problem than a template, such as its pool.
  */
 export function unwantedOf(
   { wanted, problems }: FoundWanted,

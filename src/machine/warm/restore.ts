@@ -9,30 +9,23 @@ import type { Volume } from "../../libvirt/volume.ts";
 import { securityModels } from "../security_models.ts";
 import { isSparse } from "./saved_image.ts";
 
-/** A daemon of this host, reached by its own socket, and not by one that somebody forwards. */
+/** A daemon on this host, reached by its own socket, not by a forwarded one. */
 const OWN_SOCKET = /^\w+:\/\/\/\w+$/;
 
-/**
- * Since this version at the latest, libvirt opens the file twice, and reads what stands before the RAM
- * each time (src/qemu/qemu_saveimage.c).
- */
+/** libvirt then reads the bytes before the RAM twice (src/qemu/qemu_saveimage.c). */
 const FIRST_THAT_READS_TWICE = 11_002_000;
 
-/** Saved RAM, and what is to stand before it instead, as many bytes. */
-export interface SavedRam {
-  readonly ram: Volume;
-  readonly beforeRam: Uint8Array<ArrayBuffer>;
-  /** Of virDomainSaveRestoreFlags. */
-  readonly flags: number;
-}
-
 /**
- * Starts a domain from saved RAM, which libvirt reads through a pipe from where it is. Resolves to
- * whether it did: the daemon has to see this process and to do without AppArmor and SELinux, and this
- * user to be one that may read the volume. If libvirt tries and fails, `warn` is told why.
+ * Starts a domain from saved RAM, which libvirt reads through a pipe, with `beforeRam` in place of the
+ * bytes before it. Resolves to whether it did. That needs a daemon that sees this process, no AppArmor or
+ * SELinux, and permission to read the volume.
  */
 export async function restoreInPlace(
-  { ram, beforeRam, flags }: SavedRam,
+  { ram, beforeRam, flags }: {
+    readonly ram: Volume;
+    readonly beforeRam: Uint8Array<ArrayBuffer>;
+    readonly flags: number;
+  },
   connection: Connection,
   warn: (text: string) => void,
 ): Promise<boolean> {
@@ -54,8 +47,8 @@ export async function restoreInPlace(
 }
 
 /**
- * Whether libvirt confines machines by AppArmor or SELinux, by its capabilities. AppArmor's helper,
- * which allows a machine its files, finds none at a pipe's path (src/security/virt-aa-helper.c).
+ * Whether libvirt confines machines by AppArmor or SELinux, by its capabilities. AppArmor's helper fails
+ * for a pipe (src/security/virt-aa-helper.c).
  */
 export function confines(capabilitiesXml: string): boolean {
   return securityModels(capabilitiesXml).some((model) => model !== "none" && model !== "dac");

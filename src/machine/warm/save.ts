@@ -37,10 +37,9 @@ import { Problems } from "../../problems.ts";
 import type { MachineSettings } from "../../settings/settings.ts";
 
 /**
- * Makes the warm images of these templates anew where they do not hold any more: a machine of the
- * template boots without a network card, and its RAM is saved. Without any, of all of which the settings
- * want machines resumed. It goes on where it cannot make one, and throws SystemFailure in the end, or
- * BuildFailure for a template that there is not.
+ * Creates new warm images of these templates, or of all that the settings want resumed, unless their
+ * images are valid. A failure does not stop the others. Throws SystemFailure, or BuildFailure for an
+ * unknown template, in the end.
  */
 export async function warm(templates: readonly string[], context: Context): Promise<void> {
   const names = templates.length > 0
@@ -86,10 +85,13 @@ async function warmTemplate(requested: string, context: Context): Promise<void> 
   }
 }
 
-/** The most that what comes after the boot may take. */
+/** The most time for all after the boot. */
 const SAVING_SECONDS = 3600;
 
-/** Makes the image and, with its last step, puts it in place; else nothing is left of it. */
+/**
+ * Boots a machine of the template without a network card and saves its RAM. The last step makes the image
+ * valid; if one fails, the image is removed.
+ */
 async function make(
   image: Omit<WarmImage, "bytesBeforeRam">,
   { choice, advise, pool }: Pick<MachineSpec, "choice" | "advise"> & { readonly pool: StoragePool },
@@ -118,7 +120,7 @@ async function make(
   }, context).catch((error) => {
     throw error instanceof NameTaken ? otherMaker(maker, image.template) : error;
   });
-  await using undo = new AsyncDisposableStack(); // before that of the image, on whose disk it runs
+  await using undo = new AsyncDisposableStack(); // runs before undoImage: the machine uses its disk
   undo.defer(() => removeMachineSafely(maker, quiet(context)));
   using domain = await Domain.lookup(host.connection, maker);
   await tryIdentity(domain, maker, settings, signal);
@@ -134,7 +136,7 @@ async function make(
   undoImage.move();
 }
 
-/** Boots the machine on the disk of this image, for its RAM to be saved. */
+/** Boots the machine on the disk of this image. */
 function bootToSave({ template: templateName, id }: WarmName): Start {
   return async (machine, pool, { host: { connection }, report, signal }) => {
     const { name, template, settings } = machine;
@@ -149,7 +151,7 @@ function bootToSave({ template: templateName, id }: WarmName): Start {
     report.steps.end("start");
     return startedAs(domain, async (context) => {
       await waitForBoot(domain, settings, context);
-      return machine.metadata; // nobody else is to reach it
+      return machine.metadata; // no one else uses it
     });
   };
 }
@@ -161,7 +163,7 @@ function otherMaker(maker: string, template: string): SystemFailure {
   });
 }
 
-/** Throws SystemFailure now if a clone of the guest could not take an identity of its own. */
+/** Checks that a clone of the guest can take its own identity. Throws SystemFailure. */
 async function tryIdentity(
   domain: Domain,
   maker: string,
@@ -169,17 +171,15 @@ async function tryIdentity(
   signal: AbortSignal,
 ): Promise<void> {
   const agent = agentOf(domain);
-  const { publicKey } = await makeKeyPair();
-  const identity = {
-    ...{ hostName: toHostName(maker), hostKey: await makeKeyPair(), user },
-    publicKey: login === "template" ? null : publicKey,
-  };
-  const isAnother = await takeIdentity(agent, identity);
-  await isAnother(signal);
+  const hostName = toHostName(maker);
+  const hostKey = await makeKeyPair();
+  const publicKey = login === "template" ? null : (await makeKeyPair()).publicKey;
+  const finish = await takeIdentity(agent, { hostName, hostKey, user, publicKey });
+  await finish(signal);
   await exerciseSsh(agent, port);
 }
 
-/** Removes the warm images of these templates. Throws BuildFailure for a template without any. */
+/** Removes the warm images of these templates. Throws BuildFailure if a template has none. */
 export async function removeWarmImages(
   templates: readonly string[],
   context: Context,
@@ -188,9 +188,7 @@ export async function removeWarmImages(
   for (const requested of templates) {
     const { name } = chooseTemplate(config, requested, { isOperator: true });
     using pool = await lookupOverlayPool(context.host);
-    const images = [...warmIds(await pool.volumeNames())].filter(([, template]) =>
-      template === name
-    );
+    const images = [...warmIds(await pool.volumeNames())].filter(([, of]) => of === name);
     if (images.length === 0) {
       throw new BuildFailure({
         what: `The template "${name}" has no warm image`,

@@ -2,32 +2,31 @@
 import { SystemFailure } from "../../errors.ts";
 
 /**
- * How a file that virDomainSave wrote begins (libvirt's src/qemu/qemu_saveimage.h): a magic word,
- * numbers of 32 bits, and an area for the domain's XML and a cookie of libvirt's, each ended by a
- * zero byte. The RAM begins behind the area, which libvirt makes 64 KiB larger than it needs.
+ * The start of a file by virDomainSave (libvirt's src/qemu/qemu_saveimage.h): a magic word, numbers of 32
+ * bits, then an area with the domain's XML and a cookie of libvirt's, each with a zero byte at its end. The
+ * RAM follows. libvirt makes the area 64 KiB larger than it needs.
  */
 const MAGIC = "LibvirtQemudSave";
-/** 2, and 3 for RAM in the format `sparse` of libvirt 11.2. */
+/** 3 is for RAM in the format `sparse` (libvirt 11.2). */
 const VERSIONS: readonly number[] = [2, 3];
 const VERSION_AT = 16;
 const AREA_BYTES_AT = 20;
 const FORMAT_AT = 28;
 const COOKIE_AT = 32;
-/** RAM of which QEMU reads each part where it needs it, from libvirt 11.2 on. */
+/** RAM that QEMU does not read in order (libvirt 11.2). */
 const SPARSE = 6;
 
-/** What stands before all else; the area follows. */
+/** The bytes before the area. */
 export const HEADER_BYTES = 92;
-/** The area is not larger than any domain's XML needs it. */
+/** More than any domain's XML needs. */
 const MOST_AREA_BYTES = 4 * 1024 ** 2;
 
-/** How many bytes stand before the RAM, from the first {@linkcode HEADER_BYTES} of them. */
+/** The number of bytes before the RAM, by the header. Throws SystemFailure. */
 export function bytesBeforeRam(header: Uint8Array<ArrayBuffer>): number {
-  const { areaBytes } = readHeader(header);
-  return HEADER_BYTES + areaBytes;
+  return HEADER_BYTES + readHeader(header).areaBytes;
 }
 
-/** Whether QEMU reads the RAM in no order, from the bytes before it. Throws SystemFailure. */
+/** Whether QEMU does not read the RAM in order, by the bytes before it. Throws SystemFailure. */
 export function isSparse(beforeRam: Uint8Array<ArrayBuffer>): boolean {
   return readHeader(beforeRam).format === SPARSE;
 }
@@ -39,8 +38,8 @@ export function savedXml(beforeRam: Uint8Array<ArrayBuffer>): string {
 }
 
 /**
- * The bytes before the RAM with another XML for the domain, and as many: libvirt itself lets a domain
- * change its name by no other way. Throws SystemFailure if the XML does not fit in.
+ * The bytes before the RAM with another domain XML, of the same length. libvirt has no other way to
+ * change a saved domain's name. Throws SystemFailure if the XML does not fit.
  */
 export function withSavedXml(
   beforeRam: Uint8Array<ArrayBuffer>,
@@ -87,7 +86,7 @@ function readHeader(bytes: Uint8Array<ArrayBuffer>): Header {
   };
 }
 
-/** The text that ends at a zero byte, or at the end of this part. */
+/** The text until a zero byte, or until `end`. */
 function textAt(bytes: Uint8Array<ArrayBuffer>, start: number, end: number): string {
   const part = bytes.subarray(start, end);
   const zero = part.indexOf(0);

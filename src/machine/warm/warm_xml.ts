@@ -6,9 +6,9 @@ import { rootOf } from "../../read_xml.ts";
 import { attributesXml, Xml, xml } from "../../xml.ts";
 
 /**
- * The XML of a saved domain for another machine, which gets its RAM: all that the guest's kernel sees
- * of the hardware stays as it is, but for the generation id, by which it learns that it is another
- * (https://libvirt.org/formatdomain.html#general-metadata). libvirt makes the UUID.
+ * The XML of a saved domain, changed for the machine that resumes from its RAM. The guest's hardware stays
+ * the same but for the generation id, by which the kernel learns that it was cloned
+ * (https://libvirt.org/formatdomain.html#general-metadata). libvirt creates the UUID.
  */
 export function xmlForMachine(savedXml: string, machine: DomainOnDisk): string {
   const root = rootOf(savedXml);
@@ -16,7 +16,7 @@ export function xmlForMachine(savedXml: string, machine: DomainOnDisk): string {
   return write(root, (element, parent) => replacement(element, parent, machine)).toString();
 }
 
-/** What stands in place of an element: null is nothing, undefined is the element itself. */
+/** What replaces an element: null removes it, undefined keeps it. */
 function replacement(
   element: XmlElement,
   parent: XmlElement | null,
@@ -26,24 +26,16 @@ function replacement(
   const file = (path: string | null): Xml => writeTag(element, { file: path ?? "" });
   switch (`${parent?.name ?? ""}/${element.name}`) {
     case "domain/name":
-      return xml`
-        <name>${machine.name}</name>
-      `;
+      return xml`<name>${machine.name}</name>`;
     case "domain/title":
-      return xml`
-        <title>${titleOf(metadata)}</title>
-      `;
+      return xml`<title>${titleOf(metadata)}</title>`;
     case "domain/metadata":
-      return xml`
-        <metadata>${metadataXml(metadata)}</metadata>
-      `;
+      return xml`<metadata>${metadataXml(metadata)}</metadata>`;
     case "domain/genid":
-      return xml`
-        <genid>${crypto.randomUUID()}</genid>
-      `;
+      return xml`<genid>${crypto.randomUUID()}</genid>`;
     case "domain/uuid":
-    case "domain/seclabel": // libvirt makes one that is its own
-    case "disk/backingStore": // and looks what the disk stands on
+    case "domain/seclabel": // libvirt creates a new one
+    case "disk/backingStore": // libvirt detects it
       return null;
     case "disk/source":
       return file(targetOf(parent) === "vda" ? machine.overlayPath : machine.seedPath);
@@ -65,7 +57,7 @@ function targetOf(disk: XmlElement | null): string | undefined {
 
 type Replace = (element: XmlElement, parent: XmlElement | null) => Xml | null | undefined;
 
-/** The element as XML again, where nothing takes its place; text between elements is left out. */
+/** The element as XML, with replacements. Text between elements is left out. */
 function write(element: XmlElement, replace: Replace, parent: XmlElement | null = null): Xml {
   const replaced = replace(element, parent);
   if (replaced !== undefined) return replaced ?? xml``;
