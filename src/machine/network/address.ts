@@ -14,36 +14,30 @@ import { type Limits, NotYet, waitFor } from "../../wait.ts";
 const OTHER_SOURCES_MS = 2000;
 const NO_LEASE = "no DHCP lease for its card";
 
-/** Whose address to wait for. */
-export interface AddressOptions {
-  readonly mac: string;
-  readonly network: string;
-  /** Those of the host that the settings name. */
-  readonly hostAddresses: readonly string[];
-  readonly card: Card | null;
-  readonly connection: Connection;
-  /** Asked meanwhile: throws what no waiting mends. */
-  readonly watch: () => Promise<void>;
-}
-
 /**
- * The address at which the host reaches the machine's card: from the network's leases, else from the
- * guest agent, else from the host's ARP table. All go by the card's MAC address: a host name is what
- * the guest claims. What the agent and the ARP table say is the guest's word too, and is believed of an
- * address that a guest of the network may have. Throws SystemFailure if the machine ends or the time is
- * over.
+ * Waits for the IP address of the machine's card. It comes from the network's leases, the guest agent or
+ * the host's ARP table, by the card's MAC address, since a guest may claim any host name. The agent and the
+ * ARP table say what the guest wants, so only an address that a guest of the network may have counts.
+ * `hostAddresses` are those in the settings. `watch` throws what no waiting mends. Throws SystemFailure if
+ * the machine ends, or at the timeout.
  *
- * Also where it is known before, by a `card`: the guest must have it, or what is sent to it is lost, and
- * the next is sent a second later.
+ * It also waits if the address is known by a `card`: until the guest has it, packets are lost.
  */
 export function waitForAddress(
   domain: Domain,
-  { mac, network, hostAddresses, card, connection, watch }: AddressOptions,
+  { mac, network, hostAddresses, card, connection, watch }: {
+    readonly mac: string;
+    readonly network: string;
+    readonly hostAddresses: readonly string[];
+    readonly card: Card | null;
+    readonly connection: Connection;
+    readonly watch: () => Promise<void>;
+  },
   limits: Limits,
 ): Promise<string> {
   const findLeased = async (): Promise<string | null> => {
     if (card === null) return preferred(await addressesOf(domain, mac, ADDRESS_SOURCE.LEASE));
-    // The network tells, also while libvirt has the domain locked to set its filter.
+    // The network answers even while libvirt locks the domain to set its filter.
     const leased = await leasedAddress(connection, network, card);
     if (leased !== null && leased !== card.address) throw notItsOwn(network, leased, card);
     return leased;
@@ -53,8 +47,7 @@ export function waitForAddress(
       `its address is ${address}, and the network keeps ${card?.address} for it: ` +
         "its network filter lets nothing else through",
     );
-  // The agent and the ARP table serve networks without leases; asking them is slow, and libvirt
-  // logs an error each time that no agent runs.
+  // For networks without leases. Asking is slow, and libvirt logs an error if no agent runs.
   let nextOtherSources = performance.now() + OTHER_SOURCES_MS;
   let reason = new NotYet(NO_LEASE);
   return waitFor({
@@ -83,7 +76,7 @@ export function waitForAddress(
   }, limits);
 }
 
-/** The address that the guest agent, else the ARP table says; `among` tells which are believed. */
+/** The address by the guest agent or the ARP table. `among` chooses those that count. */
 async function otherAddress(
   domain: Domain,
   mac: string,
@@ -109,10 +102,7 @@ function notItsOwn(network: string, leased: string, { address }: Card): SystemFa
   });
 }
 
-/**
- * Throws SystemFailure if the machine has ended: what is asked of it will not come. `cause` is what
- * failed before, and is thrown itself if libvirt does not say either what has become of the machine.
- */
+/** Throws SystemFailure with this cause if the machine has ended; the cause itself if that is unknown. */
 export async function refuseEnded(domain: Domain, cause?: unknown): Promise<void> {
   const state = await domain.state().catch((error) => {
     throw cause ?? error;
@@ -120,7 +110,7 @@ export async function refuseEnded(domain: Domain, cause?: unknown): Promise<void
   if (state !== "active") throw endedFailure(domain.name, state, cause);
 }
 
-/** The failure of what needs a machine that is no more. */
+/** The failure of a machine that has ended. */
 export function endedFailure(
   machine: string,
   state: Exclude<DomainState, "active">,
@@ -158,7 +148,7 @@ function endOf(machine: string, state: Exclude<DomainState, "active">): Failure 
   }
 }
 
-/** What the source says of the card, as far as these are addresses. */
+/** The card's addresses by this source. */
 async function addressesOf(
   domain: Domain,
   mac: string,
@@ -175,13 +165,10 @@ async function addressesOf(
   }
 }
 
-/** Those that a guest of the network may have. */
+/** The addresses that a guest of the network may have. */
 async function guestsAmong(
   addresses: readonly string[],
-  { network: name, hostAddresses: named }: {
-    readonly network: string;
-    readonly hostAddresses: readonly string[];
-  },
+  { network: name, hostAddresses: named }: { network: string; hostAddresses: readonly string[] },
   connection: Connection,
 ): Promise<string[]> {
   if (addresses.length === 0) return [];
@@ -189,12 +176,12 @@ async function guestsAmong(
   const networkXml = await network.xml();
   const host = readHostNetwork();
   const { addresses: own, others } = hostAddresses(host, named);
-  // IPv6 is among those of the interfaces alone.
+  // Only the interfaces have IPv6 addresses.
   const ofHost = [...host.interfaces, ...own.map((address) => ({ address })), ...others];
   return addresses.filter((address) => mayBeGuests(address, { networkXml, ofHost }));
 }
 
-/** IPv4 before IPv6, and no address that is only good on one link (RFC 4291, fe80::/10). */
+/** The first IPv4 address, else the first IPv6 address that is not link-local (RFC 4291, fe80::/10). */
 function preferred(addresses: readonly string[]): string | null {
   const usable = addresses.filter((address) => !/^fe[89ab]/i.test(address));
   return usable.find((address) => address.includes(".")) ?? usable[0] ?? null;

@@ -12,40 +12,39 @@ import { sha256 } from "../../sha256.ts";
 import { virsh } from "../../shell.ts";
 import { xml } from "../../xml.ts";
 
-/** A network card's address of QEMU's own range (52:54:00), which libvirt uses too. */
+/** A MAC address of QEMU's range, which libvirt uses too. */
 export function randomMac(): string {
   const [a, b, c] = crypto.getRandomValues(new Uint8Array(3));
   return [0x52, 0x54, 0x00, a, b, c].map((byte) => (byte ?? 0).toString(16).padStart(2, "0"))
     .join(":");
 }
 
-/** A network card whose address is known before its guest asks for it. */
+/** A network card whose IP address is known before the guest asks for it. */
 export interface Card {
   readonly mac: string;
   readonly address: string;
-  /** Until when an earlier machine has leased it, in seconds since 1970; null is not at all. */
+  /** The end of an earlier machine's lease, in seconds since 1970; null is none. */
   readonly leasedUntil: number | null;
 }
 
-/** Tries to have a card for one machine alone. Resolves to whether it has it now. */
-export type TakeCard = (card: Card, uuid: string) => Promise<boolean>;
+/** Creates the card's network filter with this UUID. Resolves to whether it did. */
+type TakeCard = (card: Card, uuid: string) => Promise<boolean>;
 
 const ATTEMPTS = 20;
 
-/** Each costs others connections, and stays until the network ends. */
+/** Each interrupts other machines' connections, and stays until the network ends. */
 const MOST_NEW_ENTRIES = 10;
 
 /**
- * A card of the network that no machine has, for a machine that `take` gives it to: by a network filter
- * with the card's UUID, of which libvirt lets there be but one, so that the card is free again when the
- * filter is deleted.
+ * A free card of the network. `take` takes it by creating a network filter with the card's UUID, of which
+ * libvirt allows only one. The card is free again when the filter is removed.
  *
- * The network keeps each card's address for it, by an entry of its DHCP server in the live network. A
- * further entry costs others connections ({@linkcode Network.addDhcpHost}), so entries stay for later
- * machines until the network ends: there are as many as there were machines at once.
+ * The network's DHCP server reserves each card's address by an entry in the live network. A new entry
+ * interrupts other machines' connections ({@linkcode Network.addDhcpHost}), so entries stay for later
+ * machines until the network ends.
  *
- * Null where nobody can keep addresses: libvirt does not serve the network, or does not let us. Throws
- * SystemFailure, also if no address is free, or if others take each that is new.
+ * Null if addresses cannot be reserved: libvirt does not serve the network, or does not permit it. Throws
+ * SystemFailure, also if no address is free.
  */
 export async function takeCard(
   connection: Connection,
@@ -81,11 +80,11 @@ async function tryTake(
     for (const { mac, ip } of dhcp.hosts.filter(({ id }) => id === OURS)) {
       const uuid = await uuidOf(network.name, mac);
       const own = leases.filter((lease) => lease.mac === mac);
-      // With another address, the DHCP server does not give out the card's own: a guest declined it.
+      // A lease of another address means that a guest declined the card's.
       if (taken.has(uuid) || own.some(({ address }) => address !== ip)) continue;
       const card = { mac, address: ip, leasedUntil: own[0]?.until ?? null };
       if (await take(card, uuid)) {
-        // An answer to what an earlier machine sent would pass the host's NAT, to whoever has its address.
+        // Else answers to an earlier machine's packets would pass the host's NAT.
         if (connection.isLocal) flushConnections(ip);
         return card;
       }
@@ -101,13 +100,13 @@ async function tryTake(
       added++;
     } catch (error) {
       if (isLibvirtError(error, VIR_ERR.NO_SUPPORT, VIR_ERR.ACCESS_DENIED)) return null;
-      // Somebody else was faster with this address.
+      // Another process took this address.
       if (!isLibvirtError(error, VIR_ERR.OPERATION_INVALID) || attempt === ATTEMPTS) throw error;
     }
   }
 }
 
-/** The address that the machine's guest has leased for the card; null as long as it has none. */
+/** The address that the guest has leased for the card, or null. */
 export async function leasedAddress(
   connection: Connection,
   networkName: string,
@@ -116,13 +115,13 @@ export async function leasedAddress(
   using network = await Network.lookup(connection, networkName);
   const lease = (await leasesOf(network)).find((lease) =>
     lease.mac === mac &&
-    // What an earlier machine has leased does not tell, unless it is for ever.
+    // An earlier machine's lease does not count, unless leases never end.
     (lease.address !== address || lease.until !== leasedUntil || lease.until === 0)
   );
   return lease?.address ?? null;
 }
 
-/** The card, for another guest than the one that may have leased its address meanwhile. */
+/** The card with the lease that an earlier guest may have got meanwhile. */
 export async function withCurrentLease(
   connection: Connection,
   networkName: string,
@@ -135,23 +134,22 @@ export async function withCurrentLease(
 
 async function leasesOf(network: Network): Promise<readonly DhcpLease[]> {
   const leases = await orNull(VIR_ERR.NO_SUPPORT, network.dhcpLeases()); // the test driver has none
-  return (leases ?? []).filter(({ address }) => !address.includes(":")); // of IPv4 alone
+  return (leases ?? []).filter(({ address }) => !address.includes(":")); // IPv4 only
 }
 
 /**
- * The `id` of entries that are ours: `libvirt-gci` in hexadecimal. libvirt keeps it with the entry, and
- * gives it to the DHCP server only where it is the name of a DHCPv6 client. A `name` would be one in the
- * network's DNS, in place of the guest's own.
+ * The `id` of our entries: `libvirt-gci` in hexadecimal. libvirt passes an id to the DHCP server only for
+ * DHCPv6. A `name` would replace the guest's own in the network's DNS.
  */
 const OURS = new TextEncoder().encode("libvirt-gci").toHex();
 
-/** A UUID for the card of this address in this network. */
+/** The UUID of a card. */
 async function uuidOf(network: string, mac: string): Promise<string> {
   const hex = await sha256(`libvirt-gci ${mac} ${network}`);
   return hex.replace(/^(.{8})(.{4})(.{4})(.{4})(.{12}).*/, "$1-$2-$3-$4-$5");
 }
 
-/** An address of the ranges that nobody has, by chance. */
+/** A random free address of the ranges. */
 function chooseFree({ ranges, host, hosts }: Dhcp, leases: readonly DhcpLease[]): string | null {
   const used = [...hosts.map(({ ip }) => ip), ...leases.map(({ address }) => address)];
   const taken = new Set([host, ...used]);
@@ -159,7 +157,7 @@ function chooseFree({ ranges, host, hosts }: Dhcp, leases: readonly DhcpLease[])
   const start = Math.floor(Math.random() * size);
   for (let i = 0; i < size; i++) {
     const address = addressAt(ranges, (start + i) % size);
-    // Old systems take these for a network's own, or for all; the DHCP server gives them to nobody.
+    // Old systems take these for network or broadcast addresses; the DHCP server skips them.
     if (!/\.(0|255)$/.test(address) && !taken.has(address)) return address;
   }
   return null;

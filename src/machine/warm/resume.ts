@@ -21,27 +21,24 @@ import { chooseWarmImage, type WarmImage } from "./warm_image.ts";
 import { xmlForMachine } from "./warm_xml.ts";
 import { NotYet, waitFor } from "../../wait.ts";
 
-/** A guest that was ready when its RAM was saved needs no time for a boot. */
+/** A resumed guest does not boot. */
 const PATIENCE_SECONDS = 30;
-
 const AGENT_SECONDS = 10;
-
-/** The most that copying the RAM may take, or reading it, where many do so at once on a slow disk. */
+/** For reading or copying the RAM, even if many do so on a slow disk. */
 const RESTORE_SECONDS = 600;
 
-/** Resumes the machine from this image, which holds as long as the template is this one. */
+/** Resumes the machine from this image of this template. */
 export function resumeFrom(image: WarmImage, template: Template): Start {
   return (machine, pool, context) => startFrom(image, { ...machine, template }, pool, context);
 }
 
-/** The newest warm image that still holds, or null; `start: warm` says why there is none. */
+/** The newest valid warm image, or null; with `start: warm` it warns why there is none. */
 async function chooseImage(
   { metadata: { template: name }, template, settings }: NewMachine,
   pool: StoragePool,
   { host: { connection }, report: { warn } }: Context,
 ): Promise<WarmImage | null> {
-  const of = { name, template, settings };
-  const { image, changes } = await chooseWarmImage(connection, pool, of);
+  const { image, changes } = await chooseWarmImage(connection, pool, { name, template, settings });
   if (image === null && settings.start === "warm") {
     warn(
       (changes === null
@@ -53,13 +50,13 @@ async function chooseImage(
   return image;
 }
 
-/** Resumes the machine from the newest warm image of its template, if that still holds. */
+/** Resumes the machine from the newest valid warm image of its template, if there is one. */
 export const resume: Start = async (machine, pool, context) => {
   const image = await chooseImage(machine, pool, context);
   return image && await startFrom(image, machine, pool, context);
 };
 
-/** Starts it with a card, keys and an identity of its own. */
+/** Starts it with its own card, keys and identity. */
 async function startFrom(
   image: WarmImage,
   machine: NewMachine,
@@ -79,20 +76,18 @@ async function startFrom(
   const domain = undo.use(await Domain.lookup(connection, name));
   const hasCard = settings.network.name !== "none";
   if (hasCard) {
-    // The kernel sees it, and what would ask for an address stands still until the guest is another.
+    // The kernel sees the card, but the DHCP client is stopped until the guest has its identity.
     await domain.attachDevice(interfaceXml(withFilterLater(resumed)).toString());
     steps.end("card");
   }
   const isAnother = await giveIdentity(domain, resumed, hostKey, context);
-  if (!hasCard) {
-    await isAnother(signal); // or its agent would start an SSH server with the former key
+  const endIdentity = async (signal: AbortSignal): Promise<void> => {
+    await isAnother(signal);
     steps.end("identity");
-  }
+  };
+  if (!hasCard) await endIdentity(signal); // or its agent starts an SSH server with the former key
   const finish = async (signal: AbortSignal): Promise<void> => {
-    if (hasCard) {
-      await isAnother(signal);
-      steps.end("identity");
-    }
+    if (hasCard) await endIdentity(signal);
     await removeVolume(pool, volumeName(name, "ram"));
   };
   log(`Resumed the machine "${name}" from the warm image of "${image.template}"`);
@@ -101,7 +96,7 @@ async function startFrom(
   return startedAs(domain, (context) => reach(domain, resumed, options, context));
 }
 
-/** Has the guest begin to become another. Resolves to what waits until it is. */
+/** Starts to give the guest its identity. Resolves to a function that waits for the end of that. */
 async function giveIdentity(
   domain: Domain,
   { name, metadata, settings, login }: NewMachine,
@@ -131,8 +126,8 @@ async function giveIdentity(
 }
 
 /**
- * Starts the domain from the RAM of the image: on a connection of its own, since reading it, or a copy
- * of it, may take longer than a call may, and what is left of an attempt is removed on the other one.
+ * Starts the domain from the image's RAM, on a connection of its own: reading or copying the RAM may take
+ * longer than a call may, and a failed start is removed on the other connection.
  */
 async function restore(
   machine: NewMachine & DomainOnDisk,
@@ -144,7 +139,7 @@ async function restore(
   using ram = await pool.lookupVolume(volumeName(image.template, "warm-ram", image.id));
   const saved = await ram.download(0, image.bytesBeforeRam);
   const beforeRam = withSavedXml(saved, xmlForMachine(savedXml(saved), machine));
-  // Its own variables of the firmware are a part of the RAM, which QEMU writes over the template's.
+  // The firmware's variables are in the RAM, from which QEMU writes them to the new file.
   const flags = machine.nvramPath === null ? 0 : VIR_DOMAIN_SAVE_RESET_NVRAM;
   if (!await restoreInPlace({ ram, beforeRam, flags }, connection, warn)) {
     signal.throwIfAborted();
@@ -158,10 +153,7 @@ async function restore(
   steps.end("resume");
 }
 
-/**
- * At first, the agent may not know yet that somebody asks again, or libvirt that the agent is there: it
- * sees to no such news while it changes another thing of the machine, such as its card.
- */
+/** Turns an error of libvirt into NotYet: the agent, or libvirt's state of it, may need a moment. */
 async function orNotYet<T>(domain: Domain, ask: () => Promise<T>): Promise<T | NotYet> {
   try {
     return await ask();

@@ -7,49 +7,41 @@ import { domainXml } from "../domain_xml.ts";
 import { EMPTY_METADATA } from "../metadata.ts";
 import type { Template } from "../storage/template.ts";
 import { ofKind, volumeName } from "../storage/volume_names.ts";
-import { createRawVolume, removeVolume } from "../storage/volumes.ts";
+import { createRawVolume, readVolumeXml, removeVolume } from "../storage/volumes.ts";
 import { randomHex } from "../../random.ts";
-import { find, rootOf, textAt } from "../../read_xml.ts";
+import { find, rootOf } from "../../read_xml.ts";
 import type { MachineSettings } from "../../settings/settings.ts";
 import { sha256, shortHash } from "../../sha256.ts";
 
-/** Of what a warm image was made, by what a message calls it. It holds as long as all is the same. */
+/** What a warm image was made from, in the words of messages. It is valid while all is the same. */
 export type WarmOrigin = Readonly<Record<string, string>>;
 
-/** What the last volume of a warm image says. */
-interface WarmInfo {
-  /** ISO 8601. */
-  readonly created: string;
-  /** How many bytes stand before the RAM in its volume. */
-  readonly bytesBeforeRam: number;
-  readonly origin: WarmOrigin;
-}
-
-/** Which warm image. */
+/** The template of a warm image, by its name in the settings, and the image's id. */
 export interface WarmName {
-  /** The template, as the settings know it. */
   readonly template: string;
   readonly id: string;
 }
 
-/** A warm image, complete. */
-export interface WarmImage extends WarmName, WarmInfo {}
+/** A complete warm image. The volume `warm-info` has all but the name. */
+export interface WarmImage extends WarmName {
+  /** ISO 8601. */
+  readonly created: string;
+  /** The number of bytes before the RAM in its volume. */
+  readonly bytesBeforeRam: number;
+  readonly origin: WarmOrigin;
+}
 
 /** An id for a new warm image. */
 export function newWarmId(): string {
   return randomHex(5);
 }
 
-/** The name of the machine that makes warm images of this template, one at a time. */
+/** The name of the machine that creates warm images of this template, one at a time. */
 export async function makerOf(template: string): Promise<string> {
   return `warm-${await shortHash(template)}`;
 }
 
-/**
- * The volumes of a warm image: a disk that no machine writes to any more, the RAM of the machine that
- * wrote it, and last, which makes it one, what says of what it was made. The names end like those of
- * a machine's volumes, so that none is taken for a template, and belong to no machine.
- */
+/** A disk that nobody writes to any more, the RAM of its machine, and last the info, which makes it complete. */
 const KINDS = ["warm-disk", "warm-ram", "warm-info"] as const;
 
 /** The names of the volumes of a warm image. */
@@ -57,12 +49,12 @@ export function warmVolumes({ template, id }: WarmName): string[] {
   return KINDS.map((kind) => volumeName(template, kind, id));
 }
 
-/** The ids of warm images of which there is any volume, and their templates. */
+/** The ids of complete and incomplete warm images, with their templates. */
 export function warmIds(volumes: readonly string[]): Map<string, string> {
   return new Map(ofKind(volumes, ...KINDS).map(({ name, fields: [id] }) => [id, name]));
 }
 
-/** The warm images that are complete, the newest first; of one template, or all. */
+/** The complete warm images of one template, or of all, the newest first. */
 export async function findWarmImages(
   pool: StoragePool,
   template: string | null,
@@ -78,7 +70,7 @@ export async function findWarmImages(
   return images.sort((a, b) => a.created < b.created ? 1 : -1);
 }
 
-/** Says of what a warm image was made: from now on, it is complete. */
+/** Completes a warm image. */
 export async function writeInfo(pool: StoragePool, image: WarmImage): Promise<void> {
   const { template, id, ...info } = image;
   const bytes = new TextEncoder().encode(`${JSON.stringify(info)}\n`);
@@ -86,7 +78,10 @@ export async function writeInfo(pool: StoragePool, image: WarmImage): Promise<vo
   await volume.upload(bytes);
 }
 
-async function readInfo(pool: StoragePool, name: string): Promise<WarmInfo | null> {
+async function readInfo(
+  pool: StoragePool,
+  name: string,
+): Promise<Omit<WarmImage, keyof WarmName> | null> {
   try {
     using volume = await pool.findVolume(name);
     if (volume === null) return null;
@@ -96,24 +91,21 @@ async function readInfo(pool: StoragePool, name: string): Promise<WarmInfo | nul
       ? info
       : null;
   } catch (error) {
-    if (error instanceof SyntaxError) return null; // it is being written
+    if (error instanceof SyntaxError) return null; // not complete yet
     if (
       isLibvirtError(error, VIR_ERR.NO_STORAGE_VOL, VIR_ERR.OPERATION_INVALID, VIR_ERR.NO_SUPPORT)
-    ) return null; // deleted or made just now; libvirt's test driver
+    ) return null; // just deleted or created; the test driver
     throw error;
   }
 }
 
-/** What tells warm images that still hold from those that do not. */
+/** What a warm image of this template would be made from now. */
 export async function warmOrigin(
   connection: Connection,
-  { template, settings }: {
-    readonly template: Template;
-    readonly settings: MachineSettings;
-  },
+  { template, settings }: { readonly template: Template; readonly settings: MachineSettings },
 ): Promise<WarmOrigin> {
   const { ssh: { login, user, port }, guest, diskGib } = settings;
-  const shell = login === "cloud-init" ? guest.shell : null; // cloud-init makes the user with it
+  const shell = login === "cloud-init" ? guest.shell : null; // cloud-init creates the user with it
   const machine = { login, user, shell, port, diskGib, xml: sampleXml(settings) };
   return {
     "the template": JSON.stringify(template),
@@ -124,23 +116,15 @@ export async function warmOrigin(
   };
 }
 
-/** What is known of the warm images of a template. */
-export interface WarmChoice {
-  /** The newest that still holds; null if none does. */
-  readonly image: WarmImage | null;
-  /** When no image holds, what changed since the newest; null if there is none at all. */
-  readonly changes: string | null;
-}
-
-/** Chooses a warm image of the template for machines with these settings. */
+/**
+ * Gives the newest valid warm image of the template with this name in the settings, and what changed since
+ * the newest image of all.
+ */
 export async function chooseWarmImage(
   connection: Connection,
   pool: StoragePool,
-  { name, ...of }: Parameters<typeof warmOrigin>[1] & {
-    /** The template, as the settings know it. */
-    readonly name: string;
-  },
-): Promise<WarmChoice> {
+  { name, ...of }: Parameters<typeof warmOrigin>[1] & { readonly name: string },
+): Promise<{ readonly image: WarmImage | null; readonly changes: string | null }> {
   const images = await findWarmImages(pool, name);
   const [newest] = images;
   if (newest === undefined) return { image: null, changes: null };
@@ -151,48 +135,42 @@ export async function chooseWarmImage(
   };
 }
 
-/** What is no longer as it was, such as `the template and QEMU`; null if all is. */
+/** What has changed, such as `the template and QEMU`; null for nothing. */
 function changesSince(then: WarmOrigin, now: WarmOrigin): string | null {
   const changed = Object.keys(now).filter((key) => then[key] !== now[key]);
   return changed.length === 0 ? null : changed.join(" and ");
 }
 
-/** The first of these warm images that still holds. */
+/** The first valid one of these warm images. */
 export function findFitting(images: readonly WarmImage[], now: WarmOrigin): WarmImage | undefined {
   return images.find(({ origin }) => changesSince(origin, now) === null);
 }
 
-/** All that the settings do to the XML of a machine, without what is its own. */
+/** The XML of any machine with these settings. */
 function sampleXml(settings: MachineSettings): string {
   return domainXml({
-    ...{ name: "", metadata: EMPTY_METADATA, settings },
-    ...{
-      filter: null,
-      card: null,
-      overlayPath: "",
-      consolePath: "",
-      nvramPath: settings.firmware === "efi" ? "" : null,
-      isWarm: true,
-    },
+    name: "",
+    metadata: EMPTY_METADATA,
+    settings,
+    filter: null,
+    card: null,
+    overlayPath: "",
+    consolePath: "",
+    nvramPath: settings.firmware === "efi" ? "" : null,
+    isWarm: true,
     seedPath: settings.ssh.login === "cloud-init" ? "" : null,
     credentialPath: settings.ssh.login === "systemd" ? "" : null,
   }).toString();
 }
 
-/**
- * The host's processor as libvirt knows it, down to the microcode, but for the frequency of its counter,
- * which the kernel measures at each boot.
- */
+/** The host's CPU with its microcode. Without the counter's frequency, which differs at each boot. */
 export function cpuOf(capabilities: string): string {
   const cpu = find(rootOf(capabilities), "host", "cpu");
   const parts = cpu?.children.filter((it) => !(it instanceof XmlElement && it.name === "counter"));
   return JSON.stringify(parts ?? null);
 }
 
-/**
- * Deletes a warm image, or what there is of it: first what makes it one, and its disk only if no
- * machine's stands on it. Gives the machines that do.
- */
+/** Removes a warm image. Its disk stays while machines use it, whose names it returns. */
 export async function removeWarmImage(
   pool: StoragePool,
   { template, id }: WarmName,
@@ -205,8 +183,8 @@ export async function removeWarmImage(
 }
 
 /**
- * The warm images that nobody can resume a machine from, of which something can be deleted: those
- * that are incomplete, with nobody who makes them, or older than another of their template.
+ * The warm images of which something can be removed: those that are older than another of their template,
+ * and incomplete ones that no process is creating.
  */
 export async function findDeadWarmImages(pool: StoragePool): Promise<WarmName[]> {
   const volumes = await pool.volumeNames();
@@ -226,7 +204,7 @@ export async function findDeadWarmImages(pool: StoragePool): Promise<WarmName[]>
   return dead;
 }
 
-/** The machines whose disks stand on that of a warm image, by name. */
+/** The names of the machines that use the disk of a warm image. */
 export async function machinesOn(pool: StoragePool, { template, id }: WarmName): Promise<string[]> {
   using base = await pool.findVolume(volumeName(template, "warm-disk", id));
   if (base === null) return [];
@@ -235,8 +213,7 @@ export async function machinesOn(pool: StoragePool, { template, id }: WarmName):
   for (const { volume, name } of ofKind(await pool.volumeNames(), "overlay")) {
     using overlay = await pool.findVolume(volume);
     const xml = overlay && await orNull(VIR_ERR.NO_STORAGE_VOL, overlay.xml());
-    const backing = xml && textAt(rootOf(xml), "backingStore", "path");
-    if (backing === path) machines.push(name);
+    if (xml !== null && readVolumeXml(xml).backing === path) machines.push(name);
   }
   return machines.sort();
 }
