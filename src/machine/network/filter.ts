@@ -9,19 +9,19 @@ import type { Subnet } from "./network_info.ts";
 import { retry } from "../../wait.ts";
 import { attributesXml, Xml, xml } from "../../xml.ts";
 
-/** What an isolated machine may and may not reach. */
+/** What an isolated machine may reach. */
 export interface Isolation {
   /** The IPv4 ranges of the machine's network. */
   readonly subnets: readonly Subnet[];
   /** The host's other IPv4 addresses. */
   readonly hostAddresses: readonly string[];
-  /** What else is closed, such as the broadcast addresses of the host's networks. */
+  /** Other closed ranges, such as broadcast addresses of the host's networks. */
   readonly closed: readonly Cidr[];
-  /** Ports of the host that are open to the machine, such as `tcp/80`. */
+  /** Open ports of the host, such as `tcp/80`. */
   readonly hostPorts: readonly string[];
-  /** The port of the guest's SSH server, from which it answers the host. */
+  /** The port of the guest's SSH server. */
   readonly sshPort: number;
-  /** Of what there may be but one filter, such as a card; null is a UUID by chance. */
+  /** The filter's UUID, which marks a card as taken; null is a random one. */
   readonly uuid: string | null;
 }
 
@@ -31,8 +31,13 @@ export function filterName(machine: string): string {
 }
 
 /**
- * Defines the filter of an isolated machine. Resolves to whether it is there now: not if another has its
- * UUID. Throws SystemFailure.
+ * Creates the network filter of an isolated machine. Resolves to false if another filter has its UUID.
+ * Throws SystemFailure.
+ *
+ * prepare creates the filter before the domain. libvirt keeps it by the machine's name, also if the host
+ * reboots. The domain's card refers to it from the start, or from {@linkcode setFilter} on; only then is
+ * the machine isolated, and only then a job gets it. libvirt refuses to remove it while a domain uses it,
+ * so cleanup removes it after the domain. gc finds a filter that is left by its name.
  */
 export async function createFilter(
   connection: Connection,
@@ -57,52 +62,49 @@ export async function createFilter(
   }
 }
 
-/** Whether the machine had a filter, which is gone now. Its domain has to be gone before. */
+/** Removes the machine's filter, after its domain. Resolves to whether there was one. */
 export async function removeFilter(connection: Connection, machine: string): Promise<boolean> {
   using filter = await NetworkFilter.find(connection, filterName(machine));
   if (filter === null) return false;
-  // The thread that watches for the guest's DHCP lets go of it a little later than the domain.
+  // libvirt's thread that watches the guest's DHCP releases it a little after the domain.
   const isTransient = (error: unknown) => isLibvirtError(error, VIR_ERR.OPERATION_INVALID);
   const removed = retry(() => filter.undefine(), { tries: 20, isTransient });
-  return await orNull(VIR_ERR.NO_NWFILTER, removed.then(() => true)) ?? false; // another was faster
+  return await orNull(VIR_ERR.NO_NWFILTER, removed.then(() => true)) ?? false; // another cleanup was faster
 }
 
 const SENDER = -710;
 const SERVICES = -706;
 const HOST = -705;
 const NEIGHBOURS = -704;
-/** In the connection tracking tables, which see packets that have passed all of the above. */
+/** For connection tracking, which sees packets that passed all rules above. */
 const TRACKED = 400;
 
 const TO_ANY_DHCP_SERVER = { dstipaddr: "255.255.255.255", ...toPort("udp/67") };
 
 const FROM_A_DHCP_SERVER = {
-  ...{ dstipaddr: "255.255.255.255", protocol: "udp" },
-  ...{ srcportstart: 67, dstportstart: 68 },
+  dstipaddr: "255.255.255.255",
+  protocol: "udp",
+  srcportstart: 67,
+  dstportstart: 68,
 };
 
 const ALWAYS_CLOSED: readonly Cidr[] = [
-  // With the sysctl route_localnet, as kube-proxy sets it, the host takes packets from outside for these.
-  { address: "127.0.0.0", prefix: 8 },
-  // Multicast, and the broadcast address of all networks.
-  { address: "224.0.0.0", prefix: 3 },
+  { address: "127.0.0.0", prefix: 8 }, // reachable with the sysctl route_localnet of kube-proxy
+  { address: "224.0.0.0", prefix: 3 }, // multicast and broadcast
 ];
 
 /**
- * The filter as XML (https://libvirt.org/formatnwfilter.html). It binds the machine to its MAC address
- * and to the address that DHCP gives it, in IP and ARP, and drops all but IPv4. So does libvirt's own
- * clean-traffic, in chains for each protocol: libvirt starts 8 processes to make a chain of them, one
- * after the other, and one for a rule. Then, out of the machine:
+ * The filter as XML (https://libvirt.org/formatnwfilter.html). It binds the machine to its MAC address and
+ * its IP address, in IP and ARP, and drops everything but IPv4. libvirt's clean-traffic does so too, but
+ * with a chain for each protocol, and libvirt starts 8 processes to create a chain. From the machine:
  *
- * - to the host, only DNS, DHCP and the open ports, and answers of the SSH server to a port above
- *   those of services; where the kernel tracks bridged connections
- *   (net.bridge.bridge-nf-call-iptables), only if the host began the connection;
- * - to addresses that are closed, such as those at which the host hears broadcasts, nothing;
- * - to the network's other addresses nothing, since the host would route it back into the network,
- *   past the isolation of the bridge's ports; and nothing from them, be they machines of ours or not.
+ * - to the host, only DNS, DHCP, the open ports, and the SSH server's answers to a client's port. If the
+ *   kernel tracks bridged connections (net.bridge.bridge-nf-call-iptables), only the host can begin one.
+ * - to closed addresses, such as those of the host's broadcasts, nothing.
+ * - to and from the network's other addresses, nothing: the host would route packets between machines, past
+ *   the isolation of the bridge's ports.
  *
- * Into the machine comes only what is for its MAC address: a bridge that does not know where a machine
- * is sends its frames to all ports.
+ * To the machine, only frames for its MAC address: a bridge sends frames of an unknown address to all ports.
  */
 export function filterXml(name: string, isolation: Isolation): Xml {
   const { subnets, hostAddresses, hostPorts, sshPort, uuid } = isolation;
@@ -119,7 +121,7 @@ export function filterXml(name: string, isolation: Isolation): Xml {
     rule("drop", SENDER, ["arp", { match: "no", arpsrcipaddr: "$IP" }]),
     rule("accept", SENDER + 1, ["arp", {}], "inout"),
     rule("drop", SENDER + 2, ["mac", { match: "no", protocolid: "ipv4" }], "inout"),
-    // From 0.0.0.0, or by a guest that knows its address and asks for it again.
+    // From 0.0.0.0, or from the address of a guest that renews its lease.
     rule("accept", SENDER + 2, ["ip", TO_ANY_DHCP_SERVER]),
     rule("drop", SENDER + 3, ["ip", { match: "no", srcipaddr: "$IP" }]),
     rule("accept", SENDER + 2, ["ip", FROM_A_DHCP_SERVER], "in"),
@@ -155,7 +157,7 @@ export function filterXml(name: string, isolation: Isolation): Xml {
   `;
 }
 
-/** Without what another of them covers, or a subnet, which has rules of its own: a rule takes time. */
+/** The ranges that no other range or subnet covers, because each rule takes time. */
 function withoutCovered(closed: readonly Cidr[], subnets: readonly Subnet[]): Cidr[] {
   const own = subnets.map(({ host, prefix }) => ({ address: host, prefix }));
   return closed.filter((cidr, i) =>
@@ -183,13 +185,12 @@ function rule(
   `;
 }
 
-/** Such as `tcp/80`. */
 function toPort(port: string): { readonly protocol: string; readonly dstportstart: string } {
   const [protocol = "", dstportstart = ""] = port.split("/");
   return { protocol, dstportstart };
 }
 
-/** Clients' ports begin at 32768 (ip(7), ip_local_port_range); those of services are below. */
+/** Clients' ports begin at 32768 (ip(7), ip_local_port_range). */
 function answerFrom(sshPort: number): Match[1] {
   return { protocol: "tcp", srcportstart: sshPort, dstportstart: 32768, dstportend: 65535 };
 }

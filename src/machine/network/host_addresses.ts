@@ -3,41 +3,36 @@ import { readProc } from "../../../ffi/proc.ts";
 import { type Cidr, cidrText, firstOf, lastOf, readCidrs } from "../../ipv4.ts";
 import { type Bridge, findBridge, readSubnets, type Subnet } from "./network_info.ts";
 
-/** A route of the kernel's, such as to an address of its own (LOCAL). */
+/** A route of the kernel. Its own addresses have the type LOCAL. */
 export interface Route extends Cidr {
   readonly type: string;
 }
 
-/** What the kernel says of the network that we run in. */
+/** The network namespace of this process. */
 export interface HostNetwork {
   readonly interfaces: readonly Pick<
     Deno.NetworkInterfaceInfo,
     "name" | "address" | "cidr" | "mac"
   >[];
-  /** The names of all interfaces, also of those without an address. */
+  /** The names of all interfaces, also without an address. */
   readonly devices: readonly string[];
   readonly routes: readonly Route[];
-  /** Whether the system booted with it; others have some addresses of their own, as in a container. */
+  /** Whether it is the host's first namespace, not that of a container. */
   readonly isInitial: boolean;
 }
 
-/** Asks the kernel. */
+/** Reads it from the kernel. */
 export function readHostNetwork(): HostNetwork {
+  const devices = (readProc("net/dev") ?? "").matchAll(/^ *([^\s:]+):/gm);
   return {
     interfaces: Deno.networkInterfaces(),
-    devices: [...(readProc("net/dev") ?? "").matchAll(/^ *([^\s:]+):/gm)].map(([, name = ""]) =>
-      name
-    ),
+    devices: Array.from(devices, ([, name = ""]) => name),
     routes: readRoutes(readProc("net/fib_trie") ?? ""),
-    // The kernel shows this bound, which is one for all networks, in the first of them alone.
-    isInitial: readProc("sys/net/ipv4/tcp_mem") !== null,
+    isInitial: readProc("sys/net/ipv4/tcp_mem") !== null, // only the first one shows it
   };
 }
 
-/**
- * Why the addresses of the host that machines of a libvirt network meet cannot be seen from here; null if
- * they can. libvirt itself may be elsewhere: its bridge tells.
- */
+/** Why the addresses of the libvirt network's host cannot be seen from here; null if they can. */
 export function whyUnseen(
   networkXml: string,
   { isLocal, host }: { readonly isLocal: boolean; readonly host: HostNetwork },
@@ -65,7 +60,7 @@ function isAmong(
   );
 }
 
-/** Reads the routes from the text of /proc/net/fib_trie, each once. */
+/** The routes in the text of /proc/net/fib_trie, each once. */
 export function readRoutes(fibTrie: string): Route[] {
   const routes = new Map<string, Route>();
   let address = "";
@@ -78,35 +73,25 @@ export function readRoutes(fibTrie: string): Route[] {
   return [...routes.values()];
 }
 
-/** A line with an address, or one with a prefix, a scope and a type, which is of the address before. */
+/** A line with an address, or a line with a prefix, scope and type of the address before. */
 const ROUTE = /^ *\|-- (\S+)|^ *\/(\d+) \S+ ([A-Z]+)/gm;
 
-/** The addresses at which a host listens, but for those of loopback. */
-export interface HostAddresses {
-  /** Its own. */
-  readonly addresses: readonly string[];
-  /** Others: the broadcast and the network address of each of its networks, and what is routed to it. */
-  readonly others: readonly Cidr[];
-}
-
 /**
- * The IPv4 addresses of the host that we run on, and those that the settings name. A packet to the last
- * address of any of its networks is for the host, as a broadcast. For kernels before 5.14 so is one to the
- * first. The kernel's own routes tell of broadcast addresses that somebody chose, and of whole networks
- * that are local.
+ * The IPv4 addresses of this host and those `named` in the settings, and `others` at which it takes
+ * packets, without loopback. A host takes broadcasts at the last address of each of its networks and,
+ * before Linux 5.14, at the first. Its routes have other broadcast addresses and whole local networks.
  */
 export function hostAddresses(
   { interfaces, routes }: Pick<HostNetwork, "interfaces" | "routes">,
   named: readonly string[],
-): HostAddresses {
-  // Those of IPv6 are left out.
-  const own = readCidrs([...interfaces.map(({ cidr }) => cidr), ...named]);
+): { readonly addresses: readonly string[]; readonly others: readonly Cidr[] } {
+  const own = readCidrs([...interfaces.map(({ cidr }) => cidr), ...named]); // IPv4 only
   const local = routes.filter(({ type }) => type === "LOCAL");
   const addresses = [...own, ...local.filter(({ prefix }) => prefix === 32)]
     .map(({ address }) => address);
   const others = [
-    ...own.filter(({ prefix }) => prefix < 31)
-      .flatMap((cidr) => [firstOf(cidr), lastOf(cidr)].map(single)),
+    ...own.filter(({ prefix }) => prefix < 31).flatMap((cidr) => [firstOf(cidr), lastOf(cidr)])
+      .map((address) => ({ address, prefix: 32 })),
     ...local.filter(({ prefix }) => prefix < 32),
     ...routes.filter(({ type }) => type === "BROADCAST"),
   ];
@@ -115,10 +100,6 @@ export function hostAddresses(
     others: [...new Map(others.map((cidr) => [cidrText(cidr), cidr])).values()]
       .filter(({ address }) => !isLoopback(address)),
   };
-}
-
-function single(address: string): Cidr {
-  return { address, prefix: 32 };
 }
 
 function isLoopback(address: string): boolean {

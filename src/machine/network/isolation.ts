@@ -12,8 +12,8 @@ import type { MachineSettings } from "../../settings/settings.ts";
 import { virsh } from "../../shell.ts";
 
 /**
- * The IPv4 ranges of the network that a machine with these settings is in. Throws SystemFailure if it is
- * not there, or not started, or if a machine is to be isolated there and nobody knows from what.
+ * The IPv4 ranges of the settings' network. Throws SystemFailure if the network does not exist or is not
+ * active, or if machines are to be isolated and the host's addresses are unknown.
  */
 export async function requireNetwork(
   connection: Connection,
@@ -45,7 +45,7 @@ export async function requireNetwork(
   });
 }
 
-/** Throws SystemFailure if the addresses that are to be closed cannot be seen from here. */
+/** Throws SystemFailure if the host's addresses cannot be seen from here. */
 function requireSight(networkXml: string, name: string, { isLocal }: Connection): void {
   const reason = whyUnseen(networkXml, { isLocal, host: readHostNetwork() });
   if (reason === null) return;
@@ -61,8 +61,8 @@ function requireSight(networkXml: string, name: string, { isLocal }: Connection)
 }
 
 /**
- * Makes the network filter of a machine, null if the settings want none, and has a card for it, null
- * where nobody can know its address before.
+ * Creates the network filter of a machine, and takes a card for it. Both are null if the settings do not
+ * isolate; the card is null if the network cannot reserve addresses.
  */
 export async function isolate(
   machine: string,
@@ -75,7 +75,7 @@ export async function isolate(
   if (!settings.network.isolate || settings.network.name === "none") {
     return { filter: null, card: null };
   }
-  // Wherever we run, its addresses are no job's business.
+  // The addresses of this host are closed even if the hypervisor is on another.
   const { addresses, others } = hostAddresses(readHostNetwork(), settings.network.hostAddresses);
   const isolation = {
     subnets,
@@ -84,7 +84,7 @@ export async function isolate(
     hostPorts: settings.network.hostPorts,
     sshPort: settings.ssh.port,
   };
-  await removeFilter(connection, machine); // what an earlier machine of that name left has another card
+  await removeFilter(connection, machine); // a leftover filter has another card
   const filter = filterName(machine);
   const card = await takeCard(
     connection,

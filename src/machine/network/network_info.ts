@@ -4,17 +4,17 @@ import { BlockList, isIPv4, isIPv6 } from "node:net";
 import { addressNumber } from "../../ipv4.ts";
 import { childrenOf, find, rootOf } from "../../read_xml.ts";
 
-/** A range of IPv4 addresses that a network has, and the host's own in it. */
+/** An IPv4 range of a network. */
 export interface Subnet {
   /** The host's address: the guests' gateway, DHCP and DNS server. */
   readonly host: string;
-  /** The length of its prefix, in bits. */
+  /** In bits. */
   readonly prefix: number;
 }
 
 /**
- * The IPv4 ranges that libvirt itself serves in a network, of its XML
- * (https://libvirt.org/formatnetwork.html#addressing); none where it joins another's bridge.
+ * The IPv4 ranges that libvirt serves in a network, by its XML
+ * (https://libvirt.org/formatnetwork.html#addressing); none if the network uses another's bridge.
  */
 export function readSubnets(networkXml: string): Subnet[] {
   return childrenOf(rootOf(networkXml), "ip")
@@ -30,13 +30,13 @@ function prefixOf(netmask: string): number {
   return bits.replaceAll("0", "").length;
 }
 
-/** The device that a network's machines are connected to, and its MAC address, if libvirt knows it. */
+/** The bridge of a network. libvirt may not know its MAC address. */
 export interface Bridge {
   readonly name: string;
   readonly mac: string | null;
 }
 
-/** Reads it from a network's XML; null where there is none. */
+/** The bridge by a network's XML, or null. */
 export function findBridge(networkXml: string): Bridge | null {
   const root = rootOf(networkXml);
   const name = find(root, "bridge")?.attributes["name"];
@@ -45,7 +45,7 @@ export function findBridge(networkXml: string): Bridge | null {
     : { name, mac: find(root, "mac")?.attributes["address"] ?? null };
 }
 
-/** What no guest has for others: of one host, of a link, of many, and IPv4's within IPv6. */
+/** Ranges without guests: loopback, link-local, multicast, and IPv4 within IPv6. */
 const OF_NO_GUEST = new BlockList();
 addRange(OF_NO_GUEST, "0.0.0.0", 8);
 addRange(OF_NO_GUEST, "127.0.0.0", 8);
@@ -55,10 +55,7 @@ addRange(OF_NO_GUEST, "::", 8);
 addRange(OF_NO_GUEST, "fe80::", 10);
 addRange(OF_NO_GUEST, "ff00::", 8);
 
-/**
- * Whether a guest may have this for its address, if it says so: one of the network's ranges, where libvirt
- * serves any, and none of the host's.
- */
+/** Whether a guest may have this address: one of the network's ranges, if it has any, and not the host's. */
 export function mayBeGuests(
   address: string,
   { networkXml, ofHost }: {
@@ -80,48 +77,43 @@ export function mayBeGuests(
   return !hosts.check(address, family) && (served.length === 0 || ranges.check(address, family));
 }
 
-/** Null of what is no address, or has the name of a link. */
+/** Null if it is no address, or has a link's name. */
 function familyOf(address: string): "ipv4" | "ipv6" | null {
   if (isIPv4(address)) return "ipv4";
   return isIPv6(address) && !address.includes("%") ? "ipv6" : null;
 }
 
-/** Adds a range to a list, or one address. */
+/** Adds a range or an address to a list. */
 function addRange(list: BlockList, address: string, prefix?: number): void {
   const family = familyOf(address);
   if (family !== null) list.addSubnet(address, prefix ?? (family === "ipv4" ? 32 : 128), family);
 }
 
-/** An entry by which a network's DHCP server gives a host its address. */
-export interface DhcpHost {
-  readonly mac: string;
-  readonly id: string;
-  readonly ip: string;
-}
-
-/** Addresses for guests, as numbers: the first, the last, and for how long; Infinity is for ever. */
-export interface DhcpRange {
+/** Addresses for guests, as numbers. */
+interface DhcpRange {
   readonly first: number;
   readonly last: number;
+  /** Infinity is for ever. */
   readonly leaseHours: number;
 }
 
-/** What a network's DHCP server gives to guests, by IPv4. */
+/** A network's DHCP server for IPv4. */
 export interface Dhcp {
-  /** The host's own address there. */
+  /** Its own address. */
   readonly host: string;
-  /** Which `<ip>` of the network it is, from 0. */
+  /** The index of its `<ip>` in the network. */
   readonly ipIndex: number;
   readonly ranges: readonly DhcpRange[];
-  readonly hosts: readonly DhcpHost[];
+  /** The reserved addresses. */
+  readonly hosts: readonly { readonly mac: string; readonly id: string; readonly ip: string }[];
 }
 
-/** Reads it from a network's XML; null where libvirt gives no addresses. libvirt allows one for IPv4. */
+/** The DHCP server by a network's XML, or null. libvirt allows one. */
 export function findDhcp(networkXml: string): Dhcp | null {
   return readDhcp(rootOf(networkXml));
 }
 
-/** As {@linkcode findDhcp}, of the XML's `<network>`. */
+/** As {@linkcode findDhcp}, by the element `<network>`. */
 export function readDhcp(network: XmlElement | null): Dhcp | null {
   for (const [ipIndex, ip] of childrenOf(network, "ip").entries()) {
     const dhcp = find(ip, "dhcp");
@@ -138,7 +130,7 @@ export function readDhcp(network: XmlElement | null): Dhcp | null {
 
 function readRange(range: XmlElement): DhcpRange {
   const { start = "", end = "" } = range.attributes;
-  // dnsmasq leases for an hour where the network does not say.
+  // dnsmasq leases for an hour by default.
   const { expiry = "60", unit = "minutes" } = find(range, "lease")?.attributes ?? {};
   const perHour = unit === "hours" ? 1 : unit === "seconds" ? 3600 : 60;
   return {
@@ -148,7 +140,7 @@ function readRange(range: XmlElement): DhcpRange {
   };
 }
 
-/** The MAC addresses of a domain's cards whose link libvirt has down, by its XML. */
+/** The MAC addresses of a domain's cards whose link is down in libvirt, by its XML. */
 export function unpluggedCards(domainXml: string): string[] {
   return childrenOf(find(rootOf(domainXml), "devices"), "interface")
     .filter((card) => find(card, "link")?.attributes["state"] === "down")

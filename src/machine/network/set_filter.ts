@@ -12,11 +12,9 @@ import { childrenOf, find, rootOf } from "../../read_xml.ts";
 import { sleep } from "../../wait.ts";
 
 /**
- * Sets the filter of the machine's card, if that has been without at first: now the machine is isolated,
- * as it must be before any job has it. Before, link-local frames begin to meet filters at all, see
- * {@linkcode forwardLinkLocal}. Resolves to whether the filter is new. Until it is set, libvirt answers
- * nothing else about the domain, and the connection nothing at all: so it is one of its own. Throws
- * SystemFailure.
+ * Sets the filter of the machine's card if the card started without it. Before that, it has link-local
+ * frames filtered too. Resolves to whether it set the filter. It uses a connection of its own, because the
+ * connection answers nothing until the filter is set. Throws SystemFailure.
  */
 export async function setFilter(
   domain: Domain,
@@ -47,8 +45,7 @@ export async function setFilter(
 
 /**
  * Sets the filter. If QEMU ends meanwhile, libvirt (9.0) leaves a binding of the filter "(null)" to the
- * card's device, and then sets no filter for the next card that gets this device: such a binding is
- * deleted, be it of this machine or of an earlier one.
+ * card's device, and then sets no filter for the next card with this device. So such bindings are deleted.
  */
 async function updateCard(domain: Domain, cardXml: string, connection: Connection): Promise<void> {
   const devices = cardDevices(await domain.xml());
@@ -57,12 +54,12 @@ async function updateCard(domain: Domain, cardXml: string, connection: Connectio
   } catch (error) {
     if (!await deleteDeadBindings(devices, connection).catch(() => false)) throw error;
     await domain.updateDevice(cardXml).catch(() => {
-      throw error; // which says more, if QEMU has ended
+      throw error; // says more if QEMU has ended
     });
   }
 }
 
-/** Deletes what binds a filter to these devices that is not there. Says whether there was any. */
+/** Deletes the bindings of these devices to filters that do not exist. Resolves to whether there were any. */
 async function deleteDeadBindings(
   devices: readonly string[],
   connection: Connection,
@@ -79,13 +76,11 @@ async function deleteDeadBindings(
   return deleted;
 }
 
-const LOOKS = 10;
-
-/** libvirt may see only a moment later that QEMU has ended. */
+/** The domain's state after a second at most, since libvirt may notice the end of QEMU a little later. */
 async function stateInTheEnd(domain: Domain): Promise<DomainState> {
-  for (let look = 1;; look++) {
+  for (let tries = 1;; tries++) {
     const state = await domain.state().catch(() => "active" as const);
-    if (state !== "active" || look === LOOKS) return state;
+    if (state !== "active" || tries === 10) return state;
     await sleep(100);
   }
 }
@@ -96,30 +91,29 @@ const ALL_GROUPS = 0xfffd;
 const CAP_NET_ADMIN = 12n; // linux/capability.h
 
 /**
- * Has the bridge treat link-local frames of the machine's cards as all others, so that its filter drops
- * them. Otherwise the bridge hands frames to 01:80:c2:00:00:0X to the host's own IP stack, past every
- * filter, be it IPv6, and takes the guest's word for how the network's bridges are connected (STP).
+ * Lets the bridge forward link-local frames of the machine's cards, so that the filter drops them. Otherwise
+ * the bridge passes frames to 01:80:c2:00:00:0X to the host's IP stack, past every filter, and believes
+ * the guest's spanning tree (STP).
  *
- * By `group_fwd_mask` of the card's port (https://docs.kernel.org/networking/bridge.html), which takes
- * the capability CAP_NET_ADMIN. The card has to be there. Does nothing where there is no such port, as
- * in Open vSwitch, or without the capability, of which doctor warns.
+ * It sets `group_fwd_mask` of the card's port (https://docs.kernel.org/networking/bridge.html), which needs
+ * CAP_NET_ADMIN. Without such a port, as in Open vSwitch, or without the capability, it does nothing.
  */
-export async function forwardLinkLocal(domain: Domain): Promise<void> {
+async function forwardLinkLocal(domain: Domain): Promise<void> {
   for (const device of cardDevices(await domain.xml())) setGroupForwardMask(device, ALL_GROUPS);
 }
 
-/** Whether it can: with the capability, on the hypervisor's host. */
-export function mayForwardLinkLocal(uri: string): boolean {
+/** Whether this process may do so: with the capability, on the hypervisor's host. */
+function mayForwardLinkLocal(uri: string): boolean {
   return isLocalUri(uri) && isNetworkAdmin(readProc("self/status") ?? "");
 }
 
-/** Whether a process has the capability CAP_NET_ADMIN, by its `/proc/PID/status`. */
+/** Whether a process has CAP_NET_ADMIN, by its `/proc/PID/status`. */
 export function isNetworkAdmin(status: string): boolean {
   const effective = /^CapEff:\s*([0-9a-f]+)$/m.exec(status)?.[1] ?? "0";
   return (BigInt(`0x${effective}`) >> CAP_NET_ADMIN & 1n) === 1n;
 }
 
-/** The devices on the host that are the cards of a running domain. */
+/** The host's devices of a running domain's cards. */
 export function cardDevices(domainXml: string): string[] {
   return childrenOf(find(rootOf(domainXml), "devices"), "interface")
     .map((card) => find(card, "target")?.attributes["dev"] ?? "")

@@ -27,16 +27,15 @@ import { toVisible } from "../../quoted.ts";
 import { virsh } from "../../shell.ts";
 import { within } from "../../wait.ts";
 
-// Ten seconds in all, whatever hangs.
+// Ten seconds in total, whatever hangs.
 const LOOKUP_MS = 2000;
 const WRITE_MS = 2000;
 const CONSOLE_LINES = 30;
 const CONSOLE_END_BYTES = 64 * 1024;
 
 /**
- * The failure of a machine, with the end of its serial console and the directory in which all that
- * could be known of it is kept. Each machine has one such directory, of the first time. It never
- * throws: what it cannot do is a warning.
+ * Adds to a machine's failure the end of its serial console, and the directory of its post-mortem. A
+ * machine has one post-mortem, of its first failure. It never throws, but warns.
  */
 export async function withPostMortem(
   machine: string,
@@ -60,9 +59,9 @@ async function examine(
   const { host: { config, directories }, report: { warn }, signal } = context;
   const need = await within(lookup(machine, context.host), LOOKUP_MS, signal);
   if (need === null) throw new Error(`libvirt did not answer within ${LOOKUP_MS / 1000} s`);
-  if (need.metadata === null && need.owner === null && need.why !== null) return []; // none of ours
+  if (need.metadata === null && need.owner === null && need.why !== null) return []; // not ours
   const earlier = need.owner && await findEarlier(machine, need.owner, context);
-  if (earlier !== null) return [whereMore(earlier)]; // the log has the rest from that time
+  if (earlier !== null) return [whereMore(earlier)]; // the log has the rest
   const isNew = config.postMortem.count > 0;
   const [console, { files, missing }] = await Promise.all([
     inPart(context, async (connection) => {
@@ -96,7 +95,7 @@ async function examine(
   return details;
 }
 
-/** Gives the directory where they are kept now. */
+/** Writes the files, and gives their directory. */
 async function keepFiles(
   machine: string,
   files: readonly KeptFile[],
@@ -108,7 +107,7 @@ async function keepFiles(
   return path;
 }
 
-/** Removes what is beyond the bounds. Resolves to whether that was in this directory. */
+/** Removes post-mortems beyond the limits. Resolves to whether this directory was one of them. */
 async function hasNoRoom(
   path: string,
   { host: { config, directories: { postMortems: directory } }, signal }: Context,
@@ -121,10 +120,10 @@ async function hasNoRoom(
 const DIRECTORY_ADVICE = "Let this user alone write to that directory, or have the settings set " +
   '"post_mortem.dir" to another, or "post_mortem.total_mib" to more';
 
-/** What is kept of it already; null where that cannot be seen, which is a warning. */
+/** The machine's post-mortem, if it has one. If that is unknown, it warns. */
 async function findEarlier(
   machine: string,
-  { created }: Pick<Owner, "created">,
+  { created }: Owner,
   { host: { directories: { postMortems: directory } }, report: { warn } }: Context,
 ): Promise<string | null> {
   try {
@@ -145,7 +144,7 @@ async function lookup(machine: string, host: Host): Promise<Need> {
   return await lookupNeed({ name: machine, volumes: [] }, { ...host, connection });
 }
 
-/** The files, the console cut to its end so that all are within the bound. */
+/** The files, with the console cut to its end so that they fit. */
 export function fit(files: readonly KeptFile[], mostBytes: number): KeptFile[] {
   const others = files.filter(({ name }) => name !== CONSOLE);
   const left = mostBytes - others.reduce((sum, { bytes }) => sum + bytes.length, 0);
@@ -161,7 +160,7 @@ const REASONS = new Map([
   ["destroyed", "somebody destroyed it"],
 ]);
 
-/** Why the machine ended, if QEMU's log says so in its last line. */
+/** Why the machine ended, by the last line of QEMU's log. */
 function whyEnded(files: readonly KeptFile[]): string[] {
   const log = files.find(({ name }) => name === QEMU_LOG);
   const last = new TextDecoder().decode(log?.bytes).trimEnd().split("\n").at(-1) ?? "";
@@ -171,7 +170,7 @@ function whyEnded(files: readonly KeptFile[]): string[] {
     : [`libvirt's log of it says: ${REASONS.get(reason) ?? reason}.`];
 }
 
-/** The cards of the machine whose link libvirt has down, and what plugs them in. */
+/** The machine's unplugged cards, and how to plug them in. */
 export function unpluggedIn(
   files: readonly KeptFile[],
   { machine, uri }: { readonly machine: string; readonly uri: string },
@@ -184,13 +183,13 @@ export function unpluggedIn(
   });
 }
 
-/** Why the kernel panicked, which it says far above the end of its words. */
+/** Why the kernel panicked, which the end of the console no longer shows. */
 function panicOf(console: string): string[] {
   const line = consoleLines(console).findLast((line) => line.includes("Kernel panic"));
   return line === undefined ? [] : [`Its kernel says: ${line}`];
 }
 
-/** What failed, and what is missing beside it. */
+/** The file that says what failed, and which files are missing. */
 function reasonFile(
   machine: string,
   { failure, details, missing, need: { owner, metadata } }: {

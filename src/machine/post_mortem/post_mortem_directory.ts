@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { orMissing } from "../../files.ts";
 import { refuseForeign } from "../../guest/key_file.ts";
 import { isMachineName } from "../../job/job.ts";
 
@@ -8,7 +9,7 @@ export interface KeptFile {
   readonly bytes: Uint8Array;
 }
 
-/** How many post-mortems may stay, and how many bytes they may have together. */
+/** How many post-mortems are kept, and how many bytes together. */
 export interface Bounds {
   readonly count: number;
   readonly bytes: number;
@@ -16,7 +17,7 @@ export interface Bounds {
 
 const PROJECT = "project";
 
-/** The file of a post-mortem that says whose it is: those of a project make room for its next. */
+/** The file of a post-mortem with the project's name. */
 export function projectFile(project: string): KeptFile {
   return { name: PROJECT, bytes: new TextEncoder().encode(`${project}\n`) };
 }
@@ -24,21 +25,20 @@ export function projectFile(project: string): KeptFile {
 const UNFINISHED = ".new-";
 const UNFINISHED_MS = 3_600_000;
 
-/** The time and the machine of a post-mortem, by its directory's name; null if it is not ours. */
+/** The time and the machine of a post-mortem, by its directory's name; null if it is none. */
 function parseName(name: string): { readonly time: string; readonly machine: string } | null {
   const [, time = "", machine = ""] = /^(\d{8}T\d{9}Z)-(.+)$/.exec(name) ?? [];
   return isMachineName(machine) ? { time, machine } : null;
 }
 
-/** A time as names have it: their order is that of the times. */
+/** A time for a name. Names sort by time. */
 function stampOf(time: Date): string {
   return time.toISOString().replace(/[-:.]/g, "");
 }
 
 /**
- * Writes a post-mortem of this machine, whole or not at all, into a directory of its own in
- * `parent`, which this user alone may read, and gives its path. Throws what Deno throws, and
- * SystemFailure if others may write to `parent`.
+ * Writes a post-mortem, complete or not at all, into a new directory in `parent` that only this user may
+ * read. Gives its path. Throws what Deno throws, and SystemFailure if others may write to `parent`.
  */
 export async function writePostMortem(
   parent: string,
@@ -56,13 +56,13 @@ export async function writePostMortem(
     }
     await Deno.rename(unfinished, `${parent}/${name}`);
   } catch (error) {
-    await Deno.remove(unfinished, { recursive: true }).catch(() => {}); // the first failure counts
+    await Deno.remove(unfinished, { recursive: true }).catch(() => {}); // the first error counts
     throw error;
   }
   return `${parent}/${name}`;
 }
 
-/** The newest post-mortem of the machine that was written since then, or null. */
+/** The machine's newest post-mortem since then, or null. */
 export async function findPostMortem(
   parent: string,
   machine: string,
@@ -76,19 +76,17 @@ export async function findPostMortem(
   return newest === undefined ? null : `${parent}/${newest}`;
 }
 
-/** A post-mortem that is there. */
 interface PostMortem {
   readonly path: string;
-  /** Null if nothing says it, as in those of earlier versions. */
+  /** Null if unknown. */
   readonly project: string | null;
   readonly bytes: number;
 }
 
 /**
- * Removes post-mortems until the others are within the bounds, and what a process left unfinished: the
- * oldest of the project that has most, so that nobody's failures push out another's. What is too large
- * alone takes no other's place. Gives the paths of those it removed. Safe beside others: each goes by what
- * is there, and what has another name stays.
+ * Removes post-mortems until the others are within the limits: first those that are too large alone, then
+ * the oldest of the project that has most, so that no project pushes out another's. Also removes what a
+ * dead process left unfinished. Other names stay. Gives the removed paths. Safe beside other processes.
  */
 export async function prunePostMortems(parent: string, bounds: Bounds): Promise<string[]> {
   const names = await listDirectories(parent);
@@ -96,7 +94,11 @@ export async function prunePostMortems(parent: string, bounds: Bounds): Promise<
   let kept: PostMortem[] = []; // the oldest first
   for (const name of names.filter((name) => parseName(name) !== null).sort()) {
     const path = `${parent}/${name}`;
-    const found = { path, project: await readProject(path), bytes: await sizeOf(path) };
+    const found = {
+      path,
+      project: await orMissing(Deno.readTextFile(`${path}/${PROJECT}`)),
+      bytes: await sizeOf(path),
+    };
     if (found.bytes > bounds.bytes) removed.push(path);
     else kept.push(found);
   }
@@ -106,16 +108,17 @@ export async function prunePostMortems(parent: string, bounds: Bounds): Promise<
     removed.push(victim.path);
     kept = kept.filter((other) => other !== victim);
   }
-  for (const path of removed) await remove(path);
+  for (const path of removed) await orMissing(Deno.remove(path, { recursive: true }));
   const dead = stampOf(new Date(Date.now() - UNFINISHED_MS));
   for (const name of names.filter((name) => name.startsWith(UNFINISHED))) {
     const parsed = parseName(name.slice(UNFINISHED.length));
-    if (parsed !== null && parsed.time < dead) await remove(`${parent}/${name}`);
+    if (parsed === null || parsed.time >= dead) continue;
+    await orMissing(Deno.remove(`${parent}/${name}`, { recursive: true }));
   }
   return removed;
 }
 
-/** The next to be removed; null if all are within the bounds. Of two that have as much, the older. */
+/** The next to remove; null if all are within the limits. */
 function oldestOfMost(oldestFirst: readonly PostMortem[], bounds: Bounds): PostMortem | null {
   const sum = (of: readonly PostMortem[]): number => of.reduce((sum, { bytes }) => sum + bytes, 0);
   const isTooMany = oldestFirst.length > bounds.count;
@@ -126,33 +129,15 @@ function oldestOfMost(oldestFirst: readonly PostMortem[], bounds: Bounds): PostM
   return projects.find((of) => weight(of) === most)?.[0] ?? null;
 }
 
-async function readProject(directory: string): Promise<string | null> {
-  return await orGone(Deno.readTextFile(`${directory}/${PROJECT}`), null);
-}
-
 async function listDirectories(parent: string): Promise<string[]> {
-  const entries = await orGone(Array.fromAsync(Deno.readDir(parent)), []);
+  const entries = await orMissing(Array.fromAsync(Deno.readDir(parent))) ?? [];
   return entries.filter(({ isDirectory }) => isDirectory).map(({ name }) => name);
 }
 
 async function sizeOf(directory: string): Promise<number> {
   let bytes = 0;
-  for (const { name } of await orGone(Array.fromAsync(Deno.readDir(directory)), [])) {
-    bytes += (await orGone(Deno.lstat(`${directory}/${name}`), null))?.size ?? 0;
+  for (const { name } of await orMissing(Array.fromAsync(Deno.readDir(directory))) ?? []) {
+    bytes += (await orMissing(Deno.lstat(`${directory}/${name}`)))?.size ?? 0;
   }
   return bytes;
-}
-
-async function remove(directory: string): Promise<void> {
-  await orGone(Deno.remove(directory, { recursive: true }), undefined);
-}
-
-/** What the promise gives, or this where another process has just removed what it is about. */
-async function orGone<T, U>(promise: Promise<T>, otherwise: U): Promise<T | U> {
-  try {
-    return await promise;
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return otherwise;
-    throw error;
-  }
 }

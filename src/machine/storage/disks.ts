@@ -9,19 +9,19 @@ import { volumeName } from "./volume_names.ts";
 import { type Base, createOverlay, createRawVolume } from "./volumes.ts";
 import { virsh } from "../../shell.ts";
 
-/** What the other volumes of a machine hold. */
+/** The contents of a machine's other volumes. */
 export interface VolumeContents {
-  /** The cloud-init image, if the machine gets one. */
+  /** The image for cloud-init, if any. */
   readonly seed: Uint8Array<ArrayBuffer> | null;
-  /** The systemd credential, if the machine gets one. */
+  /** The systemd credential, if any. */
   readonly credential: Uint8Array<ArrayBuffer> | null;
-  /** Whether UEFI firmware boots the machine. */
+  /** Whether the firmware is UEFI. */
   readonly efi: boolean;
 }
 
 /**
- * Makes the machine's own disk, on top of the template, and gives its path. `diskGib` holds if it
- * is more than the template's. Throws SystemFailure.
+ * Creates the machine's disk on top of the template, and gives its path. It is as large as the template if
+ * `diskGib` is less. Throws SystemFailure.
  */
 export function createDisk(
   pool: StoragePool,
@@ -39,14 +39,12 @@ export function createDisk(
   });
 }
 
-/** Makes the other volumes of a machine. Throws SystemFailure. */
+/** Creates a machine's other volumes, and gives their paths. Throws SystemFailure. */
 export function createVolumes(
   pool: StoragePool,
   machine: string,
   { seed, credential, efi }: VolumeContents,
-): Promise<
-  Pick<MachineDomain, "consolePath" | "seedPath" | "credentialPath" | "nvramPath">
-> {
+): Promise<Pick<MachineDomain, "consolePath" | "seedPath" | "credentialPath" | "nvramPath">> {
   const create = async (kind: "seed" | "credential", bytes: Uint8Array<ArrayBuffer>) => {
     using volume = await createRawVolume(pool, volumeName(machine, kind), bytes.length);
     await volume.upload(bytes);
@@ -64,7 +62,7 @@ export function createVolumes(
   });
 }
 
-/** Says of a failure of libvirt's what it kept from being made, and what to do. */
+/** Turns a failure into the SystemFailure of the machine's disks. */
 export async function orExplained<T>(
   pool: StoragePool,
   machine: string,

@@ -12,21 +12,18 @@ import { retry } from "../../wait.ts";
 import { xml } from "../../xml.ts";
 
 /**
- * The files whose content a guest chooses, its serial console and its firmware's variables, are in a
- * directory of the machine's own below the pool's, and no volumes. For libvirt reads the head of each
- * file when it looks through a pool: one that looks like a broken image makes it give the pool up, and
- * one that says it stands on a FIFO holds it for ever (virStorageBackendRefreshLocal).
+ * The guest chooses the content of two files: its serial console and its firmware's variables. They are not
+ * volumes, but in a directory of the machine below the pool's. libvirt reads the head of each volume when
+ * it refreshes a pool: it gives up on a broken image, and hangs on one with a FIFO as its backing file
+ * (virStorageBackendRefreshLocal).
  */
-const CONSOLE = "console";
-
-/** The paths of these files in the machine's directory. */
 export function guestPaths(
   directory: string,
 ): { readonly console: string; readonly nvram: string } {
-  return { console: `${directory}/${CONSOLE}`, nvram: `${directory}/nvram` };
+  return { console: `${directory}/console`, nvram: `${directory}/nvram` };
 }
 
-/** Makes the directory, in which libvirt and virtlogd make the files. The caller disposes of the handle. */
+/** Creates the directory, where libvirt and virtlogd create the files. The caller disposes of the handle. */
 export function createGuestDirectory(pool: StoragePool, machine: string): Promise<Volume> {
   const name = volumeName(machine, "guest");
   const directoryXml = xml`
@@ -44,22 +41,21 @@ export function createGuestDirectory(pool: StoragePool, machine: string): Promis
   return pool.createVolume(name, directoryXml.toString());
 }
 
-/** Which machine's files. */
-export interface GuestFilesOf {
+/** The machine of the files. */
+interface GuestFilesOf {
   readonly connection: Connection;
   readonly pool: StoragePool;
   readonly machine: string;
 }
 
-/** One of the files. */
 interface GuestFile {
   readonly name: string;
-  /** The end of it, so many bytes at most; null if it is gone by now. */
+  /** Reads its last bytes; null if it is gone. */
   readonly read: (mostBytes: number) => Promise<Uint8Array | null>;
   readonly delete: () => Promise<void>;
 }
 
-/** Removes the directory and what is in it. Resolves to whether there was one. */
+/** Removes the directory and its files. Resolves to whether there was one. */
 export async function removeGuestFiles(of: GuestFilesOf): Promise<boolean> {
   const removed = await withGuestFiles(of, async (files) => {
     for (const file of files) await file.delete();
@@ -69,9 +65,9 @@ export async function removeGuestFiles(of: GuestFilesOf): Promise<boolean> {
 }
 
 /**
- * All that virtlogd kept of a machine's serial console, the oldest first, or the end of it that has at
- * most so many bytes; null if there is no such machine. It begins a new file after 2 MiB and renames the old one to
- * end in .0 (max_size and max_backups in virtlogd.conf). Throws LibvirtError if it cannot be read.
+ * The last bytes of a machine's serial console; null if there is no such machine. virtlogd begins a new file
+ * after 2 MiB and renames the old one to end in .0 (max_size and max_backups in virtlogd.conf). Throws
+ * LibvirtError if it cannot be read.
  */
 export async function readConsole(
   of: GuestFilesOf,
@@ -84,7 +80,7 @@ export async function readConsole(
     let left = mostBytes;
     for (const file of ofConsole.sort((a, b) => age(a) - age(b))) {
       const part = await file.read(left);
-      if (part === null) continue; // it became an older part, or was cleaned up, just now
+      if (part === null) continue; // just renamed or removed
       parts.unshift(new Uint8Array(part));
       left -= part.length;
       if (left <= 0) break;
@@ -93,7 +89,7 @@ export async function readConsole(
   });
 }
 
-/** Null if there is no such directory, or if somebody else, such as another gc, removes it meanwhile. */
+/** Null if there is no such directory, or if another process removes it meanwhile. */
 async function withGuestFiles<T>(
   { connection, pool, machine }: GuestFilesOf,
   use: (files: readonly GuestFile[]) => Promise<T>,
@@ -116,7 +112,7 @@ async function withGuestFiles<T>(
   }
 }
 
-/** Those that this user may read, as root may on this host; null if it may not. */
+/** The files, if this user may read the directory; else null. */
 async function ownFiles(directory: string): Promise<GuestFile[] | null> {
   try {
     const entries = await Array.fromAsync(Deno.readDir(directory));
@@ -156,7 +152,7 @@ async function readEnd(path: string, mostBytes: number): Promise<Uint8Array> {
   return bytes.subarray(0, length);
 }
 
-/** For others, libvirt has to look: through a pool that is there meanwhile, and breaks alone. */
+/** Lets libvirt read the directory, as a temporary pool whose failure harms no other. */
 async function openPool(
   connection: Connection,
   { name, path }: { readonly name: string; readonly path: string },

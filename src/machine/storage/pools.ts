@@ -8,20 +8,19 @@ import { makePool, poolPath, virsh } from "../../shell.ts";
 import { retry, sleep } from "../../wait.ts";
 import { xml } from "../../xml.ts";
 
-/** The pool, or null if it is not there or not started. */
+/** The pool, or null if it does not exist or is not active. */
 export async function findActivePool(
   connection: Connection,
   name: string,
 ): Promise<StoragePool | null> {
-  const pool = await StoragePool.find(connection, name);
   using undo = new DisposableStack();
-  undo.use(pool);
+  const pool = undo.use(await StoragePool.find(connection, name));
   if (pool === null || !await pool.isActive()) return null;
   undo.move();
   return pool;
 }
 
-/** The pool of this name, started. `key` is its setting. Throws SystemFailure. */
+/** The active pool of this name in the setting `key`. Throws SystemFailure. */
 export async function lookupActivePool(
   connection: Connection,
   name: string,
@@ -50,14 +49,13 @@ export async function lookupActivePool(
 }
 
 /**
- * Makes and starts a pool of files below /var/lib/libvirt/images, where AppArmor lets libvirt see on
- * which template a disk stands, unless there is a pool of this name. Safe with many at once. Throws
- * SystemFailure.
+ * Creates and starts a pool in /var/lib/libvirt/images, where AppArmor lets libvirt read a disk's template,
+ * unless the pool exists. Many may do so at once. Throws SystemFailure.
  */
 export async function createDirPool(connection: Connection, name: string): Promise<void> {
   using found = await StoragePool.find(connection, name);
   if (found !== null) {
-    await becomesActive(connection, name); // another job's prepare may be about to start it
+    await becomesActive(connection, name); // another prepare may be starting it
     return;
   }
   try {
@@ -65,7 +63,7 @@ export async function createDirPool(connection: Connection, name: string): Promi
     await pool.buildAndStart();
   } catch (cause) {
     throwIfLost(cause, `created the storage pool "${name}"`);
-    if (await becomesActive(connection, name)) return; // another job's prepare was first
+    if (await becomesActive(connection, name)) return; // another prepare was faster
     throw new SystemFailure({
       fault: "storage",
       what: `Cannot make the storage pool "${name}" in ${poolPath(name)}`,
@@ -84,12 +82,12 @@ async function becomesActive(connection: Connection, name: string): Promise<bool
   return false;
 }
 
-/** Has libvirt look for volumes that others put into the pool. Throws LibvirtError. */
+/** Lets libvirt look for new files in the pool. Throws LibvirtError. */
 export function refreshPool(pool: StoragePool): Promise<void> {
   return retry(() => pool.refresh(), { tries: 50 }); // libvirt refuses while it creates a volume
 }
 
-/** The XML of a storage pool that has the files of a directory. */
+/** The XML of a storage pool in a directory. */
 export function dirPoolXml(name: string, path: string): string {
   return xml`
     <pool type="dir">
@@ -101,7 +99,7 @@ export function dirPoolXml(name: string, path: string): string {
   `.toString();
 }
 
-/** The pool for overlays. The one that nobody chose is made at its first use. */
+/** The pool for overlays. The default one is created at its first use. */
 export async function lookupOverlayPool({ connection, config }: Host): Promise<StoragePool> {
   const name = config.pools.overlays;
   if (name === DEFAULT_CONFIG.pools.overlays) await createDirPool(connection, name);

@@ -6,21 +6,16 @@ import { iso9660Image } from "./iso9660.ts";
 
 interface Login {
   readonly user: string;
-  /** The shell of scripts, which the guest has; another it may not have. */
+  /** The shell of scripts, which the guest certainly has. */
   readonly shell: "bash" | "sh";
   readonly publicKeys: readonly string[];
-  /** The machine's SSH host key: the private part, and the line for the .pub file. */
   readonly hostKey: { readonly privateKey: string; readonly publicKey: string };
 }
 
 /**
- * A CD-ROM image that tells the cloud-init of a guest its host name, which is
- * the machine's, and whom to let in by SSH:
- * https://docs.cloud-init.io/en/latest/reference/datasources/nocloud.html
- *
- * It has no `network-config`, without which the first network device asks for
- * an address by DHCP, however the distribution does that:
- * https://docs.cloud-init.io/en/latest/reference/network-config.html
+ * A CD-ROM image with the host name and the SSH login for the guest's cloud-init
+ * (https://docs.cloud-init.io/en/latest/reference/datasources/nocloud.html). Without `network-config`, the
+ * first network device uses DHCP (https://docs.cloud-init.io/en/latest/reference/network-config.html).
  */
 export function cloudInitSeed(seed: Login & { readonly machine: string }): Uint8Array<ArrayBuffer> {
   const files = new Map([
@@ -36,8 +31,7 @@ export function cloudInitSeed(seed: Login & { readonly machine: string }): Uint8
 
 function metaData(machine: string): object {
   return {
-    // Not the one that the template may have booted with, or cloud-init would
-    // take this for another boot of that machine and leave out most of its work.
+    // A new one, or cloud-init takes this for a reboot of the template and skips most of its work:
     // https://docs.cloud-init.io/en/latest/explanation/first_boot.html
     "instance-id": machine,
     "local-hostname": machine,
@@ -48,17 +42,17 @@ function metaData(machine: string): object {
 function userData({ user, shell, publicKeys, hostKey }: Login): object {
   return {
     ...(user === "root" ? rootLogin(publicKeys) : userLogin(user, shell, publicKeys)),
-    // A template may have users with well-known passwords. If its sshd takes
-    // them, cloud-init restarts it, some time after the user can log in.
+    // The template may have well-known passwords. If its sshd accepts them, cloud-init restarts it,
+    // some time after the user can log in.
     ssh_pwauth: false,
-    // The host key by which we know the machine; the template's own are deleted.
+    // The template's own host keys are deleted.
     ssh_keys: { ed25519_private: hostKey.privateKey, ed25519_public: hostKey.publicKey },
     ssh_deletekeys: true,
     // The installer of Ubuntu Server writes true into the template.
     preserve_hostname: false,
-    // Or sudo looks the host name up in DNS, and complains when it is not there.
+    // Or sudo looks up the host name in DNS, and complains if it does not exist.
     manage_etc_hosts: "localhost",
-    // They cost minutes, and a job wants the packages of the template.
+    // They take minutes, and a job expects the template's packages.
     package_update: false,
     package_upgrade: false,
   };
@@ -66,14 +60,13 @@ function userData({ user, shell, publicKeys, hostKey }: Login): object {
 
 function userLogin(user: string, shell: Login["shell"], publicKeys: Login["publicKeys"]): object {
   return {
-    // Without "default" in it, so the distribution's own user is not made. A
-    // user that the template has is kept, but for the password, sudo and keys.
+    // Without "default", cloud-init does not create the distribution's user. A user of the template keeps
+    // everything but password, sudo and keys.
     users: [{
       name: user,
-      // No password is valid, keys are. Alpine's sshd needs PAM for that
-      // (openssh-server-pam), as its cloud images have it.
+      // Only keys are valid. Alpine's sshd needs PAM for that (openssh-server-pam in its cloud images).
       lock_passwd: true,
-      // By default it is that of useradd, on Debian sh. sshd lets nobody in whose shell is not there.
+      // The default is useradd's, sh on Debian. sshd refuses users whose shell does not exist.
       shell: `/bin/${shell}`,
       sudo: "ALL=(ALL) NOPASSWD:ALL",
       ssh_authorized_keys: publicKeys,
@@ -83,20 +76,16 @@ function userLogin(user: string, shell: Login["shell"], publicKeys: Login["publi
 
 function rootLogin(publicKeys: Login["publicKeys"]): object {
   return {
-    // No user but those of the template. cloud-init before 23.2 does it with a
-    // warning in its log: https://github.com/canonical/cloud-init/pull/2124
+    // cloud-init before 23.2 logs a warning: https://github.com/canonical/cloud-init/pull/2124
     users: [],
-    // By default cloud-init turns root's keys into a message to use another user.
+    // By default, cloud-init turns root's keys into a message to use another user.
     disable_root: false,
-    // Keys of the default user, of whom there is none, and of root.
+    // For root and the default user, which does not exist.
     ssh_authorized_keys: publicKeys,
   };
 }
 
-/**
- * Text values in double quotes, since cloud-init reads YAML 1.1, where a plain
- * `no` or `1_0` is not text.
- */
+/** Text in double quotes: cloud-init reads YAML 1.1, where a plain `no` or `1_0` is not text. */
 function toYaml(value: unknown): string {
   return stringify(value, {
     defaultKeyType: "PLAIN",

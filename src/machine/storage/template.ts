@@ -5,20 +5,19 @@ import { isLibvirtError, VIR_ERR } from "../../libvirt/error.ts";
 import { StoragePool } from "../../libvirt/storage_pool.ts";
 import { lookupActivePool } from "./pools.ts";
 import { isOurVolume } from "./volume_names.ts";
-import { type Base, readVolumeXml } from "./volumes.ts";
+import { type Base, readVolumeXml, type VolumeFacts } from "./volumes.ts";
 
-/** A base image that overlays stand on. */
-export interface Template extends Base {
+/** A base image of overlays. */
+export interface Template extends Base, Pick<VolumeFacts, "modified"> {
   /** The names of its pool and its volume. */
   readonly pool: string;
   readonly volume: string;
-  /** When it was last written to, as libvirt has it; empty where the kind of pool has no such time. */
-  readonly modified: string;
 }
 
 /**
- * The template that the first of these volumes holds. If there is none, throws BuildFailure, or
- * SystemFailure if the settings promise one; the same if the pool cannot be used.
+ * The template in the first of these volumes that exists. If none does, throws BuildFailure with the advice
+ * for the volumes that may hold one, or SystemFailure if the settings promise the template. Throws
+ * SystemFailure if the pool cannot be used.
  */
 export async function findTemplate(
   connection: Connection,
@@ -27,14 +26,13 @@ export async function findTemplate(
     readonly name: string;
     readonly volumes: readonly string[];
     readonly isPromised: boolean;
-    /** What to do if it is not there, given the volumes that may hold one. */
     readonly advise: (volumes: readonly string[]) => string;
   },
 ): Promise<Template> {
   using pool = await lookupActivePool(connection, poolName, "pools.templates");
   const template = await findFirst(pool, volumes);
   if (template !== null) return template;
-  // Somebody may have copied it there, which libvirt does not see by itself.
+  // libvirt does not notice a file that was copied there.
   const refreshed = await refresh(pool);
   const copied = await findFirst(pool, volumes);
   if (copied !== null) return copied;
@@ -46,7 +44,7 @@ export async function findTemplate(
   });
 }
 
-/** The names of the volumes that may hold a template. Throws as {@linkcode findTemplate} does. */
+/** The volumes that may hold a template. Throws SystemFailure if the pool cannot be used. */
 export async function listTemplateVolumes(
   connection: Connection,
   poolName: string,
@@ -57,8 +55,8 @@ export async function listTemplateVolumes(
 }
 
 /**
- * Sees that the template is still what {@linkcode findTemplate} found: a disk that was made for
- * another version has another size, and QEMU opens whatever has the name now. Throws SystemFailure.
+ * Checks that the template is still the one that {@linkcode findTemplate} found: QEMU opens whatever file
+ * has its name now, for which the overlay is wrong. Throws SystemFailure.
  */
 export async function requireUnchanged(connection: Connection, template: Template): Promise<void> {
   using pool = await StoragePool.lookup(connection, template.pool);
@@ -86,7 +84,7 @@ async function findFirst(pool: StoragePool, volumes: readonly string[]): Promise
   return null;
 }
 
-/** As a raw disk it would start, and boot nothing. */
+/** A machine would start from it as from a raw disk, and not boot. */
 function corrupt({ volume, path, format }: Template): SystemFailure {
   return new SystemFailure({
     fault: "template",
@@ -95,7 +93,7 @@ function corrupt({ volume, path, format }: Template): SystemFailure {
   });
 }
 
-/** Whether the refresh took place. libvirt refuses one while another job's volume is being made. */
+/** Whether it refreshed the pool. libvirt refuses while it creates another volume there. */
 async function refresh(pool: StoragePool): Promise<boolean> {
   try {
     await pool.refresh();
@@ -106,7 +104,7 @@ async function refresh(pool: StoragePool): Promise<boolean> {
   }
 }
 
-/** Whether a volume of this name may hold a template: it is not a machine's, nor in the making. */
+/** Whether a volume of this name may hold a template: it is not ours, nor incomplete. */
 export function isTemplateVolume(name: string): boolean {
   return !isOurVolume(name) && !name.startsWith(".");
 }

@@ -7,27 +7,27 @@ import type { Template } from "./template.ts";
 import { childrenOf, find, rootOf } from "../../read_xml.ts";
 import { virsh } from "../../shell.ts";
 
-/** A disk that a domain may write to: its file or block device, or its pool and volume. */
-export interface WrittenDisk {
+/** The disks that a domain may write to, by path or by pool and volume, without their backing files. */
+export function writtenDisks(
+  domainXml: string,
+): {
   readonly path: string | null;
   readonly pool: string | null;
   readonly volume: string | null;
-}
-
-/** The disks that a domain may write to, but not what they stand on. */
-export function writtenDisks(domainXml: string): WrittenDisk[] {
+}[] {
   return childrenOf(find(rootOf(domainXml), "devices"), "disk")
     .filter((disk) => find(disk, "readonly") === undefined)
     .map((disk) => find(disk, "source")?.attributes ?? {})
     .map(({ file, dev, pool = null, volume = null }) => ({
       path: file ?? dev ?? null,
-      ...{ pool, volume },
+      pool,
+      volume,
     }));
 }
 
 /**
- * Why no machine starts on the template: somebody has its disk, or one that it stands on, open for
- * writing. Null if the start failed for another reason.
+ * The failure of a machine whose template, or its backing file, another process has open for writing. Null
+ * if the start failed for another reason.
  */
 export async function explainLock(
   cause: unknown,
@@ -52,11 +52,11 @@ export async function explainLock(
   });
 }
 
-/** QEMU's words for a file that another process has open in another way. */
+/** QEMU's error for a file that another process has locked. */
 const LOCKED =
   /Failed to get (?:\w+ )?"[^"]+" lock(?:\s+Is another process using the image \[(.+)\]\?)?/;
 
-/** The domain that runs and may write to this disk, or null. */
+/** The running domain that may write to this disk, or null. */
 async function findWriter(
   connection: Connection,
   { path, pool, volume }: Pick<Template, "path" | "pool" | "volume">,

@@ -3,14 +3,13 @@
 const HASH = "[\\da-f]{16}";
 const WARM_ID = "[\\da-f]{10}";
 
-/** A pattern for the names of machines that wait for jobs. */
+/** A pattern for the names of standby machines. */
 export const STANDBY_NAME = `standby-${HASH}`;
 
 /**
- * The kinds of our volumes, each with the patterns of its fields. libvirt's volumes have no metadata, so
- * their names say what they are, in pools that may hold the volumes of others too:
- * `NAME.KIND.libvirt-gci`, or `NAME.FIELD-FIELD.KIND.libvirt-gci`. No field has a dot. NAME is the
- * machine's, which may have dots; of a warm image's volumes it is the template's.
+ * The kinds of our volumes, with the patterns of their fields. libvirt's volumes have no metadata, so the
+ * name says what a volume is: `NAME.KIND.libvirt-gci`, or `NAME.FIELD-FIELD.KIND.libvirt-gci`. NAME is the
+ * machine's, or the template's of a warm image; it may have dots.
  */
 const FIELDS = {
   owner: [],
@@ -30,7 +29,7 @@ const FIELDS = {
   "warm-info": [WARM_ID],
 } as const;
 
-/** What a volume is for. */
+/** A kind of volume. */
 export type VolumeKind = keyof typeof FIELDS;
 
 type Each<T extends readonly unknown[], Value> = { readonly [I in keyof T]: Value };
@@ -38,7 +37,7 @@ type Each<T extends readonly unknown[], Value> = { readonly [I in keyof T]: Valu
 /** The parts of a volume's name. */
 export interface VolumeName<K extends VolumeKind> {
   readonly volume: string;
-  /** The machine's; of a warm image the template's. */
+  /** The machine's, or the template's of a warm image. */
   readonly name: string;
   readonly kind: K;
   readonly fields: Each<(typeof FIELDS)[K], string>;
@@ -60,7 +59,7 @@ export function volumeName<K extends VolumeKind>(
   return [name, ...(fields.length === 0 ? [] : [fields.join("-")]), kind, "libvirt-gci"].join(".");
 }
 
-/** The parts of a volume's name; null if it is none of ours. */
+/** The parts of a volume's name; null if it is not ours. */
 export function parseVolume(volume: string): VolumeName<VolumeKind> | null {
   const kind = volume.split(".").at(-2) ?? "";
   const match = PATTERNS.get(kind)?.exec(volume);
@@ -69,7 +68,7 @@ export function parseVolume(volume: string): VolumeName<VolumeKind> | null {
   return { volume, name, kind, fields } as unknown as VolumeName<VolumeKind>;
 }
 
-/** Those of these volumes that are of these kinds. */
+/** The volumes of these kinds. */
 export function ofKind<K extends VolumeKind>(
   volumes: readonly string[],
   ...kinds: K[]
@@ -79,13 +78,13 @@ export function ofKind<K extends VolumeKind>(
   return volumes.map(parseVolume).filter(isOfKind);
 }
 
-/** The machine whose volume this is; null if it is none's. */
+/** The machine of a volume, or null. */
 export function machineOfVolume(volume: string): string | null {
   const parsed = parseVolume(volume);
   return parsed === null || parsed.kind.startsWith("warm") ? null : parsed.name;
 }
 
-/** Whether a volume is ours by its name, and so is no template. */
+/** Whether a volume is ours by its name, and so no template. */
 export function isOurVolume(volume: string): boolean {
   return volume.endsWith(".libvirt-gci");
 }

@@ -8,36 +8,19 @@ import { find, rootOf, textAt } from "../../read_xml.ts";
 import { retry } from "../../wait.ts";
 import { type Xml, xml } from "../../xml.ts";
 
-/** What an overlay stands on. */
-export interface Base {
-  /** Where it is on the hypervisor's host. */
-  readonly path: string;
-  /** `qcow2` or `raw`, as libvirt found it. */
-  readonly format: string;
-  readonly capacityBytes: number;
-}
+/** The base of an overlay. */
+export type Base = Pick<VolumeFacts, "path" | "format" | "capacityBytes">;
 
-/**
- * Makes a disk which reads from its base what nobody wrote. `capacityBytes` holds if it is more than
- * the base's. The caller disposes of the handle.
- */
+/** Creates a qcow2 overlay, at least as large as its base. The caller disposes of the handle. */
 export function createOverlay(
   pool: StoragePool,
   name: string,
   { template, capacityBytes }: { readonly template: Base; readonly capacityBytes: number },
 ): Promise<Volume> {
-  return pool.createVolume(
-    name,
-    overlayXml(name, template, Math.max(capacityBytes, template.capacityBytes)).toString(),
-  );
-}
-
-/** The overlay as libvirt's volume XML (https://libvirt.org/formatstorage.html). */
-function overlayXml(name: string, template: Base, capacityBytes: number): Xml {
-  return xml`
+  const overlay = xml`
     <volume type="file">
       <name>${name}</name>
-      <capacity unit="bytes">${capacityBytes}</capacity>
+      <capacity unit="bytes">${Math.max(capacityBytes, template.capacityBytes)}</capacity>
       <target>
         <format type="qcow2" />
         <compat>1.1</compat>
@@ -48,14 +31,15 @@ function overlayXml(name: string, template: Base, capacityBytes: number): Xml {
       </backingStore>
     </volume>
   `;
+  return pool.createVolume(name, overlay.toString());
 }
 
-/** Makes a volume for as many plain bytes. The caller disposes of the handle. */
+/** Creates a raw volume of this size. The caller disposes of the handle. */
 export function createRawVolume(pool: StoragePool, name: string, bytes: number): Promise<Volume> {
   return pool.createVolume(name, rawXml(name, bytes).toString());
 }
 
-/** Makes a volume with the plain bytes of another. The caller disposes of the handle. */
+/** Creates a raw volume with the bytes of another. The caller disposes of the handle. */
 export function copyRawVolume(pool: StoragePool, name: string, source: Volume): Promise<Volume> {
   return pool.copyVolume(name, rawXml(name, 0).toString(), source); // libvirt takes its size
 }
@@ -73,9 +57,8 @@ function rawXml(name: string, bytes: number): Xml {
 }
 
 /**
- * Deletes all volumes of the machine that are there but its owner's and what the guest wrote, and gives
- * their names; the empty ones whose names say all, which only a list of the pool finds, if it may have
- * such. It goes on where it cannot delete one, and throws that error in the end.
+ * Deletes the machine's volumes but the owner's and the guest's files, and gives their names. With
+ * `mayHaveNamed`, it lists the pool to find the empty volumes too. Throws the first error in the end.
  */
 export async function removeVolumes(
   pool: StoragePool,
@@ -95,18 +78,18 @@ export async function removeVolumes(
     const named = ofKind(await pool.volumeNames(), "queue", "project", "assigned", "waiting");
     for (const { volume, name } of named) if (name === machine) await tryDelete(volume);
   }
-  // While it is there, prepare takes the name for used.
+  // Last: while it exists, prepare refuses the name.
   await tryDelete(volumeName(machine, "overlay"));
   if (problems.errors.length > 0) throw problems.errors[0];
   return deleted;
 }
 
-/** Deletes the volume that says whose the machine is: the last thing, which frees its name. */
+/** Deletes the owner's volume, which frees the machine's name. */
 export function releaseName(pool: StoragePool, machine: string): Promise<boolean> {
   return removeVolume(pool, volumeName(machine, "owner"));
 }
 
-/** Whether there was such a volume, which is gone now; of many who delete it, one hears that. */
+/** Whether it deleted the volume. Of many who try at once, one does. */
 export async function removeVolume(pool: StoragePool, name: string): Promise<boolean> {
   using volume = await pool.findVolume(name);
   if (volume === null) return false;
@@ -115,20 +98,20 @@ export async function removeVolume(pool: StoragePool, name: string): Promise<boo
   return await retry(() => volume.delete(), { tries: 20, isTransient });
 }
 
-/** What the XML of a volume states (https://libvirt.org/formatstorage.html#storage-volume-xml). */
+/** A volume, by its XML (https://libvirt.org/formatstorage.html#storage-volume-xml). */
 export interface VolumeFacts {
-  /** Where it is on the hypervisor's host. */
+  /** On the hypervisor's host. */
   readonly path: string;
-  /** Such as `qcow2`, as libvirt found it; `dir` is a directory. */
+  /** As libvirt detected it, such as `qcow2`; `dir` is a directory. */
   readonly format: string;
   readonly capacityBytes: number;
-  /** When it was last written to, as libvirt has it; empty where the kind of pool has no such time. */
+  /** The time of the last write as libvirt writes it; empty if the kind of pool has none. */
   readonly modified: string;
-  /** The path of the file that it stands on; null if it stands alone. */
+  /** The path of its backing file, or null. */
   readonly backing: string | null;
 }
 
-/** Reads them. */
+/** Reads a volume's XML. */
 export function readVolumeXml(volumeXml: string): VolumeFacts {
   const root = rootOf(volumeXml);
   return {
