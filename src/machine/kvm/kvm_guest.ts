@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-// That /dev/kvm opens says little: in some hosts that are VMs themselves, KVM interprets a guest's
-// kernel instead of letting the CPU run it. That is a thousand times slower and ends at the first
-// instruction that KVM's interpreter does not know, such as CMPXCHG16B, with which Linux allocates
-// memory. So this guest goes where a kernel goes: from the reset vector to 64-bit mode, through
-// CMPXCHG16B, then through a loop that takes a CPU 2 ms and an interpreter seconds.
+// On some hosts that are VMs themselves, /dev/kvm opens but KVM interprets a guest's kernel. That is a
+// thousand times slower, and fails at an instruction that the interpreter does not know, such as
+// CMPXCHG16B, with which Linux allocates memory. So this guest does what a kernel does: from the reset
+// vector to 64-bit mode, CMPXCHG16B, then a loop that takes a CPU 2 ms and an interpreter seconds.
 //
-// It is the last 256 bytes below 4 GiB, where a CPU starts. A line of the listing is an offset in
-// them, the bytes and the instruction. The guest needs 20 KiB of zeros at address 0, no BIOS and no
-// device. It tells each step to port 0xe9: QEMU has a device that prints what is written there.
+// It is the last 256 bytes below 4 GiB, where a CPU starts. A line of the listing has an offset, the bytes
+// and the instruction. The guest needs 20 KiB of zeros at address 0, no BIOS and no device. It writes
+// each step to port 0xe9, which QEMU can print.
 const LISTING = `
 00  b0 01                          mov    $1, %al                 # step 1: 16-bit mode
 02  e6 e9                          out    %al, $0xe9
@@ -56,7 +55,7 @@ b7  ff ff 00 00 00 93 cf 00        .quad 0x00cf93000000ffff       # 10: data
 f0  e9 0d ff                       jmp    0x00                    # the reset vector
 `;
 
-/** What has failed when the guest wrote this number last; ends "KVM starts but a guest's …". */
+/** What failed after the guest wrote this number; ends "KVM starts but a guest's …". */
 export const GUEST_STEPS = [
   "first instruction never runs",
   "CPU never reaches 64-bit mode",
@@ -65,10 +64,10 @@ export const GUEST_STEPS = [
   "last word never arrives",
 ];
 
-/** Where the guest writes when it has come through. */
+/** The port to which the guest writes at its end. */
 export const GUEST_END_PORT = 0xf4;
 
-/** The guest's program: the last 256 bytes below 4 GiB, as a BIOS would have them. */
+/** The guest's program: the last 256 bytes below 4 GiB. */
 export function guestProgram(): Uint8Array<ArrayBuffer> {
   const program = new Uint8Array(256);
   for (const line of LISTING.trim().split("\n")) {

@@ -17,20 +17,10 @@ import { O_RDWR_CLOEXEC } from "../../../ffi/libc.ts";
 import { cString } from "../../../ffi/memory.ts";
 import { GUEST_END_PORT, GUEST_STEPS, guestProgram } from "./kvm_guest.ts";
 
-/** Whether KVM runs guests, and if not, why and what to do, in words for the operator. */
+/** Whether KVM runs guests, and if not, why. Null if this process may not try: libvirt's may. */
 export type KvmAnswer =
   | { readonly works: true }
-  | { readonly works: false; readonly reason: string }
-  /** This process may not try it, which says nothing about libvirt's. */
-  | { readonly works: null; readonly reason: string };
-
-/** How to ask {@linkcode kvmRunsGuests}. */
-export interface KvmProbeOptions {
-  /** When the guest is stopped, 1000 ms by default. It needs a few, more on a busy host. */
-  readonly timeoutMs?: number;
-  /** The last 256 bytes below 4 GiB, {@linkcode guestProgram} by default. */
-  readonly program?: Uint8Array;
-}
+  | { readonly works: false | null; readonly reason: string };
 
 const PAGE = 0x1000;
 const RAM_SIZE = 0x5000;
@@ -40,36 +30,36 @@ const TSS_ADDRESS = 0xfffbd000n; // Intel's KVM wants three pages of the guest's
 const MAX_CPUID_ENTRIES = 256; // KVM's own limit.
 const API_VERSION = 12; // The only one since Linux 2.6.22.
 
-/** What KVM or the kernel refused, in words for the operator. */
+/** KVM or the kernel refused. With `works` null, it may not refuse another process. */
 class Refusal extends Error {
-  readonly works: false | null = false;
-}
+  readonly works: false | null;
 
-/** The same, where another process may not be refused. */
-class NoAccess extends Refusal {
-  override readonly works = null;
+  constructor(message: string, works: false | null = false) {
+    super(message);
+    this.works = works;
+  }
 }
 
 /**
- * Whether KVM runs guests on this host, found by running one: a CPU with 24 KiB of memory and a
- * program of 200 bytes, all gone when the promise settles. A guest that does not end in time loses
- * its memory, which ends it. Were even that in vain, only `Deno.exit` would end the process.
+ * Runs a guest with KVM on this host: a CPU with 24 KiB of memory and a program of 200 bytes, without
+ * interrupts and devices. It needs a few milliseconds, more on a busy host. A guest that does not end in
+ * time loses its memory, which ends it. On other architectures than x86-64 it only opens /dev/kvm.
  *
- * The guest gets neither interrupts nor devices: this is no proof that every guest runs. On other
- * architectures than x86-64 no guest is tried: where /dev/kvm opens, the answer is yes.
- *
- * The answer is for this process on this host. The daemon that starts the machines may have other
- * permissions, or be elsewhere.
+ * The answer is for this process: libvirt's daemon may have other permissions, or run elsewhere.
  */
-export async function kvmRunsGuests(options: KvmProbeOptions = {}): Promise<KvmAnswer> {
+export async function kvmRunsGuests(
+  { timeoutMs = 1000, program = guestProgram() }: {
+    readonly timeoutMs?: number;
+    readonly program?: Uint8Array;
+  } = {},
+): Promise<KvmAnswer> {
   if (Deno.build.os !== "linux") return { works: false, reason: "KVM exists on Linux only" };
   const libc = loadKvm();
   using resources = new DisposableStack();
   try {
     const kvm = openKvm(libc, resources);
     if (Deno.build.arch !== "x86_64") return { works: true };
-    const machine = new Machine(libc, kvm, options.program ?? guestProgram(), resources);
-    return await runGuest(machine, options.timeoutMs ?? 1000);
+    return await runGuest(new Machine(libc, kvm, program, resources), timeoutMs);
   } catch (error) {
     if (error instanceof Refusal) return { works: error.works, reason: error.message };
     throw error;
@@ -87,22 +77,24 @@ function openKvm(libc: Libc, resources: DisposableStack): number {
     case ERRNO.ENOENT:
     case ERRNO.ENODEV:
     case ERRNO.ENXIO:
-      throw new NoAccess(
+      throw new Refusal(
         "/dev/kvm does not exist: switch virtualisation on in the BIOS, " +
           "then load the module: modprobe kvm_intel, or kvm_amd",
+        null,
       );
     case ERRNO.EACCES:
     case ERRNO.EPERM:
-      throw new NoAccess(
+      throw new Refusal(
         "no permission on /dev/kvm: add this user to the group that owns it, " +
           "as a rule: usermod --append --groups kvm USER",
+        null,
       );
     default:
       throw new Refusal(`/dev/kvm does not open (errno ${errno.getInt32()})`);
   }
 }
 
-/** A virtual machine with one CPU and with the program in its memory, until `resources` go. */
+/** A VM with one CPU and the program in its memory, until `resources` are disposed of. */
 class Machine {
   readonly #libc: Libc;
   readonly #cpu: number;
@@ -117,7 +109,7 @@ class Machine {
     if (version !== API_VERSION) throw new Refusal(`KVM has the unknown API version ${version}`);
 
     this.#memory = map(libc, MEMORY_SIZE, MAP_SHARED | MAP_ANONYMOUS, -1);
-    // A CPU that still runs would write to whatever came to stand here.
+    // A CPU that still runs would write to whatever is mapped here next.
     resources.defer(() => this.#running || libc.munmap(this.#memory, BigInt(MEMORY_SIZE)));
     bytesAt(this.#memory, MEMORY_SIZE).set(program, MEMORY_SIZE - program.length);
 
@@ -143,7 +135,7 @@ class Machine {
     this.#state = new DataView(bytesAt(state, stateSize).buffer);
   }
 
-  /** Lets the CPU run until it needs us: false if KVM_RUN failed. */
+  /** Runs the CPU until it stops. Resolves to false if KVM_RUN failed. */
   async run(): Promise<boolean> {
     this.#running = true;
     const result = await this.#libc.ioctlWait(this.#cpu, KVM.RUN, 0n);
@@ -151,28 +143,25 @@ class Machine {
     return result >= 0;
   }
 
-  /** Why the CPU stopped, of KVM_EXIT. */
+  /** Why the CPU stopped, see KVM_EXIT. */
   get exitReason(): number {
     return this.#state.getUint32(KVM_RUN_OFFSET.exitReason, true);
   }
 
-  /** What the CPU wrote to which port, after KVM_EXIT.IO. */
+  /** The CPU's output after KVM_EXIT.IO. */
   get output(): { port: number; byte: number } {
     const port = this.#state.getUint16(KVM_RUN_OFFSET.ioPort, true);
     const data = this.#state.getBigUint64(KVM_RUN_OFFSET.ioDataOffset, true);
     return { port, byte: this.#state.getUint8(Number(data)) };
   }
 
-  /**
-   * Ends a run. KVM_RUN has no timeout, and a signal would have to meet the right thread of
-   * Deno's; but a CPU without memory cannot fetch an instruction, and KVM_RUN fails.
-   */
+  /** Ends a run: KVM_RUN has no timeout, but fails if the CPU cannot fetch an instruction. */
   takeMemoryAway(): void {
     this.#libc.mprotect(this.#memory, BigInt(MEMORY_SIZE), PROT_NONE);
   }
 }
 
-/** Runs the guest until it has come through, cannot go on, or its time is over. */
+/** Runs the guest until its end, a failure or the timeout. */
 async function runGuest(machine: Machine, timeoutMs: number): Promise<KvmAnswer> {
   const { promise: lost, resolve: lose } = Promise.withResolvers<"lost">();
   let isOver = false;
@@ -189,7 +178,7 @@ async function runGuest(machine: Machine, timeoutMs: number): Promise<KvmAnswer>
       if (isOver && (!result || exitReason !== KVM_EXIT.IO)) {
         return failure(step, `not after ${timeoutMs} ms`);
       }
-      if (exitReason === KVM_EXIT.INTR) continue; // A signal came to that thread.
+      if (exitReason === KVM_EXIT.INTR) continue; // a signal came to the thread
       if (!result) return failure(step, "KVM_RUN failed");
       if (exitReason !== KVM_EXIT.IO) return failure(step, exitWords(exitReason));
       const { port, byte } = machine.output;
@@ -220,7 +209,7 @@ function exitWords(exitReason: number): string {
   }
 }
 
-/** One of KVM's requests, with a number or a structure. Throws {@linkcode Refusal}. */
+/** Makes a request to KVM, with a number or a structure. Throws {@linkcode Refusal}. */
 function request(
   libc: Libc,
   fd: number,
@@ -249,7 +238,7 @@ function bytesAt(address: bigint, size: number): Uint8Array<ArrayBuffer> {
   return new Uint8Array(Deno.UnsafePointerView.getArrayBuffer(pointer, size));
 }
 
-/** This thread's errno. Look for it first and read it at once: any other call may change it. */
+/** This thread's errno. Get it before the call and read it right after. */
 function errnoOf(libc: Libc): Deno.UnsafePointerView {
   return new Deno.UnsafePointerView(libc.__errno_location()!);
 }

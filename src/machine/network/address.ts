@@ -14,6 +14,15 @@ import { type Limits, NotYet, waitFor } from "../../wait.ts";
 const OTHER_SOURCES_MS = 2000;
 const NO_LEASE = "no DHCP lease for its card";
 
+interface AddressOptions {
+  readonly mac: string;
+  readonly network: string;
+  readonly hostAddresses: readonly string[];
+  readonly card: Card | null;
+  readonly connection: Connection;
+  readonly watch: () => Promise<void>;
+}
+
 /**
  * Waits for the IP address of the machine's card. It comes from the network's leases, the guest agent or
  * the host's ARP table, by the card's MAC address, since a guest may claim any host name. The agent and the
@@ -25,14 +34,7 @@ const NO_LEASE = "no DHCP lease for its card";
  */
 export function waitForAddress(
   domain: Domain,
-  { mac, network, hostAddresses, card, connection, watch }: {
-    readonly mac: string;
-    readonly network: string;
-    readonly hostAddresses: readonly string[];
-    readonly card: Card | null;
-    readonly connection: Connection;
-    readonly watch: () => Promise<void>;
-  },
+  { mac, network, hostAddresses, card, connection, watch }: AddressOptions,
   limits: Limits,
 ): Promise<string> {
   const findLeased = async (): Promise<string | null> => {

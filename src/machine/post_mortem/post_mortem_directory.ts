@@ -130,7 +130,10 @@ function oldestOfMost(oldestFirst: readonly PostMortem[], bounds: Bounds): PostM
 }
 
 async function listDirectories(parent: string): Promise<string[]> {
-  const entries = await orMissing(Array.fromAsync(Deno.readDir(parent))) ?? [];
+  const entries = await Array.fromAsync(Deno.readDir(parent)).catch((error) => {
+    if (error instanceof Deno.errors.NotFound) return [];
+    throw error; // such as for a file of this name
+  });
   return entries.filter(({ isDirectory }) => isDirectory).map(({ name }) => name);
 }
 

@@ -14,23 +14,19 @@ type Bytes = Uint8Array<ArrayBuffer>;
 type Extent = { readonly sector: number; readonly data: Uint8Array };
 type Files = ReadonlyMap<string, Extent>;
 
-// The two directories differ in descriptor type, character set (8.5.6) and names. Joliet's have
-// no version, as mkisofs has it: some readers would show it.
+// The directories differ in type, character set (8.5.6) and names. Joliet's have no version, which
+// some readers would show.
 const PRIMARY = { type: 1, escape: "", nameOf: primaryName, encode: ascii };
 const JOLIET = { type: 2, escape: "%/E", nameOf: (name: string) => name, encode: ucs2 };
 type Dialect = typeof PRIMARY;
 
 /**
- * A read-only CD-ROM image with these files in its root directory. Readers of
- * Joliet (Linux, the BSDs, Windows) see each name as it is, others see
- * `USER_DATA` for `user-data`. The same files give the same bytes.
- *
- * Throws TypeError for a label or a name that the format cannot hold, and for
- * two names that are alike without Joliet.
+ * A CD-ROM image with these files in its root directory. Readers of Joliet (Linux, the BSDs, Windows) see
+ * each name as it is, others see `USER_DATA` for `user-data`. Throws TypeError for a bad label or name, and
+ * for two names that are equal without Joliet.
  */
 export function iso9660Image(label: string, files: ReadonlyMap<string, Uint8Array>): Bytes {
-  // Joliet's limits, and of names only what every system can show. The standard
-  // has no lower case in labels (8.4.6), but mkisofs writes it and all read it.
+  // Joliet's limits. The standard has no lower case in labels (8.4.6), but all systems read it.
   if (!/^\w{1,16}$/.test(label)) throw new TypeError(`Bad volume label "${label}"`);
   const badName = [...files.keys()].find((name) => !/^[\w.-]{1,64}$/.test(name));
   if (badName !== undefined) throw new TypeError(`Bad file name "${badName}"`);
