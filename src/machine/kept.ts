@@ -4,7 +4,7 @@ import { explain, orFailure } from "../errors.ts";
 import { isKeyFileOf, keyFile, removeKeyFile, writeKeyFile } from "../guest/key_file.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import { Domain } from "../libvirt/domain.ts";
-import { type Context, type Host, withReconnect } from "./context.ts";
+import { type Context, type Host, withConnection } from "./context.ts";
 import { findDomainOf } from "./lookup.ts";
 import { findMetadata, isKept, type MachineMetadata, writeMetadata } from "./metadata.ts";
 import { stepsWithKept } from "./next_steps.ts";
@@ -37,7 +37,10 @@ export async function noteFailure(
 ): Promise<void> {
   if (IGNORED.includes(script.name)) return;
   try {
-    await withReconnect(context, ({ host }) => note(machine, script, host));
+    await note(machine, script, context.host).catch(async () => {
+      await using fresh = await context.host.connect(); // once, since the job waits for this
+      await note(machine, script, withConnection(context, fresh).host);
+    });
   } catch (error) {
     script.say(`The machine "${machine}" is not kept: ${explain(error)}`);
   }
