@@ -5,8 +5,8 @@ import {
   attribute,
   concatenated,
   errorOf,
-  nested,
   NETLINK,
+  NLA_F_NESTED,
   NLM_F,
   withNetlink,
 } from "./netlink.ts";
@@ -27,11 +27,9 @@ const IFLA_BRPORT_GROUP_FWD_MASK = 31;
 export function setGroupForwardMask(device: string, mask: number): boolean {
   const index = load().if_nametoindex(cString(device));
   if (index === 0) return false;
-  const port = attribute(
-    IFLA_BRPORT_GROUP_FWD_MASK,
-    new Uint8Array(new Uint16Array([mask]).buffer),
-  );
-  const body = concatenated([interfaceInfo(index), nested(IFLA_PROTINFO, port)]);
+  const value = new Uint8Array(new Uint16Array([mask]).buffer);
+  const port = attribute(IFLA_BRPORT_GROUP_FWD_MASK, value);
+  const body = concatenated([interfaceInfo(index), attribute(IFLA_PROTINFO | NLA_F_NESTED, port)]);
   const request = { type: RTM_SETLINK, flags: NLM_F.ACK, body };
   return withNetlink(NETLINK.ROUTE, (ask) => errorOf(ask(request)) === 0) ?? false;
 }

@@ -54,9 +54,8 @@ function findConnections(ask: Ask, address: string): Bytes[] | null {
     if (typeOf(message) === NLMSG.DONE) return found;
     if (typeOf(message) === NLMSG.ERROR) return null;
     const attributes = attributesOf(message.subarray(HEADER_BYTES + FAMILY_BYTES));
-    const ends = [CTA_TUPLE_ORIG, CTA_TUPLE_REPLY].flatMap((tuple) =>
-      endsOf(attributes.get(tuple))
-    );
+    const tuples = [CTA_TUPLE_ORIG, CTA_TUPLE_REPLY].map((tuple) => attributes.get(tuple));
+    const ends = tuples.flatMap(endsOf);
     const original = attributes.get(CTA_TUPLE_ORIG);
     if (original === undefined || !ends.includes(wanted)) continue;
     const which = [original, attributes.get(CTA_ZONE)].filter((it) => it !== undefined);

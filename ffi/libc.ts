@@ -8,126 +8,82 @@ import { blocking, fn } from "./declare.ts";
  * `open`, `fcntl` and `ioctl` are variadic in C. Declared with fixed parameters they work all the
  * same: on x86-64 Linux a variadic integer or pointer travels in the same register as a fixed one.
  */
+
+// The C types. A buffer is memory of JavaScript's.
+const int = "i32"; // also pid_t
+const uint = "u32"; // also mode_t
+const ulong = "usize";
+const size_t = "usize";
+const ssize_t = "isize";
+const text = "buffer"; // const char *
+const buffer = "buffer"; // void *, or what stands beside it
+const address = "usize"; // void *
+
 const symbols = {
   // Files
-  open: fn("i32", /* const char *path */ "buffer", /* int flags */ "i32"),
-  close: fn("i32", /* int fd */ "i32"),
-  read: fn("isize", /* int fd */ "i32", /* void *buf */ "buffer", /* size_t count */ "usize"),
-  write: fn(
-    "isize",
-    /* int fd */ "i32",
-    /* const void *buf */ "buffer",
-    /* size_t count */ "usize",
-  ),
-  readlink: fn(
-    "isize",
-    /* const char *path */ "buffer",
-    /* char *buf */ "buffer",
-    /* size_t bufsiz */ "usize",
-  ),
-  statvfs: fn("i32", /* const char *path */ "buffer", /* struct statvfs *buf */ "buffer"),
-  umask: fn("u32", /* mode_t mask */ "u32"), // the mask before
+  open: fn(int, /* path */ text, /* flags */ int),
+  close: fn(int, /* fd */ int),
+  read: fn(ssize_t, /* fd */ int, /* buf */ buffer, /* count */ size_t),
+  write: fn(ssize_t, /* fd */ int, /* buf */ buffer, /* count */ size_t),
+  readlink: fn(ssize_t, /* path */ text, /* buf */ buffer, /* bufsiz */ size_t),
+  statvfs: fn(int, /* path */ text, /* struct statvfs *buf */ buffer),
+  umask: fn(uint, /* mask */ uint), // the mask before
 
   // Pipes
-  pipe2: fn("i32", /* int pipefd[2] */ "buffer", /* int flags */ "i32"),
-  fcntl: fn("i32", /* int fd */ "i32", /* int cmd */ "i32", /* int arg */ "i32"),
+  pipe2: fn(int, /* int pipefd[2] */ buffer, /* flags */ int),
+  fcntl: fn(int, /* fd */ int, /* cmd */ int, /* arg */ int),
   /** How many are ready. */
-  poll: blocking(
-    "i32",
-    /* struct pollfd *fds */ "buffer",
-    /* nfds_t nfds */ "u64",
-    /* int timeout, in milliseconds */ "i32",
-  ),
+  poll: blocking(int, /* struct pollfd *fds */ buffer, /* nfds */ "u64", /* timeout in ms */ int),
   /** How many bytes, 0 at the end of the file. It waits for the disk. */
   splice: blocking(
-    "isize",
-    /* int fd_in */ "i32",
-    /* off64_t *off_in */ "buffer",
-    /* int fd_out */ "i32",
-    /* off64_t *off_out */ "buffer",
-    /* size_t len */ "usize",
-    /* unsigned int flags */ "u32",
+    ssize_t,
+    /* fd_in */ int,
+    /* off64_t *off_in */ buffer,
+    /* fd_out */ int,
+    /* off64_t *off_out */ buffer,
+    /* len */ size_t,
+    /* flags */ uint,
   ),
 
   // Sockets and network devices
-  socket: fn("i32", /* int domain */ "i32", /* int type */ "i32", /* int protocol */ "i32"),
-  send: fn(
-    "isize",
-    /* int fd */ "i32",
-    /* const void *buf */ "buffer",
-    /* size_t len */ "usize",
-    /* int flags */ "i32",
-  ),
-  recv: fn(
-    "isize",
-    /* int fd */ "i32",
-    /* void *buf */ "buffer",
-    /* size_t len */ "usize",
-    /* int flags */ "i32",
-  ),
+  socket: fn(int, /* domain */ int, /* type */ int, /* protocol */ int),
+  send: fn(ssize_t, /* fd */ int, /* buf */ buffer, /* len */ size_t, /* flags */ int),
+  recv: fn(ssize_t, /* fd */ int, /* buf */ buffer, /* len */ size_t, /* flags */ int),
   getsockopt: fn(
-    "i32",
-    /* int sockfd */ "i32",
-    /* int level */ "i32",
-    /* int optname */ "i32",
-    /* void *optval */ "buffer",
-    /* socklen_t *optlen */ "buffer",
+    int,
+    /* sockfd */ int,
+    /* level */ int,
+    /* optname */ int,
+    /* optval */ buffer,
+    /* socklen_t *optlen */ buffer,
   ),
-  if_nametoindex: fn("u32", /* const char *ifname */ "buffer"), // 0 on error
+  if_nametoindex: fn(uint, /* ifname */ text), // 0 on error
 
   // Processes
-  getpgid: fn("i32", /* pid_t pid */ "i32"),
+  getpgid: fn(int, /* pid */ int),
   __errno_location: fn("pointer"), // int *, the calling thread's errno
 
   // Devices and memory
-  ioctl: fn(
-    "i32",
-    /* int fd */ "i32",
-    /* unsigned long request */ "usize",
-    /* unsigned long argument */ "usize",
-  ),
+  ioctl: fn(int, /* fd */ int, /* request */ ulong, /* argument */ ulong),
   /** `ioctl` with a structure. */
-  ioctlStruct: {
-    name: "ioctl",
-    ...fn(
-      "i32",
-      /* int fd */ "i32",
-      /* unsigned long request */ "usize",
-      /* void *argument */ "buffer",
-    ),
-  },
+  ioctlStruct: { name: "ioctl", ...fn(int, /* fd */ int, /* request */ ulong, buffer) },
   /** `ioctl` on a thread of its own, for KVM_RUN: the guest decides how long it takes. */
-  ioctlWait: {
-    name: "ioctl",
-    ...blocking(
-      "i32",
-      /* int fd */ "i32",
-      /* unsigned long request */ "usize",
-      /* unsigned long argument */ "usize",
-    ),
-  },
-  /** void *, MAP_FAILED on error. */
+  ioctlWait: { name: "ioctl", ...blocking(int, /* fd */ int, /* request */ ulong, ulong) },
+  /** MAP_FAILED on error. */
   mmap: fn(
-    "usize",
+    address,
     /* void *address */ "pointer",
-    /* size_t length */ "usize",
-    /* int protection */ "i32",
-    /* int flags */ "i32",
-    /* int fd */ "i32",
+    /* length */ size_t,
+    /* protection */ int,
+    /* flags */ int,
+    /* fd */ int,
     /* off_t offset */ "i64",
   ),
-  mprotect: fn(
-    "i32",
-    /* void *address */ "usize",
-    /* size_t length */ "usize",
-    /* int protection */ "i32",
-  ),
-  munmap: fn("i32", /* void *address */ "usize", /* size_t length */ "usize"),
+  mprotect: fn(int, /* address */ address, /* length */ size_t, /* protection */ int),
+  munmap: fn(int, /* address */ address, /* length */ size_t),
 } as const satisfies Deno.ForeignLibraryInterface;
 
 type Symbols = typeof symbols;
-
-/** These functions, ready to call. */
 type Bound<Name extends keyof Symbols> = Deno.DynamicLibrary<Pick<Symbols, Name>>["symbols"];
 
 /**
@@ -145,7 +101,5 @@ function bind<Name extends keyof Symbols>(names: readonly Name[]): Bound<Name> {
   return Deno.dlopen("libc.so.6", wanted).symbols;
 }
 
-/** From fcntl.h of Linux. */
-export const O_RDONLY_CLOEXEC = 0o2000000;
-/** From fcntl.h of Linux. */
+export const O_RDONLY_CLOEXEC = 0o2000000; // fcntl.h of Linux
 export const O_RDWR_CLOEXEC = 0o2000002;

@@ -27,7 +27,22 @@ const virStreamPtr = "pointer" as Handle<"virStream">;
 
 // Other parameters.
 const text = "buffer"; // const char *
+const int = "i32";
+const uint = "u32"; // unsigned int
 const flags = "u32"; // unsigned int
+const bytes = "u64"; // unsigned long long: an offset or a length
+const size_t = "usize";
+const ints = "buffer"; // int *
+const ulongs = "buffer"; // unsigned long *
+const virErrorFunc = "pointer";
+const virErrorPtr = "buffer";
+const virNodeMemoryStatsPtr = "buffer";
+const virDomainPtrs = "buffer"; // virDomainPtr **
+const virDomainInterfacePtrs = "buffer"; // virDomainInterfacePtr **
+const virDomainStatsRecordPtrs = "buffer"; // virDomainStatsRecordPtr **
+const virNetworkDHCPLeasePtrs = "buffer"; // virNetworkDHCPLeasePtr **
+const virNWFilterPtrs = "buffer"; // virNWFilterPtr **
+const virStorageVolPtrs = "buffer"; // virStorageVolPtr **
 
 // Other results.
 const status = "i32"; // int: 0, -1 on error
@@ -43,129 +58,56 @@ export const symbols = {
   virConnectOpen: daemon(virConnectPtr, /* name */ text),
   virConnectClose: daemon(count, virConnectPtr), // of the references left
   virConnectGetCapabilities: daemon(ownedString, virConnectPtr),
-
-  virConnectGetLibVersion: daemon(status, virConnectPtr, /* unsigned long *libVer */ "buffer"),
-  virConnectGetVersion: daemon(status, virConnectPtr, /* unsigned long *hvVer */ "buffer"),
+  virConnectGetLibVersion: daemon(status, virConnectPtr, /* libVer */ ulongs),
+  virConnectGetVersion: daemon(status, virConnectPtr, /* hvVer */ ulongs),
   virConnectIsAlive: fn(yesNo, virConnectPtr),
-
-  virNodeGetMemoryStats: daemon(
-    status,
-    virConnectPtr,
-    /* int cellNum */ "i32",
-    /* virNodeMemoryStatsPtr params */ "buffer",
-    /* int *nparams */ "buffer",
-    flags,
-  ),
+  virNodeGetMemoryStats: daemon(status, virConnectPtr, int, virNodeMemoryStatsPtr, ints, flags),
 
   // libvirt-domain
 
-  virConnectGetAllDomainStats: daemon(
-    count,
-    virConnectPtr,
-    /* unsigned int stats */ "u32",
-    /* virDomainStatsRecordPtr **retStats */ "buffer",
-    flags,
-  ),
-  virConnectListAllDomains: daemon(
-    count,
-    virConnectPtr,
-    /* virDomainPtr **domains */ "buffer",
-    flags,
-  ),
+  virConnectGetAllDomainStats: daemon(count, virConnectPtr, uint, virDomainStatsRecordPtrs, flags),
+  virConnectListAllDomains: daemon(count, virConnectPtr, virDomainPtrs, flags),
   virDomainAttachDeviceFlags: daemon(status, virDomainPtr, /* xml */ text, flags),
   virDomainUpdateDeviceFlags: daemon(status, virDomainPtr, /* xml */ text, flags),
   virDomainCreateXML: daemon(virDomainPtr, virConnectPtr, /* xmlDesc */ text, flags),
   virDomainDestroy: daemon(status, virDomainPtr),
   virDomainFree: fn(status, virDomainPtr),
   virDomainGetInfo: daemon(status, virDomainPtr, /* virDomainInfoPtr info */ "buffer"),
-  virDomainGetMetadata: daemon(
-    ownedString,
-    virDomainPtr,
-    /* int type */ "i32",
-    /* uri */ text,
-    flags,
-  ),
+  virDomainGetMetadata: daemon(ownedString, virDomainPtr, /* type */ int, /* uri */ text, flags),
   virDomainGetName: fn(borrowedString, virDomainPtr),
-  virDomainGetState: daemon(
-    status,
-    virDomainPtr,
-    /* int *state */ "buffer",
-    /* int *reason */ "buffer",
-    flags,
-  ),
+  virDomainGetState: daemon(status, virDomainPtr, /* state */ ints, /* reason */ ints, flags),
   virDomainGetXMLDesc: daemon(ownedString, virDomainPtr, flags),
-  virDomainInterfaceAddresses: daemon(
-    count,
-    virDomainPtr,
-    /* virDomainInterfacePtr **ifaces */ "buffer",
-    /* unsigned int source */ "u32",
-    flags,
-  ),
+  virDomainInterfaceAddresses: daemon(count, virDomainPtr, virDomainInterfacePtrs, uint, flags),
   virDomainInterfaceFree: fn("void", /* virDomainInterfacePtr iface */ "pointer"),
   virDomainIsActive: daemon(yesNo, virDomainPtr),
   virDomainLookupByName: daemon(virDomainPtr, virConnectPtr, /* name */ text),
   virDomainOpenConsole: daemon(status, virDomainPtr, /* dev_name */ text, virStreamPtr, flags),
   virDomainRestoreFlags: daemon(status, virConnectPtr, /* from */ text, /* dxml */ text, flags),
   virDomainSaveFlags: daemon(status, virDomainPtr, /* to */ text, /* dxml */ text, flags),
-  virDomainScreenshot: daemon(
-    ownedString,
-    virDomainPtr,
-    virStreamPtr,
-    /* unsigned int screen */ "u32",
-    flags,
-  ),
-  virDomainSetMetadata: daemon(
-    status,
-    virDomainPtr,
-    /* int type */ "i32",
-    /* metadata */ text,
-    /* key */ text,
-    /* uri */ text,
-    flags,
-  ),
+  virDomainScreenshot: daemon(ownedString, virDomainPtr, virStreamPtr, /* screen */ uint, flags),
+  /** The texts are the metadata, its key and its URI. */
+  virDomainSetMetadata: daemon(status, virDomainPtr, /* type */ int, text, text, text, flags),
   virDomainStatsRecordListFree: fn("void", /* virDomainStatsRecordPtr *stats */ "pointer"),
 
   // libvirt-network
 
   virNetworkDHCPLeaseFree: fn("void", /* virNetworkDHCPLeasePtr lease */ "pointer"),
   virNetworkFree: fn(status, virNetworkPtr),
-  virNetworkGetAutostart: daemon(status, virNetworkPtr, /* int *autostart */ "buffer"),
-  virNetworkGetDHCPLeases: daemon(
-    count,
-    virNetworkPtr,
-    /* mac */ text,
-    /* virNetworkDHCPLeasePtr **leases */ "buffer",
-    flags,
-  ),
+  virNetworkGetAutostart: daemon(status, virNetworkPtr, /* autostart */ ints),
+  virNetworkGetDHCPLeases: daemon(count, virNetworkPtr, text, virNetworkDHCPLeasePtrs, flags),
   virNetworkGetXMLDesc: daemon(ownedString, virNetworkPtr, flags),
   virNetworkIsActive: daemon(yesNo, virNetworkPtr),
   virNetworkLookupByName: daemon(virNetworkPtr, virConnectPtr, /* name */ text),
-  virNetworkUpdate: daemon(
-    status,
-    virNetworkPtr,
-    /* unsigned int command */ "u32",
-    /* unsigned int section */ "u32",
-    /* int parentIndex */ "i32",
-    /* xml */ text,
-    flags,
-  ),
+  /** The numbers are the command, the section, and the place among the parents. */
+  virNetworkUpdate: daemon(status, virNetworkPtr, uint, uint, int, /* xml */ text, flags),
 
   // libvirt-nwfilter
 
-  virConnectListAllNWFilters: daemon(
-    count,
-    virConnectPtr,
-    /* virNWFilterPtr **filters */ "buffer",
-    flags,
-  ),
+  virConnectListAllNWFilters: daemon(count, virConnectPtr, virNWFilterPtrs, flags),
   virNWFilterBindingDelete: daemon(status, virNWFilterBindingPtr),
   virNWFilterBindingFree: fn(status, virNWFilterBindingPtr),
   virNWFilterBindingGetFilterName: fn(borrowedString, virNWFilterBindingPtr),
-  virNWFilterBindingLookupByPortDev: daemon(
-    virNWFilterBindingPtr,
-    virConnectPtr,
-    /* portdev */ text,
-  ),
+  virNWFilterBindingLookupByPortDev: daemon(virNWFilterBindingPtr, virConnectPtr, text),
   virNWFilterDefineXML: daemon(virNWFilterPtr, virConnectPtr, /* xmlDesc */ text),
   virNWFilterFree: fn(status, virNWFilterPtr),
   virNWFilterGetName: fn(borrowedString, virNWFilterPtr),
@@ -181,18 +123,13 @@ export const symbols = {
   virStoragePoolDestroy: daemon(status, virStoragePoolPtr),
   virStoragePoolDefineXML: daemon(virStoragePoolPtr, virConnectPtr, /* xml */ text, flags),
   virStoragePoolFree: fn(status, virStoragePoolPtr),
-  virStoragePoolGetAutostart: daemon(status, virStoragePoolPtr, /* int *autostart */ "buffer"),
+  virStoragePoolGetAutostart: daemon(status, virStoragePoolPtr, /* autostart */ ints),
   virStoragePoolGetXMLDesc: daemon(ownedString, virStoragePoolPtr, flags),
   virStoragePoolIsActive: daemon(yesNo, virStoragePoolPtr),
-  virStoragePoolListAllVolumes: daemon(
-    count,
-    virStoragePoolPtr,
-    /* virStorageVolPtr **vols */ "buffer",
-    flags,
-  ),
+  virStoragePoolListAllVolumes: daemon(count, virStoragePoolPtr, virStorageVolPtrs, flags),
   virStoragePoolLookupByName: daemon(virStoragePoolPtr, virConnectPtr, /* name */ text),
   virStoragePoolRefresh: daemon(status, virStoragePoolPtr, flags),
-  virStoragePoolSetAutostart: daemon(status, virStoragePoolPtr, /* int autostart */ "i32"),
+  virStoragePoolSetAutostart: daemon(status, virStoragePoolPtr, /* autostart */ int),
   virStorageVolCreateXML: daemon(virStorageVolPtr, virStoragePoolPtr, /* xmlDesc */ text, flags),
   virStorageVolCreateXMLFrom: daemon(
     virStorageVolPtr,
@@ -202,28 +139,14 @@ export const symbols = {
     flags,
   ),
   virStorageVolDelete: daemon(status, virStorageVolPtr, flags),
-  virStorageVolDownload: daemon(
-    status,
-    virStorageVolPtr,
-    virStreamPtr,
-    /* unsigned long long offset */ "u64",
-    /* unsigned long long length */ "u64",
-    flags,
-  ),
+  virStorageVolDownload: daemon(status, virStorageVolPtr, virStreamPtr, bytes, bytes, flags),
   virStorageVolFree: fn(status, virStorageVolPtr),
   virStorageVolGetInfo: daemon(status, virStorageVolPtr, /* virStorageVolInfoPtr info */ "buffer"),
   virStorageVolGetName: fn(borrowedString, virStorageVolPtr),
   virStorageVolGetPath: daemon(ownedString, virStorageVolPtr),
   virStorageVolGetXMLDesc: daemon(ownedString, virStorageVolPtr, flags),
   virStorageVolLookupByName: daemon(virStorageVolPtr, virStoragePoolPtr, /* name */ text),
-  virStorageVolUpload: daemon(
-    status,
-    virStorageVolPtr,
-    virStreamPtr,
-    /* unsigned long long offset */ "u64",
-    /* unsigned long long length */ "u64",
-    flags,
-  ),
+  virStorageVolUpload: daemon(status, virStorageVolPtr, virStreamPtr, bytes, bytes, flags),
 
   // libvirt-stream: what sends and receives gives -2 if it would wait
 
@@ -231,26 +154,16 @@ export const symbols = {
   virStreamFinish: daemon(status, virStreamPtr),
   virStreamFree: fn(status, virStreamPtr),
   virStreamNew: daemon(virStreamPtr, virConnectPtr, flags),
-  virStreamRecv: daemon(
-    count,
-    virStreamPtr,
-    /* char *data */ "buffer",
-    /* size_t nbytes */ "usize",
-  ),
-  virStreamSend: daemon(count, virStreamPtr, /* data */ text, /* size_t nbytes */ "usize"),
+  virStreamRecv: daemon(count, virStreamPtr, /* char *data */ "buffer", /* nbytes */ size_t),
+  virStreamSend: daemon(count, virStreamPtr, /* data */ text, /* nbytes */ size_t),
 
   // virterror
 
-  virConnCopyLastError: fn("i32", virConnectPtr, /* virErrorPtr to */ "buffer"), // its code
+  virConnCopyLastError: fn("i32", virConnectPtr, /* to */ virErrorPtr), // its code
   virConnResetLastError: fn("void", virConnectPtr),
-  virConnSetErrorFunc: fn(
-    "void",
-    virConnectPtr,
-    /* void *userData */ "pointer",
-    /* virErrorFunc handler */ "pointer",
-  ),
-  virResetError: fn("void", /* virErrorPtr err */ "buffer"),
-  virSetErrorFunc: fn("void", /* void *userData */ "buffer", /* virErrorFunc handler */ "pointer"),
+  virConnSetErrorFunc: fn("void", virConnectPtr, /* void *userData */ "pointer", virErrorFunc),
+  virResetError: fn("void", virErrorPtr),
+  virSetErrorFunc: fn("void", /* void *userData */ "buffer", virErrorFunc),
   /** The address of the function, for {@linkcode symbols.virSetErrorFunc}. */
   virCopyLastError: { type: "pointer" },
 
@@ -274,6 +187,5 @@ let library: Libvirt | undefined;
  * error if it is missing or older than 6.0.0.
  */
 export function loadLibvirt(): Libvirt {
-  library ??= loadLate("libvirt.so.0", symbols);
-  return library;
+  return library ??= loadLate("libvirt.so.0", symbols);
 }

@@ -27,6 +27,5 @@ let library: LibvirtQemu | undefined;
  * error if it is missing; it comes in the same package as libvirt.so.
  */
 export function loadLibvirtQemu(): LibvirtQemu {
-  library ??= Deno.dlopen("libvirt-qemu.so.0", qemuSymbols).symbols;
-  return library;
+  return library ??= Deno.dlopen("libvirt-qemu.so.0", qemuSymbols).symbols;
 }

@@ -93,7 +93,8 @@ export interface Attribute {
 }
 
 const HEAD_BYTES = 4; // struct nlattr
-const NLA_F_NESTED = 0x8000;
+/** Marks the type of an attribute that holds attributes. */
+export const NLA_F_NESTED = 0x8000;
 const TYPE_MASK = 0x3fff; // without the flags for nesting and byte order
 
 /** The attributes in these bytes, by type. */
@@ -118,11 +119,6 @@ export function attribute(type: number, value: Bytes): Bytes {
   viewOf(whole).setUint16(2, type, true);
   whole.set(value, HEAD_BYTES);
   return whole;
-}
-
-/** An attribute of this type that holds attributes. */
-export function nested(type: number, ...attributes: readonly Bytes[]): Bytes {
-  return attribute(type | NLA_F_NESTED, concatenated(attributes));
 }
 
 /** These bytes, one after the other. */

@@ -7,15 +7,7 @@ import { cString } from "./memory.ts";
  * to ask for a process, bound at the first call. Deno itself opens nothing below /proc and /sys unless it
  * has all permissions, which the compiled program does not need for anything else.
  */
-export const loadProc = libc(
-  "open",
-  "read",
-  "close",
-  "readlink",
-  "statvfs",
-  "umask",
-  "getpgid",
-);
+export const loadProc = libc("open", "read", "close", "readlink", "statvfs", "umask", "getpgid");
 
 /** The text of a small file below /proc, or null if it cannot be read. */
 export function readProc(path: string): string | null {
