@@ -34,26 +34,10 @@ interface Lists {
 }
 
 /** The functions that need no daemon. */
-type LocalName =
-  | "virDomainGetName"
-  | "virDomainInterfaceFree"
-  | "virDomainStatsRecordListFree"
-  | "virNetworkDHCPLeaseFree"
-  | "virNWFilterBindingGetFilterName"
-  | "virNWFilterGetName"
-  | "virNWFilterGetUUIDString"
-  | "virStorageVolGetName"
-  | "free";
+type LocalName = Exclude<keyof Libvirt, CallName>;
 
-/** The functions that give a handle back. */
-export type FreeName =
-  | "virDomainFree"
-  | "virNetworkFree"
-  | "virNWFilterFree"
-  | "virNWFilterBindingFree"
-  | "virStoragePoolFree"
-  | "virStorageVolFree"
-  | "virStreamFree";
+/** The functions that give something back that libvirt made for us. */
+export type FreeName = Extract<keyof Libvirt, `vir${string}Free`>;
 
 /** How long calls may take, and who is told of them. */
 export interface ConnectionOptions extends CallTime {
@@ -214,12 +198,16 @@ export class Connection implements AsyncDisposable {
   ): Promise<Pointer<Lists[Name]>[]> {
     const list = new OutCell();
     const args = [owner, list.buffer, flags] as unknown as CallParameters<Name>;
-    const count = Number(await this.call(name, ...args));
+    return this.takeArray(list, Number(await this.call(name, ...args))) as Pointer<Lists[Name]>[];
+  }
+
+  /** The pointers in an array that a call has put here, which goes back to libvirt. */
+  takeArray(list: OutCell, count: number): Deno.PointerObject[] {
     const array = list.pointer;
     if (array === null) return [];
     const pointers = Array.from({ length: count }, (_, i) => pointerAt(array, i * 8));
     this.#libvirt.free(array);
-    return pointers.filter((pointer) => pointer !== null) as Pointer<Lists[Name]>[];
+    return pointers.filter((pointer) => pointer !== null);
   }
 
   /** As {@linkcode callForList}, with this connection for the first parameter. */
@@ -232,7 +220,7 @@ export class Connection implements AsyncDisposable {
 
   /** For handles: gives one back in its turn, or leaks it where a call is stuck that may use it. */
   release(free: FreeName, pointer: Deno.PointerObject): void {
-    const give = this.#libvirt[free] as (pointer: Deno.PointerObject) => number;
+    const give = this.#libvirt[free] as (pointer: Deno.PointerObject) => unknown;
     this.#turn = this.#turn.then(() => {
       if (!this.#stuck) give(pointer);
     });

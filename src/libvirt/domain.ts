@@ -1,38 +1,35 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { Pointer } from "../../ffi/libvirt.ts";
-import { borrowedString, cString, OutCell, pointerAt } from "../../ffi/memory.ts";
+import { borrowedString, cString, OutCell } from "../../ffi/memory.ts";
 import type { Connection } from "./connection.ts";
 import { orNull, VIR_ERR } from "./error.ts";
 import { Handle, type Handles, together } from "./handle.ts";
 import { type Interface, readInterface } from "./interface.ts";
 import { withStream } from "./stream.ts";
 
-/** virDomainCreateFlags: check the XML against libvirt's schema. */
-export const VIR_DOMAIN_START_VALIDATE = 16;
-/** virDomainCreateFlags: fill the firmware's variables from their template (libvirt 8.1.0). */
-export const VIR_DOMAIN_START_RESET_NVRAM = 32;
-/** virDomainSaveRestoreFlags: the same. */
-export const VIR_DOMAIN_SAVE_RESET_NVRAM = 8;
-/** virConnectListAllDomainsFlags: those that run. */
-export const VIR_CONNECT_LIST_DOMAINS_ACTIVE = 1;
-/** virDomainModificationImpact: change what runs. */
-const VIR_DOMAIN_AFFECT_LIVE = 1;
-/** virDomainMetadataType: the title, an element of our own. */
+// virDomainCreateFlags.
+export const VIR_DOMAIN_START_VALIDATE = 16; // check the XML against libvirt's schema
+export const VIR_DOMAIN_START_RESET_NVRAM = 32; // make the firmware's variables anew (8.1.0)
+// virDomainSaveRestoreFlags.
+export const VIR_DOMAIN_SAVE_RESET_NVRAM = 8; // the same
+// virConnectListAllDomainsFlags.
+const VIR_CONNECT_LIST_DOMAINS_ACTIVE = 1;
+// virDomainModificationImpact.
+const VIR_DOMAIN_AFFECT_LIVE = 1; // change what runs
+// virDomainMetadataType.
 const VIR_DOMAIN_METADATA_TITLE = 1;
-const VIR_DOMAIN_METADATA_ELEMENT = 2;
-
-/** virDomainState. */
+const VIR_DOMAIN_METADATA_ELEMENT = 2; // one of our own
+// virDomainState.
 export const VIR_DOMAIN_PAUSED = 3;
 export const VIR_DOMAIN_SHUTOFF = 5;
 export const VIR_DOMAIN_CRASHED = 6;
-/** virDomainPausedReason: a disk could not be written, its system crashed. */
-const VIR_DOMAIN_PAUSED_IOERROR = 5;
+// virDomainPausedReason.
+const VIR_DOMAIN_PAUSED_IOERROR = 5; // a disk could not be written
 export const VIR_DOMAIN_PAUSED_CRASHED = 10;
-/** virStreamFlags: a stream that has nothing says so. */
-export const VIR_STREAM_NONBLOCK = 1;
+// virStreamFlags.
+export const VIR_STREAM_NONBLOCK = 1; // a call that would wait gives WOULD_BLOCK
 const WOULD_BLOCK = -2;
-/** virDomainConsoleFlags: end the session of whoever has the console. */
-export const VIR_DOMAIN_CONSOLE_FORCE = 1;
+// virDomainConsoleFlags.
+export const VIR_DOMAIN_CONSOLE_FORCE = 1; // end another session
 const CONSOLE_BYTES = 64 * 1024;
 /** Of an answer of a guest agent; libvirt takes megabytes, which are a hundred times that as objects. */
 const MOST_AGENT_BYTES = 64 * 1024;
@@ -53,27 +50,17 @@ export interface ConsoleSession {
 
 /** Where an address is known from: virDomainInterfaceAddressesSource. */
 export const ADDRESS_SOURCE = {
-  /** The leases of the network's DHCP server. */
-  LEASE: 0,
-  /** The guest agent. */
+  LEASE: 0, // the network's DHCP server
   AGENT: 1,
-  /** The host's ARP table. */
-  ARP: 2,
+  ARP: 2, // the host's table
 } as const;
 
 /** A handle of a domain. Whoever gets it disposes of it, which leaves the domain as it is. */
 export class Domain extends Handle<"virDomain"> {
-  readonly name: string;
-
-  private constructor(connection: Connection, pointer: Pointer<"virDomain">, name: string) {
-    super(connection, "virDomain", pointer);
-    this.name = name;
-  }
-
   /** The domain of this name. Throws {@linkcode LibvirtError} if there is none. */
   static async lookup(connection: Connection, name: string): Promise<Domain> {
     const pointer = await connection.ask("virDomainLookupByName", cString(name));
-    return new Domain(connection, pointer, name);
+    return new Domain(connection, "virDomain", pointer, name);
   }
 
   /** The domain of this name, or null if there is none. */
@@ -92,7 +79,7 @@ export class Domain extends Handle<"virDomain"> {
     flags: number,
   ): Promise<Domain> {
     const pointer = await connection.ask("virDomainCreateXML", cString(domainXml), flags);
-    return new Domain(connection, pointer, name);
+    return new Domain(connection, "virDomain", pointer, name);
   }
 
   /**
@@ -117,14 +104,13 @@ export class Domain extends Handle<"virDomain"> {
     const pointers = await connection.askForList("virConnectListAllDomains", flags);
     return together(pointers.map((pointer) => {
       const name = borrowedString(connection.local.virDomainGetName(pointer)) ?? "";
-      return new Domain(connection, pointer, name);
+      return new Domain(connection, "virDomain", pointer, name);
     }));
   }
 
   /** Whether it runs. A transient domain that does not is gone: that is false too. */
   async isActive(): Promise<boolean> {
-    const active = this.call("virDomainIsActive");
-    return (await orNull(VIR_ERR.NO_DOMAIN, active)) === 1;
+    return await orNull(VIR_ERR.NO_DOMAIN, this.call("virDomainIsActive")) === 1;
   }
 
   /** What has become of it. A transient domain that has ended is gone. */
@@ -156,39 +142,22 @@ export class Domain extends Handle<"virDomain"> {
 
   /** The element of this namespace in its `<metadata>`, as XML, or null if there is none. */
   metadata(namespace: string): Promise<string | null> {
-    return orNull(
-      VIR_ERR.NO_DOMAIN_METADATA,
-      this.callForString(
-        "virDomainGetMetadata",
-        VIR_DOMAIN_METADATA_ELEMENT,
-        cString(namespace),
-        0,
-      ),
-    );
+    const [type, uri] = [VIR_DOMAIN_METADATA_ELEMENT, cString(namespace)];
+    const read = this.callForString("virDomainGetMetadata", type, uri, 0);
+    return orNull(VIR_ERR.NO_DOMAIN_METADATA, read);
   }
 
   /** Replaces the element of this namespace in the `<metadata>` of the running domain. */
   async setMetadata(namespace: string, prefix: string, element: string): Promise<void> {
-    await this.call(
-      "virDomainSetMetadata",
-      VIR_DOMAIN_METADATA_ELEMENT,
-      cString(element),
-      cString(prefix),
-      cString(namespace),
-      VIR_DOMAIN_AFFECT_LIVE,
-    );
+    const [type, flags] = [VIR_DOMAIN_METADATA_ELEMENT, VIR_DOMAIN_AFFECT_LIVE];
+    const texts = [cString(element), cString(prefix), cString(namespace)] as const;
+    await this.call("virDomainSetMetadata", type, ...texts, flags);
   }
 
   /** Replaces the title of the running domain, a line. */
   async setTitle(title: string): Promise<void> {
-    await this.call(
-      "virDomainSetMetadata",
-      VIR_DOMAIN_METADATA_TITLE,
-      cString(title),
-      null,
-      null,
-      VIR_DOMAIN_AFFECT_LIVE,
-    );
+    const [type, flags] = [VIR_DOMAIN_METADATA_TITLE, VIR_DOMAIN_AFFECT_LIVE];
+    await this.call("virDomainSetMetadata", type, cString(title), null, null, flags);
   }
 
   /**
@@ -196,15 +165,10 @@ export class Domain extends Handle<"virDomain"> {
    * guest wants it to be, within 64 KiB.
    */
   async agentCommand(command: object, timeoutSeconds: number): Promise<unknown> {
+    const text = cString(JSON.stringify(command));
+    const name = "virDomainQemuAgentCommand";
     const answer = await this.lend((pointer) =>
-      this.connection.callForShortString(
-        "virDomainQemuAgentCommand",
-        MOST_AGENT_BYTES,
-        pointer,
-        cString(JSON.stringify(command)),
-        timeoutSeconds,
-        0,
-      )
+      this.connection.callForShortString(name, MOST_AGENT_BYTES, pointer, text, timeoutSeconds, 0)
     );
     return JSON.parse(answer).return;
   }
@@ -280,16 +244,10 @@ export class Domain extends Handle<"virDomain"> {
   ): Promise<Interface[]> {
     const list = new OutCell();
     const count = await this.call("virDomainInterfaceAddresses", list.buffer, source, 0);
-    const array = list.pointer;
-    if (array === null) return [];
-    const interfaces: Interface[] = [];
-    for (let i = 0; i < count; i++) {
-      const pointer = pointerAt(array, i * 8);
-      if (pointer === null) continue;
-      interfaces.push(readInterface(pointer));
+    return this.connection.takeArray(list, count).map((pointer) => {
+      const found = readInterface(pointer);
       this.connection.local.virDomainInterfaceFree(pointer);
-    }
-    this.connection.local.free(array);
-    return interfaces;
+      return found;
+    });
   }
 }

@@ -30,13 +30,16 @@ export type Kind = keyof typeof FREE;
  */
 export abstract class Handle<K extends Kind> implements Disposable {
   protected readonly connection: Connection;
+  /** What libvirt calls it; empty for what has no name. */
+  readonly name: string;
   readonly #kind: K;
   readonly #pointer: Pointer<K>;
   #borrowers = 0;
   #isDisposed = false;
 
-  protected constructor(connection: Connection, kind: K, pointer: Pointer<K>) {
+  constructor(connection: Connection, kind: K, pointer: Pointer<K>, name = "") {
     this.connection = connection;
+    this.name = name;
     this.#kind = kind;
     this.#pointer = pointer;
   }

@@ -29,7 +29,7 @@ const NODE_PARAMETER_BYTES = NAME_BYTES + 8;
 /** The domains that run and their memory, in one call, which waits for none that is busy. */
 export async function domainMemory(connection: Connection): Promise<DomainMemory[]> {
   const list = new OutCell();
-  await connection.ask(
+  const count = await connection.ask(
     "virConnectGetAllDomainStats",
     VIR_DOMAIN_STATS_BALLOON,
     list.buffer,
@@ -37,41 +37,18 @@ export async function domainMemory(connection: Connection): Promise<DomainMemory
   );
   const records = list.pointer;
   if (records === null) return [];
-  const { local } = connection;
-  const nameOf = (domain: Pointer<"virDomain">): string =>
-    borrowedString(local.virDomainGetName(domain)) ?? "";
-  const domains = Array.from(recordsOf(records), (record) => readDomainMemory(record, nameOf));
-  local.virDomainStatsRecordListFree(records);
+  const pointers = Array.from({ length: count }, (_, i) => pointerAt(records, i * 8));
+  const domains = pointers.filter((record) => record !== null)
+    .map((record) => readDomainMemory(record, connection));
+  connection.local.virDomainStatsRecordListFree(records);
   return domains;
-}
-
-/**
- * The host's memory in MiB: `total`, `free`, `buffers` and `cached`; null where the driver does not
- * say.
- */
-export async function nodeMemory(
-  connection: Connection,
-): Promise<ReadonlyMap<string, number> | null> {
-  const buffer = nodeMemoryBuffer(4); // Linux has four, and takes no other number
-  const asked = connection.ask(
-    "virNodeGetMemoryStats",
-    VIR_NODE_MEMORY_STATS_ALL_CELLS,
-    buffer,
-    new Int32Array([4]),
-    0,
-  );
-  const answered = await orNull(VIR_ERR.NO_SUPPORT, orNull(VIR_ERR.INVALID_ARG, asked));
-  return answered === null ? null : readNodeMemory(buffer);
 }
 
 /**
  * Reads a `virDomainStatsRecord` (libvirt-domain.h): dom at 0, params at 8, nparams at 16. A
  * `virTypedParameter` (libvirt-common.h) has its name at 0, its type at 80 and its value at 88.
  */
-function readDomainMemory(
-  record: Deno.PointerObject,
-  nameOf: (domain: Pointer<"virDomain">) => string,
-): DomainMemory {
+function readDomainMemory(record: Deno.PointerObject, { local }: Connection): DomainMemory {
   const view = new Deno.UnsafePointerView(record);
   const domain = view.getPointer(0) as Pointer<"virDomain"> | null;
   const kib = new Map<string, number>();
@@ -82,37 +59,31 @@ function readDomainMemory(
     kib.set(parameter.getCString(at), Number(parameter.getBigUint64(at + NAME_BYTES + 8)));
   }
   return {
-    name: domain === null ? "" : nameOf(domain),
+    name: (domain && borrowedString(local.virDomainGetName(domain))) ?? "",
     maximumMib: (kib.get("balloon.maximum") ?? 0) / 1024,
     residentMib: (kib.get("balloon.rss") ?? 0) / 1024,
   };
 }
 
-/** The records of a list that ends with NULL. */
-function* recordsOf(list: Deno.PointerObject): Generator<Deno.PointerObject> {
-  for (let i = 0;; i++) {
-    const record = pointerAt(list, i * 8);
-    if (record === null) return;
-    yield record;
-  }
-}
-
-/** A place for this many `virNodeMemoryStats` (libvirt-host.h): name at 0, value in KiB at 80. */
-function nodeMemoryBuffer(count: number): Uint8Array<ArrayBuffer> {
-  return new Uint8Array(count * NODE_PARAMETER_BYTES);
-}
-
-/** What stands in a {@linkcode nodeMemoryBuffer}, in MiB, by its name. */
-function readNodeMemory(buffer: Uint8Array<ArrayBuffer>): Map<string, number> {
+/**
+ * The host's memory in MiB: `total`, `free`, `buffers` and `cached`; null where the driver does not
+ * say. Reads `virNodeMemoryStats` (libvirt-host.h): name at 0, value in KiB at 80.
+ */
+export async function nodeMemory(
+  connection: Connection,
+): Promise<ReadonlyMap<string, number> | null> {
+  const count = new Int32Array([4]); // Linux has four, and takes no other number
+  const buffer = new Uint8Array(4 * NODE_PARAMETER_BYTES);
+  const cells = VIR_NODE_MEMORY_STATS_ALL_CELLS;
+  const asked = connection.ask("virNodeGetMemoryStats", cells, buffer, count, 0);
+  const answered = await orNull(VIR_ERR.NO_SUPPORT, orNull(VIR_ERR.INVALID_ARG, asked));
+  if (answered === null) return null;
   const numbers = new DataView(buffer.buffer);
   const mib = new Map<string, number>();
   for (let at = 0; at < buffer.length; at += NODE_PARAMETER_BYTES) {
-    const name = buffer.subarray(at, at + NAME_BYTES);
-    const end = name.indexOf(0);
-    mib.set(
-      new TextDecoder().decode(name.subarray(0, end)),
-      Number(numbers.getBigUint64(at + NAME_BYTES, true)) / 1024,
-    );
+    const name = new TextDecoder().decode(buffer.subarray(at, at + NAME_BYTES));
+    const kib = numbers.getBigUint64(at + NAME_BYTES, true);
+    mib.set(name.replace(/\0.*$/s, ""), Number(kib) / 1024);
   }
   return mib;
 }

@@ -1,16 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { Pointer } from "../../ffi/libvirt.ts";
-import { borrowedString, cString, OutCell, pointerAt } from "../../ffi/memory.ts";
+import { borrowedString, cString, OutCell } from "../../ffi/memory.ts";
 import type { Connection } from "./connection.ts";
 import { orNull, VIR_ERR } from "./error.ts";
 import { Handle } from "./handle.ts";
 
-/** virNetworkUpdateCommand: add an entry behind the others. */
+// virNetworkUpdateCommand, virNetworkUpdateSection and virNetworkUpdateFlags.
 export const VIR_NETWORK_UPDATE_COMMAND_ADD_LAST = 3;
-/** virNetworkUpdateSection: the hosts that DHCP knows. */
 export const VIR_NETWORK_SECTION_IP_DHCP_HOST = 4;
-/** virNetworkUpdateFlags: change the network that runs, not its definition. */
-export const VIR_NETWORK_UPDATE_AFFECT_LIVE = 1;
+export const VIR_NETWORK_UPDATE_AFFECT_LIVE = 1; // the network that runs, not its definition
 
 /** An address of IPv4 or IPv6 that a guest has for a time. */
 export interface DhcpLease {
@@ -22,17 +19,10 @@ export interface DhcpLease {
 
 /** A handle of a virtual network. Whoever gets it disposes of it. */
 export class Network extends Handle<"virNetwork"> {
-  readonly name: string;
-
-  private constructor(connection: Connection, pointer: Pointer<"virNetwork">, name: string) {
-    super(connection, "virNetwork", pointer);
-    this.name = name;
-  }
-
   /** The network of this name. Throws {@linkcode LibvirtError} if there is none. */
   static async lookup(connection: Connection, name: string): Promise<Network> {
     const pointer = await connection.ask("virNetworkLookupByName", cString(name));
-    return new Network(connection, pointer, name);
+    return new Network(connection, "virNetwork", pointer, name);
   }
 
   /** The network of this name, or null if there is none. */
@@ -60,19 +50,12 @@ export class Network extends Handle<"virNetwork"> {
   /** What its DHCP server has leased and what has not expired. */
   async dhcpLeases(): Promise<DhcpLease[]> {
     const list = new OutCell();
-    const { local } = this.connection;
     const count = await this.call("virNetworkGetDHCPLeases", null, list.buffer, 0);
-    const array = list.pointer;
-    if (array === null) return [];
-    const leases: DhcpLease[] = [];
-    for (let i = 0; i < count; i++) {
-      const pointer = pointerAt(array, i * 8);
-      if (pointer === null) continue;
-      leases.push(readLease(pointer));
-      local.virNetworkDHCPLeaseFree(pointer);
-    }
-    local.free(array);
-    return leases;
+    return this.connection.takeArray(list, count).map((pointer) => {
+      const lease = readLease(pointer);
+      this.connection.local.virNetworkDHCPLeaseFree(pointer);
+      return lease;
+    });
   }
 
   /**

@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { Pointer } from "../../ffi/libvirt.ts";
 import { borrowedString, cString } from "../../ffi/memory.ts";
 import type { Connection } from "./connection.ts";
 import { orNull, VIR_ERR } from "./error.ts";
@@ -9,18 +8,11 @@ const UUID_STRING_BYTES = 37; // VIR_UUID_STRING_BUFLEN
 
 /** A handle of a network filter. Whoever gets it disposes of it, which leaves the filter as it is. */
 export class NetworkFilter extends Handle<"virNWFilter"> {
-  readonly name: string;
-
-  private constructor(connection: Connection, pointer: Pointer<"virNWFilter">, name: string) {
-    super(connection, "virNWFilter", pointer);
-    this.name = name;
-  }
-
   /** The network filter of this name, or null if there is none, or a driver without any. */
   static async find(connection: Connection, name: string): Promise<NetworkFilter | null> {
     const lookup = connection.ask("virNWFilterLookupByName", cString(name));
     const pointer = await orNull(VIR_ERR.NO_NWFILTER, orNull(VIR_ERR.NO_SUPPORT, lookup));
-    return pointer && new NetworkFilter(connection, pointer, name);
+    return pointer && new NetworkFilter(connection, "virNWFilter", pointer, name);
   }
 
   /** Defines a network filter of this name and XML, which stays until it is undefined. */
@@ -30,7 +22,7 @@ export class NetworkFilter extends Handle<"virNWFilter"> {
     filterXml: string,
   ): Promise<NetworkFilter> {
     const pointer = await connection.ask("virNWFilterDefineXML", cString(filterXml));
-    return new NetworkFilter(connection, pointer, name);
+    return new NetworkFilter(connection, "virNWFilter", pointer, name);
   }
 
   /** The names and UUIDs of all network filters, or null if the driver has no filters. */
@@ -59,15 +51,11 @@ export class NetworkFilter extends Handle<"virNWFilter"> {
  * removes it with the card. Whoever gets the handle disposes of it, which leaves the binding as it is.
  */
 export class FilterBinding extends Handle<"virNWFilterBinding"> {
-  private constructor(connection: Connection, pointer: Pointer<"virNWFilterBinding">) {
-    super(connection, "virNWFilterBinding", pointer);
-  }
-
   /** What binds a filter to this device of the host, or null if nothing does. */
   static async find(connection: Connection, device: string): Promise<FilterBinding | null> {
     const lookup = connection.ask("virNWFilterBindingLookupByPortDev", cString(device));
     const pointer = await orNull(VIR_ERR.NO_NWFILTER_BINDING, lookup);
-    return pointer && new FilterBinding(connection, pointer);
+    return pointer && new FilterBinding(connection, "virNWFilterBinding", pointer);
   }
 
   /** The filter that it binds, which may not be there. */

@@ -11,20 +11,15 @@ const VIR_STORAGE_VOL_CREATE_REFLINK = 2;
 
 /** A handle of a storage pool. Whoever gets it disposes of it. */
 export class StoragePool extends Handle<"virStoragePool"> {
-  readonly name: string;
   /** The URI of its hypervisor. */
-  readonly uri: string;
-
-  private constructor(connection: Connection, pointer: Pointer<"virStoragePool">, name: string) {
-    super(connection, "virStoragePool", pointer);
-    this.uri = connection.uri;
-    this.name = name;
+  get uri(): string {
+    return this.connection.uri;
   }
 
   /** The storage pool of this name. Throws {@linkcode LibvirtError} if there is none. */
   static async lookup(connection: Connection, name: string): Promise<StoragePool> {
     const pointer = await connection.ask("virStoragePoolLookupByName", cString(name));
-    return new StoragePool(connection, pointer, name);
+    return new StoragePool(connection, "virStoragePool", pointer, name);
   }
 
   /** The storage pool of this name, or null if there is none. */
@@ -39,7 +34,7 @@ export class StoragePool extends Handle<"virStoragePool"> {
     poolXml: string,
   ): Promise<StoragePool> {
     const pointer = await connection.ask("virStoragePoolCreateXML", cString(poolXml), 0);
-    return new StoragePool(connection, pointer, name);
+    return new StoragePool(connection, "virStoragePool", pointer, name);
   }
 
   /** Defines a persistent storage pool of this name and XML, inactive at first. */
@@ -49,7 +44,7 @@ export class StoragePool extends Handle<"virStoragePool"> {
     poolXml: string,
   ): Promise<StoragePool> {
     const pointer = await connection.ask("virStoragePoolDefineXML", cString(poolXml), 0);
-    return new StoragePool(connection, pointer, name);
+    return new StoragePool(connection, "virStoragePool", pointer, name);
   }
 
   /** Whether it is started. */
@@ -89,7 +84,7 @@ export class StoragePool extends Handle<"virStoragePool"> {
   /** The volume of this name. Throws LibvirtError if there is none. */
   async lookupVolume(name: string): Promise<Volume> {
     const pointer = await this.call("virStorageVolLookupByName", cString(name));
-    return new Volume(this.connection, pointer, name);
+    return new Volume(this.connection, "virStorageVol", pointer, name);
   }
 
   /** The volume of this name, or null if there is none. */
@@ -100,7 +95,7 @@ export class StoragePool extends Handle<"virStoragePool"> {
   /** Makes the volume that the XML describes. The caller disposes of the handle. */
   async createVolume(name: string, volumeXml: string): Promise<Volume> {
     const pointer = await this.call("virStorageVolCreateXML", cString(volumeXml), 0);
-    return new Volume(this.connection, pointer, name);
+    return new Volume(this.connection, "virStorageVol", pointer, name);
   }
 
   /**
@@ -118,7 +113,7 @@ export class StoragePool extends Handle<"virStoragePool"> {
         return await copy(0); // a file system that cannot
       }
     });
-    return new Volume(this.connection, pointer, name);
+    return new Volume(this.connection, "virStorageVol", pointer, name);
   }
 
   /** The names of its volumes, as libvirt knows them without a refresh. */

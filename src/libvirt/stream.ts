@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { Pointer } from "../../ffi/libvirt.ts";
 import type { Connection } from "./connection.ts";
 import { Handle } from "./handle.ts";
 
@@ -8,10 +7,6 @@ const CHUNK_BYTES = 256 * 1024;
 
 /** A stream of bytes between us and what a call has opened at its other end. */
 export class Stream extends Handle<"virStream"> {
-  constructor(connection: Connection, pointer: Pointer<"virStream">) {
-    super(connection, "virStream", pointer);
-  }
-
   /** Sends these bytes, or a part of them, and gives how many; -2 if it would wait. */
   send(bytes: Uint8Array<ArrayBuffer>): Promise<number> {
     return this.call("virStreamSend", bytes, BigInt(bytes.length));
@@ -63,7 +58,7 @@ export async function withStream<T>(
   body: (stream: Stream) => Promise<T>,
   flags = 0,
 ): Promise<T> {
-  using stream = new Stream(connection, await connection.ask("virStreamNew", flags));
+  using stream = new Stream(connection, "virStream", await connection.ask("virStreamNew", flags));
   try {
     const result = await body(stream);
     await stream.finish();

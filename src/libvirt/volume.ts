@@ -1,19 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { Pointer } from "../../ffi/libvirt.ts";
-import type { Connection } from "./connection.ts";
 import { orNull, VIR_ERR } from "./error.ts";
 import { Handle } from "./handle.ts";
 import { withStream } from "./stream.ts";
 
 /** A handle of a storage volume. Whoever gets it disposes of it, which leaves the volume as it is. */
 export class Volume extends Handle<"virStorageVol"> {
-  readonly name: string;
-
-  constructor(connection: Connection, pointer: Pointer<"virStorageVol">, name: string) {
-    super(connection, "virStorageVol", pointer);
-    this.name = name;
-  }
-
   /** Where it is on the hypervisor's host. */
   path(): Promise<string> {
     return this.callForString("virStorageVolGetPath");
