@@ -34,12 +34,6 @@ export interface LibvirtContext extends DoctorContext {
 /** Looks at one thing of the host. It may throw, which is a problem too. */
 export type Check = (context: DoctorContext) => Found | Promise<Found>;
 
-/** Checks of one subject. The file that has them exports their group; checks.ts lists all groups. */
-export interface Group {
-  readonly name: string;
-  readonly checks: readonly Check[];
-}
-
 /** Marks a check that finds nothing without libvirt, which is a finding of its own. */
 export function needsLibvirt(check: (context: LibvirtContext) => Found | Promise<Found>): Check {
   return (context) => isConnected(context) ? check(context) : null;

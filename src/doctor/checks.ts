@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { DoctorContext, Group } from "./check.ts";
+import type { Check, DoctorContext } from "./check.ts";
 import { group as libvirt } from "./daemon.ts";
 import { group as isolation } from "./filters.ts";
 import { type Finding, type Found, listFindings, problem } from "./finding.ts";
@@ -20,7 +20,13 @@ export interface GroupedFinding extends Finding {
   readonly group: string;
 }
 
-/** In the order in which a host is set up. */
+/** Checks of one subject. The file that has them exports their group. */
+interface Group {
+  readonly name: string;
+  readonly checks: readonly Check[];
+}
+
+/** All groups, in the order in which a host is set up. */
 const GROUPS: readonly Group[] = [
   settings,
   libvirt,

@@ -2,22 +2,26 @@
 import {
   allMachines,
   type DoctorContext,
-  type Group,
   isConnected,
   isLocal,
   type LibvirtContext,
   needsLibvirt,
 } from "./check.ts";
 import { type Finding, type Found, ok, problem, warning } from "./finding.ts";
-import { hasProgram, statHostFile } from "./host_files.ts";
-import { findGroupName, permissionsOf, readOwnUser } from "./host_users.ts";
-import { install } from "./install.ts";
+import {
+  findGroupName,
+  hasProgram,
+  install,
+  permissionsOf,
+  readOwnUser,
+  statHostFile,
+} from "./host_files.ts";
 import { explain, reasonOf } from "../errors.ts";
 import { childrenOf, find, rootOf } from "../read_xml.ts";
 import type { Config } from "../settings/settings.ts";
 import { command } from "../shell.ts";
 
-export const group: Group = { name: "libvirt", checks: [checkDaemon, needsLibvirt(checkEmulator)] };
+export const group = { name: "libvirt", checks: [checkDaemon, needsLibvirt(checkEmulator)] };
 
 /** One daemon for all, or one for QEMU beside others: whichever listens, serves. */
 const SOCKETS = ["/run/libvirt/virtqemud-sock", "/run/libvirt/libvirt-sock"];

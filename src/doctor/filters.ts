@@ -2,22 +2,26 @@
 import {
   allMachines,
   type DoctorContext,
-  type Group,
   isConnected,
   type LibvirtContext,
   needsLibvirt,
   needsLocalHost,
 } from "./check.ts";
 import { type Finding, ok, problem, warning } from "./finding.ts";
-import { hasProgram, readHostFile, readIfAllowed, readLibvirtSetting } from "./host_files.ts";
-import { readOwnUser } from "./host_users.ts";
-import { install } from "./install.ts";
+import {
+  hasProgram,
+  install,
+  readHostFile,
+  readIfAllowed,
+  readLibvirtSetting,
+  readOwnUser,
+} from "./host_files.ts";
 import { checkReach } from "./reachable.ts";
 import { NetworkFilter } from "../libvirt/network_filter.ts";
 import { isNetworkAdmin } from "../machine/network/set_filter.ts";
 import { restartDaemons } from "../shell.ts";
 
-export const group: Group = {
+export const group = {
   name: "isolation",
   checks: [
     needsLibvirt(checkFilters),

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { type DoctorContext, type Group, isConnected, needsLocalHost } from "./check.ts";
+import { type DoctorContext, isConnected, needsLocalHost } from "./check.ts";
 import { type Finding, type Found, ok, warning } from "./finding.ts";
 import { isInSys, readHostFile, readIfAllowed, readLibvirtSetting } from "./host_files.ts";
 import { command, restartDaemons } from "../shell.ts";
 
-export const group: Group = {
+export const group = {
   name: "hardening",
   checks: [needsLocalHost(checkThreads), needsLocalHost(checkSwap)],
 };

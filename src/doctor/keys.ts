@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { allMachines, type DoctorContext, type Group } from "./check.ts";
+import { allMachines, type DoctorContext } from "./check.ts";
 import { type Finding, ok, problem, warning } from "./finding.ts";
 import { reasonOf } from "../errors.ts";
 import { readKey } from "../guest/key.ts";
 import { command } from "../shell.ts";
 
-export const group: Group = { name: "SSH keys", checks: [checkKeys] };
+export const group = { name: "SSH keys", checks: [checkKeys] };
 
 /** The private keys for templates that know theirs already. */
 export async function checkKeys(context: DoctorContext): Promise<Finding[]> {

@@ -1,24 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import {
-  allMachines,
-  type DoctorContext,
-  type Group,
-  isConnected,
-  needsLocalHost,
-} from "./check.ts";
+import { allMachines, type DoctorContext, isConnected, needsLocalHost } from "./check.ts";
 import { type Finding, ok, problem, warning } from "./finding.ts";
-import { readHostFile, readIfAllowed, readLibvirtSetting, statHostFile } from "./host_files.ts";
 import {
   findGroupName,
   findUser,
   type HostUser,
   permissionsOf,
+  readHostFile,
+  readIfAllowed,
+  readLibvirtSetting,
   readOwnUser,
-} from "./host_users.ts";
+  statHostFile,
+} from "./host_files.ts";
 import { EMULATION } from "../machine/kvm/kvm_fault.ts";
 import { command, restartDaemons } from "../shell.ts";
 
-export const group: Group = {
+export const group = {
   name: "KVM",
   checks: [
     checkEmulation,

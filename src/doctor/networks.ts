@@ -1,17 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import {
-  allMachines,
-  type DoctorContext,
-  type Group,
-  type LibvirtContext,
-  needsLibvirt,
-} from "./check.ts";
+import { allMachines, type DoctorContext, type LibvirtContext, needsLibvirt } from "./check.ts";
 import { type Finding, type Found, ok, problem, warning } from "./finding.ts";
 import { networkFindings } from "./network_xml.ts";
 import { Network } from "../libvirt/network.ts";
 import { virsh } from "../shell.ts";
 
-export const group: Group = { name: "network", checks: [needsLibvirt(checkNetworks)] };
+export const group = { name: "network", checks: [needsLibvirt(checkNetworks)] };
 
 /** Each network that the settings name. */
 export async function checkNetworks(context: LibvirtContext): Promise<Found> {

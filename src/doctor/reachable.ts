@@ -21,13 +21,21 @@ export async function checkReach(context: LibvirtContext): Promise<Found> {
     { meaning: '"network.isolate" is false, for all machines or for those of a template' },
   );
   if (isolated.length === 0) return notIsolated;
+  const reach = { isolated, networks, context };
   return [
     notIsolated,
-    unseen(isolated, networks, context),
-    open(isolated, networks, context),
+    unseen(reach),
+    open(reach),
     metadata(isolated),
-    isLocal(context) ? privateNetworks(isolated, networks, context) : null,
+    isLocal(context) ? privateNetworks(reach) : null,
   ];
+}
+
+/** The machines that are isolated, and the networks of all. */
+interface Reach {
+  readonly isolated: readonly MachineSettings[];
+  readonly networks: ReadonlyMap<string, string>;
+  readonly context: LibvirtContext;
 }
 
 /** The XML of the machines' networks, by name, as far as they are there. */
@@ -43,11 +51,7 @@ async function xmlsOf(
   return found;
 }
 
-function unseen(
-  isolated: readonly MachineSettings[],
-  networks: ReadonlyMap<string, string>,
-  context: LibvirtContext,
-): Found {
+function unseen({ isolated, networks, context }: Reach): Found {
   const unnamed = isolated.filter(({ network: { hostAddresses } }) => hostAddresses.length === 0);
   return unique(unnamed.map(({ network }) => network.name)).map((name) => {
     const xml = networks.get(name);
@@ -65,27 +69,19 @@ function unseen(
   });
 }
 
-function open(
-  isolated: readonly MachineSettings[],
-  networks: ReadonlyMap<string, string>,
-  { hostNetwork }: LibvirtContext,
-): Finding {
+function open({ isolated, networks, context: { hostNetwork } }: Reach): Finding {
   const ports = unique(isolated.flatMap(({ network: { hostPorts } }) => hostPorts));
   const services = "On the host, isolated machines can reach DHCP and DNS of their network";
   if (ports.length === 0) return ok(`${services}, and no other port`);
   const withPorts = isolated.filter(({ network: { hostPorts } }) => hostPorts.length > 0);
-  const gateways = withPorts.flatMap(({ network }) =>
-    readSubnets(networks.get(network.name) ?? NONE)
-  )
+  const gateways = withPorts
+    .flatMap(({ network }) => readSubnets(networks.get(network.name) ?? "<network/>"))
     .map(({ host }) => host);
   const named = withPorts.flatMap((machine) => machine.network.hostAddresses);
   const { addresses } = hostAddresses(hostNetwork(), named);
   const where = unique(gateways.concat(addresses)).join(", ");
   return ok(`${services}, and by "network.host_ports" ${ports.join(", ")} at ${where}`);
 }
-
-const NONE = "<network/>";
-
 function metadata(isolated: readonly MachineSettings[]): Finding {
   if (isolated.every((machine) => isBlocked(METADATA, machine))) {
     return ok(`Isolated machines cannot reach ${METADATA.address}, the cloud's metadata service`);
@@ -97,11 +93,7 @@ function metadata(isolated: readonly MachineSettings[]): Finding {
 }
 
 /** Of the networks that the host has routes to, as it does to those that it is in. */
-function privateNetworks(
-  isolated: readonly MachineSettings[],
-  networks: ReadonlyMap<string, string>,
-  { hostNetwork }: LibvirtContext,
-): Finding {
+function privateNetworks({ isolated, networks, context: { hostNetwork } }: Reach): Finding {
   const own = Array.from(networks.values()).flatMap(readSubnets)
     .map(({ host, prefix }) => ({ address: host, prefix }));
   const reached = hostNetwork().routes.filter((route) =>

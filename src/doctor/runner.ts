@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { DoctorContext, Group } from "./check.ts";
+import type { DoctorContext } from "./check.ts";
 import { type Finding, type Found, listFindings, ok, problem, warning } from "./finding.ts";
 import { readHostFile, statHostFile } from "./host_files.ts";
 import { registerCommand, STAGE_ARGS } from "./register_command.ts";
 import { EDIT, FILE, parseRunnerConfig, type Runner, type RunnerConfig } from "./runner_config.ts";
 import { checkMemory, checkTimeouts } from "./runner_limits.ts";
 
-export const group: Group = { name: "GitLab Runner", checks: [checkRunner] };
+export const group = { name: "GitLab Runner", checks: [checkRunner] };
 
 const STAGES = ["config", "prepare", "run", "cleanup"] as const;
 

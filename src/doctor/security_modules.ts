@@ -1,17 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { type DoctorContext, type Group, isConnected, needsLocalHost } from "./check.ts";
+import { type DoctorContext, isConnected, needsLocalHost } from "./check.ts";
 import { type Finding, type Found, ok, warning } from "./finding.ts";
-import { isInSys, readHostFile, readIfAllowed, readLibvirtSetting } from "./host_files.ts";
-import { install } from "./install.ts";
+import { install, isInSys, readHostFile, readIfAllowed, readLibvirtSetting } from "./host_files.ts";
 import { StoragePool } from "../libvirt/storage_pool.ts";
 import { securityModels } from "../machine/security_models.ts";
 import { rootOf, textAt } from "../read_xml.ts";
 import { poolPath, restartDaemons } from "../shell.ts";
 
-export const group: Group = {
-  name: "security modules",
-  checks: [needsLocalHost(checkSecurityModules)],
-};
+export const group = { name: "security modules", checks: [needsLocalHost(checkSecurityModules)] };
 
 const QEMU_CONF = "/etc/libvirt/qemu.conf";
 const HELPER = "usr.lib.libvirt.virt-aa-helper";

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { DoctorContext, Group } from "./check.ts";
+import type { DoctorContext } from "./check.ts";
 import { type Finding, ok, problem } from "./finding.ts";
 import { explain } from "../errors.ts";
 
-export const group: Group = { name: "settings", checks: [checkSettings] };
+export const group = { name: "settings", checks: [checkSettings] };
 
 /** The settings file, as each stage reads it. */
 export function checkSettings({ configError, config }: DoctorContext): Finding {

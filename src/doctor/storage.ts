@@ -1,48 +1,37 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { GIB, gib } from "../bytes.ts";
-import {
-  type DoctorContext,
-  type Group,
-  isLocal,
-  type LibvirtContext,
-  needsLibvirt,
-} from "./check.ts";
+import { type DoctorContext, isLocal, type LibvirtContext, needsLibvirt } from "./check.ts";
 import { type Finding, type Found, ok, problem, warning } from "./finding.ts";
-import { readHostFile, statHostFile } from "./host_files.ts";
-import { readOwnUser } from "./host_users.ts";
+import { readHostFile, readOwnUser, statHostFile } from "./host_files.ts";
 import { StoragePool } from "../libvirt/storage_pool.ts";
 import { type Amount, poolSpace } from "../machine/queue/host_load.ts";
 import { rootOf, textAt } from "../read_xml.ts";
 import { DEFAULT_CONFIG } from "../settings/settings.ts";
 import { command, makePool, virsh } from "../shell.ts";
 
-export const group: Group = {
+export const group = {
   name: "storage",
   checks: [needsLibvirt(checkTemplatePool), needsLibvirt(checkOverlayPool)],
 };
 
 const WRITABLE_BY_OTHERS = 0o022;
 
-/** A pool of the settings, and which setting names it. */
-interface PoolName {
-  readonly name: string;
-  readonly key: "pools.templates" | "pools.overlays";
-}
+/** The end of the setting that names a pool. */
+type PoolKey = "templates" | "overlays";
 
-/** The pool of templates. */
 export function checkTemplatePool(context: LibvirtContext): Promise<Found> {
-  return checkPool({ name: context.config.pools.templates, key: "pools.templates" }, context);
+  return checkPool("templates", context);
 }
 
-/** The pool of machines' disks. */
 export function checkOverlayPool(context: LibvirtContext): Promise<Found> {
-  return checkPool({ name: context.config.pools.overlays, key: "pools.overlays" }, context);
+  return checkPool("overlays", context);
 }
 
-async function checkPool({ name, key }: PoolName, context: LibvirtContext): Promise<Found> {
+async function checkPool(key: PoolKey, context: LibvirtContext): Promise<Found> {
   const { connection, config } = context;
+  const name = config.pools[key];
   using pool = await StoragePool.find(connection, name);
-  if (pool === null) return missingPool({ name, key }, context);
+  if (pool === null) return missingPool(key, context);
   const autostart = await pool.autostarts()
     ? null
     : warning(`The storage pool "${name}" does not start at boot`, {
@@ -56,7 +45,7 @@ async function checkPool({ name, key }: PoolName, context: LibvirtContext): Prom
   }
   const root = rootOf(await pool.xml());
   const type = root?.attributes["type"] ?? "";
-  if (key === "pools.overlays" && !/^(dir|fs|netfs)$/.test(type)) {
+  if (key === "overlays" && !/^(dir|fs|netfs)$/.test(type)) {
     return problem(`The storage pool "${name}" has the type ${type}`, {
       meaning:
         `Machines' disks must be files, so no job can start. Set "pools.overlays" to a pool of ` +
@@ -65,32 +54,35 @@ async function checkPool({ name, key }: PoolName, context: LibvirtContext): Prom
   }
   const path = textAt(root, "target", "path") ?? "";
   return [
-    await checkSpace({ name, key, path }, await poolSpace(connection, pool), context),
+    await checkSpace(key, path, await poolSpace(connection, pool), context),
     autostart,
-    isLocal(context) && key === "pools.overlays" ? await checkOwner(path, context) : null,
+    isLocal(context) && key === "overlays" ? await checkOwner(path, context) : null,
   ];
 }
 
-function missingPool({ name, key }: PoolName, { config }: DoctorContext): Finding {
-  if (key === "pools.overlays" && name === DEFAULT_CONFIG.pools.overlays) {
+function missingPool(key: PoolKey, { config }: DoctorContext): Finding {
+  const name = config.pools[key];
+  if (key === "overlays" && name === DEFAULT_CONFIG.pools.overlays) {
     return ok(`The first job will create the storage pool "${name}"`);
   }
   return problem(`The storage pool "${name}" does not exist`, {
-    meaning: `No job can start. To use another pool, set "${key}"`,
+    meaning: `No job can start. To use another pool, set "pools.${key}"`,
     remedy: makePool(config.libvirt, name),
   });
 }
 
 async function checkSpace(
-  { name, key, path }: PoolName & { readonly path: string },
+  key: PoolKey,
+  path: string,
   { total, available }: Amount,
   context: DoctorContext,
 ): Promise<Finding> {
+  const name = context.config.pools[key];
   const fileSystem = isLocal(context) ? await fileSystemOf(path, context) : null;
   const where = fileSystem === null ? path : `${path} (${fileSystem})`;
   const percent = Math.floor(available / total * 100);
   const space = `${gib(available)} of ${gib(total)} GiB free (${percent} %) in ${where}`;
-  const grows = key === "pools.overlays";
+  const grows = key === "overlays";
   if (available >= 10 * GIB && (percent >= 15 || !grows)) {
     return ok(`The storage pool "${name}": ${space}`);
   }

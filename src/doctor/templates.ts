@@ -1,12 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { GIB } from "../bytes.ts";
-import {
-  type DoctorContext,
-  type Group,
-  isLocal,
-  type LibvirtContext,
-  needsLibvirt,
-} from "./check.ts";
+import { type DoctorContext, isLocal, type LibvirtContext, needsLibvirt } from "./check.ts";
 import { type Finding, type Found, listFindings, ok, problem, warning } from "./finding.ts";
 import { statIfAllowed } from "./host_files.ts";
 import {
@@ -23,7 +17,7 @@ import { chooseTemplate, namedTemplates } from "../policy/template_choice.ts";
 import type { Config, MachineSettings } from "../settings/settings.ts";
 import { command, virsh } from "../shell.ts";
 
-export const group: Group = {
+export const group = {
   name: "templates",
   checks: [needsLibvirt(checkTemplates), needsLibvirt(checkWarmImages)],
 };
@@ -176,9 +170,7 @@ function checkSize(
 
 /** The settings for machines on this volume; null if no job can ask for it. */
 function settingsOf(volume: string, { config }: DoctorContext): MachineSettings | null {
-  const entry = Array.from(config.templates.values()).find((template) =>
-    template.volume === volume
-  );
+  const entry = [...config.templates.values()].find((template) => template.volume === volume);
   if (entry !== undefined) return entry.machine;
   try {
     return chooseTemplate(config, volume, { isOperator: true }).settings;

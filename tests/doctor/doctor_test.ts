@@ -5,7 +5,7 @@ import type { Check } from "../../src/doctor/check.ts";
 import { examine, type GroupedFinding, runChecks } from "../../src/doctor/checks.ts";
 import { checkDaemon, checkEmulator, emulatorFinding } from "../../src/doctor/daemon.ts";
 import { type Finding, ok, problem, warning } from "../../src/doctor/finding.ts";
-import { install } from "../../src/doctor/install.ts";
+import { install } from "../../src/doctor/host_files.ts";
 import { failureOf, findingsJson, findingsText } from "../../src/doctor/report.ts";
 import { checkSettings } from "../../src/doctor/settings_check.ts";
 import { SystemFailure } from "../../src/errors.ts";
