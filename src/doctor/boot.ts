@@ -33,7 +33,7 @@ const SCRIPT = `for program in ${Object.keys(PROGRAMS).join(" ")}; do
 done
 `;
 
-/** Runs a whole job on a machine with this template, and says what each stage took. It never throws. */
+/** Runs a whole job on a machine with this template, and times each stage. It never throws. */
 export async function bootTemplate(
   template: string,
   { prepare, run, cleanup }: BootStages,

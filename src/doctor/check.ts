@@ -16,13 +16,11 @@ export interface DoctorContext {
   readonly kvm: () => Promise<KvmAnswer>;
   /** What the kernel says of the network that this process is in. */
   readonly hostNetwork: () => HostNetwork;
-  /** The caller's home directory. */
   readonly home: string | undefined;
   /** Where this program is, for GitLab Runner to call it. */
   readonly program: string;
   /** Where the host's file system begins: empty, or a directory that looks like one. */
   readonly root: string;
-  /** How long a check may take. */
   readonly checkSeconds: number;
 }
 
@@ -31,20 +29,19 @@ export interface LibvirtContext extends DoctorContext {
   readonly connection: Connection;
 }
 
-/** Looks at one thing of the host. It may throw, which is a problem too. */
+/** Looks at one thing of the host. If it throws, that is a problem too. */
 export type Check = (context: DoctorContext) => Found | Promise<Found>;
 
-/** Marks a check that finds nothing without libvirt, which is a finding of its own. */
+/** Marks a check that needs libvirt: without it, another finding says so. */
 export function needsLibvirt(check: (context: LibvirtContext) => Found | Promise<Found>): Check {
   return (context) => isConnected(context) ? check(context) : null;
 }
 
-/** Marks a check that finds nothing where the hypervisor's files are not those of this host. */
+/** Marks a check of the files of the hypervisor's host. */
 export function needsLocalHost(check: Check): Check {
   return (context) => isLocal(context) ? check(context) : null;
 }
 
-/** Whether there is a connection to libvirt. */
 export function isConnected(context: DoctorContext): context is LibvirtContext {
   return !(context.connection instanceof Error);
 }
@@ -54,7 +51,7 @@ export function isLocal({ config }: DoctorContext): boolean {
   return isLocalUri(config.libvirt.uri);
 }
 
-/** The settings of all machines that there may be: the general ones, and those of templates. */
+/** The settings of all machines: the general ones, and those of templates. */
 export function allMachines({ machine, templates }: Config): MachineSettings[] {
   return [machine].concat(Array.from(templates.values(), (template) => template.machine));
 }

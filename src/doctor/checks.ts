@@ -15,7 +15,6 @@ import { group as templates } from "./templates.ts";
 import { explain } from "../errors.ts";
 import { within } from "../wait.ts";
 
-/** A finding, and what it is about. */
 export interface GroupedFinding extends Finding {
   readonly group: string;
 }
@@ -46,7 +45,7 @@ export async function runChecks(context: DoctorContext): Promise<GroupedFinding[
   return (await Promise.all(GROUPS.map((group) => examine(group, context)))).flat();
 }
 
-/** What these checks find. One that fails, or takes too long, keeps no other from its findings. */
+/** What these checks find. A check that fails or takes too long does not affect the others. */
 export async function examine(
   { name, checks }: Group,
   context: DoctorContext,

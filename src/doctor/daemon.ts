@@ -23,7 +23,7 @@ import { command } from "../shell.ts";
 
 export const group = { name: "libvirt", checks: [checkDaemon, needsLibvirt(checkEmulator)] };
 
-/** One daemon for all, or one for QEMU beside others: whichever listens, serves. */
+/** One daemon for everything, or one for QEMU: either may be there. */
 const SOCKETS = ["/run/libvirt/virtqemud-sock", "/run/libvirt/libvirt-sock"];
 const SPLIT_DAEMONS = ["virtqemud", "virtnetworkd", "virtstoraged", "virtnwfilterd", "virtlogd"];
 /** The oldest libvirt for all machines, and for those with these settings. */
@@ -80,7 +80,6 @@ function versionWords(version: number): string {
   return [version / 1_000_000, version / 1000 % 1000, version % 1000].map(Math.floor).join(".");
 }
 
-/** Whether libvirt has found a QEMU for the host's architecture. */
 export async function checkEmulator(context: LibvirtContext): Promise<Finding> {
   return await emulatorFinding(await context.connection.capabilities(), context);
 }

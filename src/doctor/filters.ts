@@ -38,7 +38,6 @@ const FIRST_WITH_NFTABLES = 10_004_000;
 const DROP_IN = "systemd/gitlab-runner.service.d/libvirt-gci.conf";
 const BRIDGED = "net.bridge.bridge-nf-call-iptables";
 
-/** Whether libvirt has its driver for the filters that bind a machine to its addresses. */
 export async function checkFilters(context: LibvirtContext): Promise<Finding | null> {
   if (!isolates(context)) return null;
   if (await NetworkFilter.list(context.connection) !== null) {
@@ -56,7 +55,6 @@ export async function checkFilters(context: LibvirtContext): Promise<Finding | n
   });
 }
 
-/** Whether the kernel tracks the connections of bridged machines. */
 export async function checkBridgeTracking(context: DoctorContext): Promise<Finding | null> {
   if (!isolates(context)) return null;
   const value = await readHostFile(context, `/proc/sys/${BRIDGED.replaceAll(".", "/")}`);
@@ -73,7 +71,6 @@ export async function checkBridgeTracking(context: DoctorContext): Promise<Findi
   );
 }
 
-/** What of isolation is not libvirt's, and takes a capability. */
 export async function checkCapability(context: DoctorContext): Promise<Finding | null> {
   if (!isolates(context)) return null;
   if (isNetworkAdmin(await readHostFile(context, "/proc/self/status") ?? "")) {
@@ -91,7 +88,6 @@ export async function checkCapability(context: DoctorContext): Promise<Finding |
   );
 }
 
-/** The programs by which libvirt makes the rules of filters. */
 export async function checkFilterPrograms(context: DoctorContext): Promise<Finding | null> {
   if (!isolates(context)) return null;
   const programs = ["ebtables", "iptables"];
@@ -105,7 +101,6 @@ export async function checkFilterPrograms(context: DoctorContext): Promise<Findi
   });
 }
 
-/** What libvirt makes the rules of networks with: NAT, and what guests may reach. */
 export async function checkFirewall(context: DoctorContext): Promise<Finding | null> {
   const text = await readIfAllowed(context, "/etc/libvirt/network.conf");
   const backend = readLibvirtSetting(text, "firewall_backend");

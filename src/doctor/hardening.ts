@@ -77,10 +77,7 @@ async function checkOneSwap(line: string, context: DoctorContext): Promise<Findi
 
 const MOST_MAPPED_DEVICES = 128;
 
-/**
- * Whether a block device is dm-crypt's, or all mapped devices below it are, such as of a logical volume
- * on LUKS; or whether it is compressed memory, which no disk is behind.
- */
+/** Whether a block device, or each mapped device below it, is encrypted; or is compressed memory. */
 async function keepsSecret(device: string, context: DoctorContext): Promise<boolean> {
   const block = `/sys/block/${device}`;
   if (/^zram\d+$/.test(device)) {

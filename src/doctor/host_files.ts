@@ -11,7 +11,6 @@ export function readHostFile({ root }: Root, path: string): Promise<string | nul
   return orMissing(Deno.readTextFile(root + path));
 }
 
-/** Whether there is such a file or directory below /sys. */
 export async function isInSys({ root }: Root, path: string): Promise<boolean> {
   if (isOfKernel(root, path)) return isKernelFile(path);
   return await orMissing(Deno.stat(root + path)) !== null;
@@ -27,7 +26,7 @@ export function readIfAllowed(context: Root, path: string): Promise<string | nul
   return orNullIfDenied(readHostFile(context, path));
 }
 
-/** What is known of a file of the host, behind links, or null if there is none. */
+/** The status of the file that a path leads to, or null if there is none. */
 export function statHostFile({ root }: Root, path: string): Promise<Deno.FileInfo | null> {
   return orMissing(Deno.stat(root + path));
 }
@@ -46,7 +45,7 @@ export async function hasProgram({ root }: Root, name: string): Promise<boolean>
   return (await Promise.all(found)).some((info) => info !== null);
 }
 
-/** The value of a key in one of libvirt's own settings files, or null if it is not set. */
+/** The value of a key in a settings file of libvirt's, or null if it is not set. */
 export function readLibvirtSetting(text: string | null, key: string): string | null {
   const line = new RegExp(`^\\s*${key}\\s*=\\s*(.*?)\\s*$`, "m").exec(text ?? "");
   return line?.[1]?.replace(/^"(.*)"$/, "$1") ?? null;

@@ -27,7 +27,6 @@ export const group = {
 
 const NO_START = "Machines with domain_type: kvm do not start";
 
-/** Whether machines are emulated because the settings say so. */
 export function checkEmulation({ config }: DoctorContext): Finding | null {
   if (!allMachines(config).some(({ domainType }) => domainType === "qemu")) return null;
   return warning("Machines are emulated: domain_type is qemu", {
@@ -68,7 +67,6 @@ export function offerFinding(capabilities: string): Finding {
   });
 }
 
-/** Whether the user as whom libvirt runs QEMU may open /dev/kvm. */
 export async function checkKvmDevice(context: DoctorContext): Promise<Finding | null> {
   const device = await statHostFile(context, "/dev/kvm");
   if (device === null) return null; // checkKvm() says so
@@ -87,7 +85,6 @@ export async function checkKvmDevice(context: DoctorContext): Promise<Finding | 
   });
 }
 
-/** Whether guests can have KVM too, where the settings let them. */
 export async function checkNested(context: DoctorContext): Promise<Finding | null> {
   const { config } = context;
   const machines = allMachines(config);
@@ -113,7 +110,7 @@ export async function checkNested(context: DoctorContext): Promise<Finding | nul
   );
 }
 
-/** The user of qemu.conf, else the one that the distribution made; null if nobody can tell. */
+/** The user of qemu.conf, else the distribution's; null if unknown. */
 async function findQemuUser(context: DoctorContext): Promise<HostUser | null> {
   const text = await readIfAllowed(context, "/etc/libvirt/qemu.conf");
   const named = readLibvirtSetting(text, "user")?.replace(/^\+/, "");

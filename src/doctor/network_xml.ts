@@ -55,15 +55,12 @@ function noDhcp(context: NetworkContext): Finding {
   });
 }
 
-/** Whether the network keeps the addresses of all machines there, for that they are isolated. */
+/** Whether all machines in the network are isolated, and so reuse its addresses. */
 function areKept({ config, name }: NetworkContext): boolean {
   return allMachines(config).every(({ network }) => network.name !== name || network.isolate);
 }
 
-/**
- * A machine that is not isolated has a MAC address of its own, and so takes a new lease; the others
- * have those of machines before them.
- */
+/** A machine that is not isolated has its own MAC address, and so always takes a new lease. */
 function checkRanges({ ranges }: Dhcp, context: NetworkContext): Finding {
   const { name } = context;
   const isReused = areKept(context);

@@ -7,7 +7,6 @@ import { virsh } from "../shell.ts";
 
 export const group = { name: "network", checks: [needsLibvirt(checkNetworks)] };
 
-/** Each network that the settings name. */
 export async function checkNetworks(context: LibvirtContext): Promise<Found> {
   const names = new Set(allMachines(context.config).map(({ network }) => network.name));
   names.delete("none");
@@ -34,7 +33,6 @@ function missingNetwork(name: string, { config }: LibvirtContext): Finding {
   });
 }
 
-/** Whether a network is there for machines now, and after a reboot. */
 export function startFindings(
   name: string,
   { isActive, autostarts }: { readonly isActive: boolean; readonly autostarts: boolean },

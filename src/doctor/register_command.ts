@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { command } from "../shell.ts";
 
-/** What GitLab Runner calls this program with in each stage. */
+/** The arguments of each stage in config.toml. */
 export const STAGE_ARGS = {
   config: ["config"],
   prepare: ["prepare"],
@@ -9,10 +9,7 @@ export const STAGE_ARGS = {
   cleanup: ["cleanup"],
 } as const;
 
-/**
- * The command that writes a whole section of config.toml whose runner calls this program. The address
- * of GitLab, the token and the name are for a person to replace.
- */
+/** The command that adds this program to config.toml. URL, token and name are for you to replace. */
 export function registerCommand(program: string): string {
   const start = "gitlab-runner register --non-interactive --url https://gitlab.com " +
     "--token TOKEN --name my-vm-host --executor custom";

@@ -10,7 +10,6 @@ export const group = { name: "GitLab Runner", checks: [checkRunner] };
 
 const STAGES = ["config", "prepare", "run", "cleanup"] as const;
 
-/** GitLab Runner's settings, if this user may read them. */
 export async function checkRunner(context: DoctorContext): Promise<Found> {
   const config = await readRunnerConfig(context);
   if ("level" in config) return config;

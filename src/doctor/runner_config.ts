@@ -40,12 +40,11 @@ const schema = v.object({
   runners: v.optional(v.array(runner), []),
 });
 
-/** GitLab Runner's config.toml, as far as it concerns a custom executor. */
+/** The part of config.toml that concerns a custom executor. */
 export type RunnerConfig = v.InferOutput<typeof schema>;
-/** One of its `[[runners]]`. */
 export type Runner = RunnerConfig["runners"][number];
 
-/** Reads config.toml. Throws SyntaxError, whose words quote nothing of it: it holds tokens. */
+/** Reads config.toml. Throws SyntaxError, which quotes nothing of the file: it holds tokens. */
 export function parseRunnerConfig(toml: string): RunnerConfig {
   const result = v.safeParse(schema, parseToml(toml));
   if (result.success) return result.output;

@@ -46,7 +46,7 @@ async function isAppArmorOn(context: DoctorContext): Promise<boolean> {
   return enabled?.trim() === "Y" || await isInSys(context, "/sys/kernel/security/apparmor");
 }
 
-/** That libvirt does not use the module that is active; null if it does, as far as can be seen. */
+/** Says that libvirt does not use the active module; null if it does or that is unknown. */
 async function whyUnused(
   name: "AppArmor" | "SELinux",
   context: DoctorContext,
@@ -69,16 +69,13 @@ async function whyUnused(
   });
 }
 
-/** Whether libvirt confines machines by this, as its capabilities have it; true where they do not say. */
+/** Whether libvirt's capabilities name this security model, or none at all. */
 export function confinesBy(model: string, capabilities: string): boolean {
   const models = securityModels(capabilities);
   return !models.includes("dac") || models.includes(model); // which QEMU's driver always has
 }
 
-/**
- * libvirt has virt-aa-helper read the header of each disk, to let the machine read the template
- * below it. The helper is confined too: by its file's ending, or by directories.
- */
+/** libvirt's virt-aa-helper reads the header of each disk. AppArmor confines it to known paths. */
 async function checkHelperProfile(context: DoctorContext): Promise<Finding | null> {
   if (!isConnected(context)) return null;
   const { connection, config } = context;

@@ -5,7 +5,6 @@ import { explain } from "../errors.ts";
 
 export const group = { name: "settings", checks: [checkSettings] };
 
-/** The settings file, as each stage reads it. */
 export function checkSettings({ configError, config }: DoctorContext): Finding {
   if (configError !== null) {
     return problem("The settings cannot be used", {

@@ -95,7 +95,7 @@ async function checkSpace(
   });
 }
 
-/** Who may write to the directory may exchange the disk of a job's machine. */
+/** Whoever can write to the directory can replace a machine's disk. */
 async function checkOwner(path: string, context: DoctorContext): Promise<Finding | null> {
   const info = await statHostFile(context, path);
   if (info === null) return null;
@@ -110,7 +110,7 @@ async function checkOwner(path: string, context: DoctorContext): Promise<Finding
   });
 }
 
-/** The kind of the file system that holds the path, or null if nobody can tell. */
+/** The type of the file system that holds the path, or null if unknown. */
 async function fileSystemOf(path: string, context: DoctorContext): Promise<string | null> {
   const mounts = (await readHostFile(context, "/proc/self/mounts") ?? "").trimEnd().split("\n")
     .map((line) => line.split(" "))

@@ -17,7 +17,6 @@ export interface HostDomain {
   readonly xml: string;
 }
 
-/** A volume of the pool of templates. */
 export interface TemplateVolume extends VolumeFacts {
   readonly name: string;
 }

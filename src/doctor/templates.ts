@@ -22,7 +22,6 @@ export const group = {
   checks: [needsLibvirt(checkTemplates), needsLibvirt(checkWarmImages)],
 };
 
-/** The templates that the settings name, and all others in the pool. */
 export async function checkTemplates(context: LibvirtContext): Promise<Found> {
   const host = await readTemplateHost(context);
   if (host === null) return null; // checkTemplatePool() says so
@@ -41,7 +40,7 @@ function noTemplate(pool: string): Finding {
   });
 }
 
-/** Those that the settings promise. prepare looks for them anew before it gives up. */
+/** Templates that the settings name and the pool lacks. */
 function missingTemplates(volumes: readonly TemplateVolume[], context: DoctorContext): Finding[] {
   const { config } = context;
   const missing = namedTemplates(config).filter((choice) =>
@@ -122,10 +121,7 @@ function writerProblem(
     });
 }
 
-/**
- * Whether somebody wrote to a file after machines' disks were made on it. A new version in the place
- * of the old file, which these have open, is not that: it is younger than they are.
- */
+/** Whether a file was written to after disks were based on it. A replaced file is younger than those. */
 async function checkChanged(
   chain: readonly string[],
   { volume, overlays }: { readonly volume: TemplateVolume; readonly overlays: readonly string[] },

@@ -10,7 +10,6 @@ import { findTemplate, type Template } from "../machine/storage/template.ts";
 import { chooseWarmImage } from "../machine/warm/warm_image.ts";
 import { type TemplateChoice, templatesToResume } from "../policy/template_choice.ts";
 
-/** Whether the templates of the settings whose machines are to be resumed can be. */
 export async function checkWarmImages(context: LibvirtContext): Promise<Found> {
   const choices = templatesToResume(context.config);
   return await Promise.all(choices.map((choice) => checkWarmImage(choice, context)));
@@ -36,7 +35,7 @@ async function checkWarmImage(choice: TemplateChoice, context: LibvirtContext): 
   ];
 }
 
-/** The template; null if there is none, as checkTemplates() says. */
+/** The template, or null if there is none: checkTemplates() says so. */
 async function templateOf(
   choice: TemplateChoice,
   { connection, config }: LibvirtContext,
@@ -72,7 +71,6 @@ async function countWaiting(
   return count;
 }
 
-/** Whether as many machines wait for jobs as the settings want. */
 function checkWaiting(template: string, waiting: number, wanted: number): Finding | null {
   if (wanted === 0) return null;
   const subject = `${waiting} of ${wanted} standby machines of "${template}" are ready`;
