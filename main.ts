@@ -32,8 +32,14 @@ globalThis.addEventListener("error", (event) => {
 });
 
 const status = await runProgram({
-  ...{ args: Deno.args, env, version, exit: Deno.exit, signal: await cancellation() },
-  ...{ printer: ownPrinter(env), uncaught: uncaught.promise, startInBackground },
+  args: Deno.args,
+  env,
+  version,
+  exit: Deno.exit,
+  signal: await cancellation(),
+  printer: ownPrinter(env),
+  uncaught: uncaught.promise,
+  startInBackground,
   path: Deno.build.standalone ? Deno.execPath() : "/usr/local/bin/libvirt-gci",
   output: {
     stdout: sinkTo(Deno.stdout, "standard output"),
@@ -75,7 +81,12 @@ function startInBackground(args: readonly string[], env: Record<string, string>)
   const program = Deno.build.standalone ? [] : ["run", "--allow-all", import.meta.filename ?? ""];
   new Deno.Command(Deno.execPath(), {
     args: [...program, ...args],
-    ...{ clearEnv: true, env, detached: true, cwd: "/" },
-    ...{ stdin: "null", stdout: "null", stderr: "null" },
+    clearEnv: true,
+    env,
+    detached: true,
+    cwd: "/",
+    stdin: "null",
+    stdout: "null",
+    stderr: "null",
   }).spawn().unref();
 }

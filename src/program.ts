@@ -5,7 +5,6 @@ import { directoriesOf } from "./cli/directories.ts";
 import { exitStatus, reportScriptStatus } from "./cli/exit_status.ts";
 import { type CommandLine, type Commands, parseArguments } from "./cli/parser.ts";
 import type { Printer } from "./cli/printer.ts";
-import { keptVariables, refillArguments } from "./cli/refill.ts";
 import { ScriptOutput } from "./cli/script_output.ts";
 import { explain, ScriptFailure } from "./errors.ts";
 import type { Outputs } from "./guest/command_streams.ts";
@@ -15,6 +14,7 @@ import type { Context } from "./machine/context.ts";
 import { StepTimer } from "./machine/steps.ts";
 import type { Meter } from "./metrics/meter.ts";
 import type { Counted } from "./metrics/metrics.ts";
+import { templatesToWait } from "./policy/template_choice.ts";
 import { loadConfig } from "./settings/load.ts";
 import type { Config } from "./settings/settings.ts";
 
@@ -37,7 +37,7 @@ export const COMMANDS: Commands = {
 };
 
 /** What the program gets from its caller. */
-export interface Caller {
+interface Caller {
   readonly args: readonly string[];
   /** Aborts at a cancel; its reason is the error to end with. */
   readonly signal: AbortSignal;
@@ -86,7 +86,7 @@ export async function runProgram(caller: Caller): Promise<number> {
 
 /** What fails after a cancel fails for it, and a script's status means nothing any more. */
 function reasonOf(error: unknown, line: CommandLine | null, { signal }: Caller): unknown {
-  return signal.aborted && line?.action.outlastsCancel === false ? signal.reason : error;
+  return line !== null && signal.aborted && !line.action.outlastsCancel ? signal.reason : error;
 }
 
 /** Says what went wrong, after the script's output, and gives the status that tells whose fault it is. */
@@ -127,7 +127,15 @@ async function runCommand(line: CommandLine, caller: RunningCaller): Promise<voi
   const settings = (): Promise<Config> => loaded ??= loadConfig(places);
   const run = (meter: Meter | null): Promise<void> =>
     action.run({
-      ...{ env, version, path, signal, printer, output, say, guestCommand, settings },
+      env,
+      version,
+      path,
+      signal,
+      printer,
+      output,
+      say,
+      guestCommand,
+      settings,
       onHost: async (body, config) =>
         await onHost(body, { config: config ?? await settings(), line, caller, meter }),
     });
@@ -183,6 +191,26 @@ function refillStandbys(
   }
 }
 
+const KEPT_VARIABLES = /^(HOME|PATH|SSH_AUTH_SOCK|XDG_\w+|DENO_\w+)$/;
+
+/** The variables of the program in the background: none of the job's, which may be secret. */
+export function keptVariables(env: Env): Record<string, string> {
+  const kept = Object.entries(env).filter(([name]) => KEPT_VARIABLES.test(name));
+  return Object.fromEntries(kept) as Record<string, string>;
+}
+
+/**
+ * The arguments for the program in the background; null where the settings want no standby machines.
+ * `file` is the settings file that the command line names, in the directory `cwd`.
+ */
+export function refillArguments(
+  config: Config,
+  { file, cwd }: { readonly file: string | undefined; readonly cwd: () => string },
+): readonly string[] | null {
+  if (templatesToWait(config).length === 0) return null;
+  if (file === undefined) return ["standby"];
+  return ["--config", file.startsWith("/") ? file : `${cwd()}/${file}`, "standby"];
+}
 /** Connects to libvirt for a command, and closes the connection after it. */
 async function onHost(
   body: (context: Context) => Promise<void>,

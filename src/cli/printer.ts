@@ -1,17 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { isSmart, type Paint, paintFor } from "./paint.ts";
 import type { Env } from "../job/job.ts";
 import { toVisible } from "../quoted.ts";
 import type { Progress } from "../wait.ts";
 
 /** A stream that lines are printed on. */
-export interface LineStream {
+interface LineStream {
   readonly isTerminal: () => boolean;
   readonly printLine: (text: string) => void;
 }
 
 /** The stream that is a terminal where progress is to be seen. */
-export interface ProgressStream extends LineStream {
+interface ProgressStream extends LineStream {
   readonly write: (text: string) => void;
   /** The terminal's width in characters, 0 if it does not know. */
   readonly columns: () => number;
@@ -19,6 +18,25 @@ export interface ProgressStream extends LineStream {
 
 const ERASE_LINE = "\r\x1b[K"; // ECMA-48, EL
 const USUAL_COLUMNS = 80;
+const COLOURS = { red: 31, green: 32, yellow: 33 } as const; // of ECMA-48, SGR
+
+/** Gives the text its colour, where colours are wanted. It has to be fit to print already. */
+export type Paint = (colour: keyof typeof COLOURS, text: string) => string;
+
+/** Leaves all text as it is. */
+export const noPaint: Paint = (_, text) => text;
+
+/** The paint for a stream: none unless it is a terminal with colours (https://no-color.org). */
+export function paintFor(stream: Pick<LineStream, "isTerminal">, env: Env): Paint {
+  if (!isSmart(stream, env) || env["NO_COLOR"]) return noPaint;
+  return (colour, text) => `\x1b[${COLOURS[colour]}m${text}\x1b[0m`;
+}
+
+/** Whether the stream is a terminal that can do more than print. */
+function isSmart({ isTerminal }: Pick<LineStream, "isTerminal">, env: Env): boolean {
+  const type = env["TERM"] ?? "dumb";
+  return type !== "" && type !== "dumb" && isTerminal();
+}
 
 /** Prints our own lines, so that no terminal acts on what is in them. */
 export class Printer {

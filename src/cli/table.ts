@@ -1,25 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-/** Where a cell of a table is, and what is in it. */
-export interface Cell {
-  readonly row: number;
-  readonly column: number;
-  readonly text: string;
-}
-
+/** The rows as a table for people, a line each. `paint` gets each cell at its column's width. */
 /**
  * The rows as a table for people, a line each, where all rows have as many cells as the first. `paint`
  * gets each cell filled up to the width of its column.
  */
 export function toTable(
   rows: readonly (readonly string[])[],
-  paint: (padded: string, cell: Cell) => string = (padded) => padded,
+  paint: (padded: string, row: number, column: number) => string = (padded) => padded,
 ): string {
   const widths = (rows[0] ?? []).map((_, column) =>
     Math.max(...rows.map((row) => (row[column] ?? "").length))
   );
   return rows.map((cells, row) =>
-    cells.map((text, column) => paint(text.padEnd(widths[column] ?? 0), { row, column, text }))
+    cells.map((text, column) => paint(text.padEnd(widths[column] ?? 0), row, column))
       .join("  ").trimEnd()
   ).join("\n");
 }

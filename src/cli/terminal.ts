@@ -37,12 +37,10 @@ export function ownTerminal(type: string | undefined): Terminal | null {
 export type Ask = (question: string) => Promise<boolean>;
 
 /** Asks on `stdout`, where anything but yes is no, a cancel too; null if nobody is at a terminal. */
-export function askAtTerminal(
-  { output: { stdout }, signal }: {
-    readonly output: Pick<Outputs, "stdout">;
-    readonly signal: AbortSignal;
-  },
-): Ask | null {
+export function askAtTerminal({ output: { stdout }, signal }: {
+  readonly output: Pick<Outputs, "stdout">;
+  readonly signal: AbortSignal;
+}): Ask | null {
   if (!Deno.stdin.isTerminal()) return null;
   return async (question) => {
     await stdout(new TextEncoder().encode(`${question} [y/N] `));

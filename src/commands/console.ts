@@ -45,8 +45,9 @@ export async function openConsole(
   const { domain } = found;
   try {
     await domain.withConsole({ force }, async (session) => {
-      if (terminal === null) return await print(session, { domain, signal, stdout });
-      const end = await connect(session, { domain, terminal, stdout, signal, warn: report.warn });
+      const open = { session, domain, signal };
+      if (terminal === null) return await print(open, stdout);
+      const end = await connect(open, terminal, { stdout, warn: report.warn });
       await stdout(new TextEncoder().encode("\n")); // the guest's last line may be a prompt
       report.log(`${end === "left" ? "Left the console of" : ENDS[end]} "${machine}"`);
     });
@@ -60,6 +61,12 @@ export async function openConsole(
   }
 }
 
+/** A session that is open. */
+interface Open {
+  readonly session: ConsoleSession;
+  readonly domain: Domain;
+  readonly signal: AbortSignal;
+}
 /** How a session ended that nobody left. */
 type End = Exclude<DomainState, "active">;
 
@@ -69,14 +76,7 @@ const ENDS: Readonly<Record<End, string>> = {
   gone: "There is no longer a machine",
 };
 
-async function print(
-  session: ConsoleSession,
-  { domain, signal, stdout }: {
-    readonly domain: Domain;
-    readonly signal: AbortSignal;
-    readonly stdout: Sink;
-  },
-): Promise<void> {
+async function print(open: Open, stdout: Sink): Promise<void> {
   const decoder = new TextDecoder();
   const encoder = new TextEncoder();
   let rest = "";
@@ -90,23 +90,18 @@ async function print(
     rest = text.slice(end);
     await printLines(text.slice(0, end));
   };
-  await pass(session, { domain, signal, take, typed: new Typed() });
+  await pass(open, take, new Typed());
   await printLines(rest);
 }
 
 const LONGEST_LINE = 4096;
 
 async function connect(
-  session: ConsoleSession,
-  { domain, terminal, stdout, signal, warn }: {
-    readonly domain: Domain;
-    readonly terminal: Pick<Terminal, "input" | "setRaw">;
-    readonly stdout: Sink;
-    readonly signal: AbortSignal;
-    readonly warn: (line: string) => void;
-  },
+  open: Open,
+  terminal: Pick<Terminal, "input" | "setRaw">,
+  { stdout, warn }: { readonly stdout: Sink; readonly warn: (line: string) => void },
 ): Promise<End | "left"> {
-  const { name } = domain;
+  const { name } = open.domain;
   warn(
     `The serial console of "${name}": ^] (Ctrl and ]) leaves it; if it is silent, try Enter. This ` +
       `terminal obeys what the guest sends: "libvirt-gci logs ${name}" makes it visible instead`,
@@ -115,7 +110,7 @@ async function connect(
   terminal.setRaw(true);
   try {
     typed.takeAll(terminal.input).catch(() => {}); // what is typed after the end is lost
-    return await pass(session, { domain, signal, take: stdout, typed });
+    return await pass(open, stdout, typed);
   } finally {
     terminal.setRaw(false);
   }
@@ -127,13 +122,9 @@ const FOREVER_MS = 2 ** 31 - 1;
 
 /** Passes bytes both ways: at once what is typed, and what comes at least ten times a second. */
 async function pass(
-  session: ConsoleSession,
-  { domain, signal, take, typed }: {
-    readonly domain: Domain;
-    readonly signal: AbortSignal;
-    readonly take: (bytes: Uint8Array) => Promise<void>;
-    readonly typed: Typed;
-  },
+  { session, domain, signal }: Open,
+  take: (bytes: Uint8Array) => Promise<void>,
+  typed: Typed,
 ): Promise<End | "left"> {
   for (let pause = FIRST_PAUSE_MS;; pause = Math.min(pause * 1.5, LONGEST_PAUSE_MS)) {
     signal.throwIfAborted();

@@ -4,16 +4,17 @@ import { defineCommand, type Program } from "../cli/command.ts";
 import { prepare } from "./prepare.ts";
 import { run } from "./run.ts";
 import { bootTemplate } from "../doctor/boot.ts";
+import type { DoctorContext } from "../doctor/check.ts";
 import { type GroupedFinding, runChecks } from "../doctor/checks.ts";
 import { failureOf, findingsJson, findingsText } from "../doctor/report.ts";
 import type { Outputs } from "../guest/command_streams.ts";
-import { type Job, makeUpMachineName } from "../job/job.ts";
+import { jobFromEnv, makeUpMachineName } from "../job/job.ts";
 import { Connection } from "../libvirt/connection.ts";
 import type { Context } from "../machine/context.ts";
 import { kvmRunsGuests } from "../machine/kvm/kvm_probe.ts";
 import { readHostNetwork } from "../machine/network/host_addresses.ts";
 import { removeMachine } from "../machine/remove.ts";
-import { type Config, DEFAULT_CONFIG } from "../settings/settings.ts";
+import { DEFAULT_CONFIG } from "../settings/settings.ts";
 
 export const command = defineCommand("doctor", {
   description: "Check whether this host can run jobs, and how to fix what is wrong.",
@@ -22,7 +23,7 @@ export const command = defineCommand("doctor", {
     boot: option("--boot", "TEMPLATE", "Also run a whole job on this template."),
     json: jsonFlag,
   },
-  run: (options, program) => examineHost(options, program),
+  run: examineHost,
 });
 
 /** Prints what is right and wrong with this host. Throws SystemFailure if there is a problem. */
@@ -37,8 +38,10 @@ async function examineHost(
   } catch (error) {
     configError = error; // a finding, like all others
   }
-  const home = env["HOME"];
-  const findings = await findingsOfHost({ config, configError, home, program, signal });
+  const findings = await findingsOfHost(
+    { config, configError, home: env["HOME"], program },
+    signal,
+  );
   if (boot !== undefined) {
     await onHost(async (context) => {
       findings.push(...await findingsOfJob(boot, output, context));
@@ -54,40 +57,31 @@ const CHECK_SECONDS = 20;
 const CALL_SECONDS = 10;
 
 /** What the host is like for jobs. It never throws: that libvirt does not answer is a finding. */
-export async function findingsOfHost(
-  { config, configError, home, program, signal }: {
-    readonly config: Config;
-    /** Why the settings cannot be read, and `config` are the defaults; null if they can. */
-    readonly configError: unknown;
-    readonly home: string | undefined;
-    /** Where this program is, for GitLab Runner to call it. */
-    readonly program: string;
-    readonly signal: AbortSignal;
-  },
+async function findingsOfHost(
+  known: Pick<DoctorContext, "config" | "configError" | "home" | "program">,
+  signal: AbortSignal,
 ): Promise<GroupedFinding[]> {
+  const { uri } = known.config.libvirt;
   await using stack = new AsyncDisposableStack();
   let connection: Connection | Error;
   try {
-    connection = await Connection.open(config.libvirt.uri, { callSeconds: CALL_SECONDS, signal });
+    connection = await Connection.open(uri, { callSeconds: CALL_SECONDS, signal });
     stack.use(connection);
   } catch (error) {
     connection = error instanceof Error ? error : new Error(String(error));
   }
   return await runChecks({
-    config,
-    configError,
+    ...known,
     connection,
     kvm: kvmRunsGuests,
     hostNetwork: readHostNetwork,
-    home,
-    program,
     root: "",
     checkSeconds: CHECK_SECONDS,
   });
 }
 
 /** How a whole job goes on a machine with this template. Progress goes where warnings go. */
-export function findingsOfJob(
+function findingsOfJob(
   template: string,
   { stderr }: Outputs,
   context: Context,
@@ -96,7 +90,9 @@ export function findingsOfJob(
   const { report } = context;
   const quiet: Context = { ...context, report: { ...report, log: report.warn } };
   return bootTemplate(template, {
-    prepare: async () => void await prepare(jobByHand(machine, template), {}, quiet),
+    prepare: async () => {
+      await prepare(await jobFromEnv({}, { machine, distro: template }), {}, quiet);
+    },
     run: async (script) => {
       let written = "";
       const decoder = new TextDecoder();
@@ -109,21 +105,4 @@ export function findingsOfJob(
     },
     cleanup: async () => void await removeMachine(machine, quiet),
   });
-}
-
-function jobByHand(machine: string, template: string): Job {
-  return {
-    machine,
-    template,
-    isTemplateFromOperator: true,
-    byHand: true,
-    id: null,
-    project: null,
-    isProtected: null,
-    timeoutSeconds: null,
-    attemptDir: null,
-    services: [],
-    configCaller: null,
-    requests: { vcpus: null, memoryMib: null, diskGib: null, keepMinutes: null, nested: null },
-  };
 }

@@ -38,16 +38,15 @@ export const command = defineCommand("explain", {
 });
 
 /** What the command line says of the job. By hand, it stands for what GitLab would say. */
-export interface ExplainOptions {
+interface ExplainOptions {
   readonly distro?: string | undefined;
   readonly project?: string | undefined;
   readonly protected: boolean;
-  /** A file with the job's variables, in place of those of the environment. */
   readonly variables?: string | undefined;
 }
 
 /** What to print of a job, and how it ends if it may not have what it asks for. */
-export interface Explanation {
+interface Explanation {
   readonly text: string;
   /** What prepare would refuse the job with. */
   readonly refusal: BuildFailure | null;
@@ -96,7 +95,7 @@ function rowsOf(
 ): [string, string][] {
   const asker = job.isTemplateFromOperator ? "--distro" : "the job";
   const volumes = choice.volumes.map(quoted).join(" or ");
-  return [
+  const rows: [string, string][] = [
     [
       "template",
       `${quoted(choice.name)}, ` +
@@ -111,20 +110,18 @@ function rowsOf(
     ["kept", `${words(sizes.keepMinutes, " min")}, after a failure`],
     [
       "nested",
-      `${yesOrNo(sizes.nested.value)}, by ${sizes.nested.from}; ` +
+      `${sizes.nested.value ? "yes" : "no"}, by ${sizes.nested.from}; ` +
       `${sizes.nested.cap ? "allowed" : "not allowed"} by ${sizes.nested.capFrom}`,
     ],
     ["start", startOf(settings)],
     ["login", `${settings.ssh.login}, as the user ${quoted(settings.ssh.user)}`],
     ["network", quoted(settings.network.name)],
     ["isolated", isolation(settings)],
-    ...machinesRow(rule),
   ];
-}
-
-function machinesRow(rule: Decision["rule"]): [string, string][] {
-  if (rule === null || rule.maxMachines === null) return [];
-  return [["machines", `at most ${rule.maxMachines} of the project at once, by ${rule.name}`]];
+  if (rule !== null && rule.maxMachines !== null) {
+    rows.push(["machines", `at most ${rule.maxMachines} of the project at once, by ${rule.name}`]);
+  }
+  return rows;
 }
 
 function rowsOfRules({ rule, reasons }: RuleSearch): [string, string][] {
@@ -152,10 +149,6 @@ function isolation({ network }: Decision["settings"]): string {
   const open = hostPorts.length === 0 ? "" : `, but for ${hostPorts.join(", ")} of the host`;
   const closed = blocked.length === 0 ? "" : `; also from ${blocked.join(", ")}`;
   return `yes${open}${closed}`;
-}
-
-function yesOrNo(is: boolean): string {
-  return is ? "yes" : "no";
 }
 
 function jsonOfRules({ rule, reasons }: RuleSearch, { project, isProtected }: Job): object {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { jsonFlag } from "../cli/arguments.ts";
-import { defineCommand, type Program } from "../cli/command.ts";
-import { noPaint, type Paint } from "../cli/paint.ts";
+import { defineCommand } from "../cli/command.ts";
+import { noPaint, type Paint } from "../cli/printer.ts";
 import { toTable } from "../cli/table.ts";
 import { durationText, secondsSince } from "../duration.ts";
 import type { Connection } from "../libvirt/connection.ts";
@@ -23,19 +23,14 @@ export const command = defineCommand("list", {
     "States: standby, which waits for a job; waiting, for room on the host; starting; ready; crashed, by a kernel panic; halted, because the host cannot write to its disk; kept, after its job; orphan, which runs although nobody needs it; leftover, which does not run.",
   fields: { json: jsonFlag },
   run: ({ json }, { onHost, printer }) =>
-    onHost((context) => printList(context, { json, printer })),
+    onHost(async (context) => {
+      const machines = await listMachines(context);
+      if (json) return printer.print(listJson(machines));
+      printer.printVisible(listTable(machines, printer.paint));
+      const images = await listWarmImages(context.host);
+      if (images.length > 0) printer.printVisible(`\n${warmTable(images)}`);
+    }),
 });
-
-async function printList(
-  context: Context,
-  { json, printer }: { readonly json: boolean; readonly printer: Program["printer"] },
-): Promise<void> {
-  const machines = await listMachines(context);
-  if (json) return printer.print(listJson(machines));
-  printer.printVisible(listTable(machines, printer.paint));
-  const images = await listWarmImages(context.host);
-  if (images.length > 0) printer.printVisible(`\n${warmTable(images)}`);
-}
 
 /** A machine as the command `list` shows it; null is what nothing says. */
 export interface ListedMachine {
@@ -53,16 +48,7 @@ export interface ListedMachine {
    * `crashed` if its kernel panicked, `halted` if its disk cannot be written; `kept` if its job is over; `orphan` if it has a domain and
    * nobody needs it; `leftover` if it has not even that.
    */
-  readonly state:
-    | "standby"
-    | "waiting"
-    | "starting"
-    | "ready"
-    | "crashed"
-    | "halted"
-    | "kept"
-    | "orphan"
-    | "leftover";
+  readonly state: State;
   /** Until when somebody wants it to stay, whatever becomes of its job, ISO 8601. */
   readonly keptUntil: string | null;
   /** Why gc would remove it. */
@@ -130,10 +116,7 @@ async function isQueued(
   return (await Promise.all(entries.map((entry) => isLiveEntry(entry, limits)))).includes(true);
 }
 
-function stateOf(
-  { metadata, owner, why }: Need,
-  domainState: DomainState | null,
-): ListedMachine["state"] {
+function stateOf({ metadata, owner, why }: Need, domainState: DomainState | null): State {
   if (metadata !== null) {
     if (why !== null) return "orphan";
     if (domainState === "crashed" || domainState === "halted") return domainState;
@@ -189,12 +172,14 @@ const STATE_COLOURS = {
   leftover: "red",
 } as const;
 
+type State = keyof typeof STATE_COLOURS;
 /** The machines as a table for people, a line each, fit to print. */
 export function listTable(machines: readonly ListedMachine[], paint: Paint = noPaint): string {
   const rows = [HEAD, ...machines.map(rowOf)];
-  return toTable(rows, (padded, { row, column, text }) => {
+  return toTable(rows, (padded, row, column) => {
     const state = machines[row - 1]?.state;
     if (state === undefined || column !== STATE_COLUMN) return padded;
+    const text = padded.trimEnd();
     return paint(STATE_COLOURS[state], text) + padded.slice(text.length);
   });
 }
@@ -224,7 +209,7 @@ function toCell(text: string | null): string {
 }
 
 /** A warm image as the command `list` shows it. */
-export interface ListedWarmImage {
+interface ListedWarmImage {
   readonly template: string;
   readonly created: string;
   /** The machines that stand on its disk. */
@@ -234,9 +219,7 @@ export interface ListedWarmImage {
 }
 
 /** The warm images from which machines can be resumed. */
-export async function listWarmImages(
-  { connection, config }: Host,
-): Promise<ListedWarmImage[]> {
+async function listWarmImages({ connection, config }: Host): Promise<ListedWarmImage[]> {
   const { findWarmImages, machinesOn, warmVolumes } = await import("../machine/warm/warm_image.ts");
   using pool = await findActivePool(connection, config.pools.overlays);
   const images = pool === null ? [] : await findWarmImages(pool, null);
@@ -244,7 +227,8 @@ export async function listWarmImages(
     const { template, created } = image;
     const volumes = warmVolumes(image).map((name) => ({ pool: config.pools.overlays, name }));
     return {
-      ...{ template, created },
+      template,
+      created,
       machines: pool === null ? [] : await machinesOn(pool, image),
       diskBytes: await diskOf({ volumes }, connection),
     };
@@ -254,7 +238,7 @@ export async function listWarmImages(
 const WARM_HEAD = ["WARM IMAGE OF", "AGE", "MACHINES", "DISK"];
 
 /** The warm images as a table for people, a line each. */
-export function warmTable(images: readonly ListedWarmImage[]): string {
+function warmTable(images: readonly ListedWarmImage[]): string {
   return toTable([
     WARM_HEAD,
     ...images.map(({ template, created, machines, diskBytes }) => [

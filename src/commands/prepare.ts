@@ -39,12 +39,6 @@ export const command = defineCommand("prepare", {
   },
 });
 
-/** What the command line says to prepare. */
-export interface PrepareOptions {
-  /** `--ssh-key-file`: the private key to log in with, instead of the one in the settings. */
-  readonly keyFile?: string | undefined;
-}
-
 /**
  * Makes a machine for the job, once there is room for it, and waits until a command runs in it. If
  * that fails, or the signal aborts, it undoes what it did. Throws BuildFailure if the job asks for what
@@ -52,7 +46,7 @@ export interface PrepareOptions {
  */
 export async function prepare(
   job: Job,
-  { keyFile }: PrepareOptions,
+  { keyFile }: { readonly keyFile?: string | undefined },
   context: Context,
 ): Promise<Machine> {
   const timed = withOwnSteps(context);

@@ -52,9 +52,9 @@ export async function ssh(
     `This terminal obeys what the guest of "${machine}" sends: "libvirt-gci logs ${machine}" makes ` +
       "what is on its console visible instead",
   );
-  const remote = await connection.openTerminal(command, {
-    ...{ type: terminal.type, size: terminal.size(), output: stdout },
-  });
+  const { type } = terminal;
+  const options = { type, size: terminal.size(), output: stdout };
+  const remote = await connection.openTerminal(command, options);
   using _ = terminal.onResize(() => remote.resize(terminal.size()));
   terminal.setRaw(true);
   try {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { noPaint, type Paint } from "../cli/paint.ts";
+import { noPaint, type Paint } from "../cli/printer.ts";
 import type { GroupedFinding } from "./checks.ts";
 import type { Level } from "./finding.ts";
 import { SystemFailure } from "../errors.ts";
@@ -11,7 +11,7 @@ const WIDTH = 88;
 
 const LEVEL_COLOURS = { ok: "green", warning: "yellow", problem: "red" } as const;
 
-/** The findings for people, fit to print: a line each, what it means and what mends it below. */
+/** The findings for people: a line each, then what it means and what fixes it. */
 export function findingsText(
   findings: readonly GroupedFinding[],
   paint: Paint = noPaint,
@@ -34,7 +34,7 @@ function linesOf(
   return [`  ${mark}${first}`].concat(below.map((line) => INDENT + line));
 }
 
-/** The words in lines that are short enough to read, as far as their lengths let them. */
+/** Splits the text into lines of readable length. */
 function wrap(text: string): string[] {
   const lines = [""];
   for (const word of text.split(" ")) {
@@ -45,13 +45,12 @@ function wrap(text: string): string[] {
   return lines;
 }
 
-/** The findings for programs. */
 export function findingsJson(findings: readonly GroupedFinding[]): string {
   const counts = { problems: count(findings, "problem"), warnings: count(findings, "warning") };
   return toVisible(JSON.stringify({ ...counts, findings }, null, 2));
 }
 
-/** The failure to end with if there is a problem; null if there is none. */
+/** The failure to end with if there is a problem. */
 export function failureOf(findings: readonly GroupedFinding[]): SystemFailure | null {
   if (count(findings, "problem") === 0) return null;
   return new SystemFailure({ what: `The host is not ready: ${summary(findings)}` });

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { noPaint, paintFor } from "../../src/cli/paint.ts";
-import { Printer } from "../../src/cli/printer.ts";
+import { noPaint, paintFor, Printer } from "../../src/cli/printer.ts";
 import type { Env } from "../../src/job/job.ts";
 
 const XTERM = { TERM: "xterm" };
