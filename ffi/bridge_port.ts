@@ -11,7 +11,6 @@ import {
   withNetlink,
 } from "./netlink.ts";
 
-/** The function for the number of a network device. */
 const load = libc("if_nametoindex");
 
 const RTM_SETLINK = 19; // linux/rtnetlink.h
@@ -20,9 +19,8 @@ const IFLA_PROTINFO = 12; // linux/if_link.h
 const IFLA_BRPORT_GROUP_FWD_MASK = 31;
 
 /**
- * Sets which link-local groups (01:80:c2:00:00:0X) the bridge forwards that come from this port, a bit
- * for each. Says whether it did: it takes the capability CAP_NET_ADMIN, and a device that is a port of
- * a Linux bridge. sysfs has the same in a file, which root alone may write.
+ * Sets which link-local groups (01:80:c2:00:00:0X) the bridge forwards from this port, a bit for each.
+ * Says whether it did: it takes CAP_NET_ADMIN. sysfs has the same in a file, for root alone.
  */
 export function setGroupForwardMask(device: string, mask: number): boolean {
   const index = load().if_nametoindex(cString(device));

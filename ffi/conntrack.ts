@@ -26,9 +26,8 @@ const FAMILY_BYTES = 4; // struct nfgenmsg
 const ENOENT = 2;
 
 /**
- * Has the kernel forget the IPv4 connections that have this address at an end, in either direction.
- * Gives how many, or null if it has not forgotten all: it takes the capability CAP_NET_ADMIN, and a
- * kernel that tracks connections.
+ * Has the kernel forget the IPv4 connections of this address, in either direction. Gives how many, or
+ * null if some are left: it takes CAP_NET_ADMIN and a kernel that tracks connections.
  */
 export function flushConnections(address: string): number | null {
   return withNetlink(NETLINK.NETFILTER, (ask) => {
@@ -71,7 +70,6 @@ function endsOf(tuple: Attribute | undefined): string[] {
   return [...attributesOf(ip.value).values()].map(({ value }) => value.join());
 }
 
-/** The body of a message about IPv4, with these attributes. */
 function ofIpv4(attributes: Bytes = new Uint8Array()): Bytes {
   return concatenated([new Uint8Array([AF_INET, 0, 0, 0]), attributes]);
 }

@@ -8,7 +8,6 @@ interface Declaration<Result, Parameters> {
   readonly result: Result;
 }
 
-/** A function that is done at once. */
 export function fn<
   Result extends Deno.NativeResultType,
   const Parameters extends readonly Deno.NativeType[],

@@ -1,10 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { libc } from "./libc.ts";
 
-/**
- * The functions for a virtual CPU, as `open(2)`, `ioctl(2)`, `mmap(2)` and
- * https://docs.kernel.org/virt/kvm/api.html declare them, bound at the first call.
- */
+/** What a virtual CPU takes (https://docs.kernel.org/virt/kvm/api.html), bound at the first call. */
 export const loadKvm = libc(
   "open",
   "close",
@@ -17,7 +14,6 @@ export const loadKvm = libc(
   "__errno_location",
 );
 
-/** What {@linkcode loadKvm} gives. */
 export type Libc = ReturnType<typeof loadKvm>;
 
 /** From sys/mman.h of Linux. */

@@ -3,13 +3,10 @@ import { blocking as daemon, fn } from "./declare.ts";
 import { loadLate } from "./load_late.ts";
 
 /**
- * The functions of libvirt.so that we call, as libvirt's headers declare them, in the order of its
- * manual (https://libvirt.org/html/index.html). No compiler checks these types: each parameter has its
- * C declaration in a comment, or a constant below that stands for one C type, and
- * `tests/ffi/ffi_test.ts` compares all with libvirt-api.xml.
- *
- * What may ask the daemon is declared with `daemon`: a signal is answered while it is silent. What only
- * touches memory of the library is not.
+ * The functions of libvirt.so that we call, in the order of its manual
+ * (https://libvirt.org/html/index.html). No compiler checks these types: a constant or a comment names
+ * each C type, and `tests/ffi/ffi_test.ts` compares them with libvirt-api.xml. `daemon` marks what may
+ * ask the daemon, so that signals are answered meanwhile; the rest only touches the library's memory.
  */
 
 type Handle<Brand extends string> = Deno.NativeTypedPointer<Deno.PointerObject<Brand>>;
@@ -182,10 +179,7 @@ export type Pointer<Brand extends string> = Deno.PointerObject<Brand>;
 
 let library: Libvirt | undefined;
 
-/**
- * The library, loaded at the first call (15 ms), so that `--help` works without it. Throws Deno's own
- * error if it is missing or older than 6.0.0.
- */
+/** The library, loaded at the first call (15 ms). Throws Deno's error if it is missing or too old. */
 export function loadLibvirt(): Libvirt {
   return library ??= loadLate("libvirt.so.0", symbols);
 }

@@ -17,10 +17,7 @@ export function borrowedString(pointer: Deno.PointerValue): string | null {
   return pointer === null ? null : Deno.UnsafePointerView.getCString(pointer);
 }
 
-/**
- * The bytes of a `char *` of somebody else's choice, before its NUL and at most so many: it may be of any
- * size, and need be no UTF-8.
- */
+/** The bytes at a `char *` before its NUL, at most so many. It may have any size and need be no UTF-8. */
 export function cBytes(pointer: Deno.PointerObject, mostBytes: number): Uint8Array<ArrayBuffer> {
   const view = new Deno.UnsafePointerView(pointer);
   let length = 0;
@@ -39,7 +36,6 @@ export function pointerAt(pointer: Deno.PointerObject, offset: number): Deno.Poi
 export class OutCell {
   readonly buffer: BigUint64Array<ArrayBuffer> = new BigUint64Array(1);
 
-  /** The pointer that the C function left here. */
   get pointer(): Deno.PointerValue {
     return Deno.UnsafePointer.create(this.buffer[0] ?? 0n);
   }

@@ -1,10 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { libc } from "./libc.ts";
 
-/**
- * The functions for questions to the kernel by netlink(7), for which the C library has none of its own,
- * bound at the first call.
- */
+/** The functions for netlink(7), bound at the first call. */
 export const loadNetlink = libc("socket", "send", "recv", "close");
 
 const AF_NETLINK = 16;
@@ -75,7 +72,6 @@ function* messagesIn(bytes: Bytes): Generator<Bytes> {
   }
 }
 
-/** The type of a message. */
 export function typeOf(message: Bytes): number {
   return viewOf(message).getUint16(4, true);
 }
@@ -112,7 +108,6 @@ export function attributesOf(bytes: Bytes): Map<number, Attribute> {
   return found;
 }
 
-/** An attribute of this type, with its head. */
 export function attribute(type: number, value: Bytes): Bytes {
   const whole = new Uint8Array(aligned(HEAD_BYTES + value.length));
   viewOf(whole).setUint16(0, HEAD_BYTES + value.length, true);

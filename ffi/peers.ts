@@ -14,9 +14,8 @@ const FIRST_DESCRIPTOR = 3;
 const MOST_DESCRIPTORS = 256;
 
 /**
- * Whether those to whom this process is connected by Unix sockets, such as libvirt's daemon, see it
- * by the same number as it does, and so the same file at a path below /proc: in a container they do
- * not (pid_namespaces(7)). False if there is nobody.
+ * Whether all processes at the other ends of our Unix sockets, such as libvirt's daemon, see this one by
+ * the same number (pid_namespaces(7)), and so the same files below /proc. False if there is none.
  */
 export function isSeenByPeers(): boolean {
   const own = readProcLink("self/ns/pid");

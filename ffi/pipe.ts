@@ -27,10 +27,9 @@ export interface Spliced {
 }
 
 /**
- * Lets `use` read a file with other bytes at its beginning, once and from start to end, by the path of
- * a pipe: nothing is copied to another file. Root and this user's processes can open the path as long
- * as `use` and this process go on; if they end, who reads comes to an end too early. Null, without
- * calling `use`, if the file cannot be opened. Throws what `use` throws.
+ * Lets `use` read a file with other bytes before it, once, by the path of a pipe: nothing is copied.
+ * Root and this user's processes can open the path until `use` ends. Null, without calling `use`, if
+ * the file cannot be opened.
  */
 export async function withSpliced<T>(
   { before, file, offset }: Spliced,
@@ -68,7 +67,6 @@ export async function withSpliced<T>(
   }
 }
 
-/** Waits for it, but not long. */
 async function orLater(done: Promise<void>): Promise<void> {
   const { promise: late, resolve } = Promise.withResolvers<void>();
   const timer = setTimeout(resolve, LAST_MS);

@@ -2,11 +2,7 @@
 import { libc, O_RDONLY_CLOEXEC } from "./libc.ts";
 import { cString } from "./memory.ts";
 
-/**
- * The functions to read a file or a link and a file system's size, for the mask of new files' modes, and
- * to ask for a process, bound at the first call. Deno itself opens nothing below /proc and /sys unless it
- * has all permissions, which the compiled program does not need for anything else.
- */
+/** Deno opens nothing below /proc and /sys without all permissions, so these ask the C library. */
 export const loadProc = libc("open", "read", "close", "readlink", "statvfs", "umask", "getpgid");
 
 /** The text of a small file below /proc, or null if it cannot be read. */
@@ -33,10 +29,7 @@ export function readKernelFile(path: string): string | null {
   return length < 0 ? null : text;
 }
 
-/**
- * Calls the function with this mask of modes for new files (umask(2)), for which Deno.umask would need
- * all permissions that there are for the system.
- */
+/** Calls the function with this umask(2). Deno.umask would need all permissions. */
 export function withUmask<T>(mask: number, body: () => T): T {
   const { umask } = loadProc();
   const before = umask(mask);
@@ -68,10 +61,7 @@ export function readProcLink(path: string): string | null {
   return length < 0 ? null : new TextDecoder().decode(buffer.subarray(0, length));
 }
 
-/**
- * The size of the file system that holds this file, and what others than root can have of it, in
- * bytes; null if nobody can tell. Deno has this only in node:fs, which takes longer to load.
- */
+/** The bytes of a file's file system, in all and for users. node:fs has this too, but loads slowly. */
 export function fileSystemSpace(path: string): { total: number; available: number } | null {
   // struct statvfs on 64-bit Linux, of 112 bytes: f_frsize at 8, f_blocks at 16, f_bavail at 32.
   const fields = new BigUint64Array(14);

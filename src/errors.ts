@@ -3,38 +3,22 @@ import { foreignWords } from "./quoted.ts";
 
 /** What can be at fault, in words that stay the same: messages are too many to count. */
 export const FAULTS = [
-  /** The script ended with a status other than 0, or an earlier one left no space for it. */
-  "script",
-  /** The job asks for what it may not have, or for what is no value. */
-  "request",
-  /** There is no such template, or it lacks what it needs. */
-  "template",
-  /** The settings, or a file that they name. */
-  "settings",
-  /** A call of libvirt failed, or there is no libvirt. */
-  "libvirt",
-  /** A storage pool, or its space. */
-  "storage",
-  /** A network, or its filters. */
-  "network",
-  /** The host had no room for the machine in time. */
-  "room",
-  /** The domain did not start. */
-  "start",
-  /** KVM runs no guests, or libvirt cannot use it. */
-  "kvm",
-  /** The machine got no address in time. */
-  "address",
-  /** The guest refuses the key. */
-  "ssh_refused",
-  /** The guest's SSH server did not let us in in time. */
-  "ssh_timeout",
-  /** Another than the machine's own host key. */
-  "host_key",
-  /** The machine ended before the job did. */
-  "guest_ended",
-  /** The connection broke while the script ran. */
-  "lost",
+  "script", // ended with a status other than 0, or an earlier one left no space for it
+  "request", // the job asks for what it may not have, or for an invalid value
+  "template", // there is none, or it lacks what it needs
+  "settings", // or a file that they name
+  "libvirt", // a call failed, or there is no libvirt
+  "storage", // a pool, or its space
+  "network", // or its filters
+  "room", // the host had none for the machine in time
+  "start", // of the domain
+  "kvm", // runs no guests, or libvirt cannot use it
+  "address", // the machine got none in time
+  "ssh_refused", // the guest refuses the key
+  "ssh_timeout", // the guest's SSH server did not let us in in time
+  "host_key", // is not the machine's own
+  "guest_ended", // before the job did
+  "lost", // the connection broke while the script ran
   "cancelled",
   "other",
 ] as const;

@@ -9,10 +9,7 @@ export function isStickyDirectory({ mode }: Pick<Deno.FileInfo, "mode">): boolea
   return ((mode ?? 0) & STICKY) !== 0;
 }
 
-/**
- * Refuses a file or a directory to which others than root and this user may write. `content` is what
- * they could write, such as "the settings". Throws SystemFailure.
- */
+/** Throws SystemFailure if other users can write to this path. `content` is "the settings", say. */
 export function refuseUntrusted(
   path: string,
   { mode, uid }: Pick<Deno.FileInfo, "mode" | "uid">,

@@ -41,12 +41,10 @@ export function covers(outer: Cidr, { address, prefix }: Cidr): boolean {
   return prefix >= outer.prefix && firstOf({ address, prefix: outer.prefix }) === firstOf(outer);
 }
 
-/** An IPv4 address as a number. */
 export function addressNumber(address: string): number {
   return address.split(".").reduce((number, byte) => number * 256 + Number(byte), 0);
 }
 
-/** The IPv4 address of a number. */
 export function addressOf(number: number): string {
   return [24, 16, 8, 0].map((bits) => Math.floor(number / 2 ** bits) % 256).join(".");
 }

@@ -10,10 +10,7 @@ export function quoted(word: string): string {
 
 const MOST_FOREIGN_CHARACTERS = 2000;
 
-/**
- * Words that are not ours, and may be a guest's, as a message may have them: cut, with further lines
- * indented, so that they pass for none of ours, and with plain words for an error of the system.
- */
+/** Another's words as a message has them: cut, further lines indented, system errors in plain words. */
 export function foreignWords(words: string): string {
   const isLong = words.length > MOST_FOREIGN_CHARACTERS;
   const cut = isLong ? `${words.slice(0, MOST_FOREIGN_CHARACTERS)}…` : words;
@@ -32,10 +29,7 @@ const MEANINGS: Readonly<Record<string, string>> = {
   ETIMEDOUT: "no answer in time",
 };
 
-/**
- * `permission denied: "/file"` for Deno's `Permission denied (os error 13): open '/file'` and for Node's
- * `connect EACCES /file`. Other words stay as they are.
- */
+/** `permission denied: "/file"` for Deno's and Node's own words. Other words stay as they are. */
 function plainWords(words: string): string {
   const deno = /^([^\n(]+) \(os error \d+\)(?:: [^\n']*(?:'(.*)')?.*)?$/.exec(words);
   if (deno !== null) {

@@ -5,10 +5,7 @@ export function command(...words: readonly string[]): string {
   return words.map((word) => /^[\w@%+=:,./-]+$/.test(word) ? word : quote(word)).join(" ");
 }
 
-/**
- * An argument for sh. Single quotes keep everything but themselves (POSIX, Shell Command Language,
- * 2.2.2).
- */
+/** An argument for sh: single quotes keep everything but themselves (POSIX, 2.2.2). */
 export function quote(argument: string): string {
   return `'${argument.replaceAll("'", `'\\''`)}'`;
 }
@@ -18,10 +15,7 @@ export function virsh({ uri }: { readonly uri: string }, ...words: readonly stri
   return command("virsh", "-c", uri, ...words);
 }
 
-/**
- * Where a new storage pool of files has its directory: where AppArmor lets libvirt see on which template
- * a disk stands.
- */
+/** The directory of a new storage pool: AppArmor lets libvirt read templates below it. */
 export function poolPath(name: string): string {
   return `/var/lib/libvirt/images/${name}`;
 }

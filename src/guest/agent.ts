@@ -20,10 +20,7 @@ export interface Purpose {
   readonly timeoutSeconds: number;
 }
 
-/**
- * Waits for the end of a script, or until the signal aborts. Throws SystemFailure with what it wrote to
- * stderr, or the signal's reason.
- */
+/** Waits for the script's end or the signal. Throws SystemFailure with its stderr, or the reason. */
 export type UntilEnd = (signal?: AbortSignal) => Promise<void>;
 
 /** Has the guest's agent run a script for sh, as root, and resolves when it has ended well. */
@@ -36,10 +33,7 @@ export async function runByAgent(
   await (await startByAgent(agent, script, purpose))(signal);
 }
 
-/**
- * Has the guest's agent start a script for sh, as root. What the script has in it, the agent does not
- * log. Throws if it cannot start.
- */
+/** The same, but resolves once the script has started. The agent does not log what is in it. */
 export async function startByAgent(
   agent: Agent,
   script: string,
@@ -87,7 +81,6 @@ async function waitForEnd(
   }
 }
 
-/** Throws SystemFailure if the script ended with another status than 0. */
 function checkEnd(status: Readonly<Record<string, unknown>>, what: string): void {
   if (status["exitcode"] === 0) return;
   throw new SystemFailure({

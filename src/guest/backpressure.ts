@@ -37,11 +37,8 @@ interface ChannelInsides extends ReadableInsides {
 }
 
 /**
- * Reads no more of a connection while the client holds too much that the server sent or asked for. ssh2
- * gives the server a window, and takes what it sends beyond it. While nothing is read, a server that does
- * not read either is lost by its unanswered keepalives.
- *
- * The socket is the client's, and the client does not read yet.
+ * Stops reading a connection while the client holds too much that the server sent or asked for: ssh2
+ * does not enforce its window. A server that does not read either is then lost by its keepalives.
  */
 export function limitBuffering(client: Client, socket: Duplex): void {
   const insides = client as unknown as Insides;

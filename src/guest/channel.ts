@@ -21,9 +21,8 @@ const AGENT_SECONDS = 4; // a call may take twice that, since libvirt greets the
 const PAUSE_MS = 250;
 
 /**
- * Starts an SSH server for one connection in the guest and gives the way to it, or says why there is
- * none yet. It is paused until its reader resumes it, breaks when that server ends, and ends it when
- * destroyed. Throws SystemFailure if waiting does not help, and the signal's reason when it aborts.
+ * Starts an SSH server for one connection in the guest and gives the way to it, paused, or says why
+ * there is none yet. Throws SystemFailure if waiting does not help, and the signal's reason.
  */
 export async function openChannel(
   { agent, name, socketPath }: Channel,
@@ -52,10 +51,7 @@ export async function openChannel(
   }
 }
 
-/**
- * Connects to the host's end. QEMU serves one connection and lets others wait without a word, so it
- * is for who has the lock on the socket's directory, which libvirt makes for each domain.
- */
+/** Connects to the host's end. QEMU lets a second connection wait silently, so a lock decides. */
 async function connect(path: string): Promise<Socket | NotYet> {
   let lock: Deno.FsFile | null = null;
   try {
@@ -85,10 +81,7 @@ async function connect(path: string): Promise<Socket | NotYet> {
   }
 }
 
-/**
- * Resolves when the SSH server greets, with the greeting as the next to be read. What comes before
- * the token is of an earlier connection. The token again is the end of the server.
- */
+/** Resolves when the SSH server greets. What comes before the token is an earlier connection's. */
 function greetingAfter(token: string, socket: Socket): Promise<true> {
   const { promise, resolve } = Promise.withResolvers<true>();
   let seen = Buffer.alloc(0);
@@ -126,7 +119,6 @@ async function startServer(agent: Agent, name: string, token: string): Promise<n
   return Number(answer["pid"]);
 }
 
-/** How {@linkcode SERVER} ended, or null if it runs. */
 async function serverEnd(agent: Agent, pid: number): Promise<NotYet | null> {
   const answer = await ask(agent, "guest-exec-status", { pid });
   if (answer instanceof NotYet) return answer;
@@ -170,15 +162,14 @@ async function ask(
 const LACKING = 69; // EX_UNAVAILABLE of sysexits.h
 
 /**
- * Serves one SSH connection on the port of this name, between two lines with the token. Other exit
- * statuses than LACKING may mend themselves.
+ * Serves one SSH connection on the port of this name, between two lines with the token. Statuses other
+ * than LACKING are temporary.
  *
- * Before cloud-init has been there, a key or the host's own may still be the template's. An earlier
- * server may have missed that its connection is gone, if the next came at once: only one process can
- * open a port. Who has it and is younger serves a later connection: a slow guest may come to an attempt
- * that was given up when the next is in use. In a scope of its own, the job outlives the agent's service,
- * which systemd stops when a process in it runs out of memory. Why sshd does not start is only in its
- * log: the check repeats it.
+ * Until cloud-init is done, keys may still be the template's. Only one process can open a port: an older
+ * server may have missed the end of its connection and is killed; a younger one serves a later
+ * connection and wins. In a scope of its own, the job outlives the agent's service, which systemd stops
+ * when a process in it runs out of memory. Only sshd's log says why it does not start: the check repeats
+ * that.
  */
 export const SERVER = `
 name=$1 token=$2 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin

@@ -6,7 +6,6 @@ import type { Client, ClientChannel } from "ssh2";
 /** What takes the output of a command, whole or in part; the next part waits until it is done. */
 export type Sink = (bytes: Uint8Array) => Promise<void>;
 
-/** Where the output of a script goes. */
 export interface Outputs {
   readonly stdout: Sink;
   readonly stderr: Sink;
@@ -18,7 +17,6 @@ export interface CommandEnd {
   readonly signal: string | null;
 }
 
-/** The streams of a command. */
 export interface CommandStreams {
   readonly input: Uint8Array;
   readonly stdout: Filter;

@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-/**
- * The last lines of a serial console, each behind a bar, with nothing left in them that a terminal or
- * GitLab's job log would obey: the guest decides what it prints.
- */
+/** The last lines of a serial console, each behind a bar and harmless: the guest chooses them. */
 export function consoleEnd(text: string | null, lines: number): string {
   if (text === null) return "Its serial console cannot be read.";
   const printed = consoleLines(text).slice(-lines);

@@ -5,10 +5,7 @@ import type { KeyPair } from "./key.ts";
 import { randomHex } from "../random.ts";
 import { quote } from "../shell.ts";
 
-/**
- * What a guest needs to stop being the one whose RAM it has. All of it goes through the guest agent,
- * before anybody can reach the guest.
- */
+/** What makes a resumed guest another machine. The agent sets it before anyone can reach the guest. */
 export interface Identity {
   readonly hostName: string;
   readonly hostKey: KeyPair;
@@ -22,10 +19,9 @@ const TIMEOUT_SECONDS = 30;
 const READY_SECONDS = 8;
 
 /**
- * Gives the guest other random numbers, another machine-id and host name, and the time, its SSH host
- * key, and whom to let in. Only then go its processes on: two guests that ask for an address before
- * get one lease. Resolves when the guest works at it; what stands still until it is another does so
- * for that long. Throws SystemFailure.
+ * Gives the guest its own random numbers, machine-id, host name, time, SSH host key and authorized key.
+ * Only then do its processes go on: two guests that ask for an address before get one lease. Resolves
+ * once the guest is at work on it. Throws SystemFailure.
  */
 export async function takeIdentity(
   agent: Agent,
@@ -47,10 +43,7 @@ export async function takeIdentity(
   });
 }
 
-/**
- * Gives a guest that has its own identity another host name, and lets in whom it was not made for.
- * Throws SystemFailure.
- */
+/** Gives a guest that has its own identity another host name and authorized key. */
 export async function authorizeUser(
   agent: Agent,
   { hostName, publicKey, user }: Omit<Identity, "hostKey">,
@@ -79,10 +72,7 @@ export async function exerciseSsh(agent: Agent, port: number): Promise<void> {
   });
 }
 
-/**
- * Stops the guest's processes until {@linkcode takeIdentity}: what is resumed does nothing before it
- * has random numbers of its own.
- */
+/** Stops the guest's processes until {@linkcode takeIdentity} has given it its own random numbers. */
 export async function stopProcesses(agent: Agent): Promise<void> {
   await runByAgent(agent, STAND_STILL, {
     what: "stop its processes",
@@ -125,11 +115,10 @@ const LET_IN = `${START}${SET_NAME}${AUTHORIZE}
 `;
 
 /**
- * By RNDADDENTROPY and RNDRESEEDCRNG (random(4)), the kernel draws its random numbers from the new
- * ones at once: what is only written to /dev/urandom would count up to a minute later, and before
- * Linux 5.18 not at all. A kernel with vmgenid needs nobody for that. Last go the processes on that
- * {@linkcode STAND_STILL} stopped: a guest that asks for an address is another, and so is its SSH server.
- * One that a socket of systemd starts reads its keys when somebody comes.
+ * By RNDADDENTROPY and RNDRESEEDCRNG (random(4)), the kernel uses the new random numbers at once. What
+ * is only written to /dev/urandom would count up to a minute later, before Linux 5.18 never; vmgenid
+ * does it without help. The processes that {@linkcode STAND_STILL} stopped go on last: then both the
+ * DHCP client and the SSH server are the new machine's. A socket-activated server reads its keys later.
  */
 const BECOME_ANOTHER = `${START}
 if command -v perl >/dev/null; then

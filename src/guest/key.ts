@@ -39,10 +39,7 @@ export async function makeKeyPair(): Promise<KeyPair> {
   }
 }
 
-/**
- * Reads the private key in this file or, if that is null, the first that exists of the user's own
- * `~/.ssh/id_ed25519` and `~/.ssh/id_rsa`. Throws SystemFailure.
- */
+/** Reads this key or, for null, the first of ~/.ssh/id_ed25519 and id_rsa. Throws SystemFailure. */
 export async function readKey(file: string | null, home: string | undefined): Promise<SshKey> {
   const directory = `${home ?? ""}/.ssh`;
   const files = file !== null

@@ -16,10 +16,7 @@ export function isKeyFileOf(machine: string, file: string): boolean {
   return file.endsWith(keyFile("", machine));
 }
 
-/**
- * Writes the private key of a machine to a file in this directory that only this user may read, and
- * gives its path. Makes the directory if need be, for this user alone. Throws SystemFailure.
- */
+/** Writes a private key to a file that only this user can read. Throws SystemFailure. */
 export async function writeKeyFile(
   directory: string,
   machine: string,
@@ -54,10 +51,7 @@ export async function namesOfKeyFiles(directory: string): Promise<string[]> {
     .map((file) => file.slice(0, -KEY_ENDING.length));
 }
 
-/**
- * Refuses a directory that somebody else made for us, who could exchange the files in it. Throws
- * SystemFailure.
- */
+/** Refuses a directory in which another user could replace files. Throws SystemFailure. */
 export async function refuseForeign(directory: string): Promise<void> {
   const { uid, mode } = await Deno.stat(directory);
   if (uid === Deno.uid() && ((mode ?? 0) & 0o022) === 0) return;

@@ -5,10 +5,8 @@ import type { Sink } from "./command_streams.ts";
 const START = "@libvirt-gci-";
 
 /**
- * Passes a script's output on until the mark that ends it.
- *
- * Processes that a script leaves behind keep its output open, so the end of the stream says nothing;
- * and its exit status overtakes what it wrote last. The mark, printed after the script, is neither.
+ * Passes a script's output on until the mark that ends it. The end of the stream says nothing, since
+ * processes that a script leaves behind keep it open, and the exit status overtakes the last output.
  */
 export class OutputEnd {
   readonly #mark: Uint8Array;
@@ -21,15 +19,11 @@ export class OutputEnd {
     this.#sink = sink;
   }
 
-  /**
-   * The shell command that prints the mark, without anything that a shell would change. The mark's
-   * parts stand apart in it, so that a list of processes in the output does not end it.
-   */
+  /** The shell command that prints the mark, in two parts: a list of processes does not hold it. */
   static printf(token: string): string {
     return `printf %s%s ${START} ${token}`;
   }
 
-  /** Whether the mark has come. */
   get seen(): boolean {
     return this.#seen;
   }

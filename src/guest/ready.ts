@@ -6,10 +6,9 @@ import { type Goal, type Limits, NotYet, waitFor, within } from "../wait.ts";
 
 const ATTEMPT_MS = 15_000;
 /**
- * What is sent to a guest that has just asked for its address may be lost: it knows the address a little
- * later. It is sent again only after a second (RFC 6298), so a further connection is faster. Later, an
- * answer may be lost: the machine's filter lets none pass to a port of the host below 32768, which the
- * kernel may choose where it was told so.
+ * A packet to a guest that has just asked for its address may be lost, and TCP repeats it only after a
+ * second (RFC 6298), so a new connection is faster. Later, the machine's filter may drop the answer: it
+ * lets none pass to ports of the host below 32768, which the kernel may choose.
  */
 const FIRST_CONNECT_MS = 60;
 /** How much longer the next one may take: to a guest that is only slow, each is work more. */
@@ -18,10 +17,7 @@ const CONNECT_GROWTH = 4;
 /** libvirt does not answer while it sets the machine's filter, and SSH is tried meanwhile. */
 const ANSWER_MS = 20;
 
-/**
- * Waits until the guest lets us in and runs a command, and gives its host key. `refuseEnded` throws
- * if the machine is gone. Throws at once if the guest refuses the key, since no waiting mends that.
- */
+/** Waits until the guest runs a command, and gives its host key. Throws if it refuses our key. */
 export async function waitForSsh(
   login: Login,
   refuseEnded: () => Promise<void>,
@@ -45,10 +41,7 @@ export async function waitForSsh(
   }
 }
 
-/**
- * Logs in to a guest that has let us in before. Its SSH server may be away for a moment: cloud-init
- * restarts it when it changes its settings. Whoever gets the connection disposes of it.
- */
+/** Logs in to a guest again. Its SSH server may be away for a moment while cloud-init restarts it. */
 export function openSsh(login: Login, limits: Limits): Promise<SshConnection> {
   const nextConnectMs = growingTimes();
   const probe = () => tryLogin(login, limits.signal, nextConnectMs());

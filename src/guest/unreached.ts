@@ -12,10 +12,7 @@ interface Behaviour {
   readonly advice: string;
 }
 
-/**
- * Says what a machine did that could not be logged in to, by the error of the attempt. It may be better
- * the next time.
- */
+/** Says why a machine could not be logged in to, by the error of the attempt. */
 export async function whyUnreached(error: Error, login: Login): Promise<NotYet> {
   const behaviour = await behaviourOf(error, login);
   if (behaviour === null) return new NotYet(error.message);

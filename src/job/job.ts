@@ -51,10 +51,7 @@ export interface JobOptions {
   readonly isProtected?: boolean | undefined;
 }
 
-/**
- * The variable by which `config` tells the later stages the machine's name. GitLab Runner sets it
- * from `job_env`, without the prefix that a job's own variables get, so no job can set it.
- */
+/** Tells the later stages the machine's name, by the `job_env` of `config`: no job can set it. */
 export const MACHINE_VARIABLE = "LIBVIRT_GCI_MACHINE";
 
 /** The variable by which `config` tells them, in the same way, which process called it. */
@@ -90,11 +87,9 @@ const UNKNOWN: Identity = {
 };
 
 /**
- * The job of this environment and these options.
- *
- * A job sets its own CI variables, so under GitLab Runner they say what it asks for and never which
- * job it is: that comes from JOB_RESPONSE_FILE. By hand, they say both. Throws UsageError if
- * `--machine` is no name, and SystemFailure if the runner's file cannot be read or is not there.
+ * The job of this environment and these options. Under GitLab Runner, which job it is comes from
+ * JOB_RESPONSE_FILE and never from variables, which a job can set. Throws UsageError if `--machine` is
+ * not valid, and SystemFailure without the runner's file.
  */
 export async function jobFromEnv(env: Env, options: JobOptions = {}): Promise<Job> {
   const byHand = isByHand(env);
@@ -155,10 +150,9 @@ const MOST_CHARACTERS = 63; // of a DNS label: the name is the guest's host name
 const HASH_CHARACTERS = 10;
 
 /**
- * `gitlab-<project>-<distro>-<job id>`, safe for libvirt and DNS; without a distro, or with an
- * attempt, or where the parts had to be changed to be safe, a hash of all of them follows. Under
- * GitLab Runner there is an attempt and no distro, which is the job's word, so that two attempts of
- * a job, or two GitLab servers, never share a name.
+ * `gitlab-<project>-<distro>-<job id>`, safe for libvirt and DNS. A hash of all parts follows if there is
+ * an attempt or no distro, or if a part had to be changed: two attempts or two GitLab servers never
+ * share a name.
  */
 export async function machineName(
   [project, distro, id]: readonly [project: string, distro: string, id: string],
@@ -178,10 +172,7 @@ export async function machineName(
 
 const HASH = new RegExp(`-[0-9a-f]{${HASH_CHARACTERS}}$`);
 
-/**
- * What the names of the machines of all attempts at a job have in common under GitLab Runner. Jobs of
- * other GitLab servers may have it too. Of any other name, it is all of it.
- */
+/** What the names of the machines of all attempts at a job have in common under GitLab Runner. */
 export function withoutAttempt(machine: string): string {
   return machine.replace(HASH, "");
 }
@@ -191,7 +182,6 @@ function slug(text: string): string {
   return text.toLowerCase().replace(/[^a-z0-9]+/g, "-").replace(/^-|-$/g, "");
 }
 
-/** Whether a machine of ours can have this name. */
 export function isMachineName(name: string): boolean {
   return /^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/.test(name);
 }

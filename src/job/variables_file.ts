@@ -6,10 +6,7 @@ const PREFIX = "CUSTOM_ENV_";
 const LINE = /^(?:CUSTOM_ENV_)?([A-Za-z_][A-Za-z0-9_]*)=(.*)$/;
 const QUOTED = /^(["'])(.*)\1$/;
 
-/**
- * The environment with the variables of a job from this file, in place of those that it has. Throws
- * UsageError if the file cannot be read, or has a line that is no variable.
- */
+/** The environment with the job's variables from this file instead of its own. Throws UsageError. */
 export async function withVariablesOf(file: string, env: Env): Promise<Env> {
   let text: string;
   try {
@@ -25,10 +22,7 @@ export async function withVariablesOf(file: string, env: Env): Promise<Env> {
   return Object.fromEntries([...others, ...parseVariables(text, file)]);
 }
 
-/**
- * Reads lines such as `KEY=VALUE`, `CUSTOM_ENV_KEY="VALUE"` and `# words`. A value in quotes is what
- * stands between them, as it is. `file` is for messages. Throws UsageError.
- */
+/** Reads lines `KEY=VALUE`, quoted or not, and `# words`. `file` is for messages. Throws UsageError. */
 export function parseVariables(text: string, file: string): [name: string, value: string][] {
   return text.split("\n").flatMap((line, i) => {
     const trimmed = line.trim();

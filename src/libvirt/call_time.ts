@@ -12,7 +12,7 @@ export interface CallTime {
 const DEFAULT_SECONDS = 60;
 const SECONDS_AFTER_ABORT = 5;
 
-/** The time to open a connection. To undo something after a cancel, a dead daemon is no reason to stay. */
+/** The time to open a connection. After a cancel, a dead daemon must not keep us. */
 export function timeToOpen({ callSeconds = DEFAULT_SECONDS, signal }: CallTime): CallTime {
   if (!signal?.aborted) return { callSeconds, signal };
   return { callSeconds: Math.min(SECONDS_AFTER_ABORT, callSeconds), signal };

@@ -170,10 +170,7 @@ export class Connection implements AsyncDisposable {
     }
   }
 
-  /**
-   * As {@linkcode callForString}, for what a guest may choose: nothing is made of a result that has more
-   * bytes, and LibvirtError is thrown.
-   */
+  /** As {@linkcode callForString}, but throws LibvirtError at more bytes: a guest may choose them. */
   async callForShortString<Name extends CallName>(
     name: Name,
     mostBytes: number,

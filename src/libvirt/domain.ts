@@ -34,10 +34,7 @@ const CONSOLE_BYTES = 64 * 1024;
 /** Of an answer of a guest agent; libvirt takes megabytes, which are a hundred times that as objects. */
 const MOST_AGENT_BYTES = 64 * 1024;
 
-/**
- * What has become of a domain. One that crashed is kept as it was when its system did; one that is
- * halted waits for space where its disk is.
- */
+/** A crashed domain is kept as it was. A halted one waits for space for its disk. */
 export type DomainState = "active" | "crashed" | "halted" | "gone";
 
 /** A session at a domain's serial console. It waits for nothing. */
@@ -63,15 +60,11 @@ export class Domain extends Handle<"virDomain"> {
     return new Domain(connection, "virDomain", pointer, name);
   }
 
-  /** The domain of this name, or null if there is none. */
   static find(connection: Connection, name: string): Promise<Domain | null> {
     return orNull(VIR_ERR.NO_DOMAIN, Domain.lookup(connection, name));
   }
 
-  /**
-   * Starts a transient domain of this name and XML. `flags` are those of virDomainCreateFlags. The
-   * caller disposes of the handle; the domain runs on.
-   */
+  /** Starts a transient domain of this name and XML. `flags` are of virDomainCreateFlags. */
   static async create(
     connection: Connection,
     name: string,
@@ -82,15 +75,11 @@ export class Domain extends Handle<"virDomain"> {
     return new Domain(connection, "virDomain", pointer, name);
   }
 
-  /**
-   * Starts the domain whose RAM and XML are in this file of the hypervisor's host, where it was when
-   * it was saved. `flags` are of virDomainSaveRestoreFlags.
-   */
+  /** Starts the domain that {@linkcode save} has written. `flags`: virDomainSaveRestoreFlags. */
   static async restore(connection: Connection, path: string, flags: number): Promise<void> {
     await connection.ask("virDomainRestoreFlags", cString(path), null, flags);
   }
 
-  /** The domains that run. */
   static listActive(connection: Connection): Promise<Handles<Domain>> {
     return Domain.#list(connection, VIR_CONNECT_LIST_DOMAINS_ACTIVE);
   }
@@ -132,7 +121,6 @@ export class Domain extends Handle<"virDomain"> {
     await orNull(VIR_ERR.NO_DOMAIN, orNull(VIR_ERR.OPERATION_INVALID, destroyed));
   }
 
-  /** The memory that it has at most. */
   async memoryMib(): Promise<number> {
     // virDomainInfo (libvirt-domain.h): state at 0, maxMem in KiB at 8, 40 bytes in all.
     const info = new BigUint64Array(5);
@@ -154,16 +142,12 @@ export class Domain extends Handle<"virDomain"> {
     await this.call("virDomainSetMetadata", type, ...texts, flags);
   }
 
-  /** Replaces the title of the running domain, a line. */
   async setTitle(title: string): Promise<void> {
     const [type, flags] = [VIR_DOMAIN_METADATA_TITLE, VIR_DOMAIN_AFFECT_LIVE];
     await this.call("virDomainSetMetadata", type, cString(title), null, null, flags);
   }
 
-  /**
-   * Gives its QEMU guest agent a command and resolves to the `return` of the answer, which is what the
-   * guest wants it to be, within 64 KiB.
-   */
+  /** The `return` of the guest agent's answer. The guest chooses it, within 64 KiB. */
   async agentCommand(command: object, timeoutSeconds: number): Promise<unknown> {
     const text = cString(JSON.stringify(command));
     const name = "virDomainQemuAgentCommand";
@@ -174,10 +158,9 @@ export class Domain extends Handle<"virDomain"> {
   }
 
   /**
-   * Gives the body a session at its first serial console, which ends with it. libvirt only takes in
-   * what comes for the session while another call of this connection waits for its answer: ask for
-   * the {@linkcode state} again and again. Throws LibvirtError if somebody has the console, unless
-   * `force` ends their session.
+   * Gives the body a session at its first serial console. libvirt takes in what comes only while
+   * another call of this connection waits: ask for the {@linkcode state} again and again. Throws
+   * LibvirtError if another session has the console, unless `force` ends it.
    */
   withConsole<T>(
     { force }: { readonly force: boolean },
@@ -200,10 +183,7 @@ export class Domain extends Handle<"virDomain"> {
     }, VIR_STREAM_NONBLOCK);
   }
 
-  /**
-   * What its first screen shows, and of which type these bytes are. How large that is, the guest chooses:
-   * throws Error if it has more than so many bytes.
-   */
+  /** Its first screen, and the type of these bytes. Throws Error if there are more than so many. */
   async screenshot(
     mostBytes: number,
   ): Promise<{ mimeType: string; bytes: Uint8Array<ArrayBuffer> }> {
@@ -215,10 +195,7 @@ export class Domain extends Handle<"virDomain"> {
     }));
   }
 
-  /**
-   * Writes its RAM and its XML into this file of the hypervisor's host, and ends it. For
-   * {@linkcode Domain.restore}.
-   */
+  /** Writes its RAM and XML to this file of the hypervisor's host, and ends it. */
   async save(path: string): Promise<void> {
     await this.call("virDomainSaveFlags", cString(path), null, 0);
   }
@@ -233,7 +210,6 @@ export class Domain extends Handle<"virDomain"> {
     await this.call("virDomainUpdateDeviceFlags", cString(deviceXml), VIR_DOMAIN_AFFECT_LIVE);
   }
 
-  /** Its XML as it runs. */
   xml(): Promise<string> {
     return this.callForString("virDomainGetXMLDesc", 0);
   }

@@ -43,7 +43,6 @@ export interface LibvirtErrorOptions {
 export class LibvirtError extends Error {
   override readonly name = "LibvirtError";
   readonly fault = "libvirt";
-  /** libvirt's own words. */
   readonly words: string;
   readonly code: number;
   readonly errno: number | null;

@@ -24,10 +24,7 @@ export const FREE = {
 /** The C structures that there are handles of. */
 export type Kind = keyof typeof FREE;
 
-/**
- * A handle of libvirt's. Whoever gets it disposes of it, which leaves alone what it stands for. The
- * memory is given back after the calls on it that are in flight; a further call throws.
- */
+/** A handle of libvirt's. Disposing of it waits for its calls, and leaves alone what it stands for. */
 export abstract class Handle<K extends Kind> implements Disposable {
   protected readonly connection: Connection;
   /** What libvirt calls it; empty for what has no name. */

@@ -4,14 +4,11 @@ import { borrowedString, OutCell, pointerAt } from "../../ffi/memory.ts";
 import type { Connection } from "./connection.ts";
 import { orNull, VIR_ERR } from "./error.ts";
 
-/** virDomainStatsTypes: what the domain may take of memory, and takes. */
-const VIR_DOMAIN_STATS_BALLOON = 4;
-/** virConnectGetAllDomainStatsFlags: of domains that run. */
+const VIR_DOMAIN_STATS_BALLOON = 4; // virDomainStatsTypes
+// virConnectGetAllDomainStatsFlags: domains that run, without waiting for one that is busy or hangs.
 const VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE = 1;
-/** virConnectGetAllDomainStatsFlags: without waiting for a domain that is busy or hangs. */
 const VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT = 1 << 29;
-/** virNodeGetMemoryStatsAllCells: of all NUMA nodes together. */
-const VIR_NODE_MEMORY_STATS_ALL_CELLS = -1;
+const VIR_NODE_MEMORY_STATS_ALL_CELLS = -1; // of all NUMA nodes together
 
 /** The memory of a domain that runs. */
 export interface DomainMemory {

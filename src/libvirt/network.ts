@@ -9,7 +9,6 @@ export const VIR_NETWORK_UPDATE_COMMAND_ADD_LAST = 3;
 export const VIR_NETWORK_SECTION_IP_DHCP_HOST = 4;
 export const VIR_NETWORK_UPDATE_AFFECT_LIVE = 1; // the network that runs, not its definition
 
-/** An address of IPv4 or IPv6 that a guest has for a time. */
 export interface DhcpLease {
   readonly mac: string;
   readonly address: string;
@@ -25,12 +24,10 @@ export class Network extends Handle<"virNetwork"> {
     return new Network(connection, "virNetwork", pointer, name);
   }
 
-  /** The network of this name, or null if there is none. */
   static find(connection: Connection, name: string): Promise<Network | null> {
     return orNull(VIR_ERR.NO_NETWORK, Network.lookup(connection, name));
   }
 
-  /** Whether it is started. */
   async isActive(): Promise<boolean> {
     return (await this.call("virNetworkIsActive")) === 1;
   }
@@ -42,7 +39,6 @@ export class Network extends Handle<"virNetwork"> {
     return autostart[0] === 1;
   }
 
-  /** Its XML: addresses, bridge, DHCP. */
   xml(): Promise<string> {
     return this.callForString("virNetworkGetXMLDesc", 0);
   }
@@ -75,10 +71,7 @@ export class Network extends Handle<"virNetwork"> {
   }
 }
 
-/**
- * Reads a `virNetworkDHCPLease` (libvirt-network.h): expirytime at 8, mac at 24, ipaddr at 40. They
- * are the pointer's until it is freed.
- */
+/** Reads a `virNetworkDHCPLease` (libvirt-network.h): expirytime at 8, mac at 24, ipaddr at 40. */
 function readLease(pointer: Deno.PointerObject): DhcpLease {
   const view = new Deno.UnsafePointerView(pointer);
   return {

@@ -46,12 +46,8 @@ export class NetworkFilter extends Handle<"virNWFilter"> {
   }
 }
 
-/**
- * What binds a network filter to a device of the host. libvirt makes it with a card that has a filter, and
- * removes it with the card. Whoever gets the handle disposes of it, which leaves the binding as it is.
- */
+/** Binds a network filter to a device of the host. libvirt makes and removes it with the card. */
 export class FilterBinding extends Handle<"virNWFilterBinding"> {
-  /** What binds a filter to this device of the host, or null if nothing does. */
   static async find(connection: Connection, device: string): Promise<FilterBinding | null> {
     const lookup = connection.ask("virNWFilterBindingLookupByPortDev", cString(device));
     const pointer = await orNull(VIR_ERR.NO_NWFILTER_BINDING, lookup);

@@ -22,7 +22,6 @@ export class StoragePool extends Handle<"virStoragePool"> {
     return new StoragePool(connection, "virStoragePool", pointer, name);
   }
 
-  /** The storage pool of this name, or null if there is none. */
   static find(connection: Connection, name: string): Promise<StoragePool | null> {
     return orNull(VIR_ERR.NO_STORAGE_POOL, StoragePool.lookup(connection, name));
   }
@@ -47,7 +46,6 @@ export class StoragePool extends Handle<"virStoragePool"> {
     return new StoragePool(connection, "virStoragePool", pointer, name);
   }
 
-  /** Whether it is started. */
   async isActive(): Promise<boolean> {
     return (await this.call("virStoragePoolIsActive")) === 1;
   }
@@ -64,7 +62,6 @@ export class StoragePool extends Handle<"virStoragePool"> {
     await this.call("virStoragePoolDestroy");
   }
 
-  /** Whether libvirt starts it with the host. */
   async autostarts(): Promise<boolean> {
     const autostart = new Int32Array(1);
     await this.call("virStoragePoolGetAutostart", autostart);
@@ -87,21 +84,16 @@ export class StoragePool extends Handle<"virStoragePool"> {
     return new Volume(this.connection, "virStorageVol", pointer, name);
   }
 
-  /** The volume of this name, or null if there is none. */
   findVolume(name: string): Promise<Volume | null> {
     return orNull(VIR_ERR.NO_STORAGE_VOL, this.lookupVolume(name));
   }
 
-  /** Makes the volume that the XML describes. The caller disposes of the handle. */
   async createVolume(name: string, volumeXml: string): Promise<Volume> {
     const pointer = await this.call("virStorageVolCreateXML", cString(volumeXml), 0);
     return new Volume(this.connection, "virStorageVol", pointer, name);
   }
 
-  /**
-   * Makes the volume that the XML describes with what is in another. Where the file system can, they
-   * share their blocks until one of them is written to. The caller disposes of the handle.
-   */
+  /** Makes a volume with the content of another. They share blocks where the file system can. */
   async copyVolume(name: string, volumeXml: string, source: Volume): Promise<Volume> {
     const pointer = await source.lend(async (original) => {
       const copy = (flags: number): Promise<Pointer<"virStorageVol">> =>

@@ -49,10 +49,7 @@ export class Stream extends Handle<"virStream"> {
   }
 }
 
-/**
- * Gives the body a stream, which is finished after it, or aborted if it fails. `flags` are those of
- * virStreamFlags.
- */
+/** Gives the body a stream of these virStreamFlags, then finishes it, or aborts it on failure. */
 export async function withStream<T>(
   connection: Connection,
   body: (stream: Stream) => Promise<T>,

@@ -7,10 +7,7 @@ import { poolSpace } from "../machine/queue/host_load.ts";
 import { findActivePool } from "../machine/storage/pools.ts";
 import type { Gauges } from "./metrics.ts";
 
-/**
- * What libvirt says of machines and disks, in a few calls however many there are; with `disks`, in
- * some more for each machine. Null without the pool.
- */
+/** Counts machines and their space; null without the pool. `disks` takes calls for each machine. */
 export async function measure(
   { connection, config }: Host,
   { disks }: { readonly disks: boolean },

@@ -16,9 +16,8 @@ const PATIENCE_MS = 1000;
 const MOST_BYTES = 1024 * 1024;
 
 /**
- * Adds what a stage has seen to the file, which others read and write at the same time. Readers see
- * it whole, before or after. Throws SystemFailure if it cannot, if the file is not ours, or if others may
- * write to its directory.
+ * Adds what a stage has seen to the file, which readers always see whole. Throws SystemFailure if the
+ * file is not ours, or if others may write to its directory.
  */
 export async function addToMetricsFile(
   file: string,
@@ -50,10 +49,7 @@ export async function addToMetricsFile(
   }
 }
 
-/**
- * A new file that others may read, whatever the umask: node_exporter is another user. It follows no link
- * and sets no mode by name.
- */
+/** A new file that others can read, whatever the umask: node_exporter is another user. */
 function createReadable(path: string): Deno.FsFile {
   return withUmask(
     0o022,
@@ -68,10 +64,7 @@ async function writeAll(file: Deno.FsFile, text: string): Promise<void> {
   }
 }
 
-/**
- * A file by which one process at a time writes. Its lock is the kernel's, which takes it back from a
- * process that is killed; it needs no file that stays, and nobody else can open it.
- */
+/** Opens a file that locks out other writers. The kernel unlocks it if its process is killed. */
 async function openLocked(path: string, patienceMs: number): Promise<Deno.FsFile> {
   const end = performance.now() + patienceMs;
   for (;;) {

@@ -30,10 +30,7 @@ export interface RuleSearch {
   readonly reasons: readonly string[];
 }
 
-/**
- * What the settings give the job, of what it asks for. Throws BuildFailure if they do not let it
- * have that, and SystemFailure if GitLab Runner does not say whose job it is.
- */
+/** What a job gets. Throws BuildFailure if it asks for too much, SystemFailure without its project. */
 export function decide(job: Job, config: Config): Decision {
   const { rule, reasons } = findRule(job, config);
   const asker = { isOperator: job.isTemplateFromOperator, byHand: job.byHand, rule };

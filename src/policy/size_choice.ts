@@ -54,10 +54,7 @@ const KINDS = {
 const NESTED = "LIBVIRT_GCI_NESTED";
 const SETTINGS = "this host's settings";
 
-/**
- * What the job's machine gets: what the job asks for, or else what the settings say, if it is within
- * what they allow. Throws BuildFailure if it is not, or if the job's word is no size.
- */
+/** What the job asks for, or else the settings, within the limits. Throws BuildFailure. */
 export function chooseSizes(context: SizeContext): Sizes {
   return {
     vcpus: chooseSize("vcpus", context),

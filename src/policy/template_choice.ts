@@ -60,11 +60,7 @@ export class TemplateRefusal extends BuildFailure {
   }
 }
 
-/**
- * The template for a job that asks for this one, by its name or by an alias of the settings, or for
- * none (null). Throws TemplateRefusal if the word is no name, if there is no default, or if the
- * settings do not let the asker have it.
- */
+/** The template of this name or alias; null is the default. Throws TemplateRefusal. */
 export function chooseTemplate(
   config: Config,
   requested: string | null,
@@ -130,10 +126,7 @@ export function fits(pattern: string, text: string): boolean {
   return text.endsWith(end) && text.length - end.length >= at;
 }
 
-/**
- * Each volume belongs to one name only, so that nobody gets round what the settings say of a
- * template by asking for its volume.
- */
+/** Each volume belongs to one name: nobody gets round a template's settings by its volume's name. */
 function findTemplateName(config: Config, word: string): Found | null {
   const named = namedOf(config);
   const goesBy = (word: string): Found | undefined =>

@@ -4,7 +4,6 @@ import { FLAG, isKeys, listOf, NAME, PATTERNS, text, whole } from "./kinds.ts";
 import { MACHINE, RULE_LIMITS } from "./machine_table.ts";
 import { setting } from "./setting.ts";
 
-/** What only a template has. */
 export const TEMPLATE_ONLY = {
   volume: setting(NAME, null, "The template's volume in the pool of templates.", {
     unset: "the template's name, with or without `.qcow2`",

@@ -2,7 +2,6 @@
 import { DIRECTORY, FLAG, NAME, PATTERNS, SECONDS, TEMPLATE_NAME, text, whole } from "./kinds.ts";
 import { group, setting } from "./setting.ts";
 
-/** The settings of the host. */
 export const HOST = {
   libvirt: group("The connection to libvirt.", {
     uri: setting(

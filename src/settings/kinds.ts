@@ -16,7 +16,6 @@ export const TEMPLATE_NAME = /^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$/;
 /** Each makes rules of a filter, and each rule takes time. */
 const MOST_ADDRESSES = 64;
 
-/** A whole number between these, or one of them. */
 export function whole(min: number, max: number): Kind<number> {
   return {
     words: `a whole number from ${min} to ${max}`,
@@ -25,7 +24,6 @@ export function whole(min: number, max: number): Kind<number> {
   };
 }
 
-/** One of these words. */
 export function oneOf<const T extends string>(...values: readonly T[]): Kind<T> {
   return {
     words: `one of ${values.join(", ")}`,
@@ -33,12 +31,10 @@ export function oneOf<const T extends string>(...values: readonly T[]): Kind<T> 
   };
 }
 
-/** A text that the pattern fits. */
 export function text(pattern: RegExp, words: string): Kind<string> {
   return { words, accepts: (value): value is string => isText(value) && pattern.test(value) };
 }
 
-/** A list of such items. */
 export function listOf<T>(
   items: Kind<T>,
   words: string,
@@ -52,7 +48,6 @@ export function listOf<T>(
   };
 }
 
-/** `true` or `false`. */
 export const FLAG: Kind<boolean> = {
   words: "true or false",
   accepts: (value) => typeof value === "boolean",
@@ -67,7 +62,6 @@ export const NAME = text(
   "a name without slashes or control characters",
 );
 
-/** The path of a directory. */
 export const DIRECTORY = text(/^\/[^\p{C}]*$/u, "an absolute path");
 
 /** Names of templates or paths of projects, in which `*` stands for any characters. */
@@ -76,7 +70,6 @@ export const PATTERNS = listOf(
   "a list of names and patterns, such as [debian-*]",
 );
 
-/** Ports of the host. */
 export const PORTS = listOf(
   text(
     /^(tcp|udp)\/([1-9]\d{0,3}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d{2}|655[0-2]\d|6553[0-5])$/,
@@ -85,7 +78,6 @@ export const PORTS = listOf(
   "a list of ports, such as [tcp/80]",
 );
 
-/** Addresses of the host. */
 export const HOST_ADDRESSES = listOf(
   {
     words: "an IPv4 address of the host, alone or with its prefix, such as 192.0.2.7/24",
@@ -95,7 +87,6 @@ export const HOST_ADDRESSES = listOf(
   { max: MOST_ADDRESSES },
 );
 
-/** Networks of IPv4. */
 export const NETWORKS = listOf(
   {
     words: "an IPv4 network by its first address, such as 192.168.0.0/16",

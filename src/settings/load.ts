@@ -6,7 +6,6 @@ import { type Config, DEFAULT_CONFIG } from "./settings.ts";
 
 const CONTENT = "the settings";
 
-/** Where the settings are read from. */
 export interface ConfigPlaces {
   /** `--config`: this file and no other. */
   readonly file?: string | undefined;
@@ -15,9 +14,8 @@ export interface ConfigPlaces {
 }
 
 /**
- * Reads the first file that exists of `--config`, `/etc/libvirt-gci/config.yaml` and
- * `$XDG_CONFIG_HOME/libvirt-gci/config.yaml`; without any, the defaults hold. Throws SystemFailure
- * with all mistakes of the file at once, or if others may write it.
+ * Reads the first of `--config`, `/etc/libvirt-gci/config.yaml` and the user's own file; without any, the
+ * defaults hold. Throws SystemFailure with all mistakes at once, or if other users can write the file.
  */
 export async function loadConfig({ file, home, xdgConfigHome }: ConfigPlaces): Promise<Config> {
   const user = xdgConfigHome || (home && `${home}/.config`);
@@ -42,10 +40,7 @@ export async function loadConfig({ file, home, xdgConfigHome }: ConfigPlaces): P
   return DEFAULT_CONFIG;
 }
 
-/**
- * The text of a file that says what jobs may do. Throws SystemFailure if anybody but root and this
- * user could have written it, and what Deno throws if it cannot be read.
- */
+/** Reads the file. Throws SystemFailure if others could have written it, and Deno's own errors. */
 async function readSettingsFile(file: string): Promise<string> {
   using opened = await Deno.open(file);
   const info = await opened.stat(); // of what is read, whatever the name means by now

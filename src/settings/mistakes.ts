@@ -7,7 +7,6 @@ import { type Members, settingsIn } from "./setting.ts";
 /** The way to a value of the file, by keys and by places in lists. */
 export type Path = readonly (string | number)[];
 
-/** A mistake in the settings. */
 export interface Mistake {
   readonly path: Path;
   /** Whether the key is wrong, not its value. */
@@ -23,7 +22,6 @@ export interface YamlMistake {
   readonly hidesOthers?: boolean;
 }
 
-/** A value that is not what it must be. */
 export function mustBe(path: Path, words: string, value: unknown): Mistake {
   const given = value === null
     ? "nothing"

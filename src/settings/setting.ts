@@ -55,7 +55,6 @@ export function setting<T>(
   return { kind, fallback, doc, ...details };
 }
 
-/** Settings that stand below one key. */
 export function group<const M extends Members>(doc: string, members: M): Group<M> {
   return { doc, members };
 }

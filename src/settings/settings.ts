@@ -35,7 +35,6 @@ export interface Rule extends Values<typeof RULE> {
   readonly name: string;
 }
 
-/** The settings, complete. */
 export interface Config extends Values<typeof HOST> {
   /** The file that they are from; null are the defaults. */
   readonly file: string | null;
