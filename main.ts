@@ -73,10 +73,7 @@ async function cancellation(): Promise<AbortSignal> {
   return controller.signal;
 }
 
-/**
- * In a session of its own, so that nobody ends it with a stage, with no other variables than these, and
- * not in the attempt's directory, which GitLab Runner removes after cleanup.
- */
+/** Detached, to outlive the stage; in "/", since GitLab Runner removes the attempt's directory. */
 function startInBackground(args: readonly string[], env: Record<string, string>): void {
   const program = Deno.build.standalone ? [] : ["run", "--allow-all", import.meta.filename ?? ""];
   new Deno.Command(Deno.execPath(), {

@@ -11,7 +11,6 @@ import type { Config } from "../settings/settings.ts";
 /** The program's name in messages, whatever the file is called. */
 export const PROGRAM = "libvirt-gci";
 
-/** What a command runs with. */
 export interface Program {
   readonly env: Env;
   readonly version: string;
@@ -28,10 +27,7 @@ export interface Program {
   readonly guestCommand: readonly string[] | null;
   /** Loads the settings, once. Throws SystemFailure. */
   readonly settings: () => Promise<Config>;
-  /**
-   * Connects to libvirt, and disconnects after the body. `config` replaces the settings. Throws
-   * SystemFailure.
-   */
+  /** Connects to libvirt for the body. `config` replaces the settings. Throws SystemFailure. */
   readonly onHost: (body: (context: Context) => Promise<void>, config?: Config) => Promise<void>;
 }
 

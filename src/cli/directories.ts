@@ -23,10 +23,7 @@ function attemptDirectory(env: Env): string | null {
   return response ? response.slice(0, response.lastIndexOf("/")) : null;
 }
 
-/**
- * The user's own, with one of its own for each other hypervisor: gc must not take the keys of
- * another's machines for left over.
- */
+/** The user's own, one for each hypervisor: gc must not take another's keys for left over. */
 function lastingDirectory(env: Env, uri: string): string {
   const below = uri === DEFAULT_CONFIG.libvirt.uri ? "" : `/${encodeURIComponent(uri)}`;
   if (Deno.uid() === 0) return `/run/libvirt-gci${below}`;

@@ -6,9 +6,8 @@ import { type Env, isByHand } from "../job/job.ts";
 const LOST = 255;
 
 /**
- * The exit status that tells GitLab Runner whose fault this is. By hand its variables are unset, and a
- * command that passes on the status of what it runs in the guest ends with that.
- * See https://docs.gitlab.com/runner/executors/custom/#error-handling.
+ * The exit status that tells GitLab Runner whose fault this is
+ * (https://docs.gitlab.com/runner/executors/custom/#error-handling), or by hand the guest's own.
  */
 export function exitStatus(
   error: unknown,
@@ -30,11 +29,7 @@ function statusFrom(value: string | number | undefined, otherwise: number): numb
   return Number.isInteger(status) && status > 0 && status < 256 ? status : otherwise;
 }
 
-/**
- * Tells GitLab Runner (17.9 and newer) the script's own status, or that there is none: the file
- * stays from stage to stage, and one that holds anything but a number is a system failure. Throws
- * SystemFailure if it cannot.
- */
+/** Tells GitLab Runner (17.9) the script's status, or deletes an earlier one. Throws SystemFailure. */
 export async function reportScriptStatus(error: unknown, env: Env): Promise<void> {
   const file = env["BUILD_EXIT_CODE_FILE"];
   if (file === undefined) return;

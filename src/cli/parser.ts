@@ -18,9 +18,8 @@ export interface CommandLine {
 }
 
 /**
- * Reads the command line. What follows `--` belongs to the guest, whatever it looks like. For `--help`,
- * `--version`, `completions` and mistakes, prints and ends the program: mistakes with 2. Only the module
- * of the command is loaded, unless it is none.
+ * Reads the command line. What follows `--` is the guest's. Prints and ends the program for `--help`,
+ * `--version`, `completions` and mistakes. Only the named command's module is loaded.
  */
 export async function parseArguments(
   args: readonly string[],

@@ -18,10 +18,7 @@ export class ScriptOutput {
     this.#plainStderr = stderr;
   }
 
-  /**
-   * Lets our words begin on a line of their own, as they are: neither hidden nor coloured, nor the
-   * rest of a line that the script began.
-   */
+  /** Ends the script's colours and its last line, so that our words begin on a line of their own. */
   async end(env: Env): Promise<void> {
     if (this.#last === undefined) return;
     const reset = env["SYSTEM_FAILURE_EXIT_CODE"] === undefined ? "" : RESET; // in GitLab's log

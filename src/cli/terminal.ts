@@ -65,10 +65,7 @@ export function ownPrinter(env: Env): Printer {
   }, env);
 }
 
-/**
- * Writes each part whole before it asks for the next: a slow reader slows the guest. `name` is for
- * messages. Throws SystemFailure.
- */
+/** Writes each part whole, so that a slow reader slows the guest. Throws SystemFailure. */
 export function sinkTo(
   stream: { write(bytes: Uint8Array): Promise<number> },
   name: string,

@@ -53,11 +53,7 @@ async function cleanupAfterJob(
   });
 }
 
-/**
- * Removes all machines of ours, also those that somebody needs, if the person says yes. `ask` is
- * null where nobody can be asked. Throws SystemFailure, in the end, with all that it could not
- * remove.
- */
+/** Removes all machines, also those of running jobs, if the person says yes. Throws SystemFailure. */
 export async function cleanupAll(
   { yes, ask }: { readonly yes: boolean; readonly ask: Ask | null },
   context: Context,

@@ -19,9 +19,8 @@ export const command = defineCommand("config", {
 });
 
 /**
- * GitLab Runner's answer from a config_exec, one JSON object
- * (https://docs.gitlab.com/runner/executors/custom/#config). It asks nothing of libvirt. What a job
- * may not have is for `prepare` to refuse, whose message the job's log shows.
+ * The answer of a config_exec (https://docs.gitlab.com/runner/executors/custom/#config). Prepare refuses
+ * what the job may not have, since its message gets into the job's log.
  */
 export function configJson(job: Job, config: Config, version: string): string {
   const { ssh: { user }, guest: { shell, buildsDir, cacheDir } } = settingsOf(job, config);

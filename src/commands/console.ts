@@ -27,11 +27,7 @@ export const command = defineCommand("console", {
   },
 });
 
-/**
- * Connects a person's terminal to the machine's serial console, until they type ^] or the machine
- * ends. Without a terminal, prints what comes, line by line and harmless, until the machine ends.
- * Throws SystemFailure if another has the console, unless `force` ends their session.
- */
+/** Connects the terminal to the machine's serial console; without one, prints harmless lines. */
 export async function openConsole(
   machine: string,
   { force, terminal, stdout }: {

@@ -52,10 +52,7 @@ interface Explanation {
   readonly refusal: BuildFailure | null;
 }
 
-/**
- * The job of this environment and these options: one of a named project is not protected unless
- * somebody says so. Throws UsageError if the variables' file is wrong, and what jobFromEnv() throws.
- */
+/** The job to explain. In a named project, it is not protected unless stated. Throws UsageError. */
 export async function jobToExplain(options: ExplainOptions, env: Env): Promise<Job> {
   const { distro, project, variables } = options;
   const jobEnv = variables === undefined ? env : await withVariablesOf(variables, env);
@@ -64,10 +61,7 @@ export async function jobToExplain(options: ExplainOptions, env: Env): Promise<J
   return project === undefined ? job : { ...job, isProtected: job.isProtected ?? false };
 }
 
-/**
- * Says what prepare would give the job and why, as far as the settings and the job alone decide it:
- * it asks nothing of libvirt. Throws SystemFailure where prepare would.
- */
+/** What prepare would give the job and why, without asking libvirt. Throws SystemFailure. */
 export function explainJob(
   job: Job,
   config: Config,

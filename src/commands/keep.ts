@@ -25,10 +25,7 @@ export const command = defineCommand("keep", {
     onHost((context) => keep(machine, extendSeconds, context)),
 });
 
-/**
- * Keeps a job's machine so much longer, or, while its job runs, after that. Throws UsageError for a
- * machine by hand, and SystemFailure if it is gone, not ours, or not ready.
- */
+/** Keeps a job's machine longer. Throws UsageError for a machine by hand, else SystemFailure. */
 export async function keep(
   machine: string,
   extendSeconds: number,

@@ -43,11 +43,7 @@ export interface ListedMachine {
   readonly template: string | null;
   /** ISO 8601. */
   readonly created: string | null;
-  /**
-   * `standby` if it waits for a job; `waiting` until there is room for it, `starting` until it can be logged in to, then `ready`;
-   * `crashed` if its kernel panicked, `halted` if its disk cannot be written; `kept` if its job is over; `orphan` if it has a domain and
-   * nobody needs it; `leftover` if it has not even that.
-   */
+  /** The help of the command explains them. */
   readonly state: State;
   /** Until when somebody wants it to stay, whatever becomes of its job, ISO 8601. */
   readonly keptUntil: string | null;
@@ -62,7 +58,6 @@ export interface ListedMachine {
 /** A machine without a domain is taken for one that starts while it is so young. */
 const STARTING_SECONDS = 600;
 
-/** All machines of which anything is left. */
 export async function listMachines(context: Context): Promise<ListedMachine[]> {
   const { host } = context;
   const found = await findMachines(context, { refresh: false });
@@ -152,7 +147,6 @@ async function diskOf(
   return (await Promise.all(sizes)).reduce((sum, size) => sum + size, 0);
 }
 
-/** The machines as JSON, an array of {@linkcode ListedMachine}. */
 export function listJson(machines: readonly ListedMachine[]): string {
   return JSON.stringify(machines, null, 2);
 }
@@ -173,7 +167,6 @@ const STATE_COLOURS = {
 } as const;
 
 type State = keyof typeof STATE_COLOURS;
-/** The machines as a table for people, a line each, fit to print. */
 export function listTable(machines: readonly ListedMachine[], paint: Paint = noPaint): string {
   const rows = [HEAD, ...machines.map(rowOf)];
   return toTable(rows, (padded, row, column) => {
@@ -208,7 +201,6 @@ function toCell(text: string | null): string {
   return toVisible(text || "-").replaceAll("\n", "\\n");
 }
 
-/** A warm image as the command `list` shows it. */
 interface ListedWarmImage {
   readonly template: string;
   readonly created: string;
@@ -218,7 +210,6 @@ interface ListedWarmImage {
   readonly diskBytes: number;
 }
 
-/** The warm images from which machines can be resumed. */
 async function listWarmImages({ connection, config }: Host): Promise<ListedWarmImage[]> {
   const { findWarmImages, machinesOn, warmVolumes } = await import("../machine/warm/warm_image.ts");
   using pool = await findActivePool(connection, config.pools.overlays);
@@ -237,7 +228,6 @@ async function listWarmImages({ connection, config }: Host): Promise<ListedWarmI
 
 const WARM_HEAD = ["WARM IMAGE OF", "AGE", "MACHINES", "DISK"];
 
-/** The warm images as a table for people, a line each. */
 function warmTable(images: readonly ListedWarmImage[]): string {
   return toTable([
     WARM_HEAD,

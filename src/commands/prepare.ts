@@ -40,9 +40,8 @@ export const command = defineCommand("prepare", {
 });
 
 /**
- * Makes a machine for the job, once there is room for it, and waits until a command runs in it. If
- * that fails, or the signal aborts, it undoes what it did. Throws BuildFailure if the job asks for what
- * there is not or what it may not have, else SystemFailure.
+ * Creates a machine for the job and waits until a command runs in it. If that fails, or the signal
+ * aborts, undoes what it did. Throws BuildFailure if the job asks for too much, else SystemFailure.
  */
 export async function prepare(
   job: Job,

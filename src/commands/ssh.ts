@@ -32,10 +32,7 @@ function noTerminal(machine: string): UsageError {
   });
 }
 
-/**
- * Gives a person a shell in the machine, or runs a command there, with their terminal. Throws
- * ScriptFailure if it ends with another status than 0, and SystemFailure if the machine is lost.
- */
+/** Runs a shell or a command in the machine at a terminal. Throws ScriptFailure and SystemFailure. */
 export async function ssh(
   machine: string,
   { command, terminal, stdout }: {

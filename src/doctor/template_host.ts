@@ -25,8 +25,8 @@ export interface TemplateVolume extends VolumeFacts {
 export interface TemplateHost {
   /** The volumes of the template pool, by path. */
   readonly volumes: ReadonlyMap<string, TemplateVolume>;
-  /** The paths of the machines' disks that stand on the file of a path. */
-  readonly overlays: ReadonlyMap<string, readonly string[]>;
+  /** The machines' disks that stand on the file of a path. */
+  readonly overlays: ReadonlyMap<string | null, readonly TemplateVolume[]>;
   /** The domains that write to the file of a path. */
   readonly writers: ReadonlyMap<string, readonly HostDomain[]>;
 }
@@ -83,17 +83,11 @@ async function readVolumes(
 
 async function readOverlays(
   { connection, config }: LibvirtContext,
-): Promise<Map<string, string[]>> {
-  const overlays = new Map<string, string[]>();
+): Promise<TemplateHost["overlays"]> {
   using pool = await findActivePool(connection, config.pools.overlays);
-  if (pool === null) return overlays;
-  const isMachines = (name: string): boolean => machineOfVolume(name) !== null;
-  for (const { path, backing } of await readVolumes(pool, isMachines)) {
-    if (backing === null) continue;
-    const paths = overlays.get(backing) ?? [];
-    overlays.set(backing, paths.concat(path));
-  }
-  return overlays;
+  if (pool === null) return new Map();
+  const disks = await readVolumes(pool, (name) => machineOfVolume(name) !== null);
+  return Map.groupBy(disks, ({ backing }) => backing);
 }
 
 /** Our own machines write to their overlays, which the XML has above the template. */

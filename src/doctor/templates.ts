@@ -69,7 +69,7 @@ async function checkTemplate(
     checkFormat(volume),
     await checkChain(chain, volume, context),
     writers.map((domain) => writerProblem(domain, volume, overlays.length, context)),
-    await checkChanged(chain, { volume, overlays }, context),
+    await checkChanged(chain, volume, overlays, context),
     checkSize(volume, settingsOf(name, context), context.config),
   ]);
   if (findings.length > 0) return findings;
@@ -124,7 +124,8 @@ function writerProblem(
 /** Whether a file was written to after disks were based on it. A replaced file is younger than those. */
 async function checkChanged(
   chain: readonly string[],
-  { volume, overlays }: { readonly volume: TemplateVolume; readonly overlays: readonly string[] },
+  volume: TemplateVolume,
+  overlays: readonly TemplateVolume[],
   context: DoctorContext,
 ): Promise<Finding[]> {
   if (!isLocal(context)) return [];
@@ -132,7 +133,7 @@ async function checkChanged(
     const info = await statIfAllowed(context, path);
     return { path, born: Number(info?.birthtime ?? NaN), written: Number(info?.mtime ?? NaN) };
   };
-  const disks = await Promise.all(overlays.map(timesOf));
+  const disks = await Promise.all(overlays.map(({ path }) => timesOf(path)));
   const files = await Promise.all(chain.map(timesOf));
   const harmedBy = (file: typeof disks[number]): number =>
     disks.filter(({ born }) => file.born < born && born < file.written).length;

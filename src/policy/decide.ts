@@ -49,7 +49,8 @@ export function decide(job: Job, config: Config): Decision {
   return {
     choice: { ...choice, settings },
     settings,
-    ...{ rule, reasons },
+    rule,
+    reasons,
     sizes,
     advise: templateAdvice(config, asker),
   };

@@ -32,17 +32,28 @@ export function mustBe(path: Path, words: string, value: unknown): Mistake {
   return { path, words: `"${where}" must be ${words}, not ${given}` };
 }
 
-/** Something of the file. */
-export interface FilePlace {
-  /** All settings of the file, of the template or of the rule that it is in. */
-  readonly table: Members;
-  /** Where that begins. */
-  readonly start: Path;
-  readonly path: Path;
+/** Something of the file, and where its mistakes go. */
+export class Place {
+  constructor(
+    readonly mistakes: Mistake[],
+    /** All settings of the file, of the template or of the rule that it is in. */
+    readonly table: Members,
+    /** Where that begins. */
+    readonly start: Path = [],
+    readonly path: Path = start,
+  ) {}
+
+  below(step: string | number): Place {
+    return new Place(this.mistakes, this.table, this.start, [...this.path, step]);
+  }
+
+  mustBe(words: string, value: unknown): void {
+    this.mistakes.push(mustBe(this.path, words, value));
+  }
 }
 
 /** A key that is none of those that are known in its place. */
-export function unknownKey({ path, start, table }: FilePlace, known: readonly string[]): Mistake {
+export function unknownKey({ path, start, table }: Place, known: readonly string[]): Mistake {
   const steps = path.slice(start.length);
   const near = nearest(steps.join("."), table) ?? nearest(String(steps.at(-1)), table);
   const words = start.length > 0 && Object.hasOwn(HOST, String(steps[0]))

@@ -6,15 +6,7 @@ import { FILE, RULE, TEMPLATE } from "./file_table.ts";
 import { HOST } from "./host_table.ts";
 import { isKeys, type Kind, NAME } from "./kinds.ts";
 import { MACHINE } from "./machine_table.ts";
-import {
-  type FilePlace,
-  type Mistake,
-  mistakesOfYaml,
-  mustBe,
-  offsetOf,
-  type Path,
-  unknownKey,
-} from "./mistakes.ts";
+import { type Mistake, mistakesOfYaml, mustBe, offsetOf, Place, unknownKey } from "./mistakes.ts";
 import type { Members } from "./setting.ts";
 import {
   camel,
@@ -127,24 +119,6 @@ function keysIn(raw: unknown): string[] {
   return Object.entries(raw).flatMap(([key, value]) =>
     isKeys(value) ? keysIn(value).map((below) => `${key}.${below}`) : [key]
   );
-}
-
-/** Something of the file, and where its mistakes go. */
-class Place implements FilePlace {
-  constructor(
-    readonly mistakes: Mistake[],
-    readonly table: Members,
-    readonly start: Path = [],
-    readonly path: Path = start,
-  ) {}
-
-  below(step: string | number): Place {
-    return new Place(this.mistakes, this.table, this.start, [...this.path, step]);
-  }
-
-  mustBe(words: string, value: unknown): void {
-    this.mistakes.push(mustBe(this.path, words, value));
-  }
 }
 
 /** What the file says of these settings, and else the inherited values. */
