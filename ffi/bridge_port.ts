@@ -32,7 +32,6 @@ export function setGroupForwardMask(device: string, mask: number): boolean {
   return withNetlink(NETLINK.ROUTE, (ask) => errorOf(ask(request)) === 0) ?? false;
 }
 
-/** struct ifinfomsg for a port of a bridge. */
 function interfaceInfo(index: number): Uint8Array<ArrayBuffer> {
   const info = new Uint8Array(16);
   info[0] = AF_BRIDGE; // ifi_family

@@ -2,7 +2,6 @@
 
 /** How the tables of C functions are written: the result first, then the parameters, as in C. */
 
-/** A C function as `Deno.dlopen` takes it. */
 interface Declaration<Result, Parameters> {
   readonly parameters: Parameters;
   readonly result: Result;

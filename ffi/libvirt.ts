@@ -171,7 +171,6 @@ export const symbols = {
   freeAddress: { type: "pointer", name: "free" },
 } as const satisfies Deno.ForeignLibraryInterface;
 
-/** The functions of {@linkcode symbols}, ready to call. */
 export type Libvirt = Deno.DynamicLibrary<typeof symbols>["symbols"];
 
 /** One of libvirt's handles, by the name of its C structure: a domain is no network. */

@@ -27,7 +27,6 @@ export function cBytes(pointer: Deno.PointerObject, mostBytes: number): Uint8Arr
   return bytes;
 }
 
-/** The pointer that stands at `offset` bytes behind `pointer`. */
 export function pointerAt(pointer: Deno.PointerObject, offset: number): Deno.PointerValue {
   return new Deno.UnsafePointerView(pointer).getPointer(offset);
 }

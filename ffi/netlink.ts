@@ -116,7 +116,6 @@ export function attribute(type: number, value: Bytes): Bytes {
   return whole;
 }
 
-/** These bytes, one after the other. */
 export function concatenated(parts: readonly Bytes[]): Bytes {
   const all = new Uint8Array(parts.reduce((sum, { length }) => sum + length, 0));
   let at = 0;

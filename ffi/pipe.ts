@@ -13,10 +13,10 @@ const SPLICE_F_NONBLOCK = 2;
 
 /** As much as any user may have of one (pipe-max-size in proc(5)). */
 const PIPE_BYTES = 1024 * 1024;
-/** How often it is looked whether anybody still reads. */
+/** How often to check whether the pipe is still read. */
 const POLL_MS = 100;
 
-/** A disk that does not answer keeps nobody longer than that. */
+/** How long to wait for a disk that does not answer. */
 const LAST_MS = 2000;
 
 /** A file as it is to be read: these bytes, then its own from the offset on. */
@@ -82,7 +82,6 @@ async function isWritable(input: number): Promise<boolean> {
 
 type HasRoom = () => Promise<boolean>;
 
-/** Whether it wrote all. */
 async function writeAll(
   bytes: Uint8Array<ArrayBuffer>,
   input: number,

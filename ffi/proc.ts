@@ -40,7 +40,6 @@ export function withUmask<T>(mask: number, body: () => T): T {
   }
 }
 
-/** Whether there is a file or a directory at this path that this user may open. */
 export function isKernelFile(path: string): boolean {
   const { open, close } = loadProc();
   const file = open(cString(path), O_RDONLY_CLOEXEC);
@@ -53,7 +52,6 @@ export function hasProcess(pid: number): boolean {
   return loadProc().getpgid(pid) >= 0;
 }
 
-/** Where a link below /proc leads, or null if it cannot be read. */
 export function readProcLink(path: string): string | null {
   const buffer = new Uint8Array(4096);
   const { readlink } = loadProc();

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-/** The bytes of a gibibyte. */
 export const GIB = 1024 ** 3;
 
 /** So many bytes in GiB, to one decimal place where there are few. */

@@ -5,7 +5,6 @@ export const DURATION = /^[1-9]\d{0,5}[smhd]$/;
 
 const SECONDS: Readonly<Record<string, number>> = { s: 1, m: 60, h: 3600, d: 86_400 };
 
-/** The seconds of a duration such as `30m` or `2h`. */
 export function durationSeconds(text: string): number {
   return Number.parseInt(text) * (SECONDS[text.slice(-1)] ?? 1);
 }

@@ -23,16 +23,13 @@ export const FAULTS = [
   "other",
 ] as const;
 
-/** One of {@linkcode FAULTS}. */
 export type Fault = typeof FAULTS[number];
 
 /** What failed, why, and what to do about it. */
 export interface Failure {
   /** What failed and on what, the thing in double quotes, without a full stop. */
   readonly what: string;
-  /** The error behind it. */
   readonly cause?: unknown;
-  /** Something to run or to edit. */
   readonly advice?: string;
   /** More for the job's log, already fit to print: the end of a serial console, say. */
   readonly details?: string;

@@ -4,7 +4,7 @@ import { SystemFailure } from "./errors.ts";
 const WRITABLE_BY_OTHERS = 0o022;
 const STICKY = 0o1000;
 
-/** Whether nobody but its owner may replace a file in the directory, as in /tmp. */
+/** Whether only its owner may replace a file in the directory, as in /tmp. */
 export function isStickyDirectory({ mode }: Pick<Deno.FileInfo, "mode">): boolean {
   return ((mode ?? 0) & STICKY) !== 0;
 }

@@ -20,18 +20,15 @@ export function readCidrs(texts: readonly string[]): Cidr[] {
   return texts.map(readCidr).filter((cidr) => cidr !== null);
 }
 
-/** The address with its prefix, as people write it. */
 export function cidrText({ address, prefix }: Cidr): string {
   return `${address}/${prefix}`;
 }
 
-/** The first address of the network that this one is in. */
 export function firstOf({ address, prefix }: Cidr): string {
   const size = 2 ** (32 - prefix);
   return addressOf(Math.floor(addressNumber(address) / size) * size);
 }
 
-/** The last address of the network that this one is in. */
 export function lastOf(cidr: Cidr): string {
   return addressOf(addressNumber(firstOf(cidr)) + 2 ** (32 - cidr.prefix) - 1);
 }

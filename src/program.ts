@@ -36,12 +36,10 @@ export const COMMANDS: Commands = {
   standby: () => import("./commands/standby.ts"),
 };
 
-/** What the program gets from its caller. */
 interface Caller {
   readonly args: readonly string[];
   /** Aborts at a cancel; its reason is the error to end with. */
   readonly signal: AbortSignal;
-  /** Where the output of scripts goes. */
   readonly output: Outputs;
   readonly env: Env;
   readonly version: string;
@@ -55,7 +53,6 @@ interface Caller {
   readonly startInBackground: (args: readonly string[], env: Record<string, string>) => void;
 }
 
-/** A caller who is told something in the end. */
 type RunningCaller = Caller & Pick<Program, "say">;
 
 /** Does what the command line asks for, and says with which status to exit. It never throws. */
@@ -118,7 +115,6 @@ async function endOutput(script: ScriptOutput, env: Env): Promise<void> {
   await script.end(env).catch(() => {}); // nobody may be reading it any more
 }
 
-/** Runs the command, as a stage if it is one. */
 async function runCommand(line: CommandLine, caller: RunningCaller): Promise<void> {
   const { config: file, action, guestCommand } = line;
   const { env, version, path, signal, printer, output, say } = caller;
@@ -166,7 +162,6 @@ async function runStage(
   }
 }
 
-/** Begins to count a stage; null where nobody wants it. */
 async function startMeter(
   stage: Counted,
   { metricsFile: file }: Config,
@@ -177,7 +172,7 @@ async function startMeter(
   return new Meter({ file, stage, version, warn: (words) => printer.warn(inOneLine(words)) });
 }
 
-/** What a job took, or made room for, is made again while nobody waits for it. */
+/** Replaces what a job took, while no job waits for it. */
 function refillStandbys(
   config: Config,
   { config: file }: CommandLine,
@@ -211,7 +206,6 @@ export function refillArguments(
   if (file === undefined) return ["standby"];
   return ["--config", file.startsWith("/") ? file : `${cwd()}/${file}`, "standby"];
 }
-/** Connects to libvirt for a command, and closes the connection after it. */
 async function onHost(
   body: (context: Context) => Promise<void>,
   { config, line: { debug, action }, caller, meter }: {

@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { parseXml, XmlElement } from "@rgrove/parse-xml";
 
-/** The outermost element of XML that libvirt made. */
 export function rootOf(xml: string): XmlElement | null {
   return parseXml(xml).root;
 }
 
-/** The children of this name. */
 export function childrenOf(element: XmlElement | null | undefined, name: string): XmlElement[] {
   return (element?.children ?? [])
     .filter((child) => child instanceof XmlElement)
@@ -23,7 +21,6 @@ export function find(
   return found;
 }
 
-/** The text of the element at this path, or null if there is none. */
 export function textAt(
   element: XmlElement | null | undefined,
   ...path: readonly string[]

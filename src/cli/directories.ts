@@ -3,7 +3,6 @@ import type { Env } from "../job/job.ts";
 import type { Directories } from "../machine/context.ts";
 import { type Config, DEFAULT_CONFIG } from "../settings/settings.ts";
 
-/** The directories of this host where a stage keeps files. */
 export function directoriesOf(
   env: Env,
   { libvirt: { uri }, postMortem }: Pick<Config, "libvirt" | "postMortem">,

@@ -7,10 +7,8 @@ import { type Line, readPlainLine } from "./plain_line.ts";
 /** All commands by their names, each in a module of its own. */
 export type Commands = Readonly<Record<string, () => Promise<{ readonly command: Command }>>>;
 
-/** What the command line asks for. */
 export interface CommandLine {
   readonly debug: boolean;
-  /** The settings file that it names. */
   readonly config: string | undefined;
   readonly action: Invocation;
   /** The command and its arguments after `--`, if there is one. */

@@ -3,13 +3,11 @@ import type { Env } from "../job/job.ts";
 import { toVisible } from "../quoted.ts";
 import type { Progress } from "../wait.ts";
 
-/** A stream that lines are printed on. */
 interface LineStream {
   readonly isTerminal: () => boolean;
   readonly printLine: (text: string) => void;
 }
 
-/** The stream that is a terminal where progress is to be seen. */
 interface ProgressStream extends LineStream {
   readonly write: (text: string) => void;
   /** The terminal's width in characters, 0 if it does not know. */
@@ -78,7 +76,6 @@ export class Printer {
     this.#printError(`debug: ${toVisible(text)}`);
   }
 
-  /** Says why the program fails. */
   fail(program: string, text: string): void {
     this.#printError(`${this.#paintError("red", `${program}:`)} ${toVisible(text)}`);
   }

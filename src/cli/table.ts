@@ -1,10 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
 /** The rows as a table for people, a line each. `paint` gets each cell at its column's width. */
-/**
- * The rows as a table for people, a line each, where all rows have as many cells as the first. `paint`
- * gets each cell filled up to the width of its column.
- */
 export function toTable(
   rows: readonly (readonly string[])[],
   paint: (padded: string, row: number, column: number) => string = (padded) => padded,

@@ -5,9 +5,7 @@ import type { Outputs } from "../guest/command_streams.ts";
 import type { TerminalSize } from "../guest/ssh_connection.ts";
 import type { Env } from "../job/job.ts";
 
-/** A person's terminal. */
 export interface Terminal {
-  /** As in TERM. */
   readonly type: string;
   readonly size: () => TerminalSize;
   /** What is typed; it ends when the iterator is closed. */
@@ -36,7 +34,7 @@ export function ownTerminal(type: string | undefined): Terminal | null {
 /** Puts a yes-or-no question to the person at the terminal. */
 export type Ask = (question: string) => Promise<boolean>;
 
-/** Asks on `stdout`, where anything but yes is no, a cancel too; null if nobody is at a terminal. */
+/** Asks on `stdout`. Anything but yes is no, a cancel too; null without a terminal. */
 export function askAtTerminal({ output: { stdout }, signal }: {
   readonly output: Pick<Outputs, "stdout">;
   readonly signal: AbortSignal;
@@ -52,7 +50,6 @@ export function askAtTerminal({ output: { stdout }, signal }: {
   };
 }
 
-/** Prints on the program's own output, and its errors on that of errors. */
 export function ownPrinter(env: Env): Printer {
   return new Printer({
     stdout: {

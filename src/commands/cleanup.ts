@@ -39,7 +39,6 @@ export const command = defineCommand("cleanup", {
   },
 });
 
-/** Removes the job's machine, unless it is to be kept. */
 async function cleanupAfterJob(
   named: string | undefined,
   { env, onHost }: Program,

@@ -57,13 +57,12 @@ export async function openConsole(
   }
 }
 
-/** A session that is open. */
 interface Open {
   readonly session: ConsoleSession;
   readonly domain: Domain;
   readonly signal: AbortSignal;
 }
-/** How a session ended that nobody left. */
+/** How a session ended, unless the person left it. */
 type End = Exclude<DomainState, "active">;
 
 const ENDS: Readonly<Record<End, string>> = {
@@ -143,7 +142,7 @@ async function pass(
   }
 }
 
-/** What ended a session: the machine, it seems, or else somebody. Throws SystemFailure. */
+/** What ended a session: the machine, or else another session. Throws SystemFailure. */
 async function endOf(domain: Domain): Promise<End> {
   for (let attempt = 0; attempt < 10; attempt++) {
     const state = await domain.state();
@@ -159,7 +158,7 @@ async function endOf(domain: Domain): Promise<End> {
 
 const ESCAPE = 0x1d; // ^], as in virsh and telnet
 
-/** What somebody types, until ^]. */
+/** What is typed, until ^]. */
 class Typed {
   isLeft = false;
   #bytes: Uint8Array<ArrayBuffer> = new Uint8Array();

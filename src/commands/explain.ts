@@ -45,10 +45,8 @@ interface ExplainOptions {
   readonly variables?: string | undefined;
 }
 
-/** What to print of a job, and how it ends if it may not have what it asks for. */
 interface Explanation {
   readonly text: string;
-  /** What prepare would refuse the job with. */
   readonly refusal: BuildFailure | null;
 }
 

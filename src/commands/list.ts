@@ -32,7 +32,7 @@ export const command = defineCommand("list", {
     }),
 });
 
-/** A machine as the command `list` shows it; null is what nothing says. */
+/** A machine as the command `list` shows it; null is unknown. */
 export interface ListedMachine {
   readonly machine: string;
   /** What libvirt calls it: another name where the machine took over one that waited. */
@@ -45,7 +45,7 @@ export interface ListedMachine {
   readonly created: string | null;
   /** The help of the command explains them. */
   readonly state: State;
-  /** Until when somebody wants it to stay, whatever becomes of its job, ISO 8601. */
+  /** Until when it is kept, whatever becomes of its job, ISO 8601. */
   readonly keptUntil: string | null;
   /** Why gc would remove it. */
   readonly why: string | null;
@@ -204,9 +204,7 @@ function toCell(text: string | null): string {
 interface ListedWarmImage {
   readonly template: string;
   readonly created: string;
-  /** The machines that stand on its disk. */
   readonly machines: readonly string[];
-  /** What its volumes take of the pool, together. */
   readonly diskBytes: number;
 }
 

@@ -64,7 +64,7 @@ export async function prepare(
 
 const MOST_NAMES = 10;
 
-/** Says that nobody starts the job's `services:`, if it has any. */
+/** Warns that the job's `services:` are not started. */
 function warnOfServices({ services }: Job, { warn }: Reporter): void {
   if (services.length === 0) return;
   const names = services.slice(0, MOST_NAMES).map(quoted).join(", ");

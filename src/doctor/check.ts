@@ -5,7 +5,6 @@ import type { KvmAnswer } from "../machine/kvm/kvm_probe.ts";
 import type { HostNetwork } from "../machine/network/host_addresses.ts";
 import type { Config, MachineSettings } from "../settings/settings.ts";
 
-/** What the checks look at. */
 export interface DoctorContext {
   /** The settings, or the defaults where `configError` says why they cannot be read. */
   readonly config: Config;
@@ -14,7 +13,6 @@ export interface DoctorContext {
   readonly connection: Connection | Error;
   /** Whether KVM runs guests here. */
   readonly kvm: () => Promise<KvmAnswer>;
-  /** What the kernel says of the network that this process is in. */
   readonly hostNetwork: () => HostNetwork;
   readonly home: string | undefined;
   /** Where this program is, for GitLab Runner to call it. */
@@ -24,7 +22,6 @@ export interface DoctorContext {
   readonly checkSeconds: number;
 }
 
-/** The same, with a connection to libvirt. */
 export interface LibvirtContext extends DoctorContext {
   readonly connection: Connection;
 }

@@ -31,7 +31,6 @@ const OLDEST = 6_001_000;
 const OLDEST_WITH_SYSTEMD_LOGIN = 6_005_000; // it gives files by fw_cfg
 const OLDEST_WITH_EFI = 8_001_000; // it resets a machine's NVRAM
 
-/** The library, the daemon, and whether this user may manage it. */
 export async function checkDaemon(context: DoctorContext): Promise<Found> {
   if (!isConnected(context)) return await noConnection(context);
   const { name } = await readOwnUser(context);
@@ -100,7 +99,7 @@ export async function emulatorFinding(
   });
 }
 
-/** What lets this user in, as far as the daemon's socket tells; null if it tells nothing. */
+/** The command that lets this user in, as far as the daemon's socket tells; else null. */
 async function connectRemedy(context: DoctorContext): Promise<string | null> {
   if (!isLocal(context) || !/^qemu:.*\/system$/.test(context.config.libvirt.uri)) return null;
   for (const socket of SOCKETS) {

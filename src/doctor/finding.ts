@@ -13,7 +13,6 @@ export interface Finding {
   readonly remedy: string | null;
 }
 
-/** What a check gives: one finding, none, or a list of these. */
 export type Found = Finding | null | readonly Found[];
 
 export function listFindings(found: Found): Finding[] {

@@ -42,7 +42,7 @@ export async function checkThreads(context: DoctorContext): Promise<Finding> {
   });
 }
 
-/** Whether libvirt and the kernel certainly know `sched_core`: with any other, libvirt does not start. */
+/** Whether libvirt and the kernel are sure to know `sched_core`: else libvirt would not start. */
 async function canScheduleCores(context: DoctorContext): Promise<boolean> {
   if (!isConnected(context)) return false;
   if (await context.connection.libVersion() < FIRST_WITH_CORE_SCHEDULING) return false;

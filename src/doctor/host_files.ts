@@ -60,7 +60,6 @@ async function orNullIfDenied<T>(reading: Promise<T | null>): Promise<T | null> 
   }
 }
 
-/** A user of the host, with all groups. */
 export interface HostUser {
   readonly name: string;
   readonly uid: number;
@@ -79,7 +78,7 @@ export async function readOwnUser(context: Root): Promise<HostUser> {
   return { name, uid, gids };
 }
 
-/** The user of this name as the host's files know it, or null if they do not. */
+/** The user of this name in the host's files, or null. */
 export async function findUser(context: Root, name: string): Promise<HostUser | null> {
   const fields = (await readLines(context, "/etc/passwd")).find(([it]) => it === name);
   if (fields === undefined) return null;
@@ -89,7 +88,7 @@ export async function findUser(context: Root, name: string): Promise<HostUser | 
   return { name, uid: Number(fields[2]), gids: [Number(fields[3]), ...groups] };
 }
 
-/** The name of a group, or null if the host's files do not know it. */
+/** The name of a group in the host's files, or null. */
 export async function findGroupName(context: Root, gid: number): Promise<string | null> {
   const lines = await readLines(context, "/etc/group");
   return lines.find((fields) => Number(fields[2]) === gid)?.[0] ?? null;

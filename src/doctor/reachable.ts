@@ -11,7 +11,6 @@ import type { MachineSettings } from "../settings/settings.ts";
 const METADATA: Cidr = { address: "169.254.169.254", prefix: 32 };
 const PRIVATE = readCidrs(["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"]);
 
-/** What jobs reach of the host, and by way of it. */
 export async function checkReach(context: LibvirtContext): Promise<Found> {
   const machines = allMachines(context.config).filter(({ network }) => network.name !== "none");
   const networks = await xmlsOf(machines, context.connection);
@@ -31,7 +30,6 @@ export async function checkReach(context: LibvirtContext): Promise<Found> {
   ];
 }
 
-/** The machines that are isolated, and the networks of all. */
 interface Reach {
   readonly isolated: readonly MachineSettings[];
   readonly networks: ReadonlyMap<string, string>;

@@ -99,7 +99,7 @@ function unsetProgram(
   });
 }
 
-/** config says the directories; without it the file has to. */
+/** Without config_exec, config.toml has to set the directories. */
 function checkDirectories(
   { name, builds_dir, cache_dir, custom }: Runner,
   context: DoctorContext,

@@ -8,7 +8,6 @@ import { EDIT, type Runner, type RunnerConfig } from "./runner_config.ts";
 const SHORTEST_CLEANUP_SECONDS = 30;
 const SHORTEST_FORCE_SECONDS = 5;
 
-/** Whether the stages have the time that they may need. */
 export function checkTimeouts({ name, custom }: Runner, { config }: DoctorContext): Finding[] {
   const boot = Math.max(
     ...allMachines(config).map(({ timeouts }) => timeouts.addressSeconds + timeouts.sshSeconds),
@@ -46,7 +45,6 @@ export function checkTimeouts({ name, custom }: Runner, { config }: DoctorContex
   );
 }
 
-/** Whether all jobs that may come at once have room, or would wait for it. */
 export async function checkMemory(
   { concurrent, runners }: RunnerConfig,
   context: DoctorContext,

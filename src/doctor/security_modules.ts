@@ -14,7 +14,6 @@ const HELPER = "usr.lib.libvirt.virt-aa-helper";
 const MEANING = "A guest that breaks out of QEMU can access the disks of all other machines";
 const PACKAGES = { debian: "apparmor", fedora: "selinux-policy-targeted", arch: "apparmor" };
 
-/** AppArmor or SELinux, and where each says that it stopped a machine. */
 export async function checkSecurityModules(context: DoctorContext): Promise<Found> {
   const enforce = await readIfAllowed(context, "/sys/fs/selinux/enforce");
   const hasAppArmor = await isAppArmorOn(context);

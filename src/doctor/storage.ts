@@ -16,7 +16,6 @@ export const group = {
 
 const WRITABLE_BY_OTHERS = 0o022;
 
-/** The end of the setting that names a pool. */
 type PoolKey = "templates" | "overlays";
 
 export function checkTemplatePool(context: LibvirtContext): Promise<Found> {

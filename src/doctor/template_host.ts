@@ -10,7 +10,6 @@ import { writtenDisks } from "../machine/storage/template_writer.ts";
 import { machineOfVolume } from "../machine/storage/volume_names.ts";
 import { readVolumeXml, type VolumeFacts } from "../machine/storage/volumes.ts";
 
-/** A domain of the host, whoever made it. */
 export interface HostDomain {
   readonly name: string;
   readonly isActive: boolean;

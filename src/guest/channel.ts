@@ -133,7 +133,6 @@ async function serverEnd(agent: Agent, pid: number): Promise<NotYet | null> {
   });
 }
 
-/** The agent's answer. Throws SystemFailure if it may not do what is asked. */
 async function ask(
   agent: Agent,
   execute: string,

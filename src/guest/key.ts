@@ -1,27 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { SystemFailure } from "../errors.ts";
 
-/** A private key to log in with, and its public part. */
 export interface SshKey {
-  /** The file it came from. */
   readonly file: string;
   /** The file's content: never print it. */
   readonly privateKey: string;
-  /** As a line of authorized_keys. */
   readonly publicKey: string;
 }
 
-/** A key of our own making. */
 export interface KeyPair {
   /** In OpenSSH's format: never print it. */
   readonly privateKey: string;
-  /** As a line of authorized_keys. */
   readonly publicKey: string;
   /** The SHA-256 of the public part in base64, by which a connection knows a host key. */
   readonly fingerprint: string;
 }
 
-/** Makes a fresh ed25519 key. */
 export async function makeKeyPair(): Promise<KeyPair> {
   // @ts-types="@types/ssh2"
   const { utils } = (await import("ssh2")).default;

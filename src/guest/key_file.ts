@@ -11,7 +11,6 @@ export function keyFile(directory: string, machine: string): string {
   return `${directory}/${machine}.libvirt-gci-key`;
 }
 
-/** Whether this is such a file of this machine, in whatever directory. */
 export function isKeyFileOf(machine: string, file: string): boolean {
   return file.endsWith(keyFile("", machine));
 }
@@ -33,7 +32,6 @@ export async function writeKeyFile(
   return await orFailure(write(), { what, advice: ADVICE });
 }
 
-/** Deletes the file, if it is there. Throws SystemFailure. */
 export async function removeKeyFile(file: string): Promise<boolean> {
   const removed = orMissing(Deno.remove(file).then(() => true));
   const what = `Cannot delete the machine's key "${file}"`;

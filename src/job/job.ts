@@ -6,11 +6,9 @@ import { sha256 } from "../sha256.ts";
 /** The environment: what GitLab Runner, or an operator, says about the job. */
 export type Env = Readonly<Record<string, string | undefined>>;
 
-/** The job whose machine a stage works on. */
 export interface Job {
-  /** The name of its machine; null if nobody gave one and it is for prepare to make one up. */
+  /** The name of its machine; null if prepare is to make one up. */
   readonly machine: string | null;
-  /** GitLab's id of the job; null if unknown. */
   readonly id: string | null;
   /** The full path of its project, such as `group/project`; null if unknown. */
   readonly project: string | null;
@@ -25,11 +23,10 @@ export interface Job {
   readonly services: readonly string[];
   /** How long GitLab lets it run; null if unknown. */
   readonly timeoutSeconds: number | null;
-  /** The directory that GitLab Runner made for this attempt and nobody else reads; null by hand. */
+  /** The directory that GitLab Runner made for this attempt alone; null by hand. */
   readonly attemptDir: string | null;
   /** The process that called `config`, by its mark; null if unknown. */
   readonly configCaller: string | null;
-  /** Whether a person runs the stage, not GitLab Runner. */
   readonly byHand: boolean;
 }
 
@@ -42,7 +39,6 @@ export interface SizeRequests {
   readonly nested: string | null;
 }
 
-/** What the command line says about the job. */
 export interface JobOptions {
   readonly machine?: string | undefined;
   readonly distro?: string | undefined;

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { LibvirtError, VIR_ERR } from "./error.ts";
 
-/** How long calls may take, and what ends them early. */
 export interface CallTime {
   /** A call that takes longer fails, and the connection with it. */
   readonly callSeconds?: number;
@@ -18,7 +17,6 @@ export function timeToOpen({ callSeconds = DEFAULT_SECONDS, signal }: CallTime):
   return { callSeconds: Math.min(SECONDS_AFTER_ABORT, callSeconds), signal };
 }
 
-/** The error of a call that nobody answers. */
 export function noAnswer(functionName: string, words: string): LibvirtError {
   return lost(functionName, words, VIR_ERR.OPERATION_TIMEOUT);
 }

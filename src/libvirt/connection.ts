@@ -13,7 +13,6 @@ export type CallName = {
 }[keyof Functions];
 
 interface Functions extends Libvirt, LibvirtQemu {}
-/** What such a function takes. */
 export type CallParameters<Name extends CallName> = Parameters<Functions[Name]>;
 /** What it gives, unless that says that it failed. */
 export type CallResult<Name extends CallName> = NonNullable<Awaited<ReturnType<Functions[Name]>>>;
@@ -22,7 +21,6 @@ export type CallResult<Name extends CallName> = NonNullable<Awaited<ReturnType<F
 export type MethodName<Brand extends string> = {
   [Name in CallName]: Pointer<Brand> extends CallParameters<Name>[0] ? Name : never;
 }[CallName];
-/** Their other parameters. */
 export type OtherParameters<Name extends CallName> = CallParameters<Name> extends
   [unknown, ...infer Others] ? Others : never;
 
@@ -112,7 +110,6 @@ export class Connection implements AsyncDisposable {
     return Connection.#openError;
   }
 
-  /** Whether the hypervisor is on this host. */
   get isLocal(): boolean {
     return isLocalUri(this.uri);
   }
@@ -228,7 +225,6 @@ export class Connection implements AsyncDisposable {
     return this.#libvirt;
   }
 
-  /** What the host can run, as libvirt's capabilities XML. */
   capabilities(): Promise<string> {
     return this.callForString("virConnectGetCapabilities", this.#pointer);
   }

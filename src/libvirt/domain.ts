@@ -54,7 +54,6 @@ export const ADDRESS_SOURCE = {
 
 /** A handle of a domain. Whoever gets it disposes of it, which leaves the domain as it is. */
 export class Domain extends Handle<"virDomain"> {
-  /** The domain of this name. Throws {@linkcode LibvirtError} if there is none. */
   static async lookup(connection: Connection, name: string): Promise<Domain> {
     const pointer = await connection.ask("virDomainLookupByName", cString(name));
     return new Domain(connection, "virDomain", pointer, name);
@@ -84,7 +83,6 @@ export class Domain extends Handle<"virDomain"> {
     return Domain.#list(connection, VIR_CONNECT_LIST_DOMAINS_ACTIVE);
   }
 
-  /** The domains that run or are defined. */
   static listAll(connection: Connection): Promise<Handles<Domain>> {
     return Domain.#list(connection, 0);
   }
@@ -135,7 +133,6 @@ export class Domain extends Handle<"virDomain"> {
     return orNull(VIR_ERR.NO_DOMAIN_METADATA, read);
   }
 
-  /** Replaces the element of this namespace in the `<metadata>` of the running domain. */
   async setMetadata(namespace: string, prefix: string, element: string): Promise<void> {
     const [type, flags] = [VIR_DOMAIN_METADATA_ELEMENT, VIR_DOMAIN_AFFECT_LIVE];
     const texts = [cString(element), cString(prefix), cString(namespace)] as const;
@@ -200,12 +197,10 @@ export class Domain extends Handle<"virDomain"> {
     await this.call("virDomainSaveFlags", cString(path), null, 0);
   }
 
-  /** Plugs in the device that the XML describes, while it runs. */
   async attachDevice(deviceXml: string): Promise<void> {
     await this.call("virDomainAttachDeviceFlags", cString(deviceXml), VIR_DOMAIN_AFFECT_LIVE);
   }
 
-  /** Changes the device that the XML describes anew, while it runs. */
   async updateDevice(deviceXml: string): Promise<void> {
     await this.call("virDomainUpdateDeviceFlags", cString(deviceXml), VIR_DOMAIN_AFFECT_LIVE);
   }

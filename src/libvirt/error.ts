@@ -24,18 +24,15 @@ export const VIR_ERR = {
   NO_NWFILTER_BINDING: 101,
 } as const;
 
-/** What is left to do where nobody knows more than libvirt says. */
+/** The advice where the cause is not known. */
 const LOG_ADVICE = "See libvirt's log on the host: journalctl -u libvirtd -u virtqemud";
 
-/** What a {@linkcode LibvirtError} says besides its words. */
 export interface LibvirtErrorOptions {
-  /** The number of virErrorNumber. */
   readonly code: number;
   /** What the kernel said, of a {@linkcode VIR_ERR.SYSTEM_ERROR}. */
   readonly errno?: number | null;
   /** Whether the connection is of no use any more. */
   readonly isLost?: boolean;
-  /** Something to run or to edit, where the cause is known. */
   readonly advice?: string;
 }
 

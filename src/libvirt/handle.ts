@@ -21,7 +21,6 @@ export const FREE = {
   virStream: "virStreamFree",
 } as const satisfies Record<string, FreeName>;
 
-/** The C structures that there are handles of. */
 export type Kind = keyof typeof FREE;
 
 /** A handle of libvirt's. Disposing of it waits for its calls, and leaves alone what it stands for. */
@@ -93,7 +92,6 @@ export abstract class Handle<K extends Kind> implements Disposable {
 /** Handles that whoever gets them disposes of at once. */
 export type Handles<T extends Disposable> = readonly T[] & Disposable;
 
-/** These handles, to be disposed of at once. */
 export function together<T extends Disposable>(handles: readonly T[]): Handles<T> {
   return Object.assign([...handles], {
     [Symbol.dispose]() {

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { cBytes, pointerAt } from "../../ffi/memory.ts";
 
-/** A network interface of a guest. */
 export interface Interface {
   /** Lower case, with colons; empty if unknown. */
   readonly mac: string;

@@ -10,7 +10,6 @@ const VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE = 1;
 const VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT = 1 << 29;
 const VIR_NODE_MEMORY_STATS_ALL_CELLS = -1; // of all NUMA nodes together
 
-/** The memory of a domain that runs. */
 export interface DomainMemory {
   readonly name: string;
   /** What it may take, without QEMU's own; 0 where the driver does not say. */

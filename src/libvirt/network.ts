@@ -18,7 +18,6 @@ export interface DhcpLease {
 
 /** A handle of a virtual network. Whoever gets it disposes of it. */
 export class Network extends Handle<"virNetwork"> {
-  /** The network of this name. Throws {@linkcode LibvirtError} if there is none. */
   static async lookup(connection: Connection, name: string): Promise<Network> {
     const pointer = await connection.ask("virNetworkLookupByName", cString(name));
     return new Network(connection, "virNetwork", pointer, name);
@@ -32,7 +31,6 @@ export class Network extends Handle<"virNetwork"> {
     return (await this.call("virNetworkIsActive")) === 1;
   }
 
-  /** Whether libvirt starts it with the host. */
   async autostarts(): Promise<boolean> {
     const autostart = new Int32Array(1);
     await this.call("virNetworkGetAutostart", autostart);

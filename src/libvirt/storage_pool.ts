@@ -11,12 +11,10 @@ const VIR_STORAGE_VOL_CREATE_REFLINK = 2;
 
 /** A handle of a storage pool. Whoever gets it disposes of it. */
 export class StoragePool extends Handle<"virStoragePool"> {
-  /** The URI of its hypervisor. */
   get uri(): string {
     return this.connection.uri;
   }
 
-  /** The storage pool of this name. Throws {@linkcode LibvirtError} if there is none. */
   static async lookup(connection: Connection, name: string): Promise<StoragePool> {
     const pointer = await connection.ask("virStoragePoolLookupByName", cString(name));
     return new StoragePool(connection, "virStoragePool", pointer, name);
@@ -78,7 +76,6 @@ export class StoragePool extends Handle<"virStoragePool"> {
     return this.callForString("virStoragePoolGetXMLDesc", 0);
   }
 
-  /** The volume of this name. Throws LibvirtError if there is none. */
   async lookupVolume(name: string): Promise<Volume> {
     const pointer = await this.call("virStorageVolLookupByName", cString(name));
     return new Volume(this.connection, "virStorageVol", pointer, name);

@@ -17,7 +17,6 @@ export class Stream extends Handle<"virStream"> {
     return this.call("virStreamRecv", bytes, BigInt(bytes.length));
   }
 
-  /** Sends all of these bytes. */
   async sendAll(bytes: Uint8Array<ArrayBuffer>): Promise<void> {
     for (let sent = 0; sent < bytes.length;) {
       sent += await this.send(bytes.subarray(sent, sent + CHUNK_BYTES));

@@ -5,12 +5,10 @@ import { withStream } from "./stream.ts";
 
 /** A handle of a storage volume. Whoever gets it disposes of it, which leaves the volume as it is. */
 export class Volume extends Handle<"virStorageVol"> {
-  /** Where it is on the hypervisor's host. */
   path(): Promise<string> {
     return this.callForString("virStorageVolGetPath");
   }
 
-  /** Its XML: format, capacity, backing store. */
   xml(): Promise<string> {
     return this.callForString("virStorageVolGetXMLDesc", 0);
   }
@@ -38,7 +36,6 @@ export class Volume extends Handle<"virStorageVol"> {
     return await orNull(VIR_ERR.NO_STORAGE_VOL, deletion) !== null;
   }
 
-  /** Writes these bytes at its beginning. */
   upload(bytes: Uint8Array<ArrayBuffer>): Promise<void> {
     const length = BigInt(bytes.length);
     return withStream(this.connection, async (stream) => {

@@ -12,7 +12,6 @@ const WRITE_ADVICE =
 const GAUGES_MS = 1000;
 const GAUGES_OF_GC_MS = 60_000;
 
-/** What a meter counts, and where to. */
 export interface MeterOptions {
   readonly file: string;
   readonly stage: Counted;
@@ -31,7 +30,6 @@ export class Meter {
     this.#options = options;
   }
 
-  /** Told that a step of prepare has ended. */
   readonly onStep = (step: Step, milliseconds: number): void => {
     this.#phases.push([step, milliseconds / 1000]);
   };

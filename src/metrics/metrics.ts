@@ -2,7 +2,6 @@
 import { type Fault, FAULTS } from "../errors.ts";
 import { type Step, STEPS } from "../machine/steps.ts";
 
-/** The commands that are counted. */
 export type Counted = typeof COUNTED[number];
 const COUNTED = ["prepare", "run", "cleanup", "gc"] as const;
 
@@ -10,7 +9,6 @@ const COUNTED = ["prepare", "run", "cleanup", "gc"] as const;
 export type Result = typeof RESULTS[number];
 const RESULTS = ["success", "job", "host", "cancelled"] as const;
 
-/** A part of prepare, or all of it. */
 export type Phase = Step | "total";
 const PHASES: readonly Phase[] = [...STEPS, "total"];
 
@@ -23,11 +21,10 @@ export interface Gauges {
   readonly stopped: number;
   readonly poolCapacityBytes: number;
   readonly poolAvailableBytes: number;
-  /** Null if nobody looked. */
+  /** Null if unknown. */
   readonly diskBytes: number | null;
 }
 
-/** What a stage adds to the file. */
 export interface Observation {
   readonly version: string;
   readonly stage: Counted;
@@ -112,7 +109,6 @@ function bucketSample(phase: Phase, bound: string): string {
   return `${DURATION}_bucket{phase="${phase}",le="${bound}"}`;
 }
 
-/** Adds what one stage has seen. */
 export function addObservation(
   samples: Samples,
   { stage, result, fault, phases, gauges }: Observation,

@@ -25,7 +25,6 @@ export async function addToMetricsFile(
   { warn, patienceMs = PATIENCE_MS }: {
     /** Told that counts were lost. */
     readonly warn: (line: string) => void;
-    /** How long to wait while others write. */
     readonly patienceMs?: number;
   },
 ): Promise<void> {

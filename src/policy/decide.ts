@@ -19,7 +19,6 @@ export interface Decision extends RuleSearch {
   /** Those of the choice. The template's disk must not be larger than their `limits.diskGib` either. */
   readonly settings: MachineSettings;
   readonly sizes: Sizes;
-  /** What to do if the template is not there. */
   readonly advise: TemplateAdvice;
 }
 

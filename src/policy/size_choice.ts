@@ -27,10 +27,8 @@ export interface Sizes {
   readonly maxDiskGib: number | null;
 }
 
-/** Whose machine it is. */
 export interface SizeContext {
   readonly config: Config;
-  /** The name of the template. */
   readonly template: string;
   readonly rule: Rule | null;
   readonly requests: SizeRequests;

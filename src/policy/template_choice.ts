@@ -4,7 +4,7 @@ import { quoted } from "../quoted.ts";
 import { TEMPLATE_NAME } from "../settings/kinds.ts";
 import type { Config, MachineSettings, Rule, TemplateSettings } from "../settings/settings.ts";
 
-/** The template that a job gets, before anybody looked whether it exists. */
+/** The template that a job gets, whether it exists or not. */
 export interface TemplateChoice {
   readonly name: string;
   /** The volumes of the template pool that may hold it, the first that exists counts. */
@@ -18,9 +18,7 @@ export interface TemplateChoice {
 export interface Asker {
   /** Whether it is the operator, whom no setting binds. */
   readonly isOperator?: boolean;
-  /** Whether a person runs the stage, not GitLab Runner. */
   readonly byHand?: boolean;
-  /** The rule that holds for the job; null is none. */
   readonly rule?: Rule | null;
 }
 

@@ -15,7 +15,6 @@ export const TEMPLATE_ONLY = {
   ),
 };
 
-/** The settings of one template. */
 export const TEMPLATE = { ...TEMPLATE_ONLY, ...MACHINE };
 
 /** The settings of one rule. What it does not set is as without it. */
@@ -52,7 +51,6 @@ export const RULE = {
   limits: RULE_LIMITS,
 };
 
-/** What stands at the top of the file. */
 export const FILE = {
   ...HOST,
   ...MACHINE,

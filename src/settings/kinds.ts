@@ -96,7 +96,6 @@ export const NETWORKS = listOf(
   { max: MOST_ADDRESSES },
 );
 
-/** Keys with values. */
 export function isKeys(value: unknown): value is Readonly<Record<string, unknown>> {
   return typeof value === "object" && value !== null && !Array.isArray(value);
 }

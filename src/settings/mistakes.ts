@@ -14,7 +14,6 @@ export interface Mistake {
   readonly words: string;
 }
 
-/** A mistake in the file as YAML. */
 export interface YamlMistake {
   readonly offset: number;
   readonly words: string;
@@ -62,7 +61,6 @@ export function unknownKey({ path, start, table }: Place, known: readonly string
   return { path, atKey: true, words: `"${path.join(".")}" ${words}` };
 }
 
-/** What is wrong with the file as YAML, and with its keys whatever they mean. */
 export function mistakesOfYaml(document: Document): YamlMistake[] {
   const mistakes: YamlMistake[] = [];
   for (const { name, pos, message } of [...document.errors, ...document.warnings]) {
@@ -101,7 +99,6 @@ function nameOf(key: unknown): string {
   return String(isScalar(key) ? key.value : key);
 }
 
-/** Where in the file a mistake is. */
 export function offsetOf(document: Document, { path, atKey }: Mistake): number {
   let key: unknown = null;
   let value: unknown = document.contents;

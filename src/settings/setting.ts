@@ -12,7 +12,6 @@ export interface Setting<T> extends Details {
 interface Details {
   /** What holds where the file says nothing, if that is no fixed value. */
   readonly unset?: string;
-  /** Another value than the default, for the example. */
   readonly example?: unknown;
   /** Whether it is one of the few that people change first. */
   readonly basic?: true;
@@ -22,13 +21,11 @@ interface Details {
   readonly guess?: string;
 }
 
-/** Settings that stand below one key. */
 export interface Group<M extends Members = Members> {
   readonly doc: string;
   readonly members: M;
 }
 
-/** Settings and groups by their keys. */
 export interface Members {
   readonly [key: string]: Setting<unknown> | Group;
 }

@@ -10,7 +10,6 @@ type Camel<Key extends string> = Key extends `${infer Start}_${infer Rest}`
   ? `${Start}${Capitalize<Camel<Rest>>}`
   : Key;
 
-/** The values of these settings. */
 export type Values<M extends Members> = {
   readonly [Key in keyof M & string as Camel<Key>]: M[Key] extends Setting<infer T> ? T
     : M[Key] extends Group<infer Below> ? Values<Below>
@@ -20,7 +19,6 @@ export type Values<M extends Members> = {
 /** What can be set for all machines, and for those of one template. */
 export type MachineSettings = Values<typeof MACHINE>;
 
-/** What can be set for one template. */
 export interface TemplateSettings {
   readonly volume: string | null;
   readonly aliases: readonly string[];
@@ -44,7 +42,6 @@ export interface Config extends Values<typeof HOST> {
   readonly rules: readonly Rule[];
 }
 
-/** The settings without any file. */
 export const DEFAULT_CONFIG: Config = {
   ...fallbacksOf(HOST),
   file: null,
@@ -81,7 +78,6 @@ export function fixedValues(settings: MachineSettings): [string, unknown][] {
   });
 }
 
-/** The name in TypeScript of a key. */
 export function camel(key: string): string {
   return key.replace(/_(\w)/g, (_, letter: string) => letter.toUpperCase());
 }
