@@ -53,7 +53,8 @@ interface Caller {
   readonly startInBackground: (args: readonly string[], env: Record<string, string>) => void;
 }
 
-type RunningCaller = Caller & Pick<Program, "say">;
+/** A caller, and what its command line asks for. */
+type Running = Caller & Pick<Program, "say"> & { readonly line: CommandLine };
 
 /** Does what the command line asks for, and says with which status to exit. It never throws. */
 export async function runProgram(caller: Caller): Promise<number> {
@@ -66,13 +67,12 @@ export async function runProgram(caller: Caller): Promise<number> {
   try {
     const output = { stdout: console.log, stderr: console.error, exit };
     line = await parseArguments(caller.args, { commands: COMMANDS, version, output });
-    const running = { ...caller, output: script, say };
-    await Promise.race([runCommand(line, running), uncaught]);
+    await Promise.race([runCommand({ ...caller, output: script, say, line }), uncaught]);
   } catch (error) {
     if (line?.debug && error instanceof Error) printer.debug(inOneLine(error.stack ?? ""));
     const passesStatus = line?.action.passesStatus ?? false;
     const reason = reasonOf(error, line, caller);
-    status = await endWith(reason, { env, printer, script, passesStatus });
+    status = await endWith(reason, passesStatus, script, caller);
   }
   if (lastWords.length > 0) {
     await endOutput(script, env);
@@ -89,12 +89,9 @@ function reasonOf(error: unknown, line: CommandLine | null, { signal }: Caller):
 /** Says what went wrong, after the script's output, and gives the status that tells whose fault it is. */
 async function endWith(
   error: unknown,
-  { env, printer, script, passesStatus }: {
-    readonly env: Env;
-    readonly printer: Printer;
-    readonly script: ScriptOutput;
-    readonly passesStatus: boolean;
-  },
+  passesStatus: boolean,
+  script: ScriptOutput,
+  { env, printer }: Caller,
 ): Promise<number> {
   try {
     await reportScriptStatus(error, env);
@@ -115,9 +112,9 @@ async function endOutput(script: ScriptOutput, env: Env): Promise<void> {
   await script.end(env).catch(() => {}); // nobody may be reading it any more
 }
 
-async function runCommand(line: CommandLine, caller: RunningCaller): Promise<void> {
+async function runCommand(running: Running): Promise<void> {
+  const { env, version, path, signal, printer, output, say, line } = running;
   const { config: file, action, guestCommand } = line;
-  const { env, version, path, signal, printer, output, say } = caller;
   const places = { file, home: env["HOME"], xdgConfigHome: env["XDG_CONFIG_HOME"] };
   let loaded: Promise<Config> | null = null;
   const settings = (): Promise<Config> => loaded ??= loadConfig(places);
@@ -133,32 +130,29 @@ async function runCommand(line: CommandLine, caller: RunningCaller): Promise<voi
       guestCommand,
       settings,
       onHost: async (body, config) =>
-        await onHost(body, { config: config ?? await settings(), line, caller, meter }),
+        await onHost(body, config ?? await settings(), meter, running),
     });
   if (action.countedAs === null) return await run(null);
-  await runStage(run, { stage: action.countedAs, config: await settings(), line, caller });
+  await runStage(run, action.countedAs, await settings(), running);
 }
 
 /** Runs a command that `metrics_file` counts, and refills the standby machines after it. */
 async function runStage(
   run: (meter: Meter | null) => Promise<void>,
-  { stage, config, line, caller }: {
-    readonly stage: Counted;
-    readonly config: Config;
-    readonly line: CommandLine;
-    readonly caller: Caller;
-  },
+  stage: Counted,
+  config: Config,
+  running: Running,
 ): Promise<void> {
-  const meter = await startMeter(stage, config, caller);
+  const meter = await startMeter(stage, config, running);
   let failure: unknown = null;
   try {
     await run(meter);
   } catch (error) {
-    failure = reasonOf(error, line, caller);
+    failure = reasonOf(error, running.line, running);
     throw error;
   } finally {
     await meter?.end(failure);
-    if (line.action.refills && !caller.signal.aborted) refillStandbys(config, line, caller);
+    if (running.line.action.refills && !running.signal.aborted) refillStandbys(config, running);
   }
 }
 
@@ -175,11 +169,10 @@ async function startMeter(
 /** Replaces what a job took, while no job waits for it. */
 function refillStandbys(
   config: Config,
-  { config: file }: CommandLine,
-  { startInBackground, env, printer }: Caller,
+  { line, startInBackground, env, printer }: Running,
 ): void {
   try {
-    const refill = refillArguments(config, { file, cwd: Deno.cwd });
+    const refill = refillArguments(config, { file: line.config, cwd: Deno.cwd });
     if (refill !== null) startInBackground(refill, keptVariables(env));
   } catch (error) {
     printer.warn(`Cannot create standby machines for the next jobs: ${explain(error)}`);
@@ -206,18 +199,15 @@ export function refillArguments(
   if (file === undefined) return ["standby"];
   return ["--config", file.startsWith("/") ? file : `${cwd()}/${file}`, "standby"];
 }
+
 async function onHost(
   body: (context: Context) => Promise<void>,
-  { config, line: { debug, action }, caller, meter }: {
-    readonly config: Config;
-    readonly line: CommandLine;
-    readonly caller: Caller;
-    readonly meter: Meter | null;
-  },
+  config: Config,
+  meter: Meter | null,
+  { line: { debug, action }, env, printer, signal: cancel }: Running,
 ): Promise<void> {
   const { Connection } = await import("./libvirt/connection.ts"); // some commands never need it
-  const { env, printer } = caller;
-  const signal = action.outlastsCancel ? new AbortController().signal : caller.signal;
+  const signal = action.outlastsCancel ? new AbortController().signal : cancel;
   const onCall = debug
     ? (name: string, ms: number) => printer.debug(`${name} ${ms.toFixed(1)} ms`)
     : null;

@@ -39,10 +39,7 @@ export const command = defineCommand("cleanup", {
   },
 });
 
-async function cleanupAfterJob(
-  named: string | undefined,
-  { env, onHost }: Program,
-): Promise<void> {
+async function cleanupAfterJob(named: string | undefined, { env, onHost }: Program): Promise<void> {
   const job = await jobFromEnv(env, { machine: named });
   const machine = requireMachine(job);
   await onHost(async (context) => {

@@ -62,6 +62,7 @@ interface Open {
   readonly domain: Domain;
   readonly signal: AbortSignal;
 }
+
 /** How a session ended, unless the person left it. */
 type End = Exclude<DomainState, "active">;
 

@@ -80,6 +80,7 @@ function open({ isolated, networks, context: { hostNetwork } }: Reach): Finding 
   const where = unique(gateways.concat(addresses)).join(", ");
   return ok(`${services}, and by "network.host_ports" ${ports.join(", ")} at ${where}`);
 }
+
 function metadata(isolated: readonly MachineSettings[]): Finding {
   if (isolated.every((machine) => isBlocked(METADATA, machine))) {
     return ok(`Isolated machines cannot reach ${METADATA.address}, the cloud's metadata service`);

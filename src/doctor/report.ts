@@ -23,10 +23,7 @@ export function findingsText(
   return lines.concat(summary(findings)).join("\n");
 }
 
-function linesOf(
-  { level, subject, meaning, remedy }: GroupedFinding,
-  paint: Paint,
-): string[] {
+function linesOf({ level, subject, meaning, remedy }: GroupedFinding, paint: Paint): string[] {
   const mark = paint(LEVEL_COLOURS[level], level) + " ".repeat(MARK_WIDTH - level.length);
   const [first = "", ...below] = toVisible(subject).split("\n");
   if (meaning !== "") below.push(...toVisible(meaning).split("\n").flatMap(wrap));

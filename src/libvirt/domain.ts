@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { borrowedString, cString, OutCell } from "../../ffi/memory.ts";
+import { borrowedString, cBytes, cString, OutCell, pointerAt } from "../../ffi/memory.ts";
 import type { Connection } from "./connection.ts";
 import { orNull, VIR_ERR } from "./error.ts";
 import { Handle, type Handles, together } from "./handle.ts";
-import { type Interface, readInterface } from "./interface.ts";
-import { withStream } from "./stream.ts";
+import { Stream } from "./stream.ts";
 
 // virDomainCreateFlags.
 export const VIR_DOMAIN_START_VALIDATE = 16; // check the XML against libvirt's schema
@@ -164,7 +163,7 @@ export class Domain extends Handle<"virDomain"> {
     body: (session: ConsoleSession) => Promise<T>,
   ): Promise<T> {
     const flags = force ? VIR_DOMAIN_CONSOLE_FORCE : 0;
-    return withStream(this.connection, async (stream) => {
+    return Stream.with(this.connection, async (stream) => {
       await stream.lend((pointer) => this.call("virDomainOpenConsole", null, pointer, flags));
       return await body({
         receive: async () => {
@@ -184,7 +183,7 @@ export class Domain extends Handle<"virDomain"> {
   async screenshot(
     mostBytes: number,
   ): Promise<{ mimeType: string; bytes: Uint8Array<ArrayBuffer> }> {
-    return await withStream(this.connection, async (stream) => ({
+    return await Stream.with(this.connection, async (stream) => ({
       mimeType: await stream.lend((pointer) =>
         this.callForString("virDomainScreenshot", pointer, 0, 0)
       ),
@@ -221,4 +220,35 @@ export class Domain extends Handle<"virDomain"> {
       return found;
     });
   }
+}
+
+/** A network interface of a guest. */
+interface Interface {
+  /** Lower case, with colons; empty if unknown. */
+  readonly mac: string;
+  /** IPv4 and IPv6, as the source lists them: of a guest's agent, any words. */
+  readonly addresses: readonly string[];
+}
+
+const MAC_BYTES = 17;
+const MOST_ADDRESS_BYTES = 46; // INET6_ADDRSTRLEN: what is longer is no address
+
+/**
+ * Reads a `virDomainInterface` (libvirt-domain.h): name at 0, hwaddr at 8, naddrs at 16, addrs at
+ * 24, an array of `virDomainIPAddress` of 24 bytes: type at 0, addr at 8, prefix at 16.
+ */
+function readInterface(pointer: Deno.PointerObject): Interface {
+  const view = new Deno.UnsafePointerView(pointer);
+  const mac = shortText(view.getPointer(8), MAC_BYTES);
+  const count = view.getUint32(16);
+  const array = view.getPointer(24);
+  const addresses: string[] = [];
+  for (let i = 0; array !== null && i < count; i++) {
+    addresses.push(shortText(pointerAt(array, i * 24 + 8), MOST_ADDRESS_BYTES));
+  }
+  return { mac: mac.toLowerCase(), addresses };
+}
+
+function shortText(pointer: Deno.PointerValue, mostBytes: number): string {
+  return pointer === null ? "" : new TextDecoder().decode(cBytes(pointer, mostBytes));
 }

@@ -25,21 +25,13 @@ export class StoragePool extends Handle<"virStoragePool"> {
   }
 
   /** Makes and starts a storage pool of this name and XML that is gone when it is stopped. */
-  static async create(
-    connection: Connection,
-    name: string,
-    poolXml: string,
-  ): Promise<StoragePool> {
+  static async create(connection: Connection, name: string, poolXml: string): Promise<StoragePool> {
     const pointer = await connection.ask("virStoragePoolCreateXML", cString(poolXml), 0);
     return new StoragePool(connection, "virStoragePool", pointer, name);
   }
 
   /** Defines a persistent storage pool of this name and XML, inactive at first. */
-  static async define(
-    connection: Connection,
-    name: string,
-    poolXml: string,
-  ): Promise<StoragePool> {
+  static async define(connection: Connection, name: string, poolXml: string): Promise<StoragePool> {
     const pointer = await connection.ask("virStoragePoolDefineXML", cString(poolXml), 0);
     return new StoragePool(connection, "virStoragePool", pointer, name);
   }

@@ -7,6 +7,24 @@ const CHUNK_BYTES = 256 * 1024;
 
 /** A stream of bytes between us and what a call has opened at its other end. */
 export class Stream extends Handle<"virStream"> {
+  /** Gives the body a stream of these virStreamFlags, then finishes it, or aborts it on failure. */
+  static async with<T>(
+    connection: Connection,
+    body: (stream: Stream) => Promise<T>,
+    flags = 0,
+  ): Promise<T> {
+    const pointer = await connection.ask("virStreamNew", flags);
+    using stream = new Stream(connection, "virStream", pointer);
+    try {
+      const result = await body(stream);
+      await stream.call("virStreamFinish"); // waits until the other end has taken all
+      return result;
+    } catch (error) {
+      await stream.call("virStreamAbort").catch(() => {}); // the first failure counts
+      throw error;
+    }
+  }
+
   /** Sends these bytes, or a part of them, and gives how many; -2 if it would wait. */
   send(bytes: Uint8Array<ArrayBuffer>): Promise<number> {
     return this.call("virStreamSend", bytes, BigInt(bytes.length));
@@ -35,32 +53,5 @@ export class Stream extends Handle<"virStream"> {
       if (left < 0) throw new Error(`it has more than ${mostBytes} bytes`);
       chunks.push(chunk.subarray(0, length));
     }
-  }
-
-  /** Waits until the other end has taken all, and closes it. */
-  async finish(): Promise<void> {
-    await this.call("virStreamFinish");
-  }
-
-  /** Closes it, whatever is on the way. */
-  async abort(): Promise<void> {
-    await this.call("virStreamAbort");
-  }
-}
-
-/** Gives the body a stream of these virStreamFlags, then finishes it, or aborts it on failure. */
-export async function withStream<T>(
-  connection: Connection,
-  body: (stream: Stream) => Promise<T>,
-  flags = 0,
-): Promise<T> {
-  using stream = new Stream(connection, "virStream", await connection.ask("virStreamNew", flags));
-  try {
-    const result = await body(stream);
-    await stream.finish();
-    return result;
-  } catch (error) {
-    await stream.abort().catch(() => {}); // the first failure counts
-    throw error;
   }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { orNull, VIR_ERR } from "./error.ts";
 import { Handle } from "./handle.ts";
-import { withStream } from "./stream.ts";
+import { Stream } from "./stream.ts";
 
 /** A handle of a storage volume. Whoever gets it disposes of it, which leaves the volume as it is. */
 export class Volume extends Handle<"virStorageVol"> {
@@ -38,7 +38,7 @@ export class Volume extends Handle<"virStorageVol"> {
 
   upload(bytes: Uint8Array<ArrayBuffer>): Promise<void> {
     const length = BigInt(bytes.length);
-    return withStream(this.connection, async (stream) => {
+    return Stream.with(this.connection, async (stream) => {
       await stream.lend((pointer) => this.call("virStorageVolUpload", pointer, 0n, length, 0));
       await stream.sendAll(bytes);
     });
@@ -46,7 +46,7 @@ export class Volume extends Handle<"virStorageVol"> {
 
   /** Reads as many bytes from this offset, or to its end. */
   download(offset: number, bytes?: number): Promise<Uint8Array<ArrayBuffer>> {
-    return withStream(this.connection, async (stream) => {
+    return Stream.with(this.connection, async (stream) => {
       const start = BigInt(offset);
       const length = BigInt(bytes ?? 0); // 0 is all the rest
       await stream.lend((pointer) => this.call("virStorageVolDownload", pointer, start, length, 0));

@@ -34,20 +34,14 @@ export interface SizeContext {
   readonly requests: SizeRequests;
 }
 
-interface Kind {
-  /** The setting, as the file spells it. */
-  readonly key: string;
-  readonly variable: string;
-  /** The least that is a size at all. */
-  readonly min: number;
-}
-
+/** The keys of the settings as the file spells them, and the least that is a size at all. */
 const KINDS = {
   vcpus: { key: "vcpus", variable: "LIBVIRT_GCI_VCPUS", min: 1 },
   memoryMib: { key: "memory_mib", variable: "LIBVIRT_GCI_MEMORY_MIB", min: 64 },
   diskGib: { key: "disk_gib", variable: "LIBVIRT_GCI_DISK_GIB", min: 1 },
   keepMinutes: { key: "keep_minutes", variable: "LIBVIRT_GCI_KEEP_MINUTES", min: 0 },
-} as const satisfies Record<string, Kind>;
+} as const;
+type Kind = typeof KINDS[keyof typeof KINDS];
 
 const NESTED = "LIBVIRT_GCI_NESTED";
 const SETTINGS = "this host's settings";

@@ -158,11 +158,7 @@ function mayHave(config: Config, { name, entry }: Found, { isOperator, rule }: A
     (defaultTemplate !== null && findTemplateName(config, defaultTemplate)?.name === name);
 }
 
-function refusal(
-  config: Config,
-  { requested, isName }: Asked,
-  asker: Asker,
-): TemplateRefusal {
+function refusal(config: Config, { requested, isName }: Asked, asker: Asker): TemplateRefusal {
   const hint = requested === null && config.defaultTemplate === null
     ? `; or ask the administrator to set "default_template"`
     : "";

@@ -155,11 +155,7 @@ function readMembers<M extends Members>(
   return values as Values<M>;
 }
 
-function isValid(
-  { words, accepts, items }: Kind<unknown>,
-  value: unknown,
-  place: Place,
-): boolean {
+function isValid({ words, accepts, items }: Kind<unknown>, value: unknown, place: Place): boolean {
   if (!accepts(value)) {
     place.mustBe(words, value);
     return false;

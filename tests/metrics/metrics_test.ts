@@ -6,8 +6,7 @@ import { BuildFailure, FAULTS, ScriptFailure, SystemFailure } from "../../src/er
 import { Domain } from "../../src/libvirt/domain.ts";
 import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import { removeMachine } from "../../src/machine/remove.ts";
-import { measure } from "../../src/metrics/gauges.ts";
-import { Meter, type MeterOptions } from "../../src/metrics/meter.ts";
+import { measure, Meter, type MeterOptions } from "../../src/metrics/meter.ts";
 import {
   addObservation,
   metricsText,
