@@ -1,15 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { libc } from "./libc.ts";
-import { cString } from "./memory.ts";
-import {
-  attribute,
-  concatenated,
-  errorOf,
-  NETLINK,
-  NLA_F_NESTED,
-  NLM_F,
-  withNetlink,
-} from "./netlink.ts";
+import { concatenated, cString } from "./memory.ts";
+import { attribute, errorOf, NETLINK, NLA_F_NESTED, NLM_F, withNetlink } from "./netlink.ts";
 
 const load = libc("if_nametoindex");
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { concatenated } from "./memory.ts";
 import {
   type Ask,
   type Attribute,
   attributesOf,
   type Bytes,
-  concatenated,
   errorOf,
   HEADER_BYTES,
   NETLINK,

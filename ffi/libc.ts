@@ -11,7 +11,7 @@ import { blocking, fn } from "./declare.ts";
 
 // The C types. A buffer is memory of JavaScript's.
 const int = "i32"; // also pid_t
-const uint = "u32"; // also mode_t
+const uint = "u32";
 const ulong = "usize";
 const size_t = "usize";
 const ssize_t = "isize";
@@ -27,7 +27,6 @@ const symbols = {
   write: fn(ssize_t, /* fd */ int, /* buf */ buffer, /* count */ size_t),
   readlink: fn(ssize_t, /* path */ text, /* buf */ buffer, /* bufsiz */ size_t),
   statvfs: fn(int, /* path */ text, /* struct statvfs *buf */ buffer),
-  umask: fn(uint, /* mask */ uint), // the mask before
 
   // Pipes
   pipe2: fn(int, /* int pipefd[2] */ buffer, /* flags */ int),

@@ -39,3 +39,14 @@ export class OutCell {
     return Deno.UnsafePointer.create(this.buffer[0] ?? 0n);
   }
 }
+
+/** These bytes, one after the other. */
+export function concatenated(parts: readonly Uint8Array[]): Uint8Array<ArrayBuffer> {
+  const all = new Uint8Array(parts.reduce((sum, { length }) => sum + length, 0));
+  let at = 0;
+  for (const part of parts) {
+    all.set(part, at);
+    at += part.length;
+  }
+  return all;
+}

@@ -3,7 +3,7 @@ import { libc, O_RDONLY_CLOEXEC } from "./libc.ts";
 import { cString } from "./memory.ts";
 
 /** Deno opens nothing below /proc and /sys without all permissions, so these ask the C library. */
-export const loadProc = libc("open", "read", "close", "readlink", "statvfs", "umask", "getpgid");
+export const loadProc = libc("open", "read", "close", "readlink", "statvfs", "getpgid");
 
 /** The text of a small file below /proc, or null if it cannot be read. */
 export function readProc(path: string): string | null {
@@ -27,17 +27,6 @@ export function readKernelFile(path: string): string | null {
   } while (length > 0 && text.length < MOST_BYTES);
   close(file);
   return length < 0 ? null : text;
-}
-
-/** Calls the function with this umask(2). Deno.umask would need all permissions. */
-export function withUmask<T>(mask: number, body: () => T): T {
-  const { umask } = loadProc();
-  const before = umask(mask);
-  try {
-    return body();
-  } finally {
-    umask(before);
-  }
 }
 
 export function isKernelFile(path: string): boolean {

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { concatenated } from "../../ffi/memory.ts";
 import { machineArgument, switchFlag } from "../cli/arguments.ts";
 import { defineCommand } from "../cli/command.ts";
 import { ownTerminal, type Terminal } from "../cli/terminal.ts";
@@ -174,10 +175,7 @@ class Typed {
     for await (const bytes of input) {
       const end = bytes.indexOf(ESCAPE);
       const typed = end < 0 ? bytes : bytes.subarray(0, end);
-      const all = new Uint8Array(this.#bytes.length + typed.length);
-      all.set(this.#bytes);
-      all.set(typed, this.#bytes.length);
-      this.#bytes = all;
+      this.#bytes = concatenated([this.#bytes, typed]);
       this.isLeft = end >= 0;
       this.#wake.abort();
       if (this.isLeft) break;

@@ -46,17 +46,15 @@ export async function startByAgent(
     "input-data": new TextEncoder().encode(script).toBase64(),
     "capture-output": true,
   }, purpose.timeoutSeconds);
-  return (signal) => waitForEnd(agent, { pid, end, signal }, purpose);
+  return (signal) => waitForEnd(agent, pid, end, purpose, signal);
 }
 
 async function waitForEnd(
   agent: Agent,
-  { pid, end, signal }: {
-    readonly pid: unknown;
-    readonly end: number;
-    readonly signal: AbortSignal | undefined;
-  },
+  pid: unknown,
+  end: number,
   { what, timeoutSeconds }: Purpose,
+  signal: AbortSignal | undefined,
 ): Promise<void> {
   let pause = FIRST_POLL_MS;
   for (let lastError: unknown = undefined;;) {

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { concatenated } from "../../ffi/memory.ts";
 import type { Sink } from "./command_streams.ts";
 
 /** Begins with a character that is rare in output. */
@@ -30,7 +31,7 @@ export class OutputEnd {
 
   /** Takes a part of the output; gives true once the mark has come. */
   readonly push = async (bytes: Uint8Array): Promise<boolean> => {
-    const all = this.#held.length === 0 ? bytes : concat(this.#held, bytes);
+    const all = this.#held.length === 0 ? bytes : concatenated([this.#held, bytes]);
     const at = this.#findMark(all);
     const whole = at + this.#mark.length <= all.length;
     this.#seen = whole;
@@ -48,11 +49,4 @@ export class OutputEnd {
     }
     return bytes.length;
   }
-}
-
-function concat(a: Uint8Array, b: Uint8Array): Uint8Array {
-  const both = new Uint8Array(a.length + b.length);
-  both.set(a);
-  both.set(b, a.length);
-  return both;
 }

@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { withUmask } from "../../ffi/proc.ts";
 import { SystemFailure } from "../errors.ts";
 import { directoryOf, orMissing, refuseUntrusted } from "../files.ts";
 import {
@@ -37,29 +36,13 @@ export async function addToMetricsFile(
     const samples = await readMetricsFile(file, warn);
     addObservation(samples, observation);
     await orMissing(Deno.remove(next)); // what one who was killed has left
-    {
-      using written = createReadable(next);
-      await writeAll(written, metricsText(samples, observation.version));
-    }
+    const text = metricsText(samples, observation.version);
+    // For node_exporter, which is another user: the mode does not depend on the umask.
+    await Deno.writeTextFile(next, text, { createNew: true, mode: 0o644 });
     await Deno.rename(next, file);
   } finally {
     await orMissing(Deno.remove(next));
     await orMissing(Deno.remove(lock));
-  }
-}
-
-/** A new file that others can read, whatever the umask: node_exporter is another user. */
-function createReadable(path: string): Deno.FsFile {
-  return withUmask(
-    0o022,
-    () => Deno.openSync(path, { write: true, createNew: true, mode: 0o644 }),
-  );
-}
-
-async function writeAll(file: Deno.FsFile, text: string): Promise<void> {
-  const bytes = new TextEncoder().encode(text);
-  for (let written = 0; written < bytes.length;) {
-    written += await file.write(bytes.subarray(written));
   }
 }
 
