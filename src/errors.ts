@@ -86,12 +86,9 @@ function wordsOf(error: unknown): string {
 }
 
 /** What the promise gives. Throws this failure, with what the promise fails with for its cause. */
-export async function orFailure<T>(
-  result: Promise<T>,
-  failure: Omit<Failure, "cause">,
-): Promise<T> {
+export async function orFailure<T>(task: Promise<T>, failure: Omit<Failure, "cause">): Promise<T> {
   try {
-    return await result;
+    return await task;
   } catch (cause) {
     throw new SystemFailure({ ...failure, cause });
   }

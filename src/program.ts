@@ -167,10 +167,7 @@ async function startMeter(
 }
 
 /** Replaces what a job took, while no job waits for it. */
-function refillStandbys(
-  config: Config,
-  { line, startInBackground, env, printer }: Running,
-): void {
+function refillStandbys(config: Config, { line, startInBackground, env, printer }: Running): void {
   try {
     const refill = refillArguments(config, { file: line.config, cwd: Deno.cwd });
     if (refill !== null) startInBackground(refill, keptVariables(env));

@@ -60,11 +60,7 @@ export async function jobToExplain(options: ExplainOptions, env: Env): Promise<J
 }
 
 /** What prepare would give the job and why, without asking libvirt. Throws SystemFailure. */
-export function explainJob(
-  job: Job,
-  config: Config,
-  { json }: { readonly json: boolean },
-): Explanation {
+export function explainJob(job: Job, config: Config, { json }: { json: boolean }): Explanation {
   const search = findRule(job, config);
   try {
     const decision = decide(job, config);

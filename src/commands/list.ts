@@ -81,7 +81,7 @@ export async function listMachines(context: Context): Promise<ListedMachine[]> {
       why,
       address: metadata?.address || null,
       memoryMib: life?.memoryMib ?? null,
-      diskBytes: await diskOf(machine, host.connection),
+      diskBytes: await diskOf(machine.volumes, host.connection),
     };
   }));
   // Of one that took over another, only the name and what says so are its own.
@@ -135,10 +135,7 @@ async function lifeOf(
   }
 }
 
-async function diskOf(
-  { volumes }: Pick<FoundMachine, "volumes">,
-  connection: Connection,
-): Promise<number> {
+async function diskOf(volumes: FoundMachine["volumes"], connection: Connection): Promise<number> {
   const sizes = volumes.map(async ({ pool: poolName, name }) => {
     using pool = await StoragePool.find(connection, poolName);
     using volume = pool && await pool.findVolume(name);
@@ -219,7 +216,7 @@ async function listWarmImages({ connection, config }: Host): Promise<ListedWarmI
       template,
       created,
       machines: pool === null ? [] : await machinesOn(pool, image),
-      diskBytes: await diskOf({ volumes }, connection),
+      diskBytes: await diskOf(volumes, connection),
     };
   }));
 }

@@ -14,6 +14,7 @@ import {
   install,
   permissionsOf,
   readOwnUser,
+  type Root,
   statHostFile,
 } from "./host_files.ts";
 import { explain, reasonOf } from "../errors.ts";
@@ -79,15 +80,12 @@ function versionWords(version: number): string {
   return [version / 1_000_000, version / 1000 % 1000, version % 1000].map(Math.floor).join(".");
 }
 
-export async function checkEmulator(context: LibvirtContext): Promise<Finding> {
+export async function checkEmulator(context: LibvirtContext): Promise<Found> {
   return await emulatorFinding(await context.connection.capabilities(), context);
 }
 
 /** What libvirt's capabilities (https://libvirt.org/formatcaps.html) say of machines. */
-export async function emulatorFinding(
-  capabilities: string,
-  context: Pick<DoctorContext, "root">,
-): Promise<Finding> {
+export async function emulatorFinding(capabilities: string, context: Root): Promise<Found> {
   const root = rootOf(capabilities);
   const arch = find(root, "host", "cpu", "arch")?.text ?? "?";
   const guests = childrenOf(root, "guest").map((guest) => find(guest, "arch")?.attributes["name"]);

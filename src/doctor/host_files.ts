@@ -3,7 +3,8 @@ import { isKernelFile, readKernelFile } from "../../ffi/proc.ts";
 import type { DoctorContext } from "./check.ts";
 import { orMissing } from "../files.ts";
 
-type Root = Pick<DoctorContext, "root">;
+/** Where the host's file system begins. */
+export type Root = Pick<DoctorContext, "root">;
 
 /** The text of a file of the host, or null if there is none. Throws if it may not be read. */
 export function readHostFile({ root }: Root, path: string): Promise<string | null> {
@@ -115,10 +116,7 @@ export interface Packages {
   readonly arch: string;
 }
 
-export async function install(
-  context: Pick<DoctorContext, "root">,
-  { debian, fedora, arch }: Packages,
-): Promise<string> {
+export async function install(context: Root, { debian, fedora, arch }: Packages): Promise<string> {
   const release = await readHostFile(context, "/etc/os-release") ?? "";
   const ids = [...release.matchAll(/^ID(?:_LIKE)?="?([^"\n]*)"?$/gm)].map(([, id]) => id);
   if (/fedora|rhel|centos/.test(ids.join(" "))) return `dnf install ${fedora}`;

@@ -12,10 +12,7 @@ const WIDTH = 88;
 const LEVEL_COLOURS = { ok: "green", warning: "yellow", problem: "red" } as const;
 
 /** The findings for people: a line each, then what it means and what fixes it. */
-export function findingsText(
-  findings: readonly GroupedFinding[],
-  paint: Paint = noPaint,
-): string {
+export function findingsText(findings: readonly GroupedFinding[], paint: Paint = noPaint): string {
   const lines: string[] = [];
   for (const [group, itsFindings] of Map.groupBy(findings, ({ group }) => group)) {
     lines.push(toVisible(group), ...itsFindings.flatMap((it) => linesOf(it, paint)), "");

@@ -46,10 +46,7 @@ async function isAppArmorOn(context: DoctorContext): Promise<boolean> {
 }
 
 /** Says that libvirt does not use the active module; null if it does or that is unknown. */
-async function whyUnused(
-  name: "AppArmor" | "SELinux",
-  context: DoctorContext,
-): Promise<Finding | null> {
+async function whyUnused(name: "AppArmor" | "SELinux", context: DoctorContext): Promise<Found> {
   const subject = `${name} is active, but libvirt does not use it`;
   const restart = restartDaemons("libvirtd", "virtqemud");
   const conf = await readIfAllowed(context, QEMU_CONF);

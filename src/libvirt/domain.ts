@@ -180,14 +180,12 @@ export class Domain extends Handle<"virDomain"> {
   }
 
   /** Its first screen, and the type of these bytes. Throws Error if there are more than so many. */
-  async screenshot(
-    mostBytes: number,
-  ): Promise<{ mimeType: string; bytes: Uint8Array<ArrayBuffer> }> {
+  async screenshot(most: number): Promise<{ mimeType: string; bytes: Uint8Array<ArrayBuffer> }> {
     return await Stream.with(this.connection, async (stream) => ({
       mimeType: await stream.lend((pointer) =>
         this.callForString("virDomainScreenshot", pointer, 0, 0)
       ),
-      bytes: await stream.receiveAll(mostBytes),
+      bytes: await stream.receiveAll(most),
     }));
   }
 

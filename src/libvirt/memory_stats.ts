@@ -65,9 +65,7 @@ function readDomainMemory(record: Deno.PointerObject, { local }: Connection): Do
  * The host's memory in MiB: `total`, `free`, `buffers` and `cached`; null where the driver does not
  * say. Reads `virNodeMemoryStats` (libvirt-host.h): name at 0, value in KiB at 80.
  */
-export async function nodeMemory(
-  connection: Connection,
-): Promise<ReadonlyMap<string, number> | null> {
+export async function nodeMemory(connection: Connection): Promise<Map<string, number> | null> {
   const count = new Int32Array([4]); // Linux has four, and takes no other number
   const buffer = new Uint8Array(4 * NODE_PARAMETER_BYTES);
   const cells = VIR_NODE_MEMORY_STATS_ALL_CELLS;

@@ -16,12 +16,8 @@ export class NetworkFilter extends Handle<"virNWFilter"> {
   }
 
   /** Defines a network filter of this name and XML, which stays until it is undefined. */
-  static async define(
-    connection: Connection,
-    name: string,
-    filterXml: string,
-  ): Promise<NetworkFilter> {
-    const pointer = await connection.ask("virNWFilterDefineXML", cString(filterXml));
+  static async define(connection: Connection, name: string, xml: string): Promise<NetworkFilter> {
+    const pointer = await connection.ask("virNWFilterDefineXML", cString(xml));
     return new NetworkFilter(connection, "virNWFilter", pointer, name);
   }
 
