@@ -8,14 +8,7 @@ import {
   needsLocalHost,
 } from "./check.ts";
 import { type Finding, ok, problem, warning } from "./finding.ts";
-import {
-  hasProgram,
-  install,
-  readHostFile,
-  readIfAllowed,
-  readLibvirtSetting,
-  readOwnUser,
-} from "./host_files.ts";
+import { findSetting, hasProgram, install, readHostFile, readOwnUser } from "./host_files.ts";
 import { checkReach } from "./reachable.ts";
 import { NetworkFilter } from "../libvirt/network_filter.ts";
 import { isNetworkAdmin } from "../machine/network/set_filter.ts";
@@ -102,8 +95,7 @@ export async function checkFilterPrograms(context: DoctorContext): Promise<Findi
 }
 
 export async function checkFirewall(context: DoctorContext): Promise<Finding | null> {
-  const text = await readIfAllowed(context, "/etc/libvirt/network.conf");
-  const backend = readLibvirtSetting(text, "firewall_backend");
+  const backend = await findSetting(context, "/etc/libvirt/network.conf", "firewall_backend");
   if (backend === null) return isConnected(context) ? await defaultFirewall(context) : null;
   const program = backend === "nftables" ? "nft" : "iptables";
   if (await hasProgram(context, program)) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { type DoctorContext, isConnected, needsLocalHost } from "./check.ts";
 import { type Finding, type Found, ok, warning } from "./finding.ts";
-import { isInSys, readHostFile, readIfAllowed, readLibvirtSetting } from "./host_files.ts";
+import { isInSys, readHostFile, readIfAllowed, readSetting } from "./host_files.ts";
 import { command, restartDaemons } from "../shell.ts";
 
 export const group = {
@@ -20,16 +20,15 @@ export async function checkThreads(context: DoctorContext): Promise<Finding> {
   }
   const meaning = "Through the caches of a core, a job can find out what a machine on the core's " +
     "other thread works with, keys included";
-  let text: string | null;
+  let setting: string | null;
   try {
-    text = await readHostFile(context, QEMU_CONF);
+    setting = await readSetting(context, QEMU_CONF, "sched_core");
   } catch (error) {
     if (!(error instanceof Deno.errors.PermissionDenied)) throw error;
     return warning(`SMT is on, and this user cannot read ${QEMU_CONF}`, {
       meaning: `${meaning}, unless "sched_core" is set there. Run libvirt-gci doctor as root`,
     });
   }
-  const setting = readLibvirtSetting(text, "sched_core");
   if (setting !== null && setting !== "none") {
     return ok(`Machines do not share CPU cores: sched_core is ${setting}`);
   }

@@ -46,10 +46,20 @@ export async function hasProgram({ root }: Root, name: string): Promise<boolean>
   return (await Promise.all(found)).some((info) => info !== null);
 }
 
-/** The value of a key in a settings file of libvirt's, or null if it is not set. */
-export function readLibvirtSetting(text: string | null, key: string): string | null {
-  const line = new RegExp(`^\\s*${key}\\s*=\\s*(.*?)\\s*$`, "m").exec(text ?? "");
+/** The value of a key in a settings file of libvirt's, or null. Throws if it may not be read. */
+export async function readSetting(
+  context: Root,
+  path: string,
+  key: string,
+): Promise<string | null> {
+  const text = await readHostFile(context, path) ?? "";
+  const line = new RegExp(`^\\s*${key}\\s*=\\s*(.*?)\\s*$`, "m").exec(text);
   return line?.[1]?.replace(/^"(.*)"$/, "$1") ?? null;
+}
+
+/** As {@linkcode readSetting}, and null too if this user may not read the file. */
+export function findSetting(context: Root, path: string, key: string): Promise<string | null> {
+  return orNullIfDenied(readSetting(context, path, key));
 }
 
 async function orNullIfDenied<T>(reading: Promise<T | null>): Promise<T | null> {

@@ -3,12 +3,11 @@ import { allMachines, type DoctorContext, isConnected, needsLocalHost } from "./
 import { type Finding, ok, problem, warning } from "./finding.ts";
 import {
   findGroupName,
+  findSetting,
   findUser,
   type HostUser,
   permissionsOf,
   readHostFile,
-  readIfAllowed,
-  readLibvirtSetting,
   readOwnUser,
   statHostFile,
 } from "./host_files.ts";
@@ -112,8 +111,8 @@ export async function checkNested(context: DoctorContext): Promise<Finding | nul
 
 /** The user of qemu.conf, else the distribution's; null if unknown. */
 async function findQemuUser(context: DoctorContext): Promise<HostUser | null> {
-  const text = await readIfAllowed(context, "/etc/libvirt/qemu.conf");
-  const named = readLibvirtSetting(text, "user")?.replace(/^\+/, "");
+  const setting = await findSetting(context, "/etc/libvirt/qemu.conf", "user");
+  const named = setting?.replace(/^\+/, "");
   if (named === "root" || named === "0") return { name: "root", uid: 0, gids: [0] };
   for (const name of named === undefined ? ["libvirt-qemu", "qemu"] : [named]) {
     const user = await findUser(context, name);

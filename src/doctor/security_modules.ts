@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { type DoctorContext, isConnected, needsLocalHost } from "./check.ts";
 import { type Finding, type Found, ok, warning } from "./finding.ts";
-import { install, isInSys, readHostFile, readIfAllowed, readLibvirtSetting } from "./host_files.ts";
+import { findSetting, install, isInSys, readHostFile, readIfAllowed } from "./host_files.ts";
 import { StoragePool } from "../libvirt/storage_pool.ts";
 import { securityModels } from "../machine/security_models.ts";
 import { rootOf, textAt } from "../read_xml.ts";
@@ -49,8 +49,8 @@ async function isAppArmorOn(context: DoctorContext): Promise<boolean> {
 async function whyUnused(name: "AppArmor" | "SELinux", context: DoctorContext): Promise<Found> {
   const subject = `${name} is active, but libvirt does not use it`;
   const restart = restartDaemons("libvirtd", "virtqemud");
-  const conf = await readIfAllowed(context, QEMU_CONF);
-  if (/\bnone\b/.test(readLibvirtSetting(conf, "security_driver") ?? "")) {
+  const driver = await findSetting(context, QEMU_CONF, "security_driver");
+  if (/\bnone\b/.test(driver ?? "")) {
     return warning(`${subject}: security_driver is none`, {
       meaning: MEANING,
       remedy: `sed -i 's/^ *security_driver/#&/' ${QEMU_CONF} && ${restart}`,
