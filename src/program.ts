@@ -5,6 +5,7 @@ import { directoriesOf } from "./cli/directories.ts";
 import { exitStatus, reportScriptStatus } from "./cli/exit_status.ts";
 import { type CommandLine, type Commands, parseArguments } from "./cli/parser.ts";
 import type { Printer } from "./cli/printer.ts";
+import { keptVariables, refillArguments } from "./cli/refill.ts";
 import { ScriptOutput } from "./cli/script_output.ts";
 import { explain, ScriptFailure } from "./errors.ts";
 import type { Outputs } from "./guest/command_streams.ts";
@@ -14,7 +15,6 @@ import type { Context } from "./machine/context.ts";
 import { StepTimer } from "./machine/steps.ts";
 import type { Meter } from "./metrics/meter.ts";
 import type { Counted } from "./metrics/metrics.ts";
-import { templatesToWait } from "./policy/template_choice.ts";
 import { loadConfig } from "./settings/load.ts";
 import type { Config } from "./settings/settings.ts";
 
@@ -36,10 +36,12 @@ export const COMMANDS: Commands = {
   standby: () => import("./commands/standby.ts"),
 };
 
-interface Caller {
+/** What the program gets from its caller. */
+export interface Caller {
   readonly args: readonly string[];
   /** Aborts at a cancel; its reason is the error to end with. */
   readonly signal: AbortSignal;
+  /** Where the output of scripts goes. */
   readonly output: Outputs;
   readonly env: Env;
   readonly version: string;
@@ -53,8 +55,8 @@ interface Caller {
   readonly startInBackground: (args: readonly string[], env: Record<string, string>) => void;
 }
 
-/** A caller, and what its command line asks for. */
-type Running = Caller & Pick<Program, "say"> & { readonly line: CommandLine };
+/** A caller who is told something in the end. */
+type RunningCaller = Caller & Pick<Program, "say">;
 
 /** Does what the command line asks for, and says with which status to exit. It never throws. */
 export async function runProgram(caller: Caller): Promise<number> {
@@ -67,12 +69,13 @@ export async function runProgram(caller: Caller): Promise<number> {
   try {
     const output = { stdout: console.log, stderr: console.error, exit };
     line = await parseArguments(caller.args, { commands: COMMANDS, version, output });
-    await Promise.race([runCommand({ ...caller, output: script, say, line }), uncaught]);
+    const running = { ...caller, output: script, say };
+    await Promise.race([runCommand(line, running), uncaught]);
   } catch (error) {
     if (line?.debug && error instanceof Error) printer.debug(inOneLine(error.stack ?? ""));
     const passesStatus = line?.action.passesStatus ?? false;
     const reason = reasonOf(error, line, caller);
-    status = await endWith(reason, passesStatus, script, caller);
+    status = await endWith(reason, { env, printer, script, passesStatus });
   }
   if (lastWords.length > 0) {
     await endOutput(script, env);
@@ -83,15 +86,18 @@ export async function runProgram(caller: Caller): Promise<number> {
 
 /** What fails after a cancel fails for it, and a script's status means nothing any more. */
 function reasonOf(error: unknown, line: CommandLine | null, { signal }: Caller): unknown {
-  return line !== null && signal.aborted && !line.action.outlastsCancel ? signal.reason : error;
+  return signal.aborted && line?.action.outlastsCancel === false ? signal.reason : error;
 }
 
 /** Says what went wrong, after the script's output, and gives the status that tells whose fault it is. */
 async function endWith(
   error: unknown,
-  passesStatus: boolean,
-  script: ScriptOutput,
-  { env, printer }: Caller,
+  { env, printer, script, passesStatus }: {
+    readonly env: Env;
+    readonly printer: Printer;
+    readonly script: ScriptOutput;
+    readonly passesStatus: boolean;
+  },
 ): Promise<number> {
   try {
     await reportScriptStatus(error, env);
@@ -112,50 +118,47 @@ async function endOutput(script: ScriptOutput, env: Env): Promise<void> {
   await script.end(env).catch(() => {}); // nobody may be reading it any more
 }
 
-async function runCommand(running: Running): Promise<void> {
-  const { env, version, path, signal, printer, output, say, line } = running;
+/** Runs the command, as a stage if it is one. */
+async function runCommand(line: CommandLine, caller: RunningCaller): Promise<void> {
   const { config: file, action, guestCommand } = line;
+  const { env, version, path, signal, printer, output, say } = caller;
   const places = { file, home: env["HOME"], xdgConfigHome: env["XDG_CONFIG_HOME"] };
   let loaded: Promise<Config> | null = null;
   const settings = (): Promise<Config> => loaded ??= loadConfig(places);
   const run = (meter: Meter | null): Promise<void> =>
     action.run({
-      env,
-      version,
-      path,
-      signal,
-      printer,
-      output,
-      say,
-      guestCommand,
-      settings,
+      ...{ env, version, path, signal, printer, output, say, guestCommand, settings },
       onHost: async (body, config) =>
-        await onHost(body, config ?? await settings(), meter, running),
+        await onHost(body, { config: config ?? await settings(), line, caller, meter }),
     });
   if (action.countedAs === null) return await run(null);
-  await runStage(run, action.countedAs, await settings(), running);
+  await runStage(run, { stage: action.countedAs, config: await settings(), line, caller });
 }
 
 /** Runs a command that `metrics_file` counts, and refills the standby machines after it. */
 async function runStage(
   run: (meter: Meter | null) => Promise<void>,
-  stage: Counted,
-  config: Config,
-  running: Running,
+  { stage, config, line, caller }: {
+    readonly stage: Counted;
+    readonly config: Config;
+    readonly line: CommandLine;
+    readonly caller: Caller;
+  },
 ): Promise<void> {
-  const meter = await startMeter(stage, config, running);
+  const meter = await startMeter(stage, config, caller);
   let failure: unknown = null;
   try {
     await run(meter);
   } catch (error) {
-    failure = reasonOf(error, running.line, running);
+    failure = reasonOf(error, line, caller);
     throw error;
   } finally {
     await meter?.end(failure);
-    if (running.line.action.refills && !running.signal.aborted) refillStandbys(config, running);
+    if (line.action.refills && !caller.signal.aborted) refillStandbys(config, line, caller);
   }
 }
 
+/** Begins to count a stage; null where nobody wants it. */
 async function startMeter(
   stage: Counted,
   { metricsFile: file }: Config,
@@ -166,45 +169,33 @@ async function startMeter(
   return new Meter({ file, stage, version, warn: (words) => printer.warn(inOneLine(words)) });
 }
 
-/** Replaces what a job took, while no job waits for it. */
-function refillStandbys(config: Config, { line, startInBackground, env, printer }: Running): void {
+/** What a job took, or made room for, is made again while nobody waits for it. */
+function refillStandbys(
+  config: Config,
+  { config: file }: CommandLine,
+  { startInBackground, env, printer }: Caller,
+): void {
   try {
-    const refill = refillArguments(config, { file: line.config, cwd: Deno.cwd });
+    const refill = refillArguments(config, { file, cwd: Deno.cwd });
     if (refill !== null) startInBackground(refill, keptVariables(env));
   } catch (error) {
     printer.warn(`Cannot create standby machines for the next jobs: ${explain(error)}`);
   }
 }
 
-const KEPT_VARIABLES = /^(HOME|PATH|SSH_AUTH_SOCK|XDG_\w+|DENO_\w+)$/;
-
-/** The variables of the program in the background: none of the job's, which may be secret. */
-export function keptVariables(env: Env): Record<string, string> {
-  const kept = Object.entries(env).filter(([name]) => KEPT_VARIABLES.test(name));
-  return Object.fromEntries(kept) as Record<string, string>;
-}
-
-/**
- * The arguments for the program in the background; null where the settings want no standby machines.
- * `file` is the settings file that the command line names, in the directory `cwd`.
- */
-export function refillArguments(
-  config: Config,
-  { file, cwd }: { readonly file: string | undefined; readonly cwd: () => string },
-): readonly string[] | null {
-  if (templatesToWait(config).length === 0) return null;
-  if (file === undefined) return ["standby"];
-  return ["--config", file.startsWith("/") ? file : `${cwd()}/${file}`, "standby"];
-}
-
+/** Connects to libvirt for a command, and closes the connection after it. */
 async function onHost(
   body: (context: Context) => Promise<void>,
-  config: Config,
-  meter: Meter | null,
-  { line: { debug, action }, env, printer, signal: cancel }: Running,
+  { config, line: { debug, action }, caller, meter }: {
+    readonly config: Config;
+    readonly line: CommandLine;
+    readonly caller: Caller;
+    readonly meter: Meter | null;
+  },
 ): Promise<void> {
   const { Connection } = await import("./libvirt/connection.ts"); // some commands never need it
-  const signal = action.outlastsCancel ? new AbortController().signal : cancel;
+  const { env, printer } = caller;
+  const signal = action.outlastsCancel ? new AbortController().signal : caller.signal;
   const onCall = debug
     ? (name: string, ms: number) => printer.debug(`${name} ${ms.toFixed(1)} ms`)
     : null;

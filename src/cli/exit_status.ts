@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { BuildFailure, orFailure, ScriptFailure, UsageError } from "../errors.ts";
-import { orMissing } from "../files.ts";
 import { type Env, isByHand } from "../job/job.ts";
 
 /** Of a command that passes on the guest's status: whatever else went wrong, as with ssh. */
@@ -36,8 +35,10 @@ export async function reportScriptStatus(error: unknown, env: Env): Promise<void
   if (file === undefined) return;
   const told = error instanceof ScriptFailure
     ? Deno.writeTextFile(file, `${error.scriptStatus}\n`)
-    : orMissing(Deno.remove(file));
-  await orFailure<unknown>(told, {
+    : Deno.remove(file).catch((error) => {
+      if (!(error instanceof Deno.errors.NotFound)) throw error;
+    });
+  await orFailure(told, {
     what: `Cannot tell GitLab the script's status in "${file}" (BUILD_EXIT_CODE_FILE)`,
     advice: "Have this user be GitLab Runner's, and see what space the file's directory has left",
   });

@@ -83,7 +83,7 @@ function rowsOf(
 ): [string, string][] {
   const asker = job.isTemplateFromOperator ? "--distro" : "the job";
   const volumes = choice.volumes.map(quoted).join(" or ");
-  const rows: [string, string][] = [
+  return [
     [
       "template",
       `${quoted(choice.name)}, ` +
@@ -98,18 +98,20 @@ function rowsOf(
     ["kept", `${words(sizes.keepMinutes, " min")}, after a failure`],
     [
       "nested",
-      `${sizes.nested.value ? "yes" : "no"}, by ${sizes.nested.from}; ` +
+      `${yesOrNo(sizes.nested.value)}, by ${sizes.nested.from}; ` +
       `${sizes.nested.cap ? "allowed" : "not allowed"} by ${sizes.nested.capFrom}`,
     ],
     ["start", startOf(settings)],
     ["login", `${settings.ssh.login}, as the user ${quoted(settings.ssh.user)}`],
     ["network", quoted(settings.network.name)],
     ["isolated", isolation(settings)],
+    ...machinesRow(rule),
   ];
-  if (rule !== null && rule.maxMachines !== null) {
-    rows.push(["machines", `at most ${rule.maxMachines} of the project at once, by ${rule.name}`]);
-  }
-  return rows;
+}
+
+function machinesRow(rule: Decision["rule"]): [string, string][] {
+  if (rule === null || rule.maxMachines === null) return [];
+  return [["machines", `at most ${rule.maxMachines} of the project at once, by ${rule.name}`]];
 }
 
 function rowsOfRules({ rule, reasons }: RuleSearch): [string, string][] {
@@ -137,6 +139,10 @@ function isolation({ network }: Decision["settings"]): string {
   const open = hostPorts.length === 0 ? "" : `, but for ${hostPorts.join(", ")} of the host`;
   const closed = blocked.length === 0 ? "" : `; also from ${blocked.join(", ")}`;
   return `yes${open}${closed}`;
+}
+
+function yesOrNo(is: boolean): string {
+  return is ? "yes" : "no";
 }
 
 function jsonOfRules({ rule, reasons }: RuleSearch, { project, isProtected }: Job): object {

@@ -49,27 +49,35 @@ export async function authorizeUser(
   { hostName, publicKey, user }: Omit<Identity, "hostKey">,
   signal: AbortSignal,
 ): Promise<void> {
-  const script = assignments({ name: hostName, user, authorized: publicKey ?? "" }) + LET_IN;
-  const purpose = { what: "let its user in", timeoutSeconds: READY_SECONDS };
-  await runByAgent(agent, script, purpose, signal);
+  const values = { name: hostName, user, authorized: publicKey ?? "" };
+  await runByAgent(agent, assignments(values) + LET_IN, {
+    what: "let its user in",
+    timeoutSeconds: READY_SECONDS,
+  }, signal);
 }
 
 /** Resolves when the guest has booted as far as a job needs it. Throws SystemFailure until then. */
 export async function requireBooted(agent: Agent, port: number): Promise<void> {
-  const purpose = { what: "finish its boot", timeoutSeconds: TIMEOUT_SECONDS };
-  await runByAgent(agent, assignments({ port: String(port) }) + HAS_BOOTED, purpose);
+  await runByAgent(agent, assignments({ port: String(port) }) + HAS_BOOTED, {
+    what: "finish its boot",
+    timeoutSeconds: TIMEOUT_SECONDS,
+  });
 }
 
 /** Has the guest greet once by SSH, so that the programs for that are in its RAM. */
 export async function exerciseSsh(agent: Agent, port: number): Promise<void> {
-  const purpose = { what: "greet by SSH", timeoutSeconds: TIMEOUT_SECONDS };
-  await runByAgent(agent, assignments({ port: String(port) }) + REHEARSE, purpose);
+  await runByAgent(agent, assignments({ port: String(port) }) + REHEARSE, {
+    what: "greet by SSH",
+    timeoutSeconds: TIMEOUT_SECONDS,
+  });
 }
 
 /** Stops the guest's processes until {@linkcode takeIdentity} has given it its own random numbers. */
 export async function stopProcesses(agent: Agent): Promise<void> {
-  const purpose = { what: "stop its processes", timeoutSeconds: TIMEOUT_SECONDS };
-  await runByAgent(agent, STAND_STILL, purpose);
+  await runByAgent(agent, STAND_STILL, {
+    what: "stop its processes",
+    timeoutSeconds: TIMEOUT_SECONDS,
+  });
 }
 
 function assignments(values: Readonly<Record<string, string>>): string {

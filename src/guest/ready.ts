@@ -41,7 +41,10 @@ export async function waitForSsh(
   }
 }
 
-/** Logs in to a guest again. Its SSH server may be away for a moment while cloud-init restarts it. */
+/**
+ * Logs in to a guest that has let us in before. Its SSH server may be away for a moment: cloud-init
+ * restarts it when it changes its settings. Whoever gets the connection disposes of it.
+ */
 export function openSsh(login: Login, limits: Limits): Promise<SshConnection> {
   const nextConnectMs = growingTimes();
   const probe = () => tryLogin(login, limits.signal, nextConnectMs());

@@ -24,7 +24,7 @@ export const VIR_ERR = {
   NO_NWFILTER_BINDING: 101,
 } as const;
 
-/** The advice where the cause is not known. */
+/** What is left to do where nobody knows more than libvirt says. */
 const LOG_ADVICE = "See libvirt's log on the host: journalctl -u libvirtd -u virtqemud";
 
 export interface LibvirtErrorOptions {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { keptVariables, refillArguments } from "../../src/program.ts";
+import { keptVariables, refillArguments } from "../../src/cli/refill.ts";
 import { cleanupAll } from "../../src/commands/cleanup.ts";
 import { gc } from "../../src/commands/gc.ts";
 import { listMachines } from "../../src/commands/list.ts";
