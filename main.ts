@@ -52,7 +52,7 @@ Deno.exit(status);
 
 /**
  * Aborts, with the error to end with, when GitLab Runner or a person cancels the stage, or when GitLab
- * Runner itself is gone: it signals nobody then, and nobody calls cleanup. A person may leave.
+ * Runner itself is gone: then it sends no signal and calls no cleanup. A person may leave.
  */
 async function cancellation(): Promise<AbortSignal> {
   const { SystemFailure } = await import("./src/errors.ts");

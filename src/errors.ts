@@ -79,7 +79,7 @@ export class UsageError extends StageFailure {
   override readonly name = "UsageError";
 }
 
-/** What an error says. One that is not ours may have anybody's words. */
+/** The error's message. One that is not ours may contain any text. */
 function wordsOf(error: unknown): string {
   if (error instanceof StageFailure) return error.message;
   return foreignWords(error instanceof Error ? error.message || error.name : String(error));

@@ -6,7 +6,7 @@ export async function sha256(text: string): Promise<string> {
   return new Uint8Array(digest).toHex();
 }
 
-/** The first 16 digits of that: enough to tell apart what nobody chose to be alike. */
+/** The first 16 digits of that: enough to tell apart texts that were not chosen to collide. */
 export async function shortHash(text: string): Promise<string> {
   return (await sha256(text)).slice(0, 16);
 }

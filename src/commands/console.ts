@@ -127,11 +127,11 @@ async function pass(
     signal.throwIfAborted();
     const state = await domain.state(); // while it is asked for, libvirt takes in what comes
     for (;;) {
-      const bytes = await session.receive().catch(() => null); // also if somebody else takes it
+      const bytes = await session.receive().catch(() => null); // also if another session takes it
       if (bytes === null) return await endOf(domain);
       if (bytes.length === 0) break;
       pause = FIRST_PAUSE_MS;
-      await within(take(bytes), FOREVER_MS, signal); // nobody may be reading it
+      await within(take(bytes), FOREVER_MS, signal); // its reader may have stopped
       signal.throwIfAborted();
     }
     if (state !== "active") return state;

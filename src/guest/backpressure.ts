@@ -60,7 +60,7 @@ export function limitBuffering(client: Client, socket: Duplex): void {
   };
 }
 
-/** What the client holds of what has come for its channels, and nobody took yet. */
+/** How much the client holds that has come for its channels and was not read yet. */
 function unreadBytes({ _chanMgr }: Insides): number {
   return Object.values(_chanMgr._channels)
     .filter((channel) => channel.stderr !== undefined)

@@ -32,7 +32,7 @@ export async function drain(stream: Readable, filter: Filter): Promise<void> {
   for await (const bytes of stream.iterator({ destroyOnReturn: false })) {
     if (await filter(bytes) === true) break;
   }
-  stream.resume(); // what comes now is nobody's, but unread it would hold the channel open
+  stream.resume(); // unread, what comes now would hold the channel open
 }
 
 /** Resolves when the command of this channel has ended, or its connection. */

@@ -27,7 +27,7 @@ async function behaviourOf(error: Error, login: Login): Promise<Behaviour | null
     case REFUSED:
       return refusal(port);
     case "ETIMEDOUT":
-    case "EHOSTUNREACH": // nobody answered when its hardware address was asked for
+    case "EHOSTUNREACH": // ARP got no answer
     case "EHOSTDOWN":
       return SILENCE;
     case "EACCES": // by a route, or a rule of the host's firewall

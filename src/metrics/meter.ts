@@ -48,7 +48,7 @@ export class Meter {
 
   /** Writes it all down. `failure` is what the stage fails with, or null. */
   async end(failure: unknown): Promise<void> {
-    if (failure instanceof UsageError) return; // a slip of somebody's hand is no stage
+    if (failure instanceof UsageError) return; // a mistyped command is no stage
     const { file, stage, version, warn } = this.#options;
     const seconds = (performance.now() - this.#start) / 1000;
     if (failure === null && stage === "prepare") this.#phases.push(["total", seconds]);

@@ -85,7 +85,7 @@ async function isAt(path: string, file: Deno.FsFile): Promise<boolean> {
 
 async function readMetricsFile(file: string, warn: (line: string) => void): Promise<Samples> {
   const text = await readText(file);
-  if (text === "") return new Map(); // somebody made it for us, or the power failed
+  if (text === "") return new Map(); // an empty file was made for us, or the power failed
   const samples = text === null || !isOurs(text) ? null : parseMetrics(text);
   if (samples !== null) return samples;
   if (text === null || !isOurs(text)) {

@@ -124,7 +124,7 @@ export function fits(pattern: string, text: string): boolean {
   return text.endsWith(end) && text.length - end.length >= at;
 }
 
-/** Each volume belongs to one name: nobody gets round a template's settings by its volume's name. */
+/** Each volume belongs to one name, so its own name leads to the same template's settings. */
 function findTemplateName(config: Config, word: string): Found | null {
   const named = namedOf(config);
   const goesBy = (word: string): Found | undefined =>

@@ -104,7 +104,7 @@ function isText(value: unknown): value is string {
   return typeof value === "string";
 }
 
-/** Whether it may be a host's: the first and the last address of a network are nobody's. */
+/** Whether a host may have it: the first and the last address of a network belong to none. */
 function isHostAddress(address: string): boolean {
   const cidr = readCidr(address);
   if (cidr === null) return false;
