@@ -95,7 +95,7 @@ export const symbols = {
   virNetworkGetXMLDesc: daemon(ownedString, virNetworkPtr, flags),
   virNetworkIsActive: daemon(yesNo, virNetworkPtr),
   virNetworkLookupByName: daemon(virNetworkPtr, virConnectPtr, /* name */ text),
-  /** The numbers are the command, the section, and the place among the parents. */
+  /** The numbers are the command, the section and the parent's index. */
   virNetworkUpdate: daemon(status, virNetworkPtr, uint, uint, int, /* xml */ text, flags),
 
   // libvirt-nwfilter
