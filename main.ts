@@ -66,7 +66,7 @@ async function cancellation(): Promise<AbortSignal> {
   Deno.addSignalListener("SIGTERM", () => cancel(byHand ? "Cancelled by SIGTERM" : BY_RUNNER));
   if (byHand) return controller.signal;
   const look = (): void => {
-    if (Deno.ppid !== parent) cancel("GitLab Runner is gone, so this stage ends");
+    if (Deno.ppid !== parent) cancel("GitLab Runner has ended, so this stage is cancelled");
   };
   // prctl(PR_SET_PDEATHSIG) tells of the end of a thread, and GitLab Runner's come and go.
   Deno.unrefTimer(setInterval(look, LOOK_MS));

@@ -26,7 +26,7 @@ export function refuseUntrusted(
     throw new SystemFailure({
       what: `${what} has the mode ${((mode ?? 0) & 0o7777).toString(8)}`,
       advice: isStickyDirectory({ mode }) // which is as it must be, for other files
-        ? `Have ${content} in a directory that only this user may write to`
+        ? `Use a directory for ${content} that only this user can write to`
         : `chmod go-w "${path}"`,
     });
   }

@@ -83,7 +83,7 @@ export async function waitFor<T>(
       });
     }
     if (elapsed > nextReport && progress === null) {
-      log(`Still waiting after ${Math.round(elapsed / 1000)} s to ${goal}: ${reason}`);
+      log(`Waiting for ${awaited} (${Math.round(elapsed / 1000)} s): ${reason}`);
       nextReport = elapsed + REPORT_MS;
     }
     await sleep(pause, signal);

@@ -1,38 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 
-/** How advice may begin: it says what to do, maybe by the command itself. */
+/** How advice may begin: with what to do, or with the command itself, and with no vague verb. */
 const BEGINNINGS = new Set([
-  ...[
-    "Add",
-    "Ask",
-    "Check",
-    "Create",
-    "Do",
-    "Edit",
-    "End",
-    "Fix",
-    "Free",
-    "Get",
-    "Give",
-    "Have",
-    "Install",
-  ],
-  ...[
-    "Leave",
-    "Let",
-    "List",
-    "Log",
-    "Look",
-    "Make",
-    "Omit",
-    "Raise",
-    "Remove",
-    "Retry",
-    "Run",
-    "Say",
-  ],
-  ...["See", "Set", "Shut", "Start", "Take", "Try", "Use", "Wait", "Write"],
+  ...["Add", "Allow", "Ask", "Check", "Create", "Edit", "End", "Fix", "Free", "Give"],
+  ...["Install", "List", "Log", "Omit", "Raise", "Remove", "Retry", "Run", "Set"],
+  ...["Start", "Take", "Use", "Wait", "Write"],
   ...["chmod", "chown"],
 ]);
 

@@ -69,7 +69,7 @@ async function onFullHost(admissionSeconds = 600): Promise<Program> {
 const WAITS = /^Waiting for a machine to end \(1 of 1 machine run\)$/m;
 /** The volume by which it waits goes, and the one by which the name is its own. */
 const UNDONE = /(debug: virStorageVolDelete [^]*){2}/;
-const GONE = /^libvirt-gci: GitLab Runner is gone, so this stage ends$/m;
+const GONE = /^libvirt-gci: GitLab Runner has ended, so this stage is cancelled$/m;
 
 for (const signal of ["SIGTERM", "SIGKILL"] as const) {
   Deno.test(`a prepare that waits ends and undoes when its runner has ended by ${signal}`, async () => {
@@ -207,5 +207,5 @@ Deno.test("by hand, prepare goes on without the shell that it came from", async 
   shell.kill("SIGKILL");
   await shell.status;
   await host.untilEnded();
-  assert.match(await host.said(), /did not get its turn within 4 s/);
+  assert.match(await host.said(), /did not leave the queue within 4 s/);
 });

@@ -151,13 +151,13 @@ Deno.test("explain() tells what failed, each cause, the advice, then the details
   const root = new Error("connection refused");
   const cause = new SystemFailure({ what: 'Cannot reach "qemu:///system"', cause: root });
   const error = new SystemFailure({
-    what: 'The machine "m" did not come up',
+    what: 'The machine "m" did not start',
     cause,
     advice: "Look at the host",
     details: "The end of its serial console:\n  | login:",
   });
   assert.deepEqual(explain(error).split("\n"), [
-    'The machine "m" did not come up',
+    'The machine "m" did not start',
     'because: Cannot reach "qemu:///system"',
     "because: connection refused",
     "What to do: Look at the host",

@@ -149,7 +149,7 @@ Deno.test("explain says what a job would get, and does not connect to libvirt", 
   );
   await Deno.remove(settings);
   assert.deepEqual([status, stderr], [0, ""]);
-  assert.match(stdout, /^vcpus +4, by LIBVIRT_GCI_VCPUS; at most 8/m);
+  assert.match(stdout, /^vcpus +4, from LIBVIRT_GCI_VCPUS; at most 8/m);
 });
 
 Deno.test("explain ends as prepare would, with its words, when the job is refused", () =>
@@ -205,8 +205,8 @@ Deno.test("gc says what it removed, and nothing where there is nothing", async (
 Deno.test("gc that cannot remove something ends with 2, and says what and why", async () => {
   const { status, stderr } = await onHostWith("somebody.overlay.libvirt-gci", ["gc"]);
   assert.equal(status, 2);
-  assert.match(stderr, /^libvirt-gci: Cannot remove a machine that nobody needs\n/);
-  assert.match(stderr, /- The domain "somebody" was not made by libvirt-gci/);
+  assert.match(stderr, /^libvirt-gci: Cannot remove a machine no longer needed\n/);
+  assert.match(stderr, /- The domain "somebody" was not created by libvirt-gci/);
 });
 
 Deno.test("stages are counted in metrics_file, whatever their end; other commands are not", () =>
@@ -258,7 +258,7 @@ Deno.test("ssh without a terminal says what needs none", async () => {
 Deno.test("logs says that a machine has no console", async () => {
   const { status, stderr } = await onHostWith("somebody.qcow2", ["logs", "mine"]);
   assert.equal(status, 2);
-  assert.match(stderr, /There is no serial console of a machine "mine"/);
+  assert.match(stderr, /The machine "mine" has no serial console/);
 });
 
 Deno.test("doctor finds mistakes in the settings, and goes on without them", async () => {
@@ -381,14 +381,14 @@ for (
     [["prepare", "--distro"], /--distro/],
     [["run"], /needs a script, or a command after --/],
     [["run", "script", "--", "true"], /not both/],
-    [["cleanup", "--", "true"], /takes nothing after --/],
-    [["explain", "--", "true"], /takes nothing after --/],
+    [["cleanup", "--", "true"], /takes no arguments after --/],
+    [["explain", "--", "true"], /takes no arguments after --/],
     [["explain", "--variables", "/nonexistent"], /Cannot read the variables/],
     [["cleanup"], /No machine is named/],
     [["cleanup", "--all", "--machine", "m"], /--machine or --all, not both/],
-    [["warm", "--remove"], /needs the templates whose warm images/],
+    [["warm", "--remove"], /needs the name of at least one template/],
     [["gc", "--older-than", "2 weeks"], /Write a number and s, m, h or d/],
-    [["gc", "--", "true"], /takes nothing after --/],
+    [["gc", "--", "true"], /takes no arguments after --/],
     [["run", "-m", "a/b", "--", "true"], /"a\/b" is not a valid machine name/],
     [["cleanup", "--machine", ""], /"" is not a valid machine name/],
   ] as const

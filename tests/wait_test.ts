@@ -164,8 +164,8 @@ Deno.test("waitFor() tells every ten seconds what it still waits for", async () 
       limits({ timeoutSeconds: 100, log: (line) => lines.push(line) }),
     );
     assert.deepEqual(lines, [
-      "Still waiting after 12 s to get ready: only 12 s old",
-      "Still waiting after 24 s to get ready: only 24 s old",
+      "Waiting for it (12 s): only 12 s old",
+      "Waiting for it (24 s): only 24 s old",
     ]);
   });
 });
@@ -182,7 +182,7 @@ Deno.test("waitFor() tells once, not several times in a row, after a probe that 
       goalOf(probe),
       limits({ timeoutSeconds: 100, log: (line) => lines.push(line) }),
     );
-    assert.deepEqual(lines, ["Still waiting after 45 s to get ready: libvirt is slow"]);
+    assert.deepEqual(lines, ["Waiting for it (45 s): libvirt is slow"]);
   });
 });
 

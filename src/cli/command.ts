@@ -100,7 +100,7 @@ export function defineCommand<const F extends Fields>(
 
 function unexpectedCommand(name: string): UsageError {
   return new UsageError({
-    what: `The command "${name}" takes nothing after --`,
-    advice: `See ${PROGRAM} ${name} --help`,
+    what: `The command "${name}" takes no arguments after --`,
+    advice: `Run ${PROGRAM} ${name} --help`,
   });
 }

@@ -39,7 +39,7 @@ export async function reportScriptStatus(error: unknown, env: Env): Promise<void
       if (!(error instanceof Deno.errors.NotFound)) throw error;
     });
   await orFailure(told, {
-    what: `Cannot tell GitLab the script's status in "${file}" (BUILD_EXIT_CODE_FILE)`,
-    advice: "Have this user be GitLab Runner's, and see what space the file's directory has left",
+    what: `Cannot write the script's status for GitLab to "${file}" (BUILD_EXIT_CODE_FILE)`,
+    advice: "Run libvirt-gci as GitLab Runner's user, and free space in the file's directory",
   });
 }

@@ -40,7 +40,7 @@ export async function parseArguments(
     aboveError: args.length === 0 ? "usage" : "none",
     onError: () => {
       const isCommand = load !== undefined || word === "completions";
-      output.stderr(`What to do: See ${PROGRAM}${isCommand ? ` ${word}` : ""} --help`);
+      output.stderr(`What to do: Run ${PROGRAM}${isCommand ? ` ${word}` : ""} --help`);
       return output.exit(2);
     },
   });

@@ -71,7 +71,8 @@ export function sinkTo(
     for (let written = 0; written < bytes.length;) {
       written += await orFailure(stream.write(bytes.subarray(written)), {
         what: `Cannot write to ${name}`,
-        advice: "See whether what reads it still runs, and what space its file system has left",
+        advice:
+          "Check that the program that reads it still runs, and that its file system has space",
       });
     }
   };

@@ -26,7 +26,7 @@ export const command = defineCommand("cleanup", {
     if (!all || machine === undefined) return;
     throw new UsageError({
       what: "The command cleanup takes --machine or --all, not both",
-      advice: `See ${PROGRAM} cleanup --help`,
+      advice: `Run ${PROGRAM} cleanup --help`,
     });
   },
   countedAs: ({ all }) => all ? null : "cleanup",
@@ -70,7 +70,7 @@ export async function cleanupAll(
   const kept = needed.filter(({ metadata }) => metadata !== null && isKept(metadata)).length;
   const running = needed.length - kept;
   const question = `Remove ${all.length} machine${all.length === 1 ? "" : "s"}` +
-    (running === 0 ? "" : `, ${running} of them of running jobs`) +
+    (running === 0 ? "" : `, ${running} of them with running jobs`) +
     (kept === 0 ? "" : `, ${kept} of them kept after their jobs`) + "?";
   if (!yes) {
     if (ask === null) throw nobodyToAsk(question);

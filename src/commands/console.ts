@@ -53,7 +53,7 @@ export async function openConsole(
     throw new SystemFailure({
       what: `Cannot open the serial console of the machine "${machine}"`,
       cause,
-      advice: `End another session that has it: libvirt-gci console --force ${machine}`,
+      advice: `End the session that uses it: libvirt-gci console --force ${machine}`,
     });
   }
 }
@@ -100,8 +100,8 @@ async function connect(
 ): Promise<End | "left"> {
   const { name } = open.domain;
   warn(
-    `The serial console of "${name}": ^] (Ctrl and ]) leaves it; if it is silent, try Enter. This ` +
-      `terminal obeys what the guest sends: "libvirt-gci logs ${name}" makes it visible instead`,
+    `The serial console of "${name}": press ^] (Ctrl and ]) to leave it, or Enter if it is silent. The ` +
+      `guest's output can control this terminal: "libvirt-gci logs ${name}" shows it safely`,
   );
   const typed = new Typed();
   terminal.setRaw(true);
@@ -152,9 +152,9 @@ async function endOf(domain: Domain): Promise<End> {
     await sleep(100); // libvirt may not have noticed yet
   }
   throw new SystemFailure({
-    what: `The session at the console of the machine "${domain.name}" was ended`,
+    what: `The console session of the machine "${domain.name}" was ended`,
     advice:
-      `Take it back, if another session took it with --force: libvirt-gci console --force ${domain.name}`,
+      `Take it back, if another session used --force: libvirt-gci console --force ${domain.name}`,
   });
 }
 

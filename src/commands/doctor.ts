@@ -17,7 +17,7 @@ import { removeMachine } from "../machine/remove.ts";
 import { DEFAULT_CONFIG } from "../settings/settings.ts";
 
 export const command = defineCommand("doctor", {
-  description: "Check whether this host can run jobs, and how to fix what is wrong.",
+  description: "Check whether this host can run jobs, and show how to fix each problem.",
   footer: "The exit status is 2 if there is a problem, and 0 if there are only warnings.",
   fields: {
     boot: option("--boot", "TEMPLATE", "Also run a whole job on this template."),

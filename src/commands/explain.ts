@@ -11,7 +11,7 @@ import { quoted, toVisible } from "../quoted.ts";
 import type { Config } from "../settings/settings.ts";
 
 export const command = defineCommand("explain", {
-  description: "Show what a job would get, and why, without connecting to libvirt.",
+  description: "Show the machine that a job would get, and why, without connecting to libvirt.",
   footer:
     "By hand, the job's variables in the environment have the prefix CUSTOM_ENV_, as for the stages. In `--variables` they need no prefix.",
   fields: {
@@ -88,17 +88,17 @@ function rowsOf(
       "template",
       `${quoted(choice.name)}, ` +
       (job.template === null
-        ? "the default of a job that asks for none"
-        : `for which ${asker} asks as ${quoted(job.template)}`),
+        ? "the default, because the job names none"
+        : `which ${asker} calls ${quoted(job.template)}`),
     ],
     ["volume", `${volumes} in the storage pool ${quoted(config.pools.templates)}`],
     ["vcpus", words(sizes.vcpus)],
     ["memory", words(sizes.memoryMib, " MiB")],
     ["disk", words(sizes.diskGib, " GiB")],
-    ["kept", `${words(sizes.keepMinutes, " min")}, after a failure`],
+    ["kept", `after a failure: ${words(sizes.keepMinutes, " min")}`],
     [
       "nested",
-      `${yesOrNo(sizes.nested.value)}, by ${sizes.nested.from}; ` +
+      `${yesOrNo(sizes.nested.value)}, from ${sizes.nested.from}; ` +
       `${sizes.nested.cap ? "allowed" : "not allowed"} by ${sizes.nested.capFrom}`,
     ],
     ["start", startOf(settings)],
@@ -111,11 +111,11 @@ function rowsOf(
 
 function machinesRow(rule: Decision["rule"]): [string, string][] {
   if (rule === null || rule.maxMachines === null) return [];
-  return [["machines", `at most ${rule.maxMachines} of the project at once, by ${rule.name}`]];
+  return [["machines", `at most ${rule.maxMachines} for each project at once, from ${rule.name}`]];
 }
 
 function rowsOfRules({ rule, reasons }: RuleSearch): [string, string][] {
-  const without = reasons.length === 0 ? "there are no rules" : "no rule fits";
+  const without = reasons.length === 0 ? "there are no rules" : "no rule applies";
   return [
     ["rule", rule?.name ?? `none: ${without}`],
     ...reasons.map((reason): [string, string] => ["", reason]),
@@ -123,20 +123,20 @@ function rowsOfRules({ rule, reasons }: RuleSearch): [string, string][] {
 }
 
 function words({ value, from, cap, capFrom }: Size<number | null>, unit = ""): string {
-  const size = value === null ? "as large as the template's own" : `${value}${unit}`;
-  const most = cap === null ? "as large as that" : `${cap}${unit}`;
-  return `${size}, by ${from}; at most ${most}, by ${capFrom}`;
+  const size = value === null ? "the template's own size" : `${value}${unit}`;
+  const most = cap === null ? "the same" : `${cap}${unit}`;
+  return `${size}, from ${from}; at most ${most}, from ${capFrom}`;
 }
 
 function startOf({ start, standby, firmware }: Decision["settings"]): string {
-  const waiting = standby === 0 ? "" : `, or one of ${standby} that wait`;
+  const waiting = standby === 0 ? "" : `, or one of ${standby} standby machines`;
   return `${start}${waiting}, with the firmware ${firmware}`;
 }
 
 function isolation({ network }: Decision["settings"]): string {
   const { isolate, hostPorts, blocked } = network;
   if (!isolate) return "no";
-  const open = hostPorts.length === 0 ? "" : `, but for ${hostPorts.join(", ")} of the host`;
+  const open = hostPorts.length === 0 ? "" : `, except for ${hostPorts.join(", ")} of the host`;
   const closed = blocked.length === 0 ? "" : `; also from ${blocked.join(", ")}`;
   return `yes${open}${closed}`;
 }

@@ -18,14 +18,14 @@ import { Problems } from "../problems.ts";
 import { sleep } from "../wait.ts";
 
 export const command = defineCommand("gc", {
-  description: "Remove machines and leftovers that no job and no person needs any more.",
+  description: "Remove machines and leftovers that are no longer needed.",
   footer:
-    "A job needs its machine until ten minutes after its timeout, or until GitLab Runner and the attempt's directory are gone. A machine that a person started is needed until a person removes it.",
+    "A job's machine is needed until ten minutes after the job's timeout, or until GitLab Runner has ended and the attempt's directory is gone. A machine created by hand is needed until you remove it.",
   fields: {
     dryRun: switchFlag("--dry-run", "Print what would be removed, and remove nothing."),
     olderThanSeconds: durationOption(
       "--older-than",
-      "Also remove older machines, even if a person or a running job uses them. For example 90m, 2h or 7d.",
+      "Also remove machines that are older than this, such as 90m, 2h or 7d, even if a running job uses them.",
       undefined,
     ),
   },
@@ -78,7 +78,7 @@ export async function gc(
   }
   const { length } = problems.errors;
   problems.throwAll({
-    what: `Cannot remove ${length === 1 ? "a machine" : `${length} machines`} that nobody needs`,
+    what: `Cannot remove ${length === 1 ? "a machine" : `${length} machines`} no longer needed`,
     advice: "Fix the problems below and run gc again, or wait for its next run",
   });
 }

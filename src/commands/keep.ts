@@ -9,9 +9,9 @@ import { isKept, writeMetadata } from "../machine/metadata.ts";
 import { lookupReadyMachine } from "../machine/ready_machine.ts";
 
 export const command = defineCommand("keep", {
-  description: "Keep a job's machine after the job, whether it fails or not, or keep it longer.",
+  description: "Keep a job's machine after the job, even if the job succeeds, or keep it longer.",
   footer:
-    "If the machine is already kept, extend that time. A machine that a person started stays anyway.",
+    "If the machine is already kept, extend that time. A machine created by hand stays until you remove it.",
   fields: {
     machine: machineArgument,
     extendSeconds: durationOption(

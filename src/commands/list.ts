@@ -20,7 +20,7 @@ import { toVisible } from "../quoted.ts";
 export const command = defineCommand("list", {
   description: "List the machines of libvirt-gci, and the leftovers of earlier ones.",
   footer:
-    "States: standby, which waits for a job; waiting, for room on the host; starting; ready; crashed, by a kernel panic; halted, because the host cannot write to its disk; kept, after its job; orphan, which runs although nobody needs it; leftover, which does not run.",
+    "States: standby (for the next job), waiting (for room on the host), starting, ready, crashed (kernel panic), halted (the host cannot write to its disk), kept (after its job), orphan (runs but is no longer needed), leftover (does not run).",
   fields: { json: jsonFlag },
   run: ({ json }, { onHost, printer }) =>
     onHost(async (context) => {

@@ -26,7 +26,7 @@ export async function logs(machine: string, stdout: Sink, host: Host): Promise<v
   const bytes = of && await readConsole(of, Infinity);
   if (bytes === null) {
     throw new SystemFailure({
-      what: `There is no serial console of a machine "${machine}"`,
+      what: `The machine "${machine}" has no serial console, or does not exist`,
       advice: "List the machines: libvirt-gci list",
     });
   }

@@ -18,7 +18,7 @@ import type { MachineSettings } from "../settings/settings.ts";
 
 export const command = defineCommand("prepare", {
   description: "Start a machine for the job and wait until it accepts logins.",
-  footer: "By hand, a machine without `--machine` gets a generated name, which is printed.",
+  footer: "By hand, without `--machine`, the machine gets a generated name, which is printed.",
   fields: {
     distro: distroOption,
     machine: machineOption,
@@ -58,7 +58,7 @@ export async function prepare(
   if (machine === null) throw new Error("a job's machine waits for room");
   const { address } = machine.metadata;
   const where = address === CHANNEL_ADDRESS ? "without a network" : `at ${address}`;
-  log(`The machine "${name}" is ready ${where} after ${steps.summary()}`);
+  log(`The machine "${name}" is ready ${where} in ${steps.summary()}`);
   return machine;
 }
 
@@ -70,8 +70,8 @@ function warnOfServices({ services }: Job, { warn }: Reporter): void {
   const names = services.slice(0, MOST_NAMES).map(quoted).join(", ");
   const more = services.length > MOST_NAMES ? `, and ${services.length - MOST_NAMES} more` : "";
   warn(
-    `This job's services are not started: ${names}${more}. libvirt-gci starts no containers: ` +
-      "start what the job needs in its script, in the machine, or install it in the template",
+    `The job's services are not started, because libvirt-gci starts no containers: ` +
+      `${names}${more}. Start them in the job's script, or install them in the template`,
   );
 }
 

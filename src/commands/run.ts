@@ -48,7 +48,7 @@ export const command = defineCommand("run", {
         ? "The command run needs a script, or a command after --"
         : `The command run takes a script or a command, not both: "${path}" and --`,
       advice:
-        `Say ${PROGRAM} run --script PATH, or ${PROGRAM} run --machine NAME -- COMMAND [ARG...]`,
+        `Run ${PROGRAM} run --script PATH, or ${PROGRAM} run --machine NAME -- COMMAND [ARG...]`,
     });
   },
   countedAs: () => "run",
@@ -70,7 +70,7 @@ async function readScript(
   if (guestCommand !== null) return new TextEncoder().encode(commandLine(guestCommand));
   return await orFailure(Deno.readFile(path ?? ""), {
     what: `Cannot read the script "${path}"`,
-    advice: "Check that the file exists and that this user may read it",
+    advice: "Check that the file exists and that this user can read it",
   });
 }
 

@@ -46,8 +46,8 @@ export async function ssh(
   using ready = await lookupReadyMachine(machine, context.host);
   using connection = await logIn(ready, context);
   context.report.warn(
-    `This terminal obeys what the guest of "${machine}" sends: "libvirt-gci logs ${machine}" makes ` +
-      "what is on its console visible instead",
+    `The output of the guest of "${machine}" can control this terminal: "libvirt-gci logs ` +
+      `${machine}" shows its console safely`,
   );
   const { type } = terminal;
   const options = { type, size: terminal.size(), output: stdout };

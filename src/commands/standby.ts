@@ -5,8 +5,8 @@ import { fillStandbys, removeStandbys } from "../machine/standby/fill.ts";
 
 export const command = defineCommand("standby", {
   description:
-    'Create as many standby machines as the setting "standby" says, and remove those that no job could use.',
-  footer: "Each prepare and cleanup does so in the background.",
+    'Create the standby machines that the setting "standby" asks for, and remove those that no job can use.',
+  footer: "Each prepare and cleanup runs this command in the background.",
   fields: {
     remove: switchFlag("--remove", "Remove all standby machines and create no new ones."),
   },

@@ -9,20 +9,19 @@ const CALL_SECONDS = 600;
 
 export const command = defineCommand("warm", {
   description:
-    "Create a warm image: the RAM of a booted machine, from which the template's machines resume.",
-  footer:
-    'Jobs use it if "start" is warm or auto. A template whose warm image is still valid is left as it is.',
+    "Create a warm image: the saved RAM of a booted machine, from which the template's machines resume.",
+  footer: 'Jobs use it if "start" is warm or auto. A template with a valid warm image is skipped.',
   fields: {
     templates: argumentList(
       "TEMPLATE",
-      "The template. Without one: all templates whose machines resume, by the settings.",
+      'The template. The default is all templates with "standby", or with "start" set to warm or auto.',
     ),
     remove: switchFlag("--remove", "Remove the warm images of these templates."),
   },
   check: ({ templates, remove }) => {
     if (!remove || templates.length > 0) return;
     throw new UsageError({
-      what: "The command warm --remove needs the templates whose warm images to remove",
+      what: "The command warm --remove needs the name of at least one template",
       advice: `List the warm images: ${PROGRAM} list`,
     });
   },

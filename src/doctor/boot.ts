@@ -17,13 +17,12 @@ const PROGRAMS = {
   "git": {
     finding: problem,
     meaning: "Jobs cannot get their sources",
-    remedy: "Install it in the VM that the template was made from",
+    remedy: "Install it in the VM that the template was created from",
   },
   "gitlab-runner": {
     finding: warning,
     meaning: "Jobs run without artifacts and caches",
-    remedy:
-      "Copy the host's gitlab-runner to /usr/local/bin of the VM that the template was made from",
+    remedy: "Copy the host's gitlab-runner to /usr/local/bin in the VM of the template",
   },
 } as const;
 

@@ -74,8 +74,8 @@ export async function checkCapability(context: DoctorContext): Promise<Finding |
     `${name} lacks the capability CAP_NET_ADMIN, so only libvirt isolates machines`,
     {
       meaning: "A guest can send link-local frames past its filter: UDP to the host's services, " +
-        "IPv6 routes, and STP if the network's bridge uses it. Replies to connections of the " +
-        "guest that had its address before reach it too. Give GitLab Runner's unit the " +
+        "IPv6 routes, and STP if the network's bridge uses it. It also gets replies to " +
+        "connections of the last guest that had its address. Give GitLab Runner's unit the " +
         `capability, as ${DROP_IN} does`,
     },
   );
@@ -106,7 +106,7 @@ export async function checkFirewall(context: DoctorContext): Promise<Finding | n
     : { debian: "iptables", fedora: "iptables-nft", arch: "iptables-nft" };
   return problem(
     `libvirt is set to use ${backend} for firewall rules, but the host has no ${program}`,
-    { meaning: "No network can start, and so no job", remedy: await install(context, packages) },
+    { meaning: "No network and no job can start", remedy: await install(context, packages) },
   );
 }
 

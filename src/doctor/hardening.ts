@@ -18,8 +18,8 @@ export async function checkThreads(context: DoctorContext): Promise<Finding> {
   if ((await readHostFile(context, `${SMT}/active`))?.trim() !== "1") {
     return ok("Machines do not share CPU cores: SMT is off");
   }
-  const meaning = "Through the caches of a core, a job can find out what a machine on the core's " +
-    "other thread works with, keys included";
+  const meaning = "Through the caches of a core, a job can read secrets, such as keys, of the " +
+    "machine on the core's other thread";
   let setting: string | null;
   try {
     setting = await readSetting(context, QEMU_CONF, "sched_core");
@@ -67,8 +67,8 @@ async function checkOneSwap(line: string, context: DoctorContext): Promise<Findi
     ? `The swap file ${path} is encrypted only if its file system is`
     : `The swap on ${path} is not encrypted`;
   return warning(subject, {
-    meaning: "The memory of jobs, secrets included, is written to the host's disk and is still " +
-      "there when their machines are gone",
+    meaning: "The memory of jobs, including secrets, is written to the host's disk and stays " +
+      "there after their machines are removed",
     remedy: `${command("swapoff", path)} # and remove it from /etc/fstab, or encrypt it: in ` +
       "/etc/crypttab, with /dev/urandom and swap",
   });

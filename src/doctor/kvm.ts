@@ -46,7 +46,8 @@ export async function checkKvm(context: DoctorContext): Promise<Finding | null> 
   if (answer.works === null && device !== null) {
     const { name } = await readOwnUser(context);
     return warning("Cannot tell whether KVM works", {
-      meaning: `${answer.reason}. Run doctor as root, or let this user open /dev/kvm`,
+      meaning:
+        `${answer.reason}. Run libvirt-gci doctor as root, or give this user access to /dev/kvm`,
       remedy: command("usermod", "--append", "--groups", "kvm", name),
     });
   }

@@ -23,7 +23,7 @@ export function networkFindings(networkXml: string, context: NetworkContext): Fo
   if (FOREIGN.includes(find(root, "forward")?.attributes["mode"] ?? "")) {
     return warning(`libvirt does not serve addresses in the network "${name}"`, {
       meaning: "Machines there are found only by their guest agent or the host's ARP table, and " +
-        "isolate cannot block their neighbours and their gateway",
+        '"network.isolate" cannot block their neighbours and their gateway',
     });
   }
   const dhcp = readDhcp(root);

@@ -78,7 +78,7 @@ function open({ isolated, networks, context: { hostNetwork } }: Reach): Finding 
   const named = withPorts.flatMap((machine) => machine.network.hostAddresses);
   const { addresses } = hostAddresses(hostNetwork(), named);
   const where = unique(gateways.concat(addresses)).join(", ");
-  return ok(`${services}, and by "network.host_ports" ${ports.join(", ")} at ${where}`);
+  return ok(`${services}, and ${ports.join(", ")} ("network.host_ports") at ${where}`);
 }
 
 function metadata(isolated: readonly MachineSettings[]): Finding {
@@ -86,7 +86,7 @@ function metadata(isolated: readonly MachineSettings[]): Finding {
     return ok(`Isolated machines cannot reach ${METADATA.address}, the cloud's metadata service`);
   }
   return warning(`Isolated machines can reach ${METADATA.address}, the cloud's metadata service`, {
-    meaning: "In a cloud, it gives the host's credentials to whoever asks. Add 169.254.0.0/16 to " +
+    meaning: "In a cloud, it gives the host's credentials to any client. Add 169.254.0.0/16 to " +
       '"network.blocked"',
   });
 }
@@ -101,11 +101,11 @@ function privateNetworks({ isolated, networks, context: { hostNetwork } }: Reach
     !isolated.every((machine) => isBlocked(route, machine))
   ).map(cidrText);
   if (reached.length === 0) {
-    return ok("Isolated machines can reach no private network that the host has its own route to");
+    return ok("Isolated machines cannot reach the private networks that the host has routes to");
   }
   return warning(`Isolated machines can reach private networks: ${reached.join(", ")}`, {
-    meaning: "Jobs can connect to everything there. If they need not, add these networks to " +
-      '"network.blocked", beside 169.254.0.0/16',
+    meaning: "Jobs can connect to all hosts there. If no job needs that, add these networks to " +
+      '"network.blocked", next to 169.254.0.0/16',
   });
 }
 

@@ -16,7 +16,8 @@ export async function checkRunner(context: DoctorContext): Promise<Found> {
   const runners = config.runners.filter(callsUs);
   if (runners.length === 0) {
     return warning(`No runner in ${FILE} calls libvirt-gci`, {
-      meaning: "This host gets no jobs for it, unless a program of another name calls it",
+      meaning:
+        "This host gets no jobs for libvirt-gci, unless a program with another name calls it",
       remedy: registerCommand(context.program),
     });
   }

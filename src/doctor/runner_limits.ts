@@ -34,7 +34,7 @@ export function checkTimeouts({ name, custom }: Runner, { config }: DoctorContex
     {
       key: "force_kill_timeout",
       least: SHORTEST_FORCE_SECONDS,
-      meaning: "GitLab Runner gives a stage up before the kernel has ended it",
+      meaning: "GitLab Runner stops waiting for a killed stage before the kernel has ended it",
     },
   ] as const;
   return limits.filter(({ key, least }) => custom[key] < least).map(({ key, least, meaning }) =>
@@ -56,7 +56,7 @@ export async function checkMemory(
     return warning(
       `Up to ${jobs} jobs can run at once, but "host.max_machines" is ${maxMachines}`,
       {
-        meaning: "Surplus jobs wait in prepare, although another host could take them",
+        meaning: "Surplus jobs wait in prepare, although another host could run them",
         remedy: `${EDIT} # concurrent = ${maxMachines}`,
       },
     );

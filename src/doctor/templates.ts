@@ -112,11 +112,11 @@ function writerProblem(
   const subject = `The template "${name}" is the disk of the domain "${domain}"`;
   return isActive
     ? problem(`${subject}, which is running`, {
-      meaning: `Whatever it writes ${what}. Shut it down, and give it its own disk`,
+      meaning: `Each write to it ${what}. Shut the domain down, and give it its own disk`,
       remedy: virsh(context.config.libvirt, "shutdown", domain),
     })
     : problem(subject, {
-      meaning: `Starting it ${what}. Give it its own disk`,
+      meaning: `Starting the domain ${what}. Give it its own disk`,
       remedy: virsh(context.config.libvirt, "edit", domain),
     });
 }
@@ -159,9 +159,8 @@ function checkSize(
     ? warning
     : problem;
   return has(`The template "${name}" has ${gib} GiB, but "limits.disk_gib" is ${most}`, {
-    meaning:
-      'Jobs that ask for it fail, unless a rule allows more. Raise "limits.disk_gib", or make ' +
-      "the template smaller",
+    meaning: 'Jobs that ask for it fail, unless a rule allows more. Raise "limits.disk_gib", or ' +
+      "shrink the template",
   });
 }
 

@@ -77,7 +77,7 @@ function checkWaiting(template: string, waiting: number, wanted: number): Findin
   if (waiting >= wanted) return ok(subject);
   return warning(subject, {
     meaning:
-      "The next jobs start more slowly. This is normal just after a job; else there was no room",
+      "The next jobs start more slowly. This is normal just after a job. Otherwise the host has no room",
     remedy: "libvirt-gci standby",
   });
 }

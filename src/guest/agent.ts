@@ -82,7 +82,7 @@ async function waitForEnd(
 function checkEnd(status: Readonly<Record<string, unknown>>, what: string): void {
   if (status["exitcode"] === 0) return;
   throw new SystemFailure({
-    what: `The guest could not ${what}: ${stderrOf(status) || "it does not say why"}`,
+    what: `The guest could not ${what}: ${stderrOf(status) || "it gives no reason"}`,
     fault: "template",
   });
 }

@@ -45,7 +45,7 @@ export async function openChannel(
       const ended = await serverEnd(agent, pid);
       if (ended !== null) return ended;
     }
-    return new NotYet("no SSH server greets through the channel; does another program hold it?");
+    return new NotYet("no SSH server answers through the channel; another program may use it");
   } finally {
     if (!greeted) socket.destroy();
   }
@@ -58,7 +58,7 @@ async function connect(path: string): Promise<Socket | NotYet> {
     lock = await Deno.open(dirname(path));
     if (!await lock.tryLock(true)) {
       lock.close();
-      return new NotYet("another connection has the machine's only channel");
+      return new NotYet("another connection uses the machine's only channel");
     }
     const { promise, resolve, reject } = Promise.withResolvers<void>();
     const socket = createConnection({ path }, resolve);
@@ -69,13 +69,13 @@ async function connect(path: string): Promise<Socket | NotYet> {
   } catch (cause) {
     lock?.close();
     if (cause instanceof Error && "code" in cause && cause.code === "EAGAIN") {
-      return new NotYet("QEMU has not taken the channel's last connection yet");
+      return new NotYet("QEMU has not accepted the last connection to the channel yet");
     }
     throw new SystemFailure({
       what: `Cannot open the channel to the machine at "${path}"`,
       cause,
       advice:
-        "Let root run libvirt-gci on the machine's host: nobody else reaches a machine without a " +
+        "Run libvirt-gci as root on the machine's host: only root can reach a machine without a " +
         "network",
     });
   }
@@ -128,7 +128,7 @@ async function serverEnd(agent: Agent, pid: number): Promise<NotYet | null> {
   throw new SystemFailure({
     fault: "template",
     what: `The guest cannot serve SSH through a channel: ${words}`,
-    advice: "Install sshd in the template, and a Linux with virtio_console: a machine without a " +
+    advice: "Install sshd in the template, and a kernel with virtio_console: a machine without a " +
       "network needs both",
   });
 }
@@ -147,10 +147,10 @@ async function ask(
     }
     throw new SystemFailure({
       fault: "template",
-      what: "The guest's agent may not start an SSH server",
+      what: "The guest agent is not allowed to start an SSH server",
       cause,
       advice:
-        "Have the template's qemu-guest-agent allow guest-exec and guest-exec-status, which a " +
+        "Allow guest-exec and guest-exec-status in the template's qemu-guest-agent, which a " +
         "machine without a network needs: Fedora and RHEL forbid them in " +
         "/etc/sysconfig/qemu-ga (FILTER_RPC_ARGS, BLOCK_RPCS or BLACKLIST_RPC)",
     });
@@ -175,7 +175,7 @@ name=$1 token=$2 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 lack() { echo "$1" >&2; exit ${LACKING}; }
 if [ -e /run/cloud-init/enabled ] || [ -e /run/cloud-init/status.json ]; then
   sed -n '/"init": {/,/}/p' /run/cloud-init/status.json | grep -q '"finished": [0-9]' ||
-    { echo "cloud-init is still at work" >&2; exit 1; }
+    { echo "cloud-init has not finished yet" >&2; exit 1; }
 fi
 port=
 for file in /sys/class/virtio-ports/*/name; do
@@ -198,7 +198,7 @@ for signal in 0 TERM TERM TERM KILL KILL; do
         kill -$signal "$pid" 2>/dev/null ;;
     esac
   done
-  [ $? -ne 3 ] || { echo "a later connection has the port" >&2; exit 1; }
+  [ $? -ne 3 ] || { echo "a later connection uses the port" >&2; exit 1; }
   sleep 0.2
 done
 exec 3<>"$port"

@@ -38,7 +38,7 @@ export async function takeIdentity(
     authorized: publicKey ?? "",
   };
   return await startByAgent(agent, assignments(values) + BECOME_ANOTHER, {
-    what: "become another machine than the one whose RAM it has",
+    what: "change its identity",
     timeoutSeconds: TIMEOUT_SECONDS,
   });
 }
@@ -51,7 +51,7 @@ export async function authorizeUser(
 ): Promise<void> {
   const values = { name: hostName, user, authorized: publicKey ?? "" };
   await runByAgent(agent, assignments(values) + LET_IN, {
-    what: "let its user in",
+    what: "accept the key of its user",
     timeoutSeconds: READY_SECONDS,
   }, signal);
 }
@@ -67,7 +67,7 @@ export async function requireBooted(agent: Agent, port: number): Promise<void> {
 /** Has the guest greet once by SSH, so that the programs for that are in its RAM. */
 export async function exerciseSsh(agent: Agent, port: number): Promise<void> {
   await runByAgent(agent, assignments({ port: String(port) }) + REHEARSE, {
-    what: "greet by SSH",
+    what: "start its SSH server",
     timeoutSeconds: TIMEOUT_SECONDS,
   });
 }
@@ -137,7 +137,7 @@ fcntl.ioctl(random, 0x40085203, struct.pack("ii", 4 * len(data), len(data)) + da
 fcntl.ioctl(random, 0x5207)'
 else
   set -- /sys/bus/*/drivers/vmgenid/*:*
-  [ -e "$1" ] || fail "It has neither vmgenid in its kernel, nor perl or python3"
+  [ -e "$1" ] || fail "The guest has neither vmgenid in its kernel nor perl or python3"
   printf %s "$entropy" >/dev/urandom
 fi
 date -u -s "@$now" >/dev/null
@@ -168,7 +168,7 @@ done
 
 const HAS_BOOTED = `${START}
 if [ -e /run/cloud-init/enabled ] || [ -e /run/cloud-init/status.json ]; then
-  [ -e /run/cloud-init/result.json ] || fail "cloud-init is still at work"
+  [ -e /run/cloud-init/result.json ] || fail "cloud-init has not finished yet"
 fi
 if [ -d /run/systemd/system ]; then
   state=$(systemctl is-system-running) || :
@@ -176,7 +176,7 @@ if [ -d /run/systemd/system ]; then
 fi
 hex=$(printf %04X "$port")
 cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | grep -q ":$hex 0*:0000 0A " ||
-  fail "no SSH server listens at the port $port"
+  fail "no SSH server listens on port $port"
 `;
 
 /** An SSH server that takes other keys does not listen for a moment. */

@@ -53,14 +53,14 @@ export async function readKey(file: string | null, home: string | undefined): Pr
         what: `Cannot read the SSH key "${candidate}"`,
         cause,
         advice:
-          `Set "ssh.key" in the settings, or use --ssh-key-file, and let this user read the file`,
+          `Give this user read access to it, or set "ssh.key" or --ssh-key-file to another key`,
       });
     }
   }
   throw new SystemFailure({
     fault: "settings",
     what: `There is no SSH key to log in with: neither ${files.map((f) => `"${f}"`).join(" nor ")}`,
-    advice: `Make one: ssh-keygen -t ed25519 -N "" -f ${
+    advice: `Create one: ssh-keygen -t ed25519 -N "" -f ${
       files[0]
     }; or set "ssh.key" in the settings`,
   });
@@ -77,9 +77,9 @@ async function publicKeyOf(file: string, privateKey: string): Promise<string> {
     throw new SystemFailure({
       fault: "settings",
       what: encrypted
-        ? `The SSH key "${file}" has a passphrase, which nobody is there to type`
-        : `The file "${file}" is no SSH private key that can be used here`,
-      advice: 'Make a key for the runner: ssh-keygen -t ed25519 -N "" -f FILE',
+        ? `The SSH key "${file}" has a passphrase, which libvirt-gci cannot enter`
+        : `The file "${file}" is not a valid SSH private key`,
+      advice: 'Create a key for the runner: ssh-keygen -t ed25519 -N "" -f FILE',
     });
   }
   return `${key.type} ${key.getPublicSSH().toString("base64")} libvirt-gci`;

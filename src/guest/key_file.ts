@@ -3,8 +3,8 @@ import { orFailure, SystemFailure } from "../errors.ts";
 import { orMissing } from "../files.ts";
 
 const ADVICE =
-  "Let this user alone write to that directory; or, if it is another user's, set HOME " +
-  "to this one's";
+  "Remove other users' write permission on the directory, or set HOME to this user's " +
+  "home";
 
 /** The file of the private key that a machine of ours lets in. */
 export function keyFile(directory: string, machine: string): string {
@@ -28,7 +28,7 @@ export async function writeKeyFile(
     await Deno.writeTextFile(file, privateKey, { createNew: true, mode: 0o600 });
     return file;
   };
-  const what = `Cannot keep the key of the machine "${machine}" in "${file}"`;
+  const what = `Cannot write the key of the machine "${machine}" in "${file}"`;
   return await orFailure(write(), { what, advice: ADVICE });
 }
 
@@ -43,7 +43,7 @@ const KEY_ENDING = keyFile("", "").slice(1);
 /** The names before the ends of such files in this directory, if there is one. Throws SystemFailure. */
 export async function namesOfKeyFiles(directory: string): Promise<string[]> {
   const listed = orMissing(Array.fromAsync(Deno.readDir(directory), ({ name }) => name));
-  const what = `Cannot look for machines' keys in "${directory}"`;
+  const what = `Cannot list the machines' keys in "${directory}"`;
   const files = await orFailure(listed, { what, advice: ADVICE }) ?? [];
   return files.filter((file) => file.endsWith(KEY_ENDING))
     .map((file) => file.slice(0, -KEY_ENDING.length));
@@ -53,5 +53,5 @@ export async function namesOfKeyFiles(directory: string): Promise<string[]> {
 export async function refuseForeign(directory: string): Promise<void> {
   const { uid, mode } = await Deno.stat(directory);
   if (uid === Deno.uid() && ((mode ?? 0) & 0o022) === 0) return;
-  throw new SystemFailure({ what: `Others than this user may write to "${directory}"` });
+  throw new SystemFailure({ what: `Other users can write to "${directory}"` });
 }

@@ -69,8 +69,8 @@ function goalOf({ address, port, channel }: Login): Omit<Goal<never>, "probe"> {
       goal: "accept an SSH connection through its channel",
       awaited: "SSH",
       advice:
-        "Have the template start a qemu-guest-agent that allows guest-exec, and install sshd " +
-        "in it: a machine without a network needs both",
+        "Install sshd and a qemu-guest-agent that allows guest-exec in the template: a machine " +
+        "without a network needs both",
     };
   }
   return {
@@ -78,8 +78,8 @@ function goalOf({ address, port, channel }: Login): Omit<Goal<never>, "probe"> {
     goal: `accept an SSH connection at ${address} port ${port}`,
     awaited: "SSH",
     advice:
-      "Have the template start an SSH server on the port of the settings, and let this host " +
-      "through its firewall",
+      "Start an SSH server on that port in the template, and open the port in its firewall, " +
+      'or set "ssh.port"',
   };
 }
 
@@ -88,8 +88,8 @@ function orNotYetItsHostKey(error: unknown): NotYet {
   if (!(error instanceof WrongHostKey)) throw error;
   return new NotYet(error.message, {
     advice:
-      'Set "ssh.login" to what the template has: cloud-init; systemd, 252 or newer, with qemu_fw_cfg in ' +
-      "its kernel; or template, if neither. The guest did not take the keys that were made for it",
+      'Set "ssh.login" to cloud-init, to systemd (252 or newer, with qemu_fw_cfg in the kernel) or to ' +
+      "template, as the template needs: the guest did not install the keys of this machine",
     fault: "host_key",
   });
 }
@@ -108,7 +108,7 @@ async function tryCommand(
   const ran = ssh.run("exit 0", nothing).catch(() => null);
   const status = (await within(ran, ATTEMPT_MS, signal))?.status ?? null;
   if (status === 0) return ssh.hostKey;
-  return new NotYet(`a command that does nothing ended with the status ${status ?? "unknown"}`);
+  return new NotYet(`an empty command ended with the status ${status ?? "unknown"}`);
 }
 
 async function tryLogin(

@@ -182,23 +182,22 @@ function noStatus(
   if (status === NO_SPACE) {
     return new GuestFull({
       fault: "template",
-      what: "The guest has no space left for the script, neither in memory (/dev/shm) nor in /tmp",
-      advice: "Free some space in the template, and let its user write to /tmp",
+      what: "The guest has no space left for the script in memory (/dev/shm) or in /tmp",
+      advice: "Free space in the template, and allow its user to write to /tmp",
     });
   }
   if (status === NO_SHELL) {
     return new SystemFailure({
       fault: "template",
       what: `The guest has no shell ${quoted(shell)}`,
-      advice: 'Install it in the template, or choose the other by "guest.shell" in the settings',
+      advice: 'Install it in the template, or set "guest.shell" to the other shell',
     });
   }
   if (status !== null) {
     return new SystemFailure({
       fault: "template",
-      what:
-        `The guest could not run the script: it ended with the status ${status} before it began`,
-      advice: "Log in to a machine of the template as its user does, and see whether sh runs there",
+      what: `The guest could not start the script: its shell ended with the status ${status}`,
+      advice: "Log in to a machine of the template as its user, and check that sh runs there",
     });
   }
   return new SystemFailure({
@@ -207,8 +206,7 @@ function noStatus(
       ? `The guest ended the script's session with the signal ${quoted(signal)}`
       : "The connection to the guest broke while the script ran",
     cause: lost ?? undefined,
-    advice:
-      "See at the end of its serial console whether it crashed, powered off or ran out of memory " +
-      '("memory_mib" in the settings), and in the script whether it ends its own session',
+    advice: "Check the end of its serial console for a crash, a shutdown or a lack of memory " +
+      '("memory_mib"), and the script for a command that ends its own session',
   });
 }

@@ -278,9 +278,8 @@ function refusalOr(error: Error & { level?: string }, login: Login): Error {
   return new LoginRefused({
     fault: "ssh_refused",
     what: `The guest at ${login.address} refuses the key for the user "${login.user}"`,
-    advice:
-      'Have the template take the key from cloud-init or systemd, as "ssh.login" in the settings says; ' +
-      `with "ssh.login" at template, add its public part to the template's ~${login.user}/.ssh/authorized_keys`,
+    advice: 'Check that the template gets the key as "ssh.login" says; ' +
+      `with "ssh.login: template", add the key's public part to the template's ~${login.user}/.ssh/authorized_keys`,
   });
 }
 
@@ -289,7 +288,7 @@ function wrongHostKeyError(login: Login): Error {
     fault: "host_key",
     what: `The SSH server at ${login.address} does not show the machine's host key`,
     advice:
-      "Leave the machine's host key in its place, if a script of the job replaces it; else see " +
-      "who has its address: libvirt-gci list",
+      "Remove any command that replaces the host key from the job's scripts; otherwise check " +
+      "which machine has the address: libvirt-gci list",
   });
 }

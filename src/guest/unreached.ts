@@ -35,9 +35,9 @@ async function behaviourOf(error: Error, login: Login): Promise<Behaviour | null
     case "ENETUNREACH":
     case "ENETDOWN":
       return {
-        does: "this host has no way to it",
-        advice: `See which way the host takes: ip route get ${address}; and what its firewall ` +
-          "rejects: nft list ruleset",
+        does: "this host cannot reach it",
+        advice: `Check the route and the firewall of this host: ip route get ${address}; ` +
+          "nft list ruleset",
       };
     case "ECONNRESET":
     case "EPIPE":
@@ -49,27 +49,30 @@ async function behaviourOf(error: Error, login: Login): Promise<Behaviour | null
 
 const SILENCE: Behaviour = {
   does: "it does not answer",
-  advice: "See the end of its serial console: its network is down, its firewall lets nothing in, " +
-    'or it hangs, for lack of memory perhaps ("memory_mib" in the settings)',
+  advice:
+    "Check the end of its serial console: its network may be down, its firewall may block the " +
+    'port, or it may lack memory ("memory_mib")',
 };
 
 const CLOSING: Behaviour = {
   does: "it closes the connection at once",
-  advice: "See in the log of its SSH server why (journalctl -u ssh -u sshd in the machine): it " +
-    "lacks host keys or memory, or its settings refuse this host",
+  advice:
+    "Check the log of its SSH server (journalctl -u ssh -u sshd in the machine): it may lack " +
+    "host keys or memory, or refuse this host",
 };
 
 const STANDSTILL: Behaviour = {
-  does: "it takes the connection, and its SSH server says nothing",
-  advice: "See the end of its serial console: the machine is too busy, or lacks memory; " +
-    '"vcpus", "memory_mib" and "timeouts.ssh_seconds" in the settings give it more',
+  does: "it accepts the connection, but its SSH server does not answer",
+  advice: "Check the end of its serial console; if the machine is busy or lacks memory, " +
+    'raise "vcpus", "memory_mib" or "timeouts.ssh_seconds"',
 };
 
 function refusal(port: number): Behaviour {
   return {
     does: "it refuses the connection",
-    advice: `Have an SSH server listen on port ${port} of the machine from its boot on, and no ` +
-      'script stop it; the port is "ssh.port" in the settings',
+    advice:
+      `Start an SSH server on port ${port} ("ssh.port") when the machine boots, and do not stop ` +
+      "it in a script",
   };
 }
 

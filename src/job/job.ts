@@ -131,8 +131,8 @@ export function requireMachine(job: Job): string {
   if (job.machine !== null) return job.machine;
   throw new UsageError({
     what: "No machine is named",
-    advice: "Say --machine NAME, or set CUSTOM_ENV_CI_PROJECT_NAME, CUSTOM_ENV_CI_JOB_ID and " +
-      "CUSTOM_ENV_DISTRO as they were for prepare",
+    advice: "Add --machine NAME, or set CUSTOM_ENV_CI_PROJECT_NAME, CUSTOM_ENV_CI_JOB_ID and " +
+      "CUSTOM_ENV_DISTRO to the values that prepare had",
   });
 }
 
@@ -186,7 +186,7 @@ export function isMachineName(name: string): boolean {
 export function checkMachineName(machine: string): void {
   if (isMachineName(machine)) return;
   throw new UsageError({
-    what: `The machine's name ${JSON.stringify(machine)} is not a valid machine name`,
+    what: `${JSON.stringify(machine)} is not a valid machine name`,
     advice: "Use letters, digits, '.', '_' and '-', 63 characters at most",
   });
 }
@@ -197,7 +197,7 @@ async function identityUnderRunner(env: Env, isNamed: boolean): Promise<Identity
   if (!file) {
     if (isNamed) return UNKNOWN;
     throw new SystemFailure({
-      what: "GitLab Runner does not say which job this is: it sets no JOB_RESPONSE_FILE",
+      what: "GitLab Runner does not identify the job, because it sets no JOB_RESPONSE_FILE",
       advice: "Use GitLab Runner 14.1 or newer",
     });
   }
@@ -212,7 +212,7 @@ async function identityUnderRunner(env: Env, isNamed: boolean): Promise<Identity
       what: `Cannot read GitLab's description of the job in "${file}" (JOB_RESPONSE_FILE)`,
       // The parser's words would quote the file, which holds tokens.
       cause: cause instanceof SyntaxError ? new SyntaxError("it is not JSON") : cause,
-      advice: "Use GitLab Runner 14.1 or newer, and let this user read the runner's files",
+      advice: "Use GitLab Runner 14.1 or newer, and give this user read access to its files",
     });
   }
 }

@@ -15,7 +15,7 @@ export async function withVariablesOf(file: string, env: Env): Promise<Env> {
     throw new UsageError({
       what: `Cannot read the variables in "${file}"`,
       cause,
-      advice: "Check that the file exists and that this user may read it",
+      advice: "Check that the file exists and that this user can read it",
     });
   }
   const others = Object.entries(env).filter(([name]) => !name.startsWith(PREFIX));
@@ -33,8 +33,9 @@ export function parseVariables(text: string, file: string): [name: string, value
       return [[PREFIX + key, bare ?? value]];
     }
     throw new UsageError({
-      what: `Line ${i + 1} of "${file}" is no variable`, // and may be a secret
-      advice: "Write KEY=VALUE, a line for each; a value that begins with a quote ends with it",
+      what: `Line ${i + 1} of "${file}" is not a variable`, // and may be a secret
+      advice:
+        "Write one KEY=VALUE per line; close a value that begins with a quote with the same quote",
     });
   });
 }

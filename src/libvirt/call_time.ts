@@ -26,7 +26,7 @@ export function lost(functionName: string, words: string, code: number): Libvirt
   return new LibvirtError(functionName, words, {
     code,
     isLost: true,
-    advice: "Look at the libvirt daemon: systemctl status libvirtd virtqemud, " +
+    advice: "Check the libvirt daemon: systemctl status libvirtd virtqemud, " +
       "journalctl -u libvirtd -u virtqemud",
   });
 }

@@ -25,7 +25,7 @@ export const VIR_ERR = {
 } as const;
 
 /** What is left to do where nobody knows more than libvirt says. */
-const LOG_ADVICE = "See libvirt's log on the host: journalctl -u libvirtd -u virtqemud";
+const LOG_ADVICE = "Check libvirt's log on the host: journalctl -u libvirtd -u virtqemud";
 
 export interface LibvirtErrorOptions {
   readonly code: number;

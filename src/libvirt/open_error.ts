@@ -35,11 +35,11 @@ function openAdvice(uri: string, { code, message }: LibvirtError): string {
     VIR_ERR.ACCESS_DENIED,
   ];
   if (denied.includes(code) || /permission denied/i.test(message)) {
-    return "Let this user manage libvirt: usermod -aG libvirt USER, then log in again";
+    return "Add this user to the group libvirt: usermod -aG libvirt USER, then log in again";
   }
   if (/no such file|connection refused|failed to connect socket/i.test(message)) {
     return "Start libvirt: systemctl enable --now libvirtd.socket (or virtqemud.socket); " +
-      "where it is missing, install libvirt-daemon-system (Debian, Ubuntu) or libvirt-daemon-kvm (Fedora)";
+      "if it is missing, install libvirt-daemon-system (Debian, Ubuntu) or libvirt-daemon-kvm (Fedora)";
   }
-  return `Try it with: virsh -c ${uri} version; the URI is "libvirt.uri" in the settings`;
+  return `Check the connection: virsh -c ${uri} version; "libvirt.uri" sets the URI`;
 }

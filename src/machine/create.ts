@@ -72,9 +72,9 @@ async function findFitting(spec: MachineSpec, { connection, config }: Host): Pro
   if (maxDiskGib === null || gib <= maxDiskGib) return template;
   throw new SystemFailure({
     fault: "settings",
-    what: `The template's disk "${template.volume}" has ${gib} GiB, and "limits.disk_gib" is ` +
+    what: `The template's disk "${template.volume}" has ${gib} GiB, but "limits.disk_gib" is ` +
       `${maxDiskGib}`,
-    advice: 'Set "limits.disk_gib" to at least that, or make the template smaller',
+    advice: 'Raise "limits.disk_gib" to at least that, or shrink the template',
   });
 }
 
@@ -163,7 +163,7 @@ async function reachOrExamine(
     const { host, signal } = context;
     if (signal.aborted) throw cause;
     const { withPostMortem } = await import("./post_mortem/post_mortem.ts"); // rarely needed
-    const failure = new SystemFailure({ what: `The machine "${name}" did not come up`, cause });
+    const failure = new SystemFailure({ what: `The machine "${name}" did not start`, cause });
     const postMortem = keeps ? host.config.postMortem : { ...host.config.postMortem, count: 0 };
     const config = { ...host.config, postMortem };
     throw await withPostMortem(name, failure, { ...context, host: { ...host, config } });
@@ -193,6 +193,6 @@ async function undoCreate(machine: string, context: Context): Promise<void> {
   try {
     await removeMachineSafely(machine, context);
   } catch (error) {
-    context.report.warn(`Could not remove the machine "${machine}" again: ${explain(error)}`);
+    context.report.warn(`Could not remove the failed machine "${machine}": ${explain(error)}`);
   }
 }

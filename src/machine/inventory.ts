@@ -42,7 +42,7 @@ export async function findMachines(
       await refreshPool(pool).catch((error) => {
         if (!isLibvirtError(error)) throw error;
         report.warn(
-          `Could not look for new files in the storage pool "${poolName}": ${error.message}`,
+          `Could not refresh the storage pool "${poolName}": ${error.message}`,
         );
       });
     }

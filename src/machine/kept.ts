@@ -61,14 +61,14 @@ async function note(
   if (await countKept(connection) > maxKeptMachines) {
     await writeMetadata(domain, { ...metadata, failed: name, keepMinutes: null });
     return say(
-      `The machine "${machine}" is not kept after the job: no more than ${maxKeptMachines} are at ` +
-        `once, by "host.max_kept_machines" of this host's settings`,
+      `The machine "${machine}" is not kept after the job: at most ${maxKeptMachines} may be kept ` +
+        `at once ("host.max_kept_machines")`,
     );
   }
   say(
     `The stage ${quoted(name)} failed, so the machine "${machine}" is kept for ${minutes} min ` +
-      `after the job, until ${moment(promisedUntil)} or later, with all that the job left there, ` +
-      "secrets too",
+      `after the job, until ${moment(promisedUntil)} or later, with everything that the job left ` +
+      "there, including secrets",
   );
   stepsWithKept(machine, metadata).forEach(say);
 }
@@ -88,9 +88,13 @@ export async function notePass(domain: Domain, { name, say }: JobScript): Promis
     const metadata = await findMetadata(domain);
     if (metadata === null) return;
     await writeMetadata(domain, { ...metadata, failed: "", promisedUntil: null });
-    say(`The stage ${quoted(name)} passed this time, so the machine is not kept for it`);
+    say(`The stage ${quoted(name)} passed when it was retried, so the machine is not kept`);
   } catch (error) {
-    say(`The machine is kept although the stage ${quoted(name)} passed now: ${explain(error)}`);
+    say(
+      `The machine is kept, although the stage ${quoted(name)} passed when it was retried: ${
+        explain(error)
+      }`,
+    );
   }
 }
 
@@ -133,7 +137,7 @@ async function moveKey(machine: string, file: string, directory: string): Promis
   if (!isKeyFileOf(machine, file) || file === lasting) return file;
   const privateKey = await orFailure(Deno.readTextFile(file), {
     what: `Cannot read the key of the machine "${machine}" in "${file}"`,
-    advice: "Let this user read it, as GitLab Runner's user can",
+    advice: "Run libvirt-gci as GitLab Runner's user, or give this user read access to it",
   });
   await removeKeyFile(lasting); // of a cleanup that was killed here
   return await writeKeyFile(directory, machine, privateKey);

@@ -97,7 +97,8 @@ const EARLIER_DISK = "a disk of an earlier machine";
 function takenBy(machine: string, what: string): Failure {
   return {
     what: `There is ${what} "${machine}" already`,
-    advice: `Remove the machine if nobody needs it: libvirt-gci cleanup --machine ${machine}; ` +
+    advice:
+      `Remove the machine if it is no longer needed: libvirt-gci cleanup --machine ${machine}; ` +
       "or choose another name",
   };
 }

@@ -34,12 +34,12 @@ export async function whyUnneeded(
   if (isByHand || host === "" || host !== await hostMark()) return null;
   const runs = isRunning(runner);
   if (attemptDir !== "" && await mayExist(attemptDir)) {
-    return runs || !isRunner ? null : "its runner is gone";
+    return runs || !isRunner ? null : "its runner has ended";
   }
-  if (runs) return isGoneFor(runner, attemptDir) ? "its attempt is over" : null;
+  if (runs) return isGoneFor(runner, attemptDir) ? "its attempt has ended" : null;
   return attemptDir === ""
     ? "the process that was creating it has ended"
-    : "its runner is gone, and so is the attempt's directory";
+    : "its runner has ended, and the attempt's directory is gone";
 }
 
 /**

@@ -81,10 +81,10 @@ export async function waitForBoot(
   const watch = watchKvm({ settings, connection });
   const agent = agentOf(domain);
   await waitFor({
-    goal: "finish its boot, as its guest agent sees it",
+    goal: "finish its boot",
     awaited: "its boot",
     advice:
-      "Have the template start an SSH server, and a qemu-guest-agent that allows guest-exec " +
+      "Install an SSH server in the template, and a qemu-guest-agent that allows guest-exec " +
       "(Fedora and RHEL forbid it in /etc/sysconfig/qemu-ga)",
     fault: "template",
     probe: async () => {

@@ -71,21 +71,20 @@ export async function lookupMachine(machine: string, host: Host): Promise<Runnin
   const metadata = await readMetadata(domain).catch((error) => {
     throw isLibvirtError(error, VIR_ERR.NO_DOMAIN) ? gone(machine) : error; // it has just ended
   });
-  if (metadata === null) throw unusable(`The domain "${machine}" was not made by libvirt-gci`);
+  if (metadata === null) throw unusable(`The domain "${machine}" was not created by libvirt-gci`);
   undo.move();
   return { domain, metadata, [Symbol.dispose]: () => domain[Symbol.dispose]() };
 }
 
 function gone(machine: string): SystemFailure {
-  return unusable(`The machine "${machine}" is gone, or there never was one`, "guest_ended");
+  return unusable(`The machine "${machine}" does not exist, or has ended`, "guest_ended");
 }
 
 function unusable(what: string, fault: Fault = "other"): SystemFailure {
   return new SystemFailure({
     what,
     fault,
-    advice:
-      "Run the job again, or see which machines there are: libvirt-gci list. A machine that powers " +
-      "off or crashes is gone",
+    advice: "Retry the job, or list the machines: libvirt-gci list. A machine that powers off or " +
+      "crashes is removed",
   });
 }

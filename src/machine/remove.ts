@@ -89,8 +89,8 @@ async function destroyMachine(
     return { destroyed: true, key: "", isReady: false }; // it has just ended by itself
   }
   throw new SystemFailure({
-    what: `The domain "${machine}" was not made by libvirt-gci, so it stays as it is`,
-    advice: `See the domains of this host: ${virsh(connection, "list", "--all", "--title")}`,
+    what: `The domain "${machine}" was not created by libvirt-gci, so it is not removed`,
+    advice: `List the domains of this host: ${virsh(connection, "list", "--all", "--title")}`,
   });
 }
 

@@ -59,8 +59,9 @@ export async function startMachine(
       fault: "start",
       what,
       cause,
-      advice: `See what QEMU says in /var/log/libvirt/qemu/${machine.name}.log on the host, and ` +
-        "what the settings ask for",
+      advice:
+        `Check QEMU's messages in /var/log/libvirt/qemu/${machine.name}.log on the host, and ` +
+        "the settings of the machine",
     });
   }
 }

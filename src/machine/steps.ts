@@ -10,6 +10,19 @@ export const STEPS = [
 /** One of {@linkcode STEPS}. */
 export type Step = typeof STEPS[number];
 
+/** The words for steps whose names say too little. The names are labels of metrics, so they stay. */
+const WORDS: Readonly<Record<string, string>> = {
+  project: "project limit",
+  turn: "queue",
+  overlay: "disk",
+  RAM: "RAM copy",
+  card: "network card",
+  agent: "guest agent",
+  filter: "network filter",
+  address: "IP address",
+  ssh: "SSH",
+};
+
 /** Called when a step has ended. */
 export type OnStep = (step: Step, milliseconds: number) => void;
 
@@ -40,11 +53,11 @@ export class StepTimer {
     const now = performance.now();
     const known = STEPS.find((known) => known === step);
     if (known !== undefined) this.#onStep?.(known, now - this.#start);
-    this.#steps.push(`${step} ${formatDuration(now - this.#start)}`);
+    this.#steps.push(`${WORDS[step] ?? step} ${formatDuration(now - this.#start)}`);
     this.#start = now;
   }
 
-  /** Such as `8.9 s (turn 9 ms, overlay 24 ms, start 0.7 s, address 7.2 s, ssh 0.9 s)`. */
+  /** Such as `8.9 s (queue 9 ms, disk 24 ms, start 0.7 s, IP address 7.2 s, SSH 0.9 s)`. */
   summary(): string {
     return `${formatDuration(performance.now() - this.#began)} (${this.#steps.join(", ")})`;
   }

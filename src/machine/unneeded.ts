@@ -61,11 +61,11 @@ async function removeUnneeded(
       failed++;
     }
   }
-  if (removed > 0) context.report.log(`Removed ${machines(removed)} that nobody needs any more`);
+  if (removed > 0) context.report.log(`Removed ${machines(removed)} no longer needed`);
   if (failed > 0) {
     context.report.warn(
-      `Could not remove ${machines(failed)} that nobody needs any more: ` +
-        "the host's administrator can see why with libvirt-gci gc",
+      `Could not remove ${machines(failed)} no longer needed: ` +
+        "ask the administrator to run libvirt-gci gc, which shows why",
     );
   }
   return removed;

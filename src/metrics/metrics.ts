@@ -72,7 +72,7 @@ const FAMILIES: readonly Family[] = [
     name: DURATION,
     type: "histogram",
     unit: "seconds",
-    help: "Duration of prepare: of each step, and in total if it succeeded.",
+    help: "How long each step of prepare took, and all of it (total) if it succeeded.",
     samples: PHASES.flatMap((phase) => [
       BOUNDS.map((bound) => bucketSample(phase, bound)),
       bucketSample(phase, "+Inf"),
@@ -84,10 +84,10 @@ const FAMILIES: readonly Family[] = [
     name: `${PREFIX}machines`,
     type: "gauge",
     help:
-      "Machines with volumes in the overlay pool. A stopped one is being created, or was left behind.",
+      "Machines with volumes in the overlay pool. A stopped machine is being created, or is a leftover.",
     samples: [`${PREFIX}machines{state="running"}`, `${PREFIX}machines{state="stopped"}`],
   },
-  bytes("machines_disk", "Space that the volumes of all machines take, as of the last gc."),
+  bytes("machines_disk", "The disk space of all machines' volumes, measured by the last gc."),
   bytes("overlay_pool_capacity", "The size of the overlay pool."),
   bytes("overlay_pool_available", "The free space in the overlay pool."),
 ];

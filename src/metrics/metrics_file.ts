@@ -58,7 +58,7 @@ async function openLocked(path: string, patienceMs: number): Promise<Deno.FsFile
     if (performance.now() > end) {
       throw new SystemFailure({
         what: `Another process has kept "${path}" locked for ${patienceMs / 1000} s`,
-        advice: `See which: fuser -v ${path}`,
+        advice: `Check which process it is: fuser -v ${path}`,
       });
     }
     await sleep(5 + 20 * Math.random());
@@ -90,8 +90,8 @@ async function readMetricsFile(file: string, warn: (line: string) => void): Prom
   if (samples !== null) return samples;
   if (text === null || !isOurs(text)) {
     throw new SystemFailure({
-      what: `The file "${file}" was not written by libvirt-gci, so it is left as it is`,
-      advice: `Remove it, or set metrics_file to another file`,
+      what: `The file "${file}" was not written by libvirt-gci, so it is not changed`,
+      advice: `Remove it, or set "metrics_file" to another file`,
     });
   }
   warn(`The metrics in "${file}" were damaged, so they start again from zero`);

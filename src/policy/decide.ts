@@ -65,18 +65,18 @@ export function findRule(job: Job, { rules }: Config): RuleSearch {
   if (rules.length === 0) return { rule: null, reasons: [] };
   if (!job.byHand && job.project === null) {
     throw new SystemFailure({
-      what: "Cannot tell which rule of the settings holds: the job's project is unknown",
-      advice: "Use GitLab Runner 14.1 or newer, which says it in JOB_RESPONSE_FILE",
+      what: "Cannot tell which rule of the settings applies: the job's project is unknown",
+      advice: "Use GitLab Runner 14.1 or newer, which reports it in JOB_RESPONSE_FILE",
     });
   }
   const reasons: string[] = [];
   for (const rule of rules) {
     const obstacle = whyNot(rule, job);
     if (obstacle === null) {
-      reasons.push(`${rule.name} holds: ${whyItFits(rule, job)}`);
+      reasons.push(`${rule.name} applies: ${whyItFits(rule, job)}`);
       return { rule, reasons };
     }
-    reasons.push(`${rule.name} does not fit: ${obstacle}`);
+    reasons.push(`${rule.name} does not apply: ${obstacle}`);
   }
   return { rule: null, reasons };
 }
@@ -84,21 +84,21 @@ export function findRule(job: Job, { rules }: Config): RuleSearch {
 function whyNot({ projects, protected: isProtected }: Rule, job: Job): string | null {
   if (projects !== null) {
     const { project } = job;
-    if (project === null) return `it is for ${projects.join(", ")}, and the project is unknown`;
+    if (project === null) return `it is for ${projects.join(", ")}, but the project is unknown`;
     if (!projects.some((pattern) => fits(pattern, project))) {
-      return `it is for ${projects.join(", ")}, and the project is ${quoted(project)}`;
+      return `it is for ${projects.join(", ")}, but the project is ${quoted(project)}`;
     }
   }
   if (isProtected === null || isProtected === job.isProtected) return null;
-  return `it is for ${refs(isProtected)}, and the job's ref is ` +
+  return `it is for ${refs(isProtected)}, but the job's ref is ` +
     (job.isProtected === null ? "unknown" : job.isProtected ? "protected" : "not protected");
 }
 
 function whyItFits({ projects, protected: isProtected }: Rule, { project }: Job): string {
   const pattern = projects?.find((pattern) => fits(pattern, project ?? ""));
   const reasons = [
-    ...(pattern === undefined ? [] : [`the project ${quoted(project ?? "")} fits ${pattern}`]),
-    ...(isProtected === null ? [] : [`it is for ${refs(isProtected)}, and the job's is one`]),
+    ...(pattern === undefined ? [] : [`the project ${quoted(project ?? "")} matches ${pattern}`]),
+    ...(isProtected === null ? [] : [`it is for ${refs(isProtected)}, and the job's ref is one`]),
   ];
   return reasons.join("; ") || "it is for every job";
 }

@@ -151,7 +151,7 @@ function wholeNumber(request: string, { variable, min }: Kind): number {
   throw new BuildFailure({
     what: `The job asks for ${variable}=${
       quoted(request)
-    }, which is no whole number from ${min} on`,
+    }, which is not a whole number of at least ${min}`,
     advice: `Set the variable ${variable} to digits only, such as ${min * 4 || 60}`,
   });
 }

@@ -101,7 +101,7 @@ export function templatesToWait(config: Config): TemplateChoice[] {
 export function templateAdvice(config: Config, asker: Asker): TemplateAdvice {
   return (volumes) => {
     if (volumes.length === 0) {
-      return "Make a template on the host: make_base_image.sh VM " +
+      return "Create a template on the host: make_base_image.sh VM " +
         `(the storage pool "${config.pools.templates}" has none)`;
     }
     const held = volumes.map((volume) => findHeld(config, volume));
@@ -191,7 +191,7 @@ function whatIsWrong(
   const template = `the template ${quoted(requested)}, which is`;
   return isName
     ? `${template} not allowed by ${settings}`
-    : `${template} no template's name (letters, digits, '.', '_', '+' and '-')`;
+    : `${template} not a valid template name (letters, digits, '.', '_', '+' and '-')`;
 }
 
 function advice(names: readonly string[], { isOperator, byHand }: Asker): string {

@@ -54,15 +54,15 @@ function mistakesOfSize(
   };
   const usual = machine[size] ?? 0;
   const most = machine.limits[size] ?? Infinity;
-  if (usual > most) add(["limits", key], `at least "${key}", ${usual}, not ${most}`);
+  if (usual > most) add(["limits", key], `at least "${key}" (${usual}), not ${most}`);
   for (const [name, { machine, ownKeys }] of templates) {
     const own = machine[size] ?? 0;
     const ownMost = ownKeys.has(`limits.${key}`) ? machine.limits[size] ?? Infinity : Infinity;
     const granted = rules.some(({ limits }) => (limits[size] ?? 0) >= own);
     if (own > ownMost) {
-      add(["templates", name, "limits", key], `at least "${key}", ${own}, not ${ownMost}`);
+      add(["templates", name, "limits", key], `at least "${key}" (${own}), not ${ownMost}`);
     } else if (own > most && ownKeys.has(key) && !granted) {
-      add(["templates", name, key], `at most "limits.${key}", ${most}, not ${own}`);
+      add(["templates", name, key], `at most "limits.${key}" (${most}), not ${own}`);
     }
   }
   return mistakes;

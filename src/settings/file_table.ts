@@ -5,13 +5,13 @@ import { MACHINE, RULE_LIMITS } from "./machine_table.ts";
 import { setting } from "./setting.ts";
 
 export const TEMPLATE_ONLY = {
-  volume: setting(NAME, null, "The template's volume in the pool of templates.", {
+  volume: setting(NAME, null, "The template's volume in the template pool.", {
     unset: "the template's name, with or without `.qcow2`",
   }),
   aliases: setting(
     listOf(text(/^[^\p{C}]+$/u, "a name"), "a list of names"),
     [],
-    "Other names by which jobs may ask for the template. No two templates may share one.",
+    "Other names for the template, which jobs may use. Each must be unique.",
   ),
 };
 
@@ -22,30 +22,30 @@ export const RULE = {
   projects: setting(
     listOf(
       text(/^[^\p{C}]+$/u, "a name or a pattern, such as debian-*"),
-      "a list with a project or a pattern in it",
+      "a list of at least one project or pattern",
       { min: 1 },
     ),
     null,
-    "Full paths of the projects that the rule is for. `*` stands for any characters.",
+    "The full paths of the rule's projects. `*` stands for any characters.",
     { unset: "all projects" },
   ),
   protected: setting(
     FLAG,
     null,
-    "`true` is for jobs of protected branches and tags, `false` for all others.",
+    "The refs that the rule is for: `true` for protected branches and tags, `false` for all others.",
     { unset: "both" },
   ),
   templates: setting(
     PATTERNS,
     null,
-    "The only templates that the job may use, of those that all jobs may.",
-    { unset: "all of those" },
+    "The templates that the job may use. A rule can only narrow `allowed_templates`.",
+    { unset: "all allowed templates" },
   ),
   max_machines: setting(
     whole(1, 10_000),
     null,
-    "How many machines each project that the rule is for may have at once. All of a project's " +
-      "machines count, also those of another rule or that are kept.",
+    "How many machines each project of the rule may have at once. All machines of a project " +
+      "count, including kept ones and those under other rules.",
     { unset: "no limit" },
   ),
   limits: RULE_LIMITS,
@@ -57,13 +57,13 @@ export const FILE = {
   templates: setting(
     { words: "the names of templates, each with settings below it", accepts: isKeys },
     {},
-    "Settings of single templates, by their names. A template needs no entry; what its entry " +
-      "does not set is as for all machines.",
+    "Settings of single templates, by name. A template needs no entry. If its entry omits a " +
+      "setting, that of all machines applies.",
   ),
   rules: setting(
     { words: "a list of rules", accepts: (value): value is unknown[] => Array.isArray(value) },
     [],
-    "What jobs of single projects may ask for. The first rule that fits a job counts, and no " +
-      "other. `libvirt-gci explain` tells which one that is.",
+    "What jobs of single projects may ask for. Only the first rule that matches a job " +
+      "applies. `libvirt-gci explain` shows which one.",
   ),
 };

@@ -9,20 +9,20 @@ export const HOST = {
       "qemu:///system",
       "The hypervisor to connect to, as in `virsh --connect`.",
     ),
-    call_seconds: setting(SECONDS, 60, "How long libvirt may take to answer one call."),
+    call_seconds: setting(SECONDS, 60, "How many seconds libvirt may take to answer a call."),
   }),
-  pools: group("The storage pools. They must be two.", {
+  pools: group("The storage pools. They must be different.", {
     templates: setting(
       NAME,
       "base_imgs",
-      "The storage pool with the templates. `make_base_image.sh` creates it; libvirt-gci never " +
+      "The storage pool of the templates. `make_base_image.sh` creates it. libvirt-gci never " +
         "writes to it.",
       { guess: "template_pool" },
     ),
     overlays: setting(
       NAME,
       "libvirt-gci",
-      "The storage pool for machines' disks. The default pool is created on first use, in " +
+      "The storage pool of machines' disks. The default pool is created on first use in " +
         "`/var/lib/libvirt/images`; any other must exist.",
       { guess: "overlay_pool" },
     ),
@@ -30,24 +30,24 @@ export const HOST = {
   default_template: setting(
     text(TEMPLATE_NAME, "the name of a template"),
     null,
-    "The template of a job that names none, neither in `DISTRO` nor in `image:`.",
-    { unset: "such a job fails", basic: true, example: "debian-12" },
+    "The template for jobs that name none in `DISTRO` or `image:`.",
+    { unset: "these jobs fail", basic: true, example: "debian-12" },
   ),
   allowed_templates: setting(
     PATTERNS,
     ["*"],
     "The templates that jobs may use besides the default and those under `templates`. `*` " +
-      "stands for any characters; `[]` allows no other.",
+      "stands for any characters. `[]` allows no other templates.",
     { basic: true },
   ),
   metrics_file: setting(
     text(/^\/([^\p{C}]*\/)?[^\p{C}/]+\.prom$/u, "an absolute path that ends in .prom"),
     null,
-    "The file for node_exporter's textfile collector.",
+    "The file in which node_exporter's textfile collector finds the metrics.",
     { unset: "no metrics" },
   ),
   host: group(
-    "How much of the host machines may use. A job whose machine does not fit waits in a queue.",
+    "How much of the host machines may use. A job waits in a queue until its machine fits.",
     {
       max_machines: setting(whole(1, 10_000), null, "How many machines may run at once.", {
         unset: "no limit",
@@ -57,7 +57,7 @@ export const HOST = {
       max_kept_machines: setting(
         whole(0, 10_000),
         4,
-        "How many machines of failed jobs may be kept at once. Further ones are removed as usual.",
+        "How many machines of failed jobs may be kept at once. All others are removed as usual.",
       ),
       overcommit_memory: setting(
         FLAG,
@@ -67,40 +67,40 @@ export const HOST = {
       reserve_memory_mib: setting(
         whole(0, 16_777_216),
         512,
-        "Memory that stays free for the host and QEMU.",
+        "How much memory stays free for the host and QEMU.",
       ),
       reserve_disk_gib: setting(
         whole(0, 65_536),
         1,
-        "Space that stays free in the overlay pool, because disks grow while their machines run. " +
+        "How much space stays free in the overlay pool, because disks grow while machines run. " +
           "0 turns the check off.",
       ),
       queue_seconds: setting(
         whole(0, 86_400),
         1800,
-        "How long a job waits for room before prepare fails and GitLab Runner retries.",
+        "How many seconds a job waits for room before prepare fails and GitLab Runner retries.",
         { guess: "admission_seconds" },
       ),
     },
   ),
   post_mortem: group(
-    "Post-mortems: the console, the screen and more of machines that failed to start or were lost.",
+    "Post-mortems: the console, the screen and other data of machines that failed or were lost.",
     {
-      dir: setting(DIRECTORY, null, "Where post-mortems are kept.", {
+      dir: setting(DIRECTORY, null, "The directory of the post-mortems.", {
         unset: "`/var/lib/libvirt-gci/post-mortem` for root, else `libvirt-gci/post-mortem` in " +
           "`$XDG_STATE_HOME` or `~/.local/state`",
       }),
       count: setting(
         whole(0, 10_000),
         20,
-        "How many post-mortems are kept. 0 keeps none. Beyond that, the project with the most " +
-          "post-mortems loses its oldest.",
+        "How many post-mortems are kept. 0 keeps none. If there are more, the project with the " +
+          "most post-mortems loses its oldest.",
         { guess: "post_mortems" },
       ),
       total_mib: setting(
         whole(1, 1_000_000),
         100,
-        "How large all post-mortems together may be. One file has at most a quarter of that.",
+        "How large all post-mortems together may be. One file may have at most a quarter of that.",
         { guess: "post_mortem_mib" },
       ),
     },

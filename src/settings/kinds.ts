@@ -89,7 +89,7 @@ export const HOST_ADDRESSES = listOf(
 
 export const NETWORKS = listOf(
   {
-    words: "an IPv4 network by its first address, such as 192.168.0.0/16",
+    words: "an IPv4 network with its first address, such as 192.168.0.0/16",
     accepts: (value): value is string => isText(value) && isNetwork(value),
   },
   `a list of at most ${MOST_ADDRESSES} networks, such as [10.0.0.0/8]`,

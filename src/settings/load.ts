@@ -33,7 +33,7 @@ export async function loadConfig({ file, home, xdgConfigHome }: ConfigPlaces): P
       throw new SystemFailure({
         what: `Cannot read the settings in "${place}"`,
         cause,
-        advice: "Check that the file exists and that this user may read it",
+        advice: "Check that the file exists and that this user can read it",
       });
     }
   }

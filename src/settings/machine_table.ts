@@ -18,16 +18,16 @@ const MEMORY_MIB = whole(64, 16_777_216);
 const DISK_GIB = whole(1, 65_536);
 const KEEP_MINUTES = whole(0, 43_200); // 30 days
 const RATE = whole(1, 1_000_000);
-const NESTED = "Let jobs ask for nested virtualisation.";
+const NESTED = "Allow jobs to ask for nested virtualisation.";
 
 const SIZE_LIMITS = {
-  vcpus: setting(VCPUS, null, "The most virtual CPUs that a job may ask for.", {
+  vcpus: setting(VCPUS, null, "How many virtual CPUs a job may ask for.", {
     unset: "`vcpus`",
     basic: true,
     example: 8,
     guess: "max_vcpus",
   }),
-  memory_mib: setting(MEMORY_MIB, null, "The most memory that a job may ask for.", {
+  memory_mib: setting(MEMORY_MIB, null, "How much memory a job may ask for.", {
     unset: "`memory_mib`",
     basic: true,
     example: 16_384,
@@ -36,20 +36,20 @@ const SIZE_LIMITS = {
   disk_gib: setting(
     DISK_GIB,
     null,
-    "The largest disk that a machine may have, its template's included.",
+    "How large a machine's disk may be, including that of its template.",
     { unset: "`disk_gib`", basic: true, example: 100, guess: "max_disk_gib" },
   ),
   keep_minutes: setting(
     KEEP_MINUTES,
     null,
-    "The longest that a job may ask to keep its machine.",
+    "How long a job may ask to keep its machine.",
     { unset: "`keep_minutes`", guess: "max_keep_minutes" },
   ),
 };
 
-const LIMITS_DOC = "What jobs may ask for by the variables `LIBVIRT_GCI_VCPUS`, " +
+const LIMITS_DOC = "What jobs may ask for in the variables `LIBVIRT_GCI_VCPUS`, " +
   "`LIBVIRT_GCI_MEMORY_MIB`, `LIBVIRT_GCI_DISK_GIB`, `LIBVIRT_GCI_KEEP_MINUTES` and " +
-  "`LIBVIRT_GCI_NESTED`. If a template sets a limit too, the smaller one counts.";
+  "`LIBVIRT_GCI_NESTED`. If a template sets a limit too, the lower one applies.";
 
 /** What a rule sets in place of the limits of all jobs. */
 export const RULE_LIMITS = group(LIMITS_DOC, {
@@ -62,31 +62,39 @@ export const MACHINE = {
   domain_type: setting<string>(
     {
       ...oneOf("kvm", "qemu"),
-      words: "kvm, or qemu for emulation, which is slow and no security boundary",
+      words: "kvm, or qemu for emulation, which is slow and not a security boundary",
     },
     "kvm",
-    "The hypervisor: `kvm`, or `qemu` for emulation. That is slow and, as " +
-      "[QEMU's own guide](https://www.qemu.org/docs/master/system/security.html) says, no " +
-      "security boundary: use it only for jobs that you trust.",
+    "The hypervisor: `kvm`, or `qemu` for emulation. Emulation is slow, and " +
+      "[QEMU's own guide](https://www.qemu.org/docs/master/system/security.html) does not " +
+      "consider it a security boundary. Use it only for jobs that you trust.",
     { fixed: true },
   ),
-  vcpus: setting(VCPUS, 2, "Number of virtual CPUs.", { basic: true, fixed: true }),
-  memory_mib: setting(MEMORY_MIB, 2048, "Memory of the machine.", { basic: true, fixed: true }),
-  disk_gib: setting(DISK_GIB, null, "Size of the disk, at least the template's.", {
-    unset: "the template's size",
+  vcpus: setting(VCPUS, 2, "How many virtual CPUs the machine has.", { basic: true, fixed: true }),
+  memory_mib: setting(MEMORY_MIB, 2048, "How much memory the machine has.", {
+    basic: true,
     fixed: true,
   }),
+  disk_gib: setting(
+    DISK_GIB,
+    null,
+    "How large the disk is. It must be at least as large as the template's.",
+    {
+      unset: "the template's size",
+      fixed: true,
+    },
+  ),
   nested: setting(
     FLAG,
     false,
-    "Let the guest run virtual machines of its own, if the host's KVM can.",
+    "Allow the guest to run its own virtual machines, if the host's KVM supports it.",
     { fixed: true },
   ),
   keep_minutes: setting(
     KEEP_MINUTES,
     0,
-    "How long the machine of a failed job is kept, with all secrets in it. It takes memory and " +
-      "disk as long.",
+    "How long the machine of a failed job is kept, with all secrets in it. Until then, it " +
+      "uses memory and disk.",
   ),
   limits: group(LIMITS_DOC, {
     ...SIZE_LIMITS,
@@ -101,23 +109,23 @@ export const MACHINE = {
   firmware: setting(
     oneOf("bios", "efi"),
     "bios",
-    "How the machine boots: as the template was installed. EFI boots without Secure Boot, so " +
+    "The firmware that the template was installed with. EFI boots without Secure Boot, so " +
       "unsigned kernels work.",
     { fixed: true },
   ),
   start: setting(
     oneOf("cold", "warm", "auto"),
     "cold",
-    "`cold` boots the machine. `warm` resumes it from the warm image that " +
-      "`libvirt-gci warm TEMPLATE` saved, and boots with a warning if that is not possible. " +
-      "`auto` does the same without a warning if there is no image.",
+    "How the machine starts. `cold` boots it. `warm` resumes it from the warm image that " +
+      "`libvirt-gci warm TEMPLATE` saved, or boots with a warning if that is not possible. " +
+      "`auto` does the same, without a warning if there is no image.",
     { basic: true },
   ),
   standby: setting(
     whole(0, 100),
     0,
-    "How many machines of each template under `templates` wait ready for jobs. They are resumed " +
-      "from the template's warm image if there is one, and else boot. They serve the jobs that get " +
+    "How many standby machines of each template under `templates` are ready for jobs. They " +
+      "resume from the template's warm image, or boot if there is none. They serve jobs with " +
       "the sizes set here.",
   ),
   cpu: group("The machine's CPU.", {
@@ -127,19 +135,24 @@ export const MACHINE = {
       "The CPU model that the guest sees.",
       { unset: "`host-passthrough` with KVM, else `maximum`", fixed: true },
     ),
-    shares: setting(whole(2, 10_000), null, "Weight of the machine when CPUs are short.", {
-      unset: "libvirt's, 1024",
-      fixed: true,
-    }),
+    shares: setting(
+      whole(2, 10_000),
+      null,
+      "How much weight the machine has when CPU time is short.",
+      {
+        unset: "libvirt's default, 1024",
+        fixed: true,
+      },
+    ),
   }),
-  disk: group("Limits that keep one job's disk from slowing down the others.", {
+  disk: group("Limits that stop one job's disk from slowing down the others.", {
     mib_per_second: setting(
       RATE,
       null,
-      "The most that the disk reads and writes per second, in MiB.",
+      "How many MiB the disk may read and write per second.",
       { unset: "no limit", fixed: true },
     ),
-    iops: setting(whole(1, 10_000_000), null, "The most operations of the disk per second.", {
+    iops: setting(whole(1, 10_000_000), null, "How many operations the disk may run per second.", {
       unset: "no limit",
       fixed: true,
     }),
@@ -149,41 +162,41 @@ export const MACHINE = {
       NAME,
       "default",
       "The libvirt network of the machine's card, where the guest asks for an address by DHCP. " +
-        "`none` is a machine without a card: the job has no network at all.",
+        "With `none`, the machine has no card, so the job has no network at all.",
       { fixed: true },
     ),
     isolate: setting(
       FLAG,
       true,
-      "Keep the machine from other machines, from the host except DHCP and DNS, and from sending " +
-        "under a false address (MAC, IP, ARP). Turns IPv6 off.",
+      "Isolate the machine from other machines and from the host, except for DHCP and DNS. It " +
+        "cannot use false addresses (MAC, IP, ARP) or IPv6.",
       { fixed: true },
     ),
-    host_ports: setting(PORTS, [], "Ports of the host that an isolated machine may reach.", {
+    host_ports: setting(PORTS, [], "The ports of the host that an isolated machine may reach.", {
       fixed: true,
     }),
     host_addresses: setting(
       HOST_ADDRESSES,
       [],
       "The IPv4 addresses of the machines' host, with the prefixes of their networks, as " +
-        "`ip -4 address` shows them there. libvirt-gci sees them if it runs on that host. It does " +
-        "not if `libvirt.uri` is another host's, or in a container: an isolated machine needs " +
-        "them then.",
+        "`ip -4 address` shows them there. libvirt-gci finds them if it runs on that host. Set " +
+        "them for isolated machines if `libvirt.uri` is on another host, or if libvirt-gci runs " +
+        "in a container.",
       { fixed: true },
     ),
     blocked: setting(
       NETWORKS,
       ["169.254.0.0/16"],
-      "Networks that an isolated machine cannot reach. The default has the metadata service of " +
-        "clouds (169.254.169.254), which gives away the host's credentials. Add `10.0.0.0/8`, " +
-        "`172.16.0.0/12` and `192.168.0.0/16` to close private networks: jobs then lose the " +
-        "LAN's registry and mirrors, but not DHCP, DNS and `network.host_ports`.",
+      "The networks that an isolated machine cannot reach. The default includes the metadata " +
+        "service of clouds (169.254.169.254), which gives away the host's credentials. Add " +
+        "`10.0.0.0/8`, `172.16.0.0/12` and `192.168.0.0/16` to block private networks. Jobs then " +
+        "lose the LAN's registry and mirrors, but not DHCP, DNS and `network.host_ports`.",
       { fixed: true, guess: "blocked_networks" },
     ),
     mib_per_second: setting(
       RATE,
       null,
-      "The most that the card sends, and receives, per second on average, in MiB.",
+      "How many MiB the card may send, and receive, per second on average.",
       { unset: "no limit", fixed: true },
     ),
   }),
@@ -191,24 +204,24 @@ export const MACHINE = {
     login: setting(
       oneOf("cloud-init", "systemd", "template"),
       "cloud-init",
-      "How the SSH keys get into the guest. `cloud-init` gets keys that are made for this " +
-        "machine, and creates the user and the host name. `systemd` (252 or newer) gets such keys " +
-        "for a user that the template has. With `template`, the template has the user with the " +
-        "public part of `ssh.key`, and the host key that the machine shows first is valid for " +
-        "the job.",
+      "How the SSH keys get into the guest. `cloud-init` installs keys that are created for " +
+        "this machine, and sets up the user and the host name. `systemd` (252 or newer) installs " +
+        "such keys for a user of the template. With `template`, the user of the template already " +
+        "has the public part of `ssh.key`, and the first host key that the machine shows is " +
+        "valid for the job.",
       { basic: true, fixed: true },
     ),
     user: setting(
       text(/^[a-z_][a-z0-9_-]{0,31}$/, "a user name: lower case letters, digits, _ and -"),
       "gitlab-runner",
-      "The guest's user who runs scripts.",
+      "The user in the guest that runs scripts.",
       { fixed: true },
     ),
     port: setting(whole(1, 65_535), 22, "The port of the guest's SSH server.", { fixed: true }),
     key: setting(
       text(/^(\/|~\/)[^\p{C}]+$/u, "a path that begins with / or ~/"),
       null,
-      "With `ssh.login: template`, the private key to log in with. It has no passphrase.",
+      "The private key to log in with, for `ssh.login: template`. It must have no passphrase.",
       { unset: "`~/.ssh/id_ed25519`, else `~/.ssh/id_rsa`" },
     ),
   }),
@@ -216,20 +229,24 @@ export const MACHINE = {
     shell: setting(
       oneOf("bash", "sh"),
       "bash",
-      "The shell that runs scripts, and that of the user whom cloud-init creates. GitLab Runner " +
-        "quotes for bash: if sh is another shell, such as dash, jobs need its feature flag " +
+      "The shell that runs scripts, and the login shell of a user created by cloud-init. GitLab " +
+        "Runner quotes for bash. If sh is another shell, such as dash, jobs need its feature flag " +
         "`FF_POSIXLY_CORRECT_ESCAPES`.",
       { fixed: true }, // the machine's metadata has it
     ),
-    builds_dir: setting(DIRECTORY, null, "The guest's directory for the project.", {
+    builds_dir: setting(DIRECTORY, null, "The directory of projects in the guest.", {
       unset: "`builds` in the user's home",
     }),
-    cache_dir: setting(DIRECTORY, null, "The guest's directory for caches.", {
+    cache_dir: setting(DIRECTORY, null, "The directory of caches in the guest.", {
       unset: "`cache` in the user's home",
     }),
   }),
   timeouts: group("How long to wait for a machine.", {
-    address_seconds: setting(SECONDS, 180, "How long a machine may take to get an IP address."),
-    ssh_seconds: setting(SECONDS, 120, "How long it may then take to accept SSH."),
+    address_seconds: setting(
+      SECONDS,
+      180,
+      "How many seconds a machine may take to get an IP address.",
+    ),
+    ssh_seconds: setting(SECONDS, 120, "How many seconds it may then take to accept SSH."),
   }),
 };

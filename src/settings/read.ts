@@ -33,7 +33,7 @@ export function parseConfig(yamlText: string, file: string): Config {
     what: [`The settings have ${lines.length === 1 ? "a mistake" : "mistakes"}:`, ...lines].join(
       "\n",
     ),
-    advice: `Edit "${file}"; docs/settings.md has every setting`,
+    advice: `Edit "${file}"; docs/settings.md lists all settings`,
   });
 }
 
@@ -68,7 +68,7 @@ function readYaml(
     throw new SystemFailure({
       what: `Cannot parse the settings in "${file}"`,
       cause,
-      advice: `Edit "${file}"; docs/settings.md has every setting`,
+      advice: `Edit "${file}"; docs/settings.md lists all settings`,
     });
   }
 }

@@ -40,18 +40,18 @@ Deno.test("KSM's settings are as before it was measured, also if that fails", as
   }
 });
 
-const LOG = 'Started\nThe machine "m" is ready at 10.0.0.2 after 0.8 s (turn 9 ms, start 0.7 s)\n';
+const LOG = 'Started\nThe machine "m" is ready at 10.0.0.2 in 0.8 s (queue 9 ms, start 0.7 s)\n';
 
 Deno.test("what prepare says of its steps becomes medians, a rest and a table", () => {
   const runs = [1, 3, 2].map((seconds) => ({ seconds, steps: stepsOf(LOG) }));
   const cold = barOf("cold", runs);
-  assert.deepEqual([...cold.phases.keys()], ["turn", "start", "other"]);
+  assert.deepEqual([...cold.phases.keys()], ["queue", "start", "other"]);
   assert.equal(cold.seconds, 2);
   assert.equal(cold.phases.get("other")?.toFixed(3), "1.291");
-  const phases = new Map([["turn", 0.1], ["RAM", 0.8], ["other", 0.1]]);
+  const phases = new Map([["queue", 0.1], ["RAM", 0.8], ["other", 0.1]]);
   const warm: Bar = { name: "warm", seconds: 1, phases };
   assert.deepEqual(phaseTable([cold, warm]).split("\n").slice(2), [
-    "| turn | 0.01 | 0.10 |",
+    "| queue | 0.01 | 0.10 |",
     "| start | 0.70 |  |",
     "| RAM |  | 0.80 |",
     "| other | 1.29 | 0.10 |",

@@ -14,9 +14,9 @@ export interface Bar {
 /** What starting prepare itself takes, and ending it: the rest of its time. */
 export const REST = "other";
 
-/** The steps in what prepare prints when the machine is ready: `(turn 9 ms, start 0.7 s)`. */
+/** The steps in what prepare prints when the machine is ready: `(queue 9 ms, start 0.7 s)`. */
 export function stepsOf(output: string): Steps {
-  const words = /is ready .* after [\d.]+ m?s \((.*)\)/.exec(output)?.[1] ?? "";
+  const words = /is ready .* in [\d.]+ m?s \((.*)\)/.exec(output)?.[1] ?? "";
   return new Map(
     words.split(", ").map((step) => {
       const [, name = step, number, unit] = /^(.*) ([\d.]+) (m?s)$/.exec(step) ?? [];

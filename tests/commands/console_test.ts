@@ -166,6 +166,9 @@ Deno.test("console says first how to leave, that the terminal obeys the guest, a
   const words = "\x1b[8mlogin: ";
   const { shown } = await typeAtConsole([Uint8Array.of(0x1d)], words);
   const [first, ...others] = shown;
-  assert.match(first ?? "", /^warn: .*\^\] .* leaves it.* obeys .*"libvirt-gci logs m" makes it/);
+  assert.match(
+    first ?? "",
+    /^warn: .* press \^\] .* control this terminal: "libvirt-gci logs m" shows it/,
+  );
   assert.deepEqual(others, [words, "\n", 'log: Left the console of "m"']);
 });

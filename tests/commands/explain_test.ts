@@ -28,37 +28,37 @@ function explained(changes: Partial<typeof JOB>, config: Config = CONFIG): strin
 Deno.test("explain says what the job gets, where each size is from, and which rule holds", () => {
   const requests = { ...JOB.requests, vcpus: "4", diskGib: "50" };
   assert.deepEqual(explained({ template: "fedora", requests }).split("\n"), [
-    'template  "fedora-40", for which the job asks as "fedora"',
+    'template  "fedora-40", which the job calls "fedora"',
     'volume    "fedora-40.qcow2" or "fedora-40" in the storage pool "base_imgs"',
-    "vcpus     4, by LIBVIRT_GCI_VCPUS; at most 8, by this host's settings",
-    'memory    4096 MiB, by the template "fedora-40"; at most 4096 MiB, by this host\'s settings, ' +
+    "vcpus     4, from LIBVIRT_GCI_VCPUS; at most 8, from this host's settings",
+    'memory    4096 MiB, from the template "fedora-40"; at most 4096 MiB, from this host\'s settings, ' +
     'which have no "limits.memory_mib"',
-    "disk      50 GiB, by LIBVIRT_GCI_DISK_GIB; at most 60 GiB, by rule 2 (rules[1])",
-    "kept      0 min, by this host's settings; at most 0 min, by this host's settings, which have " +
-    'no "limits.keep_minutes", after a failure',
-    "nested    no, by this host's settings; not allowed by this host's settings",
-    "start     warm, or one of 2 that wait, with the firmware efi",
+    "disk      50 GiB, from LIBVIRT_GCI_DISK_GIB; at most 60 GiB, from rule 2 (rules[1])",
+    "kept      after a failure: 0 min, from this host's settings; at most 0 min, from this host's settings, which have " +
+    'no "limits.keep_minutes"',
+    "nested    no, from this host's settings; not allowed by this host's settings",
+    "start     warm, or one of 2 standby machines, with the firmware efi",
     'login     template, as the user "gitlab-runner"',
     'network   "default"',
-    "isolated  yes, but for tcp/80 of the host; also from 169.254.0.0/16",
+    "isolated  yes, except for tcp/80 of the host; also from 169.254.0.0/16",
     "rule      rule 2 (rules[1])",
-    '          rule 1 (rules[0]) does not fit: it is for trusted/*, and the project is "grp/proj"',
-    "          rule 2 (rules[1]) holds: it is for refs that are not protected, and the job's is one",
+    '          rule 1 (rules[0]) does not apply: it is for trusted/*, but the project is "grp/proj"',
+    "          rule 2 (rules[1]) applies: it is for refs that are not protected, and the job's ref is one",
   ]);
 });
 
 Deno.test("explain says so where there is no rule, or none that fits", () => {
   assert.match(explained({}, DEFAULT_CONFIG), /^rule +none: there are no rules$/m);
-  assert.match(explained({ isProtected: true }), /^rule +none: no rule fits$/m);
+  assert.match(explained({ isProtected: true }), /^rule +none: no rule applies$/m);
 });
 
 Deno.test("explain says whose the template is", () => {
   const config = parseConfig("default_template: debian-12", "config.yaml");
   assert.match(
     explained({ template: null }, config),
-    /"debian-12", the default of a job that asks/,
+    /"debian-12", the default, because the job names none/,
   );
-  assert.match(explained({ isTemplateFromOperator: true }), /for which --distro asks/);
+  assert.match(explained({ isTemplateFromOperator: true }), /which --distro calls/);
 });
 
 Deno.test("explain gives the same as JSON, for programs", () => {
@@ -104,7 +104,7 @@ Deno.test("explain gives the same as JSON, for programs", () => {
 
 Deno.test("explain says how many machines a rule lets the job's project have", () => {
   const config = parseConfig("rules: [{projects: [grp/*], max_machines: 3}]", "config.yaml");
-  const row = /^machines +at most 3 of the project at once, by rule 1 \(rules\[0\]\)$/m;
+  const row = /^machines +at most 3 for each project at once, from rule 1 \(rules\[0\]\)$/m;
   assert.match(explained({}, config), row);
   assert.doesNotMatch(explained({ project: "a/b" }, config), /^machines/m);
   const { text } = explainJob(JOB, config, { json: true });
@@ -115,12 +115,12 @@ Deno.test("explain tells of a refusal which rule holds, and hands over what prep
   for (const json of [false, true]) {
     const { text, refusal } = explainJob({ ...JOB, template: "x\x1b" }, CONFIG, { json });
     assert.match(text, /rule 2 \(rules\[1\]\)/);
-    assert.match(refusal?.message ?? "", /"x\\u001b", which is no template's name/);
+    assert.match(refusal?.message ?? "", /"x\\u001b", which is not a valid template name/);
     assert.match(
       refusal?.advice ?? "",
       /DISTRO to a template .* may have: fedora-40 \(or fedora\), fedora-\*, debian-\*$/,
     );
-    if (json) assert.match(JSON.parse(text).refusal, /no template's name .*\nWhat to do: /);
+    if (json) assert.match(JSON.parse(text).refusal, /not a valid template name .*\nWhat to do: /);
   }
 });
 
@@ -217,7 +217,7 @@ for (const line of ["A", "=b", "1A=b", "A B=c", "A-B=c", "A='b", "A='", "A=\"b' 
   Deno.test(`the line ${JSON.stringify(line)} is no variable, and is not printed`, () => {
     assert.throws(() => parseVariables(`A=b\n${line}\n`, "job.env"), {
       name: "UsageError",
-      message: 'Line 2 of "job.env" is no variable',
+      message: 'Line 2 of "job.env" is not a variable',
       advice: /KEY=VALUE/,
     });
   });

@@ -53,8 +53,8 @@ Deno.test("list shows machines that are ready, that start, that are kept, that n
   assert(kept && killed && left && orphan && ready);
   assert.deepEqual([kept.keptUntil, ready.keptUntil, left.keptUntil], [SOON, null, null]);
   assert.deepEqual([left.job, left.diskBytes], [null, 3 * 1024 ** 2]);
-  assert.match(orphan.why ?? "", /runner is gone/);
-  assert.equal(killed.why, "its runner is gone"); // though the attempt's directory is there
+  assert.match(orphan.why ?? "", /runner has ended/);
+  assert.equal(killed.why, "its runner has ended"); // though the attempt's directory is there
   assert.deepEqual([ready.job, ready.project, ready.template], ["4242", "grp/proj", "debian-12"]);
   assert.match(ready.address ?? "", /^127\.99\.0\./);
   assert.equal(ready.memoryMib, 2048);

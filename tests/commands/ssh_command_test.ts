@@ -93,7 +93,7 @@ terminalTest(
     const [first] = before;
     assert.match(
       first?.join("|") ?? "",
-      /^This terminal obeys .*"libvirt-gci logs [\w-]+" makes [^|]*$/,
+      /^The output .* can control this terminal: "libvirt-gci logs [\w-]+" shows [^|]*$/,
     );
   },
 );
@@ -136,7 +136,7 @@ Deno.test("ssh says that a machine is gone", async () => {
   const terminal = new TypedTerminal([]);
   await assert.rejects(
     ssh("gone", { command: null, terminal, stdout: stage.stdout }, stage),
-    /"gone" is gone/,
+    /"gone" does not exist/,
   );
   assert.deepEqual(terminal.modes, []);
 });

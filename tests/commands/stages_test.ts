@@ -93,9 +93,9 @@ Deno.test("prepare says what it took, and each step of it", () =>
     const seconds = (performance.now() - start) / 1000;
     assert.match(
       stage.lines.join("\n"),
-      /is ready at 127\.99\.0\.\d+ after [\d.]+ m?s \(turn [\d.]+ m?s, overlay [\d.]+ m?s, start [\d.]+ m?s, address .* ssh [\d.]+ m?s\)$/,
+      /is ready at 127\.99\.0\.\d+ in [\d.]+ m?s \(queue [\d.]+ m?s, disk [\d.]+ m?s, start [\d.]+ m?s, IP address .* SSH [\d.]+ m?s\)$/,
     );
-    const [, number, unit] = / after ([\d.]+) (m?s) /.exec(stage.lines.join()) ?? [];
+    const [, number, unit] = / in ([\d.]+) (m?s) /.exec(stage.lines.join()) ?? [];
     const said = Number(number) / (unit === "ms" ? 1000 : 1);
     assert(said > seconds - 0.3 && said < seconds + 0.1, `${said} of ${seconds}`);
   }));
@@ -405,7 +405,7 @@ Deno.test("a machine that is destroyed while a script runs is the host's failure
 Deno.test("run says that a machine is gone", () =>
   withBed(async ({ stage }) => {
     await assert.rejects(run(JOB.machine, script("true"), stage), {
-      message: /machine ".*" is gone/,
+      message: /machine ".*" does not exist/,
       fault: "guest_ended",
     });
   }));
@@ -475,9 +475,9 @@ Deno.test("prepare says which services of a job nobody starts, and what to do", 
   withBed(async ({ stage }) => {
     await prepare({ ...JOB, services: ["postgres:16", "x\x1b[8m\n\u202e"] }, {}, stage);
     assert.deepEqual(stage.warnings, [
-      'This job\'s services are not started: "postgres:16", "x\\u001b[8m\\n\\u202e". libvirt-gci ' +
-      "starts no containers: start what the job needs in its script, in the machine, or install " +
-      "it in the template",
+      "The job's services are not started, because libvirt-gci starts no containers: " +
+      '"postgres:16", "x\\u001b[8m\\n\\u202e". Start them in the job\'s script, or install them in ' +
+      "the template",
     ]);
     await removeMachine(JOB.machine, stage);
     await prepare(JOB, {}, stage);
@@ -501,7 +501,7 @@ Deno.test("prepare refuses a template whose header is gone", () =>
     using pool = await StoragePool.lookup(connection, "base_imgs");
     using volume = await createRawVolume(pool, "broken.qcow2", 1);
     const failed = prepare({ ...JOB, template: "broken" }, {}, stage);
-    await assert.rejects(failed, /"broken.qcow2" is no qcow2 image/);
+    await assert.rejects(failed, /"broken.qcow2" is not a qcow2 image/);
     await volume.delete();
   }));
 
@@ -534,7 +534,7 @@ const HOST_FAULTS: Record<string, [TestStageOptions, RegExp, Fault]> = {
   ],
   "a full pool": [
     { machine: { diskGib: 1000 } },
-    /Cannot make the disks of the machine/,
+    /Cannot create the disks of the machine/,
     "storage",
   ],
   "a domain that libvirt refuses": [
@@ -705,7 +705,7 @@ Deno.test("cleanup ends a machine in which a script runs", () =>
 
 Deno.test("cleanup refuses a domain that is not ours", () =>
   withBed(async ({ connection, stage }) => {
-    await assert.rejects(removeMachine("somebody", stage), /was not made by libvirt-gci/);
+    await assert.rejects(removeMachine("somebody", stage), /was not created by libvirt-gci/);
     assert(await isRunning(connection, "somebody"));
   }));
 
@@ -720,7 +720,7 @@ Deno.test("cleanup touches no volume that is not ours, whatever the machine's na
 
 Deno.test("no machine has a larger disk than the settings let it, though the template has", () =>
   withBed(async ({ stage }) => {
-    await assert.rejects(prepare(JOB, {}, stage), /has 4 GiB, and "limits\.disk_gib" is 3/);
+    await assert.rejects(prepare(JOB, {}, stage), /has 4 GiB, but "limits\.disk_gib" is 3/);
   }, { machine: { limits: { diskGib: 3 } } }));
 
 Deno.test("config does not guess the directories of a job whose rule nobody can tell", () => {

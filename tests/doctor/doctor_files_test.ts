@@ -404,7 +404,7 @@ Deno.test("swap that is not encrypted is a warning for each", async () => {
     findings.map(({ level, subject }) => `${level}: ${subject}`),
     open.map((path) => `warning: The swap on ${path} is not encrypted`),
   );
-  assert.match(findings[0]?.meaning ?? "", /secrets included/);
+  assert.match(findings[0]?.meaning ?? "", /including secrets/);
   assert.match(findings[0]?.remedy ?? "", /^swapoff \/dev\/sda2 # .*crypttab/);
 });
 

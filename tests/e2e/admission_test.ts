@@ -114,7 +114,10 @@ e2eTest(
     const waited = await call(["prepare", "-d", "lite", "-m", b], { settings });
     assert.equal(waited.status, 2);
     assert.match(waited.stdout, /^Waiting for a machine to end \(1 of 1 machine run\)$/m);
-    assert.match(waited.stderr, /did not get its turn within 2 s: it waits for a machine to end/);
+    assert.match(
+      waited.stderr,
+      /did not leave the queue within 2 s: it waits for a machine to end/,
+    );
     assert.doesNotMatch(await virsh("vol-list", TESTBED.overlayPool), new RegExp(b));
   },
   { thorough: true },
@@ -222,7 +225,7 @@ e2eTest("a runner that is killed makes room for a job that waits", async () => {
     }],
   });
   assertVerdict(result, "success");
-  assert.match(result.logText, /^Removed a machine that nobody needs any more$/m);
+  assert.match(result.logText, /^Removed a machine no longer needed$/m);
   const [attempt = ""] = [...Deno.readDirSync(tmpdir)].map(({ name }) => name);
   assert.match(attempt, /^custom-executor/); // which nobody has removed
   const hasEnded = async () => (await command(["pgrep", "-f", file.path])).status !== 0;

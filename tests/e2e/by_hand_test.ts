@@ -85,7 +85,7 @@ e2eTest("cleanup refuses a domain that is not ours, whatever --machine says", as
   try {
     const cleaned = await call(["cleanup", "--machine", "gci-e2e-theirs"]);
     assert.equal(cleaned.status, 2);
-    assert.match(cleaned.stderr, /was not made by libvirt-gci/);
+    assert.match(cleaned.stderr, /was not created by libvirt-gci/);
     assert.match(await virsh("list", "--all", "--name"), /gci-e2e-theirs/);
     for (const machine of ["lite", "lite.qcow2"]) {
       assert.equal((await call(["cleanup", "--machine", machine])).status, 0);
@@ -152,7 +152,7 @@ e2eTest(
       });
       assert.equal(status, 0, stdout);
       // deno-lint-ignore no-control-regex
-      assert.match(stdout, /\r\x1b\[KWaiting for an address, 1 of \d+ s: no DHCP lease/);
+      assert.match(stdout, /\r\x1b\[KWaiting for an IP address, 1 of \d+ s: no DHCP lease/);
       // deno-lint-ignore no-control-regex
       assert.match(stdout, /Waiting [^\n]*\r\x1b\[KThe machine "gci-e2e-terminal" is ready/);
       const piped = await call(["prepare", "-d", "lite", "-m", `${machine}-2`]);

@@ -74,7 +74,7 @@ e2eTest(
 
         await using third = new AtTerminal([...console, "--force"]);
         assert.equal(await first.end(), 2);
-        assert.match(first.screen, /Somebody took it with --force/);
+        assert.match(first.screen, /another session used --force/);
         await third.type("\r");
         await third.shows(/# $/);
         await third.type(`echo not this${LEAVE}`);
@@ -128,5 +128,5 @@ e2eTest(
 e2eTest("console says that there is no such machine of ours", async () => {
   const { status, stderr } = await call(["console", "nobody"]);
   assert.equal(status, 2);
-  assert.match(stderr, /The machine "nobody" is gone/);
+  assert.match(stderr, /The machine "nobody" does not exist/);
 }, { thorough: true });

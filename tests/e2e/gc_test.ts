@@ -98,8 +98,8 @@ e2eTest("a machine whose runner was killed is removed, and the job beside it run
     await runner.end("SIGKILL");
     const [orphan] = await listed(machine);
     // It would say so if the attempt's directory were gone too.
-    assert.deepEqual([orphan?.state, orphan?.why], ["orphan", "its runner is gone"]);
-    const what = `"${machine}" \\(domain, 3 volumes, network filter\\): its runner is gone`;
+    assert.deepEqual([orphan?.state, orphan?.why], ["orphan", "its runner has ended"]);
+    const what = `"${machine}" \\(domain, 3 volumes, network filter\\): its runner has ended`;
     assert.match((await gc("--dry-run")).stdout, new RegExp(`^Would remove ${what}$`, "m"));
     assert.match((await gc()).stdout, new RegExp(`^Removed ${what}$`, "m"));
     assert.deepEqual(await listed(machine), []);
@@ -236,7 +236,7 @@ e2eTest(
       const called = await Promise.all([1, 2, 3, 4].map(() => call(["gc"])));
       for (const { status, stderr } of called) {
         assert.equal(status, 2, stderr);
-        assert.match(stderr, /Cannot remove a machine that nobody needs/);
+        assert.match(stderr, /Cannot remove a machine no longer needed/);
         assert.match(stderr, /gci-e2e-stuck\.seed\.libvirt-gci/);
       }
       assert.equal((await listed("gci-e2e-stuck"))[0]?.state, "leftover");

@@ -296,7 +296,11 @@ e2eTest("sizes over the caps, and hostile ones, are the job's fault", async () =
       [disk, "０"],
       [vcpus, ""],
     ].map(([name = "", value = ""]) =>
-      [name, value, `asks for ${name}=${JSON.stringify(value)}, which is no whole number`] as const
+      [
+        name,
+        value,
+        `asks for ${name}=${JSON.stringify(value)}, which is not a whole number`,
+      ] as const
     ),
   ];
   for (let i = 0; i < cases.length; i += 3) {

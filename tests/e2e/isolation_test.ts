@@ -280,7 +280,9 @@ e2eTest("an address that a job had declined fails one prepare at once, and no se
   assert.equal(failed.status, 2, failed.stderr);
   assert.match(
     failed.stderr,
-    new RegExp(`gave the machine the address \\S+, and not ${own}, which`),
+    new RegExp(
+      `gave the machine the address \\S+, but its network filter allows only ${own}, which`,
+    ),
   );
   const [other] = await prepareAll([machine], settings);
   assert.notEqual(other, own);

@@ -39,7 +39,7 @@ e2eTest("a job passes, and its stages share the disk of one machine", async () =
   assert.match(result.logText, /\ngitlab-runner\n/);
   assert.match(
     result.logText,
-    /is ready at \S+ after [\d.]+ s \(turn .*, overlay .*, start .*, address .*, ssh .*\)/,
+    /is ready at \S+ in [\d.]+ s \(queue .*, disk .*, start .*, IP address .*, SSH .*\)/,
   );
   const names = result.stages.map(({ name }) => name);
   assert.deepEqual(RAN.filter((name) => !names.includes(name)), []);
@@ -152,7 +152,10 @@ e2eTest("a fault of the host is tried three times, and said", async () => {
   const prepares = result.stages.filter(({ name }) => name === "prepare");
   assert.deepEqual(prepares.map(({ exitStatus }) => exitStatus), [2, 2, 2]);
   assert.match(result.logText, /The host has no network "no-such-network"/);
-  assert.match(result.logText, /What to do: See what it has: virsh -c \S+ net-list --all/);
+  assert.match(
+    result.logText,
+    /What to do: Set "network.name" to a network of the host: virsh -c \S+ net-list --all/,
+  );
 });
 
 e2eTest("a job's next attempt removes what cleanup could not, among many others", async () => {
@@ -184,7 +187,7 @@ e2eTest("a job's next attempt removes what cleanup could not, among many others"
     const calls = result.stages.filter(({ name }) => name === stage);
     assert.deepEqual(calls.map(({ exitStatus }) => exitStatus), [2, 0], stage);
   }
-  assert.match(result.logText, /\nRemoved a machine that nobody needs any more\n/);
+  assert.match(result.logText, /\nRemoved a machine no longer needed\n/);
 }, { thorough: true });
 
 const TEMPLATES = /may have: cloud \(or example\.org\/cloud:1\), lite(;|$)/m;
@@ -215,7 +218,8 @@ e2eTest("a job's services are not started, which its log says, and the job runs"
   const result = await runOnBed(job({ services }));
   assertVerdict(result, "success");
   const names = String.raw`"postgres:16", "x\n\u001b[31m"`;
-  const line = `This job's services are not started: ${names}. libvirt-gci starts no containers: `;
+  const line = "The job's services are not started, because libvirt-gci starts no containers: " +
+    `${names}. Start them `;
   assert(result.logText.split("\n").some((it) => it.startsWith(line)), result.logText);
   assert(!result.logText.includes("\x1b[31m"), "a terminal obeys it");
 }, { thorough: true });
@@ -383,7 +387,10 @@ e2eTest("a machine that does not boot is explained by its console", async () => 
       runner: { attempts: 1 },
     });
     assertVerdict(result, "runner_system_failure");
-    assert.match(result.logText, /did not get an address in the network "gci-testbed" within 8 s/);
+    assert.match(
+      result.logText,
+      /did not get an IP address in the network "gci-testbed" within 8 s/,
+    );
     assert.match(result.logText, /no DHCP lease/);
     assert.match(result.logText, /serial console/);
   } finally {

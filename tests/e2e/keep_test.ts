@@ -115,7 +115,7 @@ e2eTest("the machine of a failed job is there to log in to until its time is ove
     assert.equal(await listed(machine), undefined);
     const { status, stderr } = await call(["keep", machine]);
     assert.equal(status, 2);
-    assert.match(stderr, /is gone/);
+    assert.match(stderr, /does not exist, or has ended/);
   } finally {
     await call(["cleanup", "-m", machine]);
   }

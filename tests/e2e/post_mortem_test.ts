@@ -95,14 +95,14 @@ postMortemTest(
     );
     assert.equal(ran.status, 255);
     assert.match(ran.stderr, /The machine ".*" ended: it powered off/);
-    assert.match(ran.stderr, /^libvirt's log of it says: it powered off\.$/m);
+    assert.match(ran.stderr, /^libvirt logged for it: it powered off\.$/m);
     assert.match(ran.stderr, /^ {2}\| .*reboot: Power down$/m);
     const files = await filesOf(ran);
     assert.deepEqual([...files.keys()], ["console.log", "project", "qemu.log", "reason.txt"]);
     assert.match(text(files, "console.log"), /Linux version [^]*reboot: Power down/);
     assert.match(
       text(files, "reason.txt"),
-      /^- domain\.xml: The machine ".*" is gone, or there never was one$/m,
+      /^- domain\.xml: The machine ".*" does not exist, or has ended$/m,
     );
   },
   { thorough: true },
@@ -116,7 +116,7 @@ postMortemTest(
     };
     const prepared = await call(["prepare", "-d", "lite", "-m", machine], options);
     assert.equal(prepared.status, 2);
-    assert.match(prepared.stderr, /did not come up\nbecause: .* did not accept an SSH connection/);
+    assert.match(prepared.stderr, /did not start\nbecause: .* did not accept an SSH connection/);
     const files = await filesOf(prepared);
     assert.deepEqual([...files.keys()], [
       ...["agent.json", "console.log", "domain.xml", "project", "qemu.log", "reason.txt"],

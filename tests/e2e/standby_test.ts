@@ -93,7 +93,7 @@ async function survivesDeadGuests(file: string): Promise<void> {
   await virsh("destroy", one);
   await virsh("suspend", two);
   const log = await done(file, ["prepare", "-d", "lite", "-m", "gci-e2e-one"]);
-  assert.match(log, /Removed a machine that nobody needs/);
+  assert.match(log, /Removed a machine no longer needed/);
   assert.match(
     log,
     new RegExp(`Cannot use the standby machine "${two}": libvirt: .* not running`),
@@ -151,7 +151,7 @@ e2eTest("a job gets a machine that waits, and another is made", async () => {
     await leaveDeadFiller();
     assert.match(
       await done(file, ["standby"]),
-      /is ready after .*\n.*is ready after /,
+      /is ready in .*\n.*is ready in /,
     );
     await servesAJob(file);
     const samples = readOpenMetrics(await Deno.readTextFile(metricsFile));
@@ -199,7 +199,7 @@ e2eTest(
     using file = settingsFile(settings);
     const { path } = file;
     try {
-      assert.match(await done(path, ["standby"]), /is ready after .*start .*boot /);
+      assert.match(await done(path, ["standby"]), /is ready in .*start .*boot /);
       const [standby = ""] = await waiting(path);
       const log = await done(path, ["prepare", "-d", "cloud", "-m", machine]);
       assert.match(log, new RegExp(`Using the standby machine "${standby}"`));

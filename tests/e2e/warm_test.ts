@@ -170,7 +170,7 @@ async function dropsUnder(machines: readonly string[]): Promise<void> {
   const listed = await done(call(["list"], { settings: WARM }));
   assert.match(listed, new RegExp(`\\n${TEMPLATE} +\\d+ \\w+ +2 +\\d+ MiB\\n`));
   const dropped = await done(call(["warm", "--remove", TEMPLATE], { settings: WARM }));
-  assert.match(dropped, /but for its disk, .*: gci-e2e-first, gci-e2e-second/);
+  assert.match(dropped, /except for its disk, .*: gci-e2e-first, gci-e2e-second/);
   assert.doesNotMatch(await done(call(["gc", "--dry-run"])), /warm image/);
   await inMachine(machines[0] ?? "", "cat /usr/bin/perl /bin/bash | sha256sum; sudo sync");
   for (const machine of machines) await done(call(["cleanup", "-m", machine]));
@@ -191,7 +191,7 @@ async function isMadeOnce(): Promise<void> {
   assert.deepEqual(ends.map(({ status }) => status), [0, 2], ends.map((end) => end.stderr).join());
   assert.match(
     ends[0]?.stdout ?? "",
-    /is warm after .* \(turn .* start .* boot .* rehearsal .* save /,
+    /warm image of .* is ready in .* \(queue .* start .* boot .* rehearsal .* save /,
   );
   assert.match(ends[1]?.stderr ?? "", /Another process is already creating a warm image/);
   assert.match(
@@ -220,7 +220,7 @@ async function servesJobs(): Promise<void> {
   const more = { ...WARM, memory_mib: 640 };
   const cold = await runOnBed(job({ variables, script }), { settings: more });
   assertVerdict(cold, "success");
-  assert.match(cold.logText, /was created before a change of the machine's settings/);
+  assert.match(cold.logText, /does not match the machine's settings/);
   assert.match(cold.logText, /Started the machine/);
 }
 

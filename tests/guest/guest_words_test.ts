@@ -119,7 +119,7 @@ Deno.test("of what a guest's agent calls its addresses, only one of the network 
     foundAmong([...others, "192.0.2.7"]),
     foundAmong([...others, "2001:db8::7"]),
     assert.rejects(foundAmong(others), {
-      message: /no guest agent and no ARP entry that knows it$/,
+      message: /no DHCP lease, guest agent or ARP entry yet$/,
     }),
   ]);
   assert.deepEqual(found.slice(0, 2), ["192.0.2.7", "2001:db8::7"]);
@@ -138,7 +138,7 @@ Deno.test("in a network that libvirt does not serve, a guest's agent names no ad
   const found = await Promise.all([
     foundAmong([...others, "198.51.100.7"], options),
     foundAmong([...others, "2001:db8::7"], options),
-    assert.rejects(foundAmong(others, options), /no guest agent and no ARP entry/),
+    assert.rejects(foundAmong(others, options), /no DHCP lease, guest agent or ARP entry yet/),
   ]);
   assert.deepEqual(found.slice(0, 2), ["198.51.100.7", "2001:db8::7"]);
 });
@@ -146,7 +146,7 @@ Deno.test("in a network that libvirt does not serve, a guest's agent names no ad
 Deno.test("an agent's address other than the card's own is shown if it is one, and not tried", async () => {
   const card = { mac: MAC, address: "192.0.2.7", leasedUntil: null };
   await Promise.all([
-    assert.rejects(foundAmong(["192.0.2.8"], { card }), /its address is 192\.0\.2\.8, and/),
-    assert.rejects(foundAmong([FORGED], { card }), /no ARP entry that knows it$/),
+    assert.rejects(foundAmong(["192.0.2.8"], { card }), /its address is 192\.0\.2\.8, but/),
+    assert.rejects(foundAmong([FORGED], { card }), /agent or ARP entry yet$/),
   ]);
 });

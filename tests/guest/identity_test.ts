@@ -80,7 +80,7 @@ Deno.test("what a guest cannot do is told in its words, and a busy agent is aske
   const lacking = { exited: true, exitcode: 1, "err-data": btoa("no\nperl") };
   await assert.rejects(
     (await takeIdentity(fakeAgent([new Error("busy"), lacking]).agent, IDENTITY))(),
-    /could not become another machine than the one whose RAM it has: no perl$/,
+    /could not change its identity: no perl$/,
   );
 });
 

@@ -54,17 +54,17 @@ Deno.test("a key is written over no file and through no link", () =>
   withDirectory(async (directory) => {
     await Deno.writeTextFile(`${directory}/theirs`, "");
     await Deno.symlink(`${directory}/theirs`, keyFile(directory, "m"));
-    await assert.rejects(writeKeyFile(directory, "m", "secret"), /Cannot keep the key/);
+    await assert.rejects(writeKeyFile(directory, "m", "secret"), /Cannot write the key/);
     assert.equal(await Deno.readTextFile(`${directory}/theirs`), "");
   }));
 
 Deno.test("a key is not kept where others can exchange it", () =>
   withDirectory(async (directory) => {
     await Deno.chmod(directory, 0o777);
-    await assert.rejects(writeKeyFile(directory, "m", "secret"), /Cannot keep the key/);
+    await assert.rejects(writeKeyFile(directory, "m", "secret"), /Cannot write the key/);
     await Deno.chmod(directory, 0o700);
     await Deno.chown(directory, 65534, 65534);
-    await assert.rejects(writeKeyFile(directory, "m", "secret"), /Cannot keep the key/);
+    await assert.rejects(writeKeyFile(directory, "m", "secret"), /Cannot write the key/);
     assert.deepEqual([...Deno.readDirSync(directory)], []);
   }));
 

@@ -140,7 +140,7 @@ function assertNoneOfOurs(words: string, ours: number): void {
   assert.doesNotMatch(printed.replaceAll("\n", ""), /[\p{C}\u2028]/u);
   assert.match(printed, /bye/);
   const lines = printed.split("\n").filter((line) => !line.startsWith(" "));
-  const advice = "What to do: See at the end of its serial console";
+  const advice = "What to do: Check the end of its serial console";
   assert.equal(lines.filter((line) => !line.startsWith(advice)).length, ours, printed);
   assert(printed.length < 3000, `${printed.length} characters`);
 }

@@ -40,13 +40,13 @@ Deno.test("a machine that refuses connections is said to, with what to do about 
   assertTold(
     await toldOf("127.0.0.1", 1),
     does,
-    /^What to do: Have an SSH server listen on port 1 /m,
+    /^What to do: Start an SSH server on port 1 /m,
   );
 });
 
 Deno.test("a machine that closes each connection is said to", async () => {
   const told = await toldOfServer((connection) => connection.close());
-  assertTold(told, /: it closes the connection at once$/m, /^What to do: See .* SSH server/m);
+  assertTold(told, /: it closes the connection at once$/m, /^What to do: Check .* SSH server/m);
 });
 
 Deno.test("a machine that resets each connection is said to close it", async () => {
@@ -57,7 +57,7 @@ Deno.test("a machine that resets each connection is said to close it", async () 
   assertTold(
     await toldOfServer(reset),
     /: it closes the connection at once$/m,
-    /^What to do: See /m,
+    /^What to do: Check /m,
   );
 });
 
@@ -72,8 +72,8 @@ Deno.test("a machine whose SSH server says nothing is told from one that does no
   const told = `: ${reason}\nWhat to do: ${failure.advice}`;
   assertTold(
     told,
-    /: it takes the connection, and its SSH server says nothing$/m,
-    /: See .* console/,
+    /: it accepts the connection, but its SSH server does not answer$/m,
+    /: Check .* console/,
   );
 });
 
@@ -120,7 +120,11 @@ for (
     ignore: !canBeNobody,
     fn: async () => {
       const told = await toldInNetwork("192.0.2.9", seconds);
-      assertTold(told, /: it does not answer$/m, /^What to do: See .* console.* network is down/m);
+      assertTold(
+        told,
+        /: it does not answer$/m,
+        /^What to do: Check .* console.* network may be down/m,
+      );
     },
   });
 }
@@ -131,8 +135,8 @@ Deno.test({
   fn: async () => {
     for (const address of ["203.0.113.7", "198.51.100.7"]) { // no route, and one that forbids
       const told = await toldInNetwork(address, 0.2);
-      const advice = new RegExp(`^What to do: See .*: ip route get ${address};`, "m");
-      assertTold(told, /: this host has no way to it$/m, advice);
+      const advice = new RegExp(`^What to do: Check .*: ip route get ${address};`, "m");
+      assertTold(told, /: this host cannot reach it$/m, advice);
     }
   },
 });

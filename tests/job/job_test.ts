@@ -160,7 +160,7 @@ for (
   Deno.test(`--machine ${JSON.stringify(machine)} is no name`, async () => {
     await assert.rejects(jobFromEnv({}, { machine }), {
       name: "UsageError",
-      message: `The machine's name ${JSON.stringify(machine)} is not a valid machine name`,
+      message: `${JSON.stringify(machine)} is not a valid machine name`,
       advice: /63 characters at most/,
     });
   });
@@ -254,7 +254,7 @@ for (
   Deno.test(`a runner that sets ${name} and no JOB_RESPONSE_FILE is too old`, async () => {
     await assert.rejects(jobFromEnv({ ...BY_HAND, [name]: "1" }), {
       name: "SystemFailure",
-      message: /does not say which job this is/,
+      message: /does not identify the job/,
       advice: /GitLab Runner 14\.1 or newer/,
     });
   });

@@ -121,7 +121,7 @@ Deno.test("a connection is lost if libvirt says so, not if it cannot tell", asyn
 Deno.test("an error of libvirt that nobody explains has its log for advice", async () => {
   await using connection = await openTestHost();
   const error = await StoragePool.lookup(connection, "nothing").catch((error) => error);
-  assert.match(explain(error), /^What to do: See libvirt's log .*: journalctl -u libvirtd/m);
+  assert.match(explain(error), /^What to do: Check libvirt's log .*: journalctl -u libvirtd/m);
   const failure = new SystemFailure({ what: "x", cause: error, advice: "Make it" });
   assert.doesNotMatch(explain(failure), /journalctl/);
 });

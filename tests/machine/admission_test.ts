@@ -129,7 +129,7 @@ Deno.test("the next to start is the first that waits, behind those that are abou
 Deno.test("a machine that is larger than the host never starts", () => {
   assert.equal(
     shortage({ entry: { machine: "m", memoryMib: 7501 } }),
-    "never; 7501 MiB of memory; the host has 8000 MiB in all, and 500 stay free",
+    "never; 7501 MiB of memory; the host has 8000 MiB, of which 500 MiB are reserved",
   );
   assert.match(shortage({ entry: { machine: "m", memoryMib: 7500 } }) ?? "", /^wait/);
 });
@@ -143,9 +143,9 @@ Deno.test("a full pool is worth a wait while a machine may give space back", () 
   const space = { total: 100 * GIB, available: 0.5 * GIB };
   assert.match(
     shortage({ space }) ?? "",
-    /^wait; space .*, where 1 GiB stay free; 0\.5 of 100 GiB/,
+    /^wait; space .*, where 1 GiB are reserved; 0\.5 of 100 GiB/,
   );
-  assert.match(shortage({ space, hasOthers: false }) ?? "", /^never; .*no machine is there/);
+  assert.match(shortage({ space, hasOthers: false }) ?? "", /^never; .*no machine can free space/);
   assert.match(shortage({ space }, { reserveDiskGib: 101 }) ?? "", /^never/);
 });
 
@@ -460,7 +460,7 @@ Deno.test("a machine whose runner was killed holds up nobody, and no more go tha
     const running = (await domainMemory(connection)).map(({ name }) => name);
     assert(running.includes("m-1"));
     assert.equal(running.filter((name) => all.includes(name)).length, 2);
-    assert.deepEqual(stage.lines.at(-1), "Removed a machine that nobody needs any more");
+    assert.deepEqual(stage.lines.at(-1), "Removed a machine no longer needed");
     for (const machine of all) await removeMachine(machine, stage);
   }, { config: { host: { maxMachines: 3, queueSeconds: 5 } } }));
 
@@ -471,7 +471,7 @@ Deno.test("a runner that is killed while another's job waits makes room for it",
     await second.said(/Waiting/);
     await changeMetadata(connection, "m-1", KILLED);
     await second.done;
-    assert.match(second.lines.join("\n"), /^Removed a machine that nobody needs any more$/m);
+    assert.match(second.lines.join("\n"), /^Removed a machine no longer needed$/m);
     await removeMachine("m-2", stage);
   }, { config: { host: { maxMachines: 1, queueSeconds: 30 } } }));
 
@@ -537,9 +537,9 @@ Deno.test("a wait that takes too long fails, says for what, and leaves nothing",
     const before = await volumesOf(connection);
     await assert.rejects(startPrepare("m-2", stage).done, (error) => {
       assert(error instanceof SystemFailure);
-      const wait = /did not get its turn within 0 s: it waits for a machine to end \(1 of 1 /;
+      const wait = /did not leave the queue within 0 s: it waits for a machine to end \(1 of 1 /;
       assert.match(error.message, wait);
-      assert.match(error.advice ?? "", /libvirt-gci list; "host\.max_machines"/);
+      assert.match(error.advice ?? "", /libvirt-gci list; raise "host\.max_machines"/);
       return true;
     });
     assert.deepEqual(await volumesOf(connection), before);
@@ -628,7 +628,7 @@ Deno.test("a pool that is full fails a job at once, before anything is made", ()
       assert(error instanceof SystemFailure);
       assert.match(
         error.message,
-        /can never start, because the host lacks space in the pool .* 100 GiB stay free/,
+        /can never start, because the host lacks space in the overlay pool.* 100 GiB are reserved/,
       );
       return true;
     });
@@ -639,7 +639,7 @@ Deno.test("a pool that is full beside another machine is waited for", () =>
     const config = merged(stage.config, { host: { reserveDiskGib: 0 } });
     await startPrepare("m-1", toStage({ ...stage, config })).done;
     const second = startPrepare("m-2", stage);
-    await second.said(/^Waiting for space in the pool .* \([\d.]+ of 100 GiB are free\)$/m);
+    await second.said(/^Waiting for space in the overlay pool.* \([\d.]+ of 100 GiB are free\)$/m);
     second.abort();
     await assert.rejects(second.done, /cancelled/);
     await removeMachine("m-1", stage);
@@ -674,7 +674,7 @@ Deno.test("whoever waits lists the volumes once each time that it looks around",
   calls.length = 0;
   await assert.rejects(
     waitForAdmission("m-2", { pool, memoryMib: 64 }, stage),
-    /did not get its turn/,
+    /did not leave the queue/,
   );
   const count = (call: string): number => calls.filter((name) => name === call).length;
   assert(count("virConnectGetAllDomainStats") > 1);
@@ -712,7 +712,7 @@ Deno.test("a machine that no job needs yet waits for no room, and leaves no entr
 Deno.test("a machine for a warm image waits its turn, as those of jobs do", () =>
   withBed(async ({ stage }) => {
     await prepare({ ...JOB, machine: "m-1" }, {}, stage);
-    await assert.rejects(warm(["debian-12"], stage), /did not get its turn within 1 s/);
+    await assert.rejects(warm(["debian-12"], stage), /did not leave the queue within 1 s/);
     await removeMachine("m-1", stage);
   }, { config: { host: { maxMachines: 1, queueSeconds: 1 } } }));
 
@@ -814,7 +814,7 @@ Deno.test("a machine that is kept after its job counts for its project", () =>
     await removeMachine("m-2", stage);
   }, { config: ruled("[{max_machines: 1}]") }));
 
-Deno.test("a machine that nobody needs any more holds up its project for no longer", () =>
+Deno.test("a machine no longer needed holds up its project for no longer", () =>
   withBed(async ({ stage }) => {
     await startPrepare("m-1", stage).done;
     const second = startPrepare("m-2", stage);
@@ -824,7 +824,7 @@ Deno.test("a machine that nobody needs any more holds up its project for no long
       runner: "1 1 0",
     });
     await second.done;
-    assert.match(second.lines.join("\n"), /^Removed a machine that nobody needs any more$/m);
+    assert.match(second.lines.join("\n"), /^Removed a machine no longer needed$/m);
     await removeMachine("m-2", stage);
   }, { config: ruled("[{max_machines: 1}]") }));
 
@@ -844,9 +844,13 @@ Deno.test("a wait for the project that is cancelled, or too long, leaves nothing
     });
     await assert.rejects(startPrepare("m-2", hasty).done, (error) => {
       assert(error instanceof SystemFailure);
-      const wait = /did not get its turn within 0 s: it waits for a machine of its project to end /;
+      const wait =
+        /did not leave the queue within 0 s: it waits for a machine of its project to end /;
       assert.match(error.message, wait);
-      assert.match(error.advice ?? "", /libvirt-gci list; "max_machines" of rule 1 \(rules\[0\]\)/);
+      assert.match(
+        error.advice ?? "",
+        /libvirt-gci list; .* "max_machines" of rule 1 \(rules\[0\]\)/,
+      );
       return true;
     });
     assert.deepEqual(await volumesOf(connection), before);
@@ -869,7 +873,7 @@ Deno.test("what a job waits for its project counts for how long it may wait at a
     await last.said(/^Waiting for a machine to end/m);
     await assert.rejects(
       last.done,
-      /did not get its turn within 5 s: it waits for a machine to end/,
+      /did not leave the queue within 5 s: it waits for a machine to end/,
     );
     assert(performance.now() - start < 8000);
     await third.done;

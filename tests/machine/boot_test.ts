@@ -80,7 +80,7 @@ Deno.test("the lease of a guest that could not be resumed is not that of the one
   await assert.rejects(prepare(JOB, {}, stage), (error) => {
     assert.match(
       explain(error),
-      /did not get an address .* within 1 s: no DHCP lease for its card/,
+      /did not get an IP address .* within 1 s: no DHCP lease for its card/,
     );
     return true;
   });

@@ -107,7 +107,7 @@ Deno.test("gc leaves a machine while its runner runs, and removes it when that w
     assert(!await hasDomain(stage.connection, JOB.machine));
     assert.match(
       stage.lines.join("\n"),
-      /^Removed "gitlab-proj-.*" \(domain, 3 volumes\): its runner is gone, and so is the attempt's/,
+      /^Removed "gitlab-proj-.*" \(domain, 3 volumes\): its runner has ended, and the attempt's/,
     );
   }));
 
@@ -143,7 +143,10 @@ Deno.test("gc removes the machine of a runner that was killed, though the attemp
     await runner.status;
     await gc({}, stage);
     assert(!await hasDomain(stage.connection, JOB.machine));
-    assert.match(stage.lines.join("\n"), /^Removed .* \(domain, 3 volumes\): its runner is gone$/);
+    assert.match(
+      stage.lines.join("\n"),
+      /^Removed .* \(domain, 3 volumes\): its runner has ended$/,
+    );
     await Deno.remove(attemptDir);
   }));
 
@@ -195,9 +198,9 @@ Deno.test("another process with the runner's number is not the runner", async ()
   const [pid, start, boot] = mark.split(" ");
   assert.match(
     await why({ runner: `${pid} ${Number(start) - 1} ${boot}` }) ?? "",
-    /runner is gone/,
+    /runner has ended/,
   );
-  assert.match(await why({ runner: `${pid} ${start} other-boot` }) ?? "", /runner is gone/);
+  assert.match(await why({ runner: `${pid} ${start} other-boot` }) ?? "", /runner has ended/);
 });
 
 Deno.test("once the runner has removed the attempt's directory, its running is no reason", async () => {
@@ -205,7 +208,7 @@ Deno.test("once the runner has removed the attempt's directory, its running is n
   const runner = processMark(Deno.pid) ?? "";
   assert.equal(await why({ runner, attemptDir }), null);
   await Deno.remove(attemptDir);
-  assert.equal(await why({ runner, attemptDir }), "its attempt is over");
+  assert.equal(await why({ runner, attemptDir }), "its attempt has ended");
   assert.equal(await why({ runner, attemptDir: "" }), null);
 });
 
@@ -213,7 +216,7 @@ Deno.test("the end of the runner ends its machine, where it is known to be the r
   const attemptDir = await Deno.makeTempDir({ prefix: "libvirt-gci-test-" });
   const ended = { attemptDir, runner: await deadMark() };
   assert.equal(await why(ended), null);
-  assert.equal(await why({ ...ended, isRunner: true }), "its runner is gone");
+  assert.equal(await why({ ...ended, isRunner: true }), "its runner has ended");
   assert.equal(await why({ ...ended, isRunner: true, host: "0123456789abcdef" }), null);
   const running = { attemptDir, runner: processMark(Deno.pid) ?? "" };
   assert.equal(await why({ ...running, isRunner: true }), null);
@@ -256,7 +259,7 @@ Deno.test({
     assert.equal(await whyUnseen(running), null);
     const sure = { ...running, attemptDir: "/", isRunner: true };
     assert.equal(await whyUnseen(sure), null);
-    assert.equal(await whyUnseen({ ...sure, runner: await deadMark() }), "its runner is gone");
+    assert.equal(await whyUnseen({ ...sure, runner: await deadMark() }), "its runner has ended");
   },
 });
 
@@ -282,12 +285,12 @@ Deno.test({
     assert.equal(await why({ runner, attemptDir }), null);
     await goOn();
     assert.equal((await stdout.read()).value, "removed\n");
-    assert.equal(await why({ runner, attemptDir }), "its attempt is over");
+    assert.equal(await why({ runner, attemptDir }), "its attempt has ended");
     await goOn();
     assert((await stdout.read()).done);
     await child.status;
     await stdin.close().catch(() => {}); // who read it has ended
-    assert.match(await why({ runner, attemptDir }) ?? "", /runner is gone/);
+    assert.match(await why({ runner, attemptDir }) ?? "", /runner has ended/);
   },
 });
 
@@ -392,8 +395,8 @@ Deno.test("gc goes on where it cannot remove something, and says all of it in th
     await makeVolume(connection, "libvirt-gci", "somebody.overlay.libvirt-gci"); // a foreign domain's name
     await assert.rejects(gc({}, stage), (error) => {
       assert(error instanceof SystemFailure);
-      assert.match(error.message, /Cannot remove a machine that nobody needs/);
-      assert.match(error.details ?? "", /"somebody" was not made by libvirt-gci/);
+      assert.match(error.message, /Cannot remove a machine no longer needed/);
+      assert.match(error.details ?? "", /"somebody" was not created by libvirt-gci/);
       return true;
     });
     assert(await hasDomain(connection, "somebody"));
@@ -451,7 +454,7 @@ Deno.test("prepare removes what nobody needs, says so in one line and names nobo
     await makeVolume(stage.connection, "libvirt-gci", "gitlab-secret-2.seed.libvirt-gci");
     await prepare(JOB, {}, stage);
     const [first, ...others] = stage.lines;
-    assert.equal(first, "Removed 2 machines that nobody needs any more");
+    assert.equal(first, "Removed 2 machines no longer needed");
     assert.doesNotMatch(others.join(), /Removed|secret/);
     assert.deepEqual(stage.warnings, []);
   }));
@@ -477,7 +480,7 @@ Deno.test("prepare removes what an earlier attempt at its job left, among many o
     await inCrowd(connection, async () => {
       stage.lines.length = 0;
       await prepare(JOB, {}, stage);
-      assert.equal(stage.lines[0], "Removed a machine that nobody needs any more");
+      assert.equal(stage.lines[0], "Removed a machine no longer needed");
       assert(!await hasDomain(connection, OTHER.machine));
       assert(await hasDomain(connection, JOB.machine));
     });
@@ -528,7 +531,7 @@ Deno.test("cleanup --all asks how many machines and whose, and removes them afte
     assert(await hasDomain(stage.connection, JOB.machine));
     await cleanupAll({ yes: false, ask: answer(true) }, stage);
     assert.deepEqual(await inventory(stage.connection), before);
-    const question = "Remove 2 machines, 1 of them of running jobs?";
+    const question = "Remove 2 machines, 1 of them with running jobs?";
     assert.deepEqual(asked, [question, question]);
     await cleanupAll({ yes: false, ask: null }, stage);
     assert.equal(stage.lines.at(-1), "There is no machine");

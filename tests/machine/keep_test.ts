@@ -108,7 +108,7 @@ Deno.test("the machine of a job that failed is kept, and the job's log says unti
     const words = said.join("\n");
     const least = moment(inMinutes(60)).slice(0, -6); // but for the minutes
     assert(words.includes(`is kept for 60 min after the job, until ${least}`), words);
-    assert.match(words, /^The stage "build_script" failed, so .* secrets too$/m);
+    assert.match(words, /^The stage "build_script" failed, so .* including secrets$/m);
     assert.match(words, /^Log in: +libvirt-gci ssh gitlab-proj-.* on the host ".+" \(127\.99/m);
     assert.match(words, /^Keep: +libvirt-gci keep gitlab-proj-\S+ --extend 1h$/m);
     assert.match(words, /^Remove: +libvirt-gci cleanup --machine gitlab-proj-\S+$/m);
@@ -151,7 +151,10 @@ Deno.test("a stage that GitLab tries again with success has not failed", () =>
     await runAs("restore_cache", "true");
     assert.equal((await metadataOf(connection)).failed, "get_sources");
     await runAs("get_sources", "true");
-    assert.match(said.at(-1) ?? "", /^The stage "get_sources" passed this time, so .* not kept/);
+    assert.match(
+      said.at(-1) ?? "",
+      /^The stage "get_sources" passed when it was retried, so .* not kept/,
+    );
     assert.equal((await metadataOf(connection)).failed, "");
     assert(!await keepAfterJob(MACHINE, stage));
     await runAs("build_script", "exit 1");
@@ -329,7 +332,7 @@ Deno.test("a wish to keep ends no job: it is needed while its runner is there", 
   });
   assert.equal(await whyUnneeded({ ...owner, keptUntil: inMinutes(-1) }), null);
   const lost = { ...owner, runner: "" };
-  assert.match(await whyUnneeded({ ...lost, keptUntil: inMinutes(-1) }) ?? "", /runner is gone/);
+  assert.match(await whyUnneeded({ ...lost, keptUntil: inMinutes(-1) }) ?? "", /runner has ended/);
   assert.equal(await whyUnneeded({ ...lost, keptUntil: inMinutes(1) }), null);
   assert.equal(await whyUnneeded({ ...lost, keptUntil: inMinutes(1), host: "other" }), null);
 });
@@ -359,7 +362,7 @@ Deno.test("a machine whose runner was killed stays as long as its job's log says
     stage.lines.length = 0;
     await gc({}, stage);
     assert(!await exists(connection), "the deadline has not come");
-    assert.match(stage.lines.join("\n"), /^Removed ".*" \(.*\): its runner is gone$/);
+    assert.match(stage.lines.join("\n"), /^Removed ".*" \(.*\): its runner has ended$/);
   }));
 
 Deno.test("keep extends a kept machine from its end, or from now if that is over", () =>
@@ -437,8 +440,8 @@ Deno.test("keep refuses a machine by hand, one that is gone, and what is not our
       message: /was created by hand, so it stays until you remove it/,
       advice: /cleanup --machine/,
     });
-    await assert.rejects(keep("no-such", 60, stage), /machine "no-such" is gone/);
-    await assert.rejects(keep("somebody", 60, stage), /was not made by libvirt-gci/);
+    await assert.rejects(keep("no-such", 60, stage), /machine "no-such" does not exist/);
+    await assert.rejects(keep("somebody", 60, stage), /was not created by libvirt-gci/);
   }));
 
 Deno.test("a person's machine has no time after a failure: it stays", () =>
@@ -460,7 +463,7 @@ Deno.test("no more machines are kept at once than host.max_kept_machines, whoeve
     said.length = 0;
     await runAs("build_script", "exit 1");
     await runAs("upload_artifacts_on_failure", "exit 1");
-    assert.match(said.join("\n"), /^The machine ".*" is not kept after the job: no more than 2 /);
+    assert.match(said.join("\n"), /^The machine ".*" is not kept after the job: at most 2 /);
     assert(!await keepAfterJob(MACHINE, stage));
     for (const machine of others) {
       assert(await keepAfterJob(machine, stage));

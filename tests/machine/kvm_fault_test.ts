@@ -62,7 +62,7 @@ Deno.test("a machine that libvirt cannot start with KVM is the host's fault, wit
     );
     assert.match(
       explain(error),
-      /"domain_type: qemu": emulation is slow and, .* no security bound/,
+      /"domain_type: qemu", but emulation is slow and, .* no security bound/,
     );
     return true;
   });

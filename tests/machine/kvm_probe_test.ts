@@ -56,7 +56,7 @@ Deno.test({
     const start = performance.now();
     const answer = await kvmRunsGuests({ program, timeoutMs: 1000 });
     assert.ok(performance.now() - start < 5000);
-    assert.match(reasonOf(answer), /a guest's loop of 2 ms never ends \(not after 1000 ms\)/);
+    assert.match(reasonOf(answer), /a guest's loop of 2 ms never ends \(not within 1000 ms\)/);
   },
 });
 

@@ -47,7 +47,7 @@ Deno.test("a guest that shows another host key at first is waited for, as cloud-
     waitForSsh(login, () => Promise.resolve(), limits),
     {
       message: /within 0.5 s: .*does not show the machine's host key/,
-      advice: /^Set "ssh\.login" .* cloud-init.* did not take the keys/,
+      advice: /^Set "ssh\.login" .* cloud-init.* did not install the keys/,
       fault: "host_key",
     },
   );

@@ -80,7 +80,7 @@ Deno.test("a prepare that fails keeps what is known of the machine, and says whe
     const reason = files.get("reason.txt") ?? "";
     assert.match(reason, /^Machine: +gitlab-proj-debian-12-4242-0123456789$/m);
     assert.match(reason, /^Job: +4242 of grp\/proj$/m);
-    assert.match(reason, /did not come up\nbecause: .*refuses the key/);
+    assert.match(reason, /did not start\nbecause: .*refuses the key/);
     for (const file of ["agent.json", "console.log", "qemu.log"]) {
       assert.match(reason, new RegExp(`^- ${file}: `, "m"));
     }
@@ -108,7 +108,7 @@ Deno.test("a machine that is lost in run has one post-mortem, whatever fails aft
 Deno.test("a script that fails, a job's mistake, a cancel or a machine that never was has none", () =>
   withStage(async ({ stage }) => {
     await assert.rejects(prepare({ ...JOB, template: "none" }, {}, stage), BuildFailure);
-    await assert.rejects(run("nobody", script("true"), stage), /"nobody" is gone/);
+    await assert.rejects(run("nobody", script("true"), stage), /"nobody" does not exist/);
     await prepare(JOB, {}, stage);
     await assert.rejects(run(JOB.machine, script("exit 3"), stage), { scriptStatus: 3 });
     const ran = run(JOB.machine, script("sleep 60"), stage);
@@ -143,10 +143,10 @@ Deno.test("a post-mortem that cannot be written is a warning, and the failure st
       ...stage,
       directories: { ...stage.directories, postMortems: "/proc/nowhere" },
     });
-    await assert.rejects(prepare(JOB, {}, hopeless), /did not come up/);
+    await assert.rejects(prepare(JOB, {}, hopeless), /did not start/);
     assert.match(
       stage.warnings.join(),
-      /^Could not keep .* in "\/proc\/nowhere"\nbecause: .*\nWhat to do: Let /,
+      /^Could not write the post-mortem .* to "\/proc\/nowhere"\nbecause: .*\nWhat to do: Remove /,
     );
   }, { guest: { refuseKey: true } }));
 
@@ -155,18 +155,18 @@ Deno.test("where post-mortems cannot be read, the log has the console all the sa
     await Deno.remove(stage.directories.postMortems, { recursive: true });
     await Deno.writeTextFile(stage.directories.postMortems, "a file");
     const words = await prepare(JOB, {}, stage).catch(explain);
-    assert.match(String(words), /did not come up[^]*serial console/);
+    assert.match(String(words), /did not start[^]*serial console/);
     assert.match(
       stage.warnings.join(),
-      /^Cannot read the post-mortems in .*\nbecause: .*\nWhat to do: Let /,
+      /^Cannot read the post-mortems in .*\nbecause: .*\nWhat to do: Remove /,
     );
   }, { guest: { refuseKey: true } }));
 
 Deno.test("a post-mortem is not kept where others can exchange it", () =>
   withStage(async ({ stage }) => {
     await Deno.chmod(stage.directories.postMortems, 0o777);
-    await assert.rejects(prepare(JOB, {}, stage), /did not come up/);
-    assert.match(stage.warnings.join(), /Others than this user may write/);
+    await assert.rejects(prepare(JOB, {}, stage), /did not start/);
+    assert.match(stage.warnings.join(), /Other users can write to/);
     assert.deepEqual(await listed(stage.directories.postMortems), []);
   }, { guest: { refuseKey: true } }));
 
@@ -195,7 +195,7 @@ Deno.test("a part that hangs does not lose the others", () =>
     assert(performance.now() - start < 10_000);
     const files = await readOnly(stage);
     assert(files.has("screenshot.png"), [...files.keys()].join());
-    assert.match(files.get("reason.txt") ?? "", /^- domain.xml: it did not come within 6 s$/m);
+    assert.match(files.get("reason.txt") ?? "", /^- domain.xml: it was not available within 6 s$/m);
   }));
 
 Deno.test("a card whose link libvirt has down is told, with the command that plugs it in", () => {

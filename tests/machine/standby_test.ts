@@ -284,7 +284,7 @@ Deno.test("a machine goes by its job's name once it has one, to the end", () =>
     const asked: string[] = [];
     const ask = (question: string) => Promise.resolve(asked.push(question) < 0);
     await cleanupAll({ yes: false, ask }, stage);
-    assert.deepEqual(asked, ["Remove 1 machine, 1 of them of running jobs?"]);
+    assert.deepEqual(asked, ["Remove 1 machine, 1 of them with running jobs?"]);
     stage.lines.length = 0;
     assert(await removeMachine(JOB.machine, stage));
     assert.deepEqual(stage.lines, [`Removed the machine "${JOB.machine}"`]);
@@ -390,7 +390,7 @@ Deno.test("a machine that waits and cannot be removed costs a job without room a
     await prepare(JOB, {}, stage);
     assert.match(
       warnings.join(),
-      /Cannot remove the standby machine .* was not made by libvirt-gci/,
+      /Cannot remove the standby machine .* was not created by libvirt-gci/,
     );
     await removeMachine(JOB.machine, stage);
     await theirs.destroy();
@@ -417,8 +417,8 @@ Deno.test("without a warm image a machine boots, and does not wait if it has no 
     const before = await domains(stage.connection);
     await assert.rejects(fillStandbys(wanting(stage)), (error) => {
       assert(error instanceof Error && "details" in error);
-      assert.match(String(error.details), /finish its boot, as its guest agent sees it/);
-      assert.match(String(error.details), /Have the template start .* a qemu-guest-agent/);
+      assert.match(String(error.details), /finish its boot/);
+      assert.match(String(error.details), /Install an SSH server .* a qemu-guest-agent/);
       return true;
     });
     assert.deepEqual(await domains(stage.connection), before);
@@ -582,7 +582,7 @@ Deno.test("a machine that waits, is of no use and cannot be removed fails no job
     const warnings = stage.warnings.join("\n");
     assert.match(
       warnings,
-      /Cannot remove the standby machine .*, so gc will remove it: .*was not made/,
+      /Cannot remove the standby machine .*, so gc will remove it: .*was not created/,
     );
     assert.match(warnings, /Cannot use the standby machine .*: .*has no metadata/);
     await removeMachine(JOB.machine, stage);

@@ -168,7 +168,7 @@ for (const { doing, answers, body } of LOST) {
         explain(error),
         new RegExp(
           `^The connection to libvirt was lost before it had ${doing}\nbecause: libvirt: End of file .*\n` +
-            "What to do: Look at the libvirt daemon: systemctl status libvirtd [^\n]*$",
+            "What to do: Check the libvirt daemon: systemctl status libvirtd [^\n]*$",
         ),
       );
       return true;

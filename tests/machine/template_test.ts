@@ -67,7 +67,7 @@ for (const source of [`file="${PATH}"`, 'pool="base_imgs" volume="debian-12.qcow
     assert.equal(
       failure?.message,
       `The domain "install" has the disk ${PATH} of the template "debian-12.qcow2" open for writing, so no ` +
-        "machine can stand on it",
+        "machine can use it",
     );
     assert.match(
       failure.advice ?? "",
@@ -82,7 +82,10 @@ Deno.test("a template that is locked by no domain names none that only reads it"
   await using connection = await openTestHost();
   await startDomain(connection, `file="${PATH}"`, "<readonly/>");
   const failure = await explainLock(LOCKED, await debian(connection), connection);
-  assert.match(failure?.message ?? "", /^Somebody has the disk \/var.*debian-12.qcow2" open for/);
+  assert.match(
+    failure?.message ?? "",
+    /^Another process has the disk \/var.*debian-12.qcow2" open for/,
+  );
   assert.match(failure?.advice ?? "", new RegExp(`^End the .*: fuser -v ${PATH}$`));
 });
 
@@ -111,7 +114,7 @@ Deno.test("a start that fails for another reason is no lock", async () => {
   }
 });
 
-Deno.test("a template that was replaced or written to is refused, and no other", async () => {
+Deno.test("a template that was replaced or modified is refused, and no other", async () => {
   await using connection = await openTestHost();
   const template = await debian(connection);
   await requireUnchanged(connection, template);
@@ -134,7 +137,7 @@ Deno.test("a machine of a template that was replaced meanwhile is the host's fau
     using stage = testStage(connection, guest);
     await assert.rejects(
       prepare(JOB, {}, stage),
-      (error) => error instanceof SystemFailure && /was replaced or written to/.test(error.message),
+      (error) => error instanceof SystemFailure && /was replaced or modified/.test(error.message),
     );
     await replacing;
     assert.equal(await Domain.find(connection, JOB.machine), null);

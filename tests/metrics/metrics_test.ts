@@ -224,7 +224,7 @@ Deno.test("a file that is not ours stays as it is", () =>
       await Deno.writeTextFile(file, text);
       await assert.rejects(
         add(file, RUN),
-        /was not written by libvirt-gci, so it is left as it is/,
+        /was not written by libvirt-gci, so it is not changed/,
       );
       assert.equal(await Deno.readTextFile(file), text);
     }
@@ -381,7 +381,7 @@ for (
       /: Other users can write the metrics: ".*" has the mode 777\nWhat to do: chmod go-w "/,
     ],
     [0o775, null, /has the mode 775\nWhat to do: chmod go-w "/],
-    [0o1777, null, /has the mode 1777\nWhat to do: Have the metrics in a directory that only this/],
+    [0o1777, null, /has the mode 1777\nWhat to do: Use a directory for the metrics that only this/],
     [0o755, 65534, /belongs to the user 65534\nWhat to do: chown root "/],
   ] as const
 ) {

@@ -49,11 +49,11 @@ for (
 
 Deno.test("the reasons say of each rule, up to the one that holds, why", () => {
   assert.deepEqual(findRule(job({ project: "a\x1b/b", isProtected: true }), RULES).reasons, [
-    'rule 1 (rules[0]) does not fit: it is for trusted/*, one/project, and the project is "a\\u001b/b"',
-    'rule 2 (rules[1]) does not fit: it is for trusted/*, and the project is "a\\u001b/b"',
-    "rule 3 (rules[2]) does not fit: it is for refs that are not protected, and the job's ref is " +
+    'rule 1 (rules[0]) does not apply: it is for trusted/*, one/project, but the project is "a\\u001b/b"',
+    'rule 2 (rules[1]) does not apply: it is for trusted/*, but the project is "a\\u001b/b"',
+    "rule 3 (rules[2]) does not apply: it is for refs that are not protected, but the job's ref is " +
     "protected",
-    "rule 4 (rules[3]) holds: it is for protected refs, and the job's is one",
+    "rule 4 (rules[3]) applies: it is for protected refs, and the job's ref is one",
   ]);
 });
 
@@ -61,7 +61,7 @@ Deno.test("by hand, what is unknown fits no rule that asks for it", () => {
   const unknown = job({ project: null, isProtected: null, byHand: true });
   const { rule, reasons } = findRule(unknown, RULES);
   assert.equal(rule, null);
-  assert.match(reasons.join("\n"), /and the project is unknown\n.*the job's ref is unknown/s);
+  assert.match(reasons.join("\n"), /but the project is unknown\n.*the job's ref is unknown/s);
 });
 
 Deno.test("under GitLab Runner, a job whose project is unknown is refused where there are rules", () => {
@@ -256,7 +256,7 @@ for (
     for (const [field, name] of Object.entries(fields)) {
       assert.throws(() => decide(job({ requests: { [field]: value } }), DEFAULT_CONFIG), {
         name: "BuildFailure",
-        message: new RegExp(`LIBVIRT_GCI_${name}=".*", which is no whole number`),
+        message: new RegExp(`LIBVIRT_GCI_${name}=".*", which is not a whole number`),
         advice: /digits only/,
       });
     }
@@ -295,14 +295,14 @@ Deno.test("a rule that keeps machines less long than the settings refuses no job
 
 Deno.test("memory has the least size that it has in the settings", () => {
   assert.throws(() => decide(job({ requests: { memoryMib: "63" } }), DEFAULT_CONFIG), {
-    message: /"63", which is no whole number from 64 on/,
+    message: /"63", which is not a whole number of at least 64/,
   });
 });
 
 Deno.test("a long word for a size is cut in the message", () => {
   assert.throws(() => decide(job({ requests: { vcpus: "x".repeat(9999) } }), DEFAULT_CONFIG), {
     message: `The job asks for LIBVIRT_GCI_VCPUS="${"x".repeat(60)}…", ` +
-      "which is no whole number from 1 on",
+      "which is not a whole number of at least 1",
   });
 });
 

@@ -94,7 +94,7 @@ for (
   Deno.test(`the template ${JSON.stringify(requested)} is no name, which is the job's fault`, () => {
     assert.throws(() => chooseTemplate(CONFIG, requested), {
       name: "BuildFailure",
-      message: /which is no template's name \(letters, digits, /,
+      message: /which is not a valid template name \(letters, digits, /,
       advice: "Set image: or the variable DISTRO to a template that this job may have: fedora-34 " +
         "(or fedora, registry.example.com:5000/ci/fedora:34), debian-12, Debian 11, " +
         'any of the storage pool "base_imgs"',
@@ -214,7 +214,7 @@ Deno.test("the operator may have every template, rules or not, if it has a name"
   const config = configWith("", "templates: []");
   const asker = { isOperator: true, rule: config.rules[0] ?? null };
   assert.equal(chooseTemplate(config, "other", asker).name, "other");
-  assert.throws(() => chooseTemplate(config, "../x", asker), /is no template's name/);
+  assert.throws(() => chooseTemplate(config, "../x", asker), /is not a valid template name/);
 });
 
 const TO_A_TEMPLATE = "Set image: or the variable DISTRO to a template that this job may have: ";

@@ -494,7 +494,7 @@ Deno.test("each setting refuses a wrong type and what is out of its range, by it
 Deno.test("who has the hypervisor chosen is told what to set, and what emulation costs", () => {
   assert.deepEqual(mistakesIn("templates: { old: { domain_type: auto } }"), [
     'config.yaml:1:34: "templates.old.domain_type" must be kvm, or qemu for emulation, which is ' +
-    'slow and no security boundary, not "auto"',
+    'slow and not a security boundary, not "auto"',
   ]);
 });
 
@@ -532,7 +532,7 @@ Deno.test("what contradicts each other is looked at once each value by itself is
 Deno.test("the mistakes come with the advice to edit the file", () => {
   assert.throws(() => parseConfig("vcpus: 0", "/etc/x.yaml"), {
     name: "SystemFailure",
-    advice: /Edit "\/etc\/x.yaml"; docs\/settings.md has every setting/,
+    advice: /Edit "\/etc\/x.yaml"; docs\/settings.md lists all settings/,
   });
 });
 
@@ -575,7 +575,7 @@ Deno.test("a rule refuses what is wrong in it, and keys of templates", () => {
   assert.deepEqual(
     mistakesIn(`rules: [{${rule}}, 3]`).map((mistake) => mistake.replace(/^.*?: /, "")),
     [
-      '"rules.0.projects" must be a list with a project or a pattern in it, not a list',
+      '"rules.0.projects" must be a list of at least one project or pattern, not a list',
       '"rules.0.protected" must be true or false, not 1',
       '"rules.0.templates" must be a list of names and patterns, such as [debian-*], not "a"',
       '"rules.0.limits.vcpus" must be a whole number from 1 to 1024, not 0',
@@ -607,22 +607,22 @@ for (
     [
       "is less than",
       "vcpus: 4\nlimits: {vcpus: 3}",
-      '2:17: "limits.vcpus" must be at least "vcpus", 4, not 3',
+      '2:17: "limits.vcpus" must be at least "vcpus" (4), not 3',
     ],
     [
       "is less than the default of",
       "limits: {memory_mib: 1024}",
-      '1:22: "limits.memory_mib" must be at least "memory_mib", 2048, not 1024',
+      '1:22: "limits.memory_mib" must be at least "memory_mib" (2048), not 1024',
     ],
     [
       "of a template is less than its inherited",
       "disk_gib: 9\ntemplates: {a: {limits: {disk_gib: 8}}}",
-      '2:36: "templates.a.limits.disk_gib" must be at least "disk_gib", 9, not 8',
+      '2:36: "templates.a.limits.disk_gib" must be at least "disk_gib" (9), not 8',
     ],
     [
       "of all templates is less than one template's own",
       "limits: {vcpus: 4}\ntemplates: {a: {vcpus: 8, limits: {vcpus: 9}}, b: {}}",
-      '2:24: "templates.a.vcpus" must be at most "limits.vcpus", 4, not 8',
+      '2:24: "templates.a.vcpus" must be at most "limits.vcpus" (4), not 8',
     ],
   ] as const
 ) {
@@ -746,7 +746,7 @@ Deno.test("loadConfig() refuses a file of --config that does not exist", async (
     await assert.rejects(loadConfig({ file, home, xdgConfigHome: undefined }), {
       name: "SystemFailure",
       message: `Cannot read the settings in "${file}"`,
-      advice: /exists and that this user may read it/,
+      advice: /exists and that this user can read it/,
     });
   });
 });

@@ -86,6 +86,6 @@ Deno.test("output that cannot be written is told in words, with what to do", asy
   const written = sinkTo(full, "standard output")(new Uint8Array(1));
   assert.match(
     explain(await written.catch((error) => error)),
-    /^Cannot write to standard output\nbecause: no space left on device\nWhat to do: See /,
+    /^Cannot write to standard output\nbecause: no space left on device\nWhat to do: Check /,
   );
 });

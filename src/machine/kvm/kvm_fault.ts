@@ -38,7 +38,7 @@ export async function findKvmFault(
       ? `KVM does not run guests on this host: ${answer.reason}`
       : "libvirt cannot use KVM on the machine's host",
     cause,
-    advice: `See what KVM lacks: libvirt-gci doctor. Or set "domain_type: qemu": ${EMULATION}`,
+    advice: `Run libvirt-gci doctor to check KVM, or set "domain_type: qemu", but ${EMULATION}`,
   });
 }
 

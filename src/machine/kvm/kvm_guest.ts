@@ -61,7 +61,7 @@ export const GUEST_STEPS = [
   "CPU never reaches 64-bit mode",
   "kernel never gets past the instruction CMPXCHG16B",
   "loop of 2 ms never ends",
-  "last word never arrives",
+  "last output never arrives",
 ];
 
 /** The port to which the guest writes at its end. */

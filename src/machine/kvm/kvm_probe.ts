@@ -86,11 +86,11 @@ function openKvm(libc: Libc, resources: DisposableStack): number {
     case ERRNO.EPERM:
       throw new Refusal(
         "no permission on /dev/kvm: add this user to the group that owns it, " +
-          "as a rule: usermod --append --groups kvm USER",
+          "usually: usermod --append --groups kvm USER",
         null,
       );
     default:
-      throw new Refusal(`/dev/kvm does not open (errno ${errno.getInt32()})`);
+      throw new Refusal(`/dev/kvm cannot be opened (errno ${errno.getInt32()})`);
   }
 }
 
@@ -176,7 +176,7 @@ async function runGuest(machine: Machine, timeoutMs: number): Promise<KvmAnswer>
       if (result === "lost") return failure(step, "and KVM_RUN never returns");
       const { exitReason } = machine;
       if (isOver && (!result || exitReason !== KVM_EXIT.IO)) {
-        return failure(step, `not after ${timeoutMs} ms`);
+        return failure(step, `not within ${timeoutMs} ms`);
       }
       if (exitReason === KVM_EXIT.INTR) continue; // a signal came to the thread
       if (!result) return failure(step, "KVM_RUN failed");
@@ -199,7 +199,7 @@ function failure(step: number, detail: string): KvmAnswer {
 function exitWords(exitReason: number): string {
   switch (exitReason) {
     case KVM_EXIT.INTERNAL_ERROR:
-      return "KVM emulates the CPU, and cannot go on";
+      return "KVM cannot emulate an instruction of the guest";
     case KVM_EXIT.FAIL_ENTRY:
       return "the CPU refuses to enter the guest";
     case KVM_EXIT.SHUTDOWN:

@@ -46,20 +46,20 @@ export function waitForAddress(
   };
   const unusable = (address: string): NotYet =>
     new NotYet(
-      `its address is ${address}, and the network keeps ${card?.address} for it: ` +
-        "its network filter lets nothing else through",
+      `its address is ${address}, but its network filter allows only ${card?.address}, ` +
+        "which the network reserved for it",
     );
   // For networks without leases. Asking is slow, and libvirt logs an error if no agent runs.
   let nextOtherSources = performance.now() + OTHER_SOURCES_MS;
   let reason = new NotYet(NO_LEASE);
   return waitFor({
     fault: "address",
-    goal: `get an address in the network "${network}"`,
-    awaited: "an address",
-    advice: `Look at the network: ${virsh(connection, "net-info", network)}, ` +
+    goal: `get an IP address in the network "${network}"`,
+    awaited: "an IP address",
+    advice: `Check the network: ${virsh(connection, "net-info", network)}, ` +
       `${
         virsh(connection, "net-dhcp-leases", network)
-      }; and have the template start its network with DHCP`,
+      }; check that the template starts its network with DHCP`,
     probe: async () => {
       const leased = await findLeased();
       if (leased !== null) return leased;
@@ -70,7 +70,7 @@ export function waitForAddress(
         guestsAmong(said, { network, hostAddresses }, connection);
       const address = await otherAddress(domain, mac, card === null ? isGuests : null);
       if (address === null) {
-        return reason = new NotYet(`${NO_LEASE}, no guest agent and no ARP entry that knows it`);
+        return reason = new NotYet("no DHCP lease, guest agent or ARP entry yet");
       }
       if (card === null) return address;
       return reason = address === card.address ? new NotYet(NO_LEASE) : unusable(address);
@@ -96,11 +96,11 @@ function notItsOwn(network: string, leased: string, { address }: Card): SystemFa
   return new SystemFailure({
     fault: "address",
     what:
-      `The network "${network}" gave the machine the address ${leased}, and not ${address}, which ` +
-      "it keeps for it: its network filter lets nothing else through",
+      `The network "${network}" gave the machine the address ${leased}, but its network filter ` +
+      `allows only ${address}, which the network reserved for it`,
     advice:
-      "Run the job again, which GitLab Runner does by itself, for another address. Somebody else " +
-      "has this one, or an earlier guest declined it, for which the network keeps it back for a while",
+      "Retry the job to get another address, if GitLab Runner does not retry it. Another client " +
+      "uses the reserved address, or an earlier guest declined it",
   });
 }
 
@@ -129,23 +129,22 @@ function endOf(machine: string, state: Exclude<DomainState, "active">): Failure 
         fault: "guest_ended",
         what: `The machine "${machine}" crashed: its kernel panicked`,
         advice:
-          "See what its kernel says at the end of its serial console, and have the job, or the " +
-          "template, avoid that",
+          "Check the kernel's messages at the end of the serial console, and fix the cause in the " +
+          "job or the template",
       };
     case "halted":
       return {
         fault: "storage",
         what: `The machine "${machine}" is halted: the host could not write to its disk`,
         advice:
-          `Free space in the host's pool of machines' disks ("pools.overlays"), or see another ` +
-          `reason in ${log}; a larger "host.reserve_disk_gib" in the settings keeps machines from starting ` +
-          "without space",
+          `Free space in the storage pool of "pools.overlays", or check ${log} for another cause; raise ` +
+          `"host.reserve_disk_gib" so that no machine starts without enough space`,
       };
     case "gone":
       return {
         fault: "guest_ended",
-        what: `The machine "${machine}" ended: it powered off, crashed, or somebody destroyed it`,
-        advice: `See why in ${log}, and run the job again`,
+        what: `The machine "${machine}" ended: it powered off, crashed or was destroyed`,
+        advice: `Check ${log} for the cause, and retry the job`,
       };
   }
 }

@@ -61,7 +61,7 @@ export async function takeCard(
       fault: "network",
       what: `Cannot reserve an address in the network "${networkName}"`,
       cause,
-      advice: `Look at the network: ${virsh(connection, "net-dumpxml", networkName)}`,
+      advice: `Check the network: ${virsh(connection, "net-dumpxml", networkName)}`,
     });
   }
 }
@@ -176,7 +176,7 @@ function allTaken(network: string): SystemFailure {
   return new SystemFailure({
     fault: "network",
     what: `Other clients took all reserved addresses of the network "${network}"`,
-    advice: "Try again when fewer machines start at once",
+    advice: "Retry the job when fewer machines start at once",
   });
 }
 
@@ -184,8 +184,7 @@ function exhausted(connection: Connection, network: string): SystemFailure {
   return new SystemFailure({
     fault: "network",
     what: `The network "${network}" has no free address`,
-    advice:
-      `See who has them: ${virsh(connection, "net-dhcp-leases", network)}; widen its range, ` +
+    advice: `List its leases: ${virsh(connection, "net-dhcp-leases", network)}; widen its range, ` +
       `or shorten its leases: ${virsh(connection, "net-edit", network)}`,
   });
 }

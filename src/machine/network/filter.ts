@@ -57,7 +57,7 @@ export async function createFilter(
       cause,
       advice:
         "Install libvirt's driver for network filters (the package libvirt-daemon-driver-nwfilter, " +
-        "where there is one), or set isolate: false, which lets jobs reach the host and each other",
+        "if there is one), or set network.isolate to false: jobs then reach the host and each other",
     });
   }
 }

@@ -23,7 +23,7 @@ export async function requireNetwork(
     if (connection.isLocal) return [];
     throw new SystemFailure({
       fault: "network",
-      what: "A machine without a network is reached only on the host where it runs",
+      what: "A machine without a network can be reached only from the host where it runs",
       advice: 'Set "network.name" to a network of that host, or run libvirt-gci there',
     });
   }
@@ -39,7 +39,7 @@ export async function requireNetwork(
       ? `The host has no network "${name}"`
       : `The network "${name}" is not active`,
     advice: network === null
-      ? `See what it has: ${virsh(connection, "net-list", "--all")}; "network.name" is a setting`
+      ? `Set "network.name" to a network of the host: ${virsh(connection, "net-list", "--all")}`
       : `Start it: ${virsh(connection, "net-start", name)} && ` +
         virsh(connection, "net-autostart", name),
   });
@@ -51,11 +51,11 @@ function requireSight(networkXml: string, name: string, { isLocal }: Connection)
   if (reason === null) return;
   throw new SystemFailure({
     fault: "settings",
-    what: `Cannot isolate machines of the network "${name}": ${reason}, so nobody knows what ` +
-      "addresses their host has",
+    what: `Cannot isolate machines of the network "${name}": ${reason}, so libvirt-gci does ` +
+      "not know the addresses of their host",
     advice:
       'Set "network.host_addresses" to the IPv4 addresses of that host, as ip -4 address shows them ' +
-      'there, such as [192.0.2.7/24], or set "network.isolate" to false, which lets jobs reach the host and ' +
+      'there, such as [192.0.2.7/24], or set "network.isolate" to false: jobs then reach the host and ' +
       "each other",
   });
 }

@@ -38,7 +38,7 @@ export async function setFilter(
       fault: "network",
       what: `Cannot isolate the machine "${domain.name}": libvirt does not set its network filter`,
       cause,
-      advice: "See what libvirt needs for filters: libvirt-gci doctor",
+      advice: "Run libvirt-gci doctor to check what libvirt needs for filters",
     });
   }
 }

@@ -43,7 +43,7 @@ export async function inPart<T>(
     }
   };
   return await within(part(), PARTS_MS, signal) ??
-    { why: `it did not come within ${PARTS_MS / 1000} s` };
+    { why: `it was not available within ${PARTS_MS / 1000} s` };
 }
 
 /** Reads these files, or all, at once. Gives what it could read, and why others are missing. */

@@ -88,7 +88,7 @@ async function examine(
       throw new Error('"post_mortem.total_mib" leaves no room for it');
     }
   } catch (error) {
-    const what = `Could not keep what is known of the machine "${machine}" in ` +
+    const what = `Could not write the post-mortem of the machine "${machine}" to ` +
       `"${directories.postMortems}"`;
     warn(explain(new SystemFailure({ what, cause: error, advice: DIRECTORY_ADVICE })));
   }
@@ -117,8 +117,8 @@ async function hasNoRoom(
   return removed?.includes(path) ?? false;
 }
 
-const DIRECTORY_ADVICE = "Let this user alone write to that directory, or have the settings set " +
-  '"post_mortem.dir" to another, or "post_mortem.total_mib" to more';
+const DIRECTORY_ADVICE = "Remove other users' write permission on that directory, set " +
+  '"post_mortem.dir" to another, or raise "post_mortem.total_mib"';
 
 /** The machine's post-mortem, if it has one. If that is unknown, it warns. */
 async function findEarlier(
@@ -136,7 +136,7 @@ async function findEarlier(
 }
 
 function whereMore(path: string): string {
-  return `What else is known of it is on its host, in ${toVisible(JSON.stringify(path))}`;
+  return `Its post-mortem is on its host, in ${toVisible(JSON.stringify(path))}`;
 }
 
 async function lookup(machine: string, host: Host): Promise<Need> {
@@ -156,8 +156,8 @@ export function fit(files: readonly KeptFile[], mostBytes: number): KeptFile[] {
 
 const REASONS = new Map([
   ["shutdown", "it powered off"],
-  ["crashed", "its QEMU died"],
-  ["destroyed", "somebody destroyed it"],
+  ["crashed", "its QEMU crashed"],
+  ["destroyed", "it was destroyed"],
 ]);
 
 /** Why the machine ended, by the last line of QEMU's log. */
@@ -165,9 +165,7 @@ function whyEnded(files: readonly KeptFile[]): string[] {
   const log = files.find(({ name }) => name === QEMU_LOG);
   const last = new TextDecoder().decode(log?.bytes).trimEnd().split("\n").at(-1) ?? "";
   const reason = /: shutting down, reason=(\w{1,40})$/.exec(last)?.[1];
-  return reason === undefined
-    ? []
-    : [`libvirt's log of it says: ${REASONS.get(reason) ?? reason}.`];
+  return reason === undefined ? [] : [`libvirt logged for it: ${REASONS.get(reason) ?? reason}.`];
 }
 
 /** The machine's unplugged cards, and how to plug them in. */
@@ -179,7 +177,7 @@ export function unpluggedIn(
   if (domainXml === undefined) return [];
   return unpluggedCards(new TextDecoder().decode(domainXml)).map((mac) => {
     const plugIn = virsh({ uri }, "domif-setlink", machine, mac, "up");
-    return `The link of its network card is down in libvirt, by somebody's command: ${plugIn}`;
+    return `The link of its network card is down in libvirt. Set it up again: ${plugIn}`;
   });
 }
 
@@ -207,7 +205,7 @@ function reasonFile(
     "",
     explain(failure),
     ...details,
-    ...missing.length === 0 ? [] : ["", "What is missing here, and why:"],
+    ...missing.length === 0 ? [] : ["", "Missing, with the reasons:"],
     ...missing.map((line) => `- ${line.replaceAll("\n", "\n  ")}`),
     "",
   ];

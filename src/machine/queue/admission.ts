@@ -32,9 +32,9 @@ export const LONGEST_PAUSE_MS = 1000;
 const ASKING_MS = 10_000;
 
 const ADVICE =
-  'See what runs: libvirt-gci list; "host.max_machines", "host.reserve_memory_mib" and ' +
-  '"host.reserve_disk_gib" in the settings say how much may run at once, and "host.queue_seconds" how long ' +
-  'a machine waits for that; GitLab Runner\'s "concurrent" says how many jobs it takes';
+  'List what runs: libvirt-gci list; raise "host.max_machines" or "host.queue_seconds", lower ' +
+  '"host.reserve_memory_mib" or "host.reserve_disk_gib", or lower "concurrent" in ' +
+  "GitLab Runner's settings";
 
 /** A machine may start. */
 export interface Admission {
@@ -81,7 +81,7 @@ export async function waitForAdmission<T extends object = never>(
     if (load === null) {
       entered = await enterQueue(pool, machine, limits); // another prepare took this one for dead
       entry = entered.entry;
-      return new NotYet("its turn was lost");
+      return new NotYet("its queue entry was lost");
     }
     const shortage = findShortage(load, room);
     if (shortage === null) return admission(pool, entry, told !== "");
@@ -99,7 +99,7 @@ export async function waitForAdmission<T extends object = never>(
     return new NotYet(`it waits for ${reason}`);
   };
   return await waitFor(
-    { goal: "get its turn", awaited: "its turn", probe, advice: ADVICE, fault: "room" },
+    { goal: "leave the queue", awaited: "room", probe, advice: ADVICE, fault: "room" },
     { timeoutSeconds, waitedSeconds, signal, log, progress, longestPauseMs: LONGEST_PAUSE_MS },
   );
 }
@@ -138,7 +138,7 @@ function roomMaker(
         name !== machine && volumes.some((volume) => volume.name === volumeName(name, "overlay"))
       );
       if (await removeOneUnneeded(others, context)) {
-        return "a machine that nobody needs any more is removed";
+        return "a machine no longer needed was removed";
       }
       nextAsking = performance.now() + ASKING_MS;
     }

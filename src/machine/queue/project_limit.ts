@@ -54,12 +54,12 @@ export async function waitForProject(
     return new NotYet(`it waits for ${reason}`);
   };
   return await waitFor({
-    goal: "get its turn",
+    goal: "leave the queue",
     awaited: "a machine of its project to end",
     probe,
     advice:
-      `See what runs: libvirt-gci list; "max_machines" of ${rule.name} in the settings limits ` +
-      'how many machines a project may have at once, and "host.queue_seconds" how long a job waits',
+      `List what runs: libvirt-gci list; ask the administrator to raise "max_machines" of ${rule.name}, ` +
+      'which limits the machines of a project, or "host.queue_seconds"',
     fault: "room",
   }, {
     timeoutSeconds: config.host.queueSeconds,

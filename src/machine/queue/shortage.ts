@@ -67,11 +67,11 @@ function shortageOfSpace(
 ): Lack | null {
   if (space === null || space.available >= reserveDiskGib * GIB) return null;
   const figures = `${gib(space.available)} of ${gib(space.total)} GiB are free`;
-  const what = `space in the pool of machines' disks, where ${reserveDiskGib} GiB stay free`;
+  const what = `space in the overlay pool, where ${reserveDiskGib} GiB are reserved`;
   if (hasOthers && space.total >= reserveDiskGib * GIB) return { what, figures };
   return {
     what,
-    figures: `${figures}, and no machine is there to give space back`,
+    figures: `${figures}, and no machine can free space`,
     isHopeless: true,
   };
 }
@@ -84,8 +84,8 @@ function shortageOfMemory(
   if (memory === null || overcommitMemory) return null;
   const what = `${memoryMib} MiB of memory`;
   if (memory.total - reserveMemoryMib < memoryMib) {
-    const figures = `the host has ${Math.floor(memory.total)} MiB in all, and ` +
-      `${reserveMemoryMib} stay free`;
+    const figures = `the host has ${Math.floor(memory.total)} MiB, of which ` +
+      `${reserveMemoryMib} MiB are reserved`;
     return { what, figures, isHopeless: true };
   }
   const available = memory.available - reserveMemoryMib;

@@ -133,7 +133,7 @@ async function makeOne(
   await markWaiting(pool, { name, kind: wanted.kind });
   undo.move();
   log(
-    `The standby machine "${name}" of "${template}" is ready after ${timed.report.steps.summary()}`,
+    `The standby machine "${name}" of "${template}" is ready in ${timed.report.steps.summary()}`,
   );
   return true;
 }

@@ -74,9 +74,10 @@ export async function orExplained<T>(
     throwIfLost(cause, `created the disks of the machine "${machine}"`);
     throw new SystemFailure({
       fault: "storage",
-      what: `Cannot make the disks of the machine "${machine}" in the storage pool "${pool.name}"`,
+      what:
+        `Cannot create the disks of the machine "${machine}" in the storage pool "${pool.name}"`,
       cause,
-      advice: `See what space it has left, and free some: ${virsh(pool, "pool-info", pool.name)}`,
+      advice: `Free space in the pool: ${virsh(pool, "pool-info", pool.name)}`,
     });
   }
 }

@@ -124,7 +124,7 @@ async function ownFiles(directory: string): Promise<GuestFile[] | null> {
 
 function fileIn(directory: string, name: string): GuestFile {
   const path = `${directory}/${name}`;
-  const advice = `See whose it is, and whether its file system is in order: ls -ld ${path}`;
+  const advice = `Check its owner and its file system: ls -ld ${path}`;
   return {
     name,
     read: (mostBytes) => {

@@ -31,7 +31,7 @@ export async function lookupActivePool(
     throw new SystemFailure({
       fault: "storage",
       what: `The host has no storage pool "${name}"`,
-      advice: `Make it: ${makePool(connection, name)}; or set "${key}" to another`,
+      advice: `Create it: ${makePool(connection, name)}; or set "${key}" to another`,
     });
   }
   using undo = new DisposableStack();
@@ -66,9 +66,9 @@ export async function createDirPool(connection: Connection, name: string): Promi
     if (await becomesActive(connection, name)) return; // another prepare was faster
     throw new SystemFailure({
       fault: "storage",
-      what: `Cannot make the storage pool "${name}" in ${poolPath(name)}`,
+      what: `Cannot create the storage pool "${name}" in ${poolPath(name)}`,
       cause,
-      advice: 'Let this user manage libvirt, or set "pools.overlays" to a pool that there is',
+      advice: 'Add this user to the group libvirt, or set "pools.overlays" to an existing pool',
     });
   }
 }

@@ -66,8 +66,8 @@ export async function requireUnchanged(connection: Connection, template: Templat
   throw new SystemFailure({
     fault: "template",
     what:
-      `The template "${template.volume}" was replaced or written to while a machine was made of it`,
-    advice: "Run the job again, which GitLab Runner does by itself",
+      `The template "${template.volume}" was replaced or modified while a machine was created from it`,
+    advice: "Retry the job, if GitLab Runner does not retry it",
   });
 }
 
@@ -88,8 +88,9 @@ async function findFirst(pool: StoragePool, volumes: readonly string[]): Promise
 function corrupt({ volume, path, format }: Template): SystemFailure {
   return new SystemFailure({
     fault: "template",
-    what: `The template's disk "${volume}" is no qcow2 image: libvirt takes it for "${format}"`,
-    advice: `Look at it: qemu-img check ${path}; then make the template again`,
+    what:
+      `The template's disk "${volume}" is not a qcow2 image: libvirt detects the format "${format}"`,
+    advice: `Check it: qemu-img check ${path}; then create the template again`,
   });
 }
 

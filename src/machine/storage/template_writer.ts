@@ -38,15 +38,15 @@ export async function explainLock(
   if (lock === null) return null;
   const file = lock[1] ?? template.path;
   const writer = await findWriter(connection, { ...template, path: file });
-  const who = writer === null ? "Somebody" : `The domain "${writer}"`;
+  const who = writer === null ? "Another process" : `The domain "${writer}"`;
   const advice = writer === null
-    ? `End the process that this shows: fuser -v ${file}`
+    ? `End the process that fuser shows: fuser -v ${file}`
     : `Shut it down: ${virsh(connection, "shutdown", writer)}, and give it a disk of its own`;
   return new SystemFailure({
     fault: "template",
     what:
       `${who} has the disk ${file} of the template "${template.volume}" open for writing, so no ` +
-      "machine can stand on it",
+      "machine can use it",
     cause,
     advice,
   });

@@ -43,7 +43,7 @@ async function chooseImage(
     warn(
       (changes === null
         ? `There is no warm image of "${name}"`
-        : `The warm image of "${name}" was created before a change of ${changes}, or for others`) +
+        : `The warm image of "${name}" does not match ${changes} any more`) +
         `, so the machine boots. Ask the administrator to create one: libvirt-gci warm ${name}`,
     );
   }

@@ -78,7 +78,7 @@ async function warmTemplate(requested: string, context: Context): Promise<void> 
   const image = { template: name, id: newWarmId(), created: new Date().toISOString(), origin };
   const timed = withOwnSteps(context);
   await make(image, { choice, advise, pool }, timed);
-  log(`The template "${name}" is warm after ${timed.report.steps.summary()}`);
+  log(`The warm image of "${name}" is ready in ${timed.report.steps.summary()}`);
   for (const old of before) await drop(old, pool, context);
   if (settings.start === "cold") {
     warn(`Jobs do not use the image yet: set "start" of the template "${name}" to warm or auto`);
@@ -209,6 +209,6 @@ async function drop(
     `Removed a warm image of "${image.template}"` +
       (users.length === 0
         ? ""
-        : `, but for its disk, which gc removes when these machines are gone: ${users.join(", ")}`),
+        : `, except for its disk, which gc removes after these machines: ${users.join(", ")}`),
   );
 }

@@ -21,7 +21,7 @@ faultTest("libvirtd is killed and starts again", async (t) => {
     const isMidway = point.when === "midway";
     const fault = `libvirtd killed ${isMidway ? "in" : "after"} ${point.name}`;
     const says = isMidway
-      ? /The connection to libvirt was lost before it had started the machine [^]*Look at the libvirt daemon/
+      ? /The connection to libvirt was lost before it had started the machine [^]*Check the libvirt daemon/
       : /libvirt: .*/;
     await t.step(fault, () =>
       meetFault(

@@ -87,7 +87,7 @@ const BEFORE_WAITING_RUN: readonly (typeof IN_RUN[number] & {
     fault: "the guest has lost its network",
     script: "(sleep 1; sudo ip link set eth0 down) >/dev/null 2>&1 & sleep 0.5",
     status: 2,
-    says: /within 60 s: it does not answer\nWhat to do: See .* console/,
+    says: /within 60 s: it does not answer\nWhat to do: Check .* console/,
   },
   {
     fault: "the machine's link is down",
@@ -100,13 +100,13 @@ const BEFORE_WAITING_RUN: readonly (typeof IN_RUN[number] & {
     fault: "SSH is refused",
     script: NO_SSHD,
     status: 2,
-    says: /within 60 s: it refuses the connection\nWhat to do: Have an SSH server/,
+    says: /within 60 s: it refuses the connection\nWhat to do: Start an SSH server/,
   },
   {
     fault: "SSH stalls",
     script: "sudo pkill -STOP -f '[s]shd -D'",
     status: 2,
-    says: /within 60 s: it takes the connection, and its SSH server says nothing/,
+    says: /within 60 s: it accepts the connection, but its SSH server does not answer/,
   },
   {
     fault: "SSH is reset",
@@ -174,7 +174,7 @@ faultTest("the guest does not come up", async (t) => {
         timeouts: { ssh_seconds: 6 },
         templates: { lite: { ssh: { login: "cloud-init" } } },
       },
-      says: /does not show the machine's host key[^]*What to do: .* did not take the keys/,
+      says: /does not show the machine's host key[^]*What to do: .* did not install the keys/,
     },
   ];
   for (const { fault, says, settings } of faults) {

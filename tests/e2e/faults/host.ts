@@ -72,7 +72,10 @@ faultTest("a storage pool fails", async (t) => {
       await using pool = await startPool(null);
       await Deno.remove(pool.path, { recursive: true });
       await meetInPrepare(
-        { fault: `directory of ${kind} gone`, says: /Cannot make the disks|cannot open directory/ },
+        {
+          fault: `directory of ${kind} gone`,
+          says: /Cannot create the disks|cannot open directory/,
+        },
         { pools: { [kind]: NAME } },
         async () => {
           await Deno.mkdir(pool.path);
@@ -199,7 +202,7 @@ faultTest("the template is corrupt", async (t) => {
       fault: "template is cut off",
       at: -1,
       bytes: [],
-      says: /did not come up/,
+      says: /did not start/,
     },
   ];
   for (const { fault, says, at, bytes } of corruptions) {

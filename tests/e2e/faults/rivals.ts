@@ -86,7 +86,7 @@ faultTest("the host reboots", async (t) => {
           fault: `the host reboots, then ${then}`,
           stage: "run",
           status: 2,
-          says: /is gone/,
+          says: /does not exist, or has ended/,
           then,
         },
         async (attempt) => {
