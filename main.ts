@@ -8,6 +8,16 @@ if (Deno.args.length === 1 && Deno.args[0] === "--version") {
   console.log(version);
   Deno.exit(0); // before the rest is even loaded
 }
+if (Deno.args.length === 1 && Deno.args[0] === "connection-master") {
+  // Only what it needs is loaded: it stays as long as the machine.
+  const { runMaster } = await import("./src/guest/master/master_process.ts");
+  const ended = new AbortController();
+  for (const signal of ["SIGTERM", "SIGINT"] as const) {
+    Deno.addSignalListener(signal, () => ended.abort());
+  }
+  await runMaster(Deno.stdin.readable, ended.signal).catch(() => {}); // nobody hears of it
+  Deno.exit(0);
+}
 
 /** How soon a stage notices that its runner is gone. */
 const LOOK_MS = 1000;

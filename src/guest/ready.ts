@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { SystemFailure } from "../errors.ts";
-import { type Login, SshConnection, WrongHostKey } from "./ssh_connection.ts";
+import { type Login, type OpenOptions, SshConnection, WrongHostKey } from "./ssh_connection.ts";
 import { whyUnreached } from "./unreached.ts";
 import { type Goal, type Limits, NotYet, waitFor, within } from "../wait.ts";
 
@@ -29,7 +29,10 @@ export async function waitForSsh(
     return await waitFor({
       ...goalOf(login),
       probe: async () => {
-        const hostKey = await tryCommand(login, limits.signal, nextConnectMs());
+        const hostKey = await tryCommand(login, {
+          signal: limits.signal,
+          connectMs: nextConnectMs(),
+        });
         if (!(hostKey instanceof NotYet)) return hostKey;
         ended.asked ??= refuseEnded().then(() => void (ended.asked = null));
         await within(ended.asked, ANSWER_MS, limits.signal);
@@ -45,9 +48,14 @@ export async function waitForSsh(
  * Logs in to a guest that has let us in before. Its SSH server may be away for a moment: cloud-init
  * restarts it when it changes its settings. Whoever gets the connection disposes of it.
  */
-export function openSsh(login: Login, limits: Limits): Promise<SshConnection> {
+export function openSsh(
+  login: Login,
+  limits: Limits,
+  options: Pick<OpenOptions, "keepaliveMs"> = {},
+): Promise<SshConnection> {
+  const { signal } = limits;
   const nextConnectMs = growingTimes();
-  const probe = () => tryLogin(login, limits.signal, nextConnectMs());
+  const probe = () => tryLogin(login, { ...options, signal, connectMs: nextConnectMs() });
   return waitFor({ ...goalOf(login), probe }, limits);
 }
 
@@ -94,30 +102,25 @@ function orNotYetItsHostKey(error: unknown): NotYet {
   });
 }
 
+type Attempt = Omit<OpenOptions, "timeoutMs" | "sock">;
+
 /** Logs in and runs a command that does nothing. Gives the guest's host key. */
-async function tryCommand(
-  login: Login,
-  signal: AbortSignal,
-  connectMs: number,
-): Promise<string | NotYet> {
-  const ssh = await tryLogin(login, signal, connectMs).catch(orNotYetItsHostKey);
+async function tryCommand(login: Login, attempt: Attempt): Promise<string | NotYet> {
+  const ssh = await tryLogin(login, attempt).catch(orNotYetItsHostKey);
   if (ssh instanceof NotYet) return ssh;
   using _ = ssh;
   const ignore = (): Promise<void> => Promise.resolve();
   const nothing = { input: new Uint8Array(), stdout: ignore, stderr: ignore };
   const ran = ssh.run("exit 0", nothing).catch(() => null);
-  const status = (await within(ran, ATTEMPT_MS, signal))?.status ?? null;
+  const status = (await within(ran, ATTEMPT_MS, attempt.signal))?.status ?? null;
   if (status === 0) return ssh.hostKey;
   return new NotYet(`an empty command ended with the status ${status ?? "unknown"}`);
 }
 
-async function tryLogin(
-  login: Login,
-  signal: AbortSignal,
-  connectMs: number,
-): Promise<SshConnection | NotYet> {
+async function tryLogin(login: Login, attempt: Attempt): Promise<SshConnection | NotYet> {
+  const { signal } = attempt;
   try {
-    const options = { timeoutMs: ATTEMPT_MS, connectMs, signal };
+    const options = { ...attempt, timeoutMs: ATTEMPT_MS };
     if (login.channel === null) return await SshConnection.open(login, options);
     const { openChannel } = await import("./channel.ts"); // what few machines need
     const sock = await openChannel(login.channel, options);

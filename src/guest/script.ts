@@ -111,6 +111,8 @@ const TOKEN_VARIABLE = "LIBVIRT_GCI_SCRIPT";
 /** How long a guest may take to begin with that, and to be through with it. */
 const ANSWER_MS = 3000;
 const END_MS = 30_000;
+/** How long a cancelled script takes at most to end, or not to answer, and to say so. */
+export const MOST_CANCEL_MS = ANSWER_MS + END_MS + 2000;
 
 /** Ends the processes of the script. Whether the guest answered: else it is left to cleanup. */
 async function endProcesses(ssh: SshConnection, token: string): Promise<boolean> {
@@ -200,12 +202,19 @@ function noStatus(
       advice: "Log in to a machine of the template as its user, and check that sh runs there",
     });
   }
+  if (signal === null) return lostGuest(lost);
+  return lostGuest(lost, `The guest ended the script's session with the signal ${quoted(signal)}`);
+}
+
+/** The failure of a script whose guest, or the connection to it, was lost. */
+export function lostGuest(
+  cause: Error | null,
+  what = "The connection to the guest broke while the script ran",
+): SystemFailure {
   return new SystemFailure({
     fault: "lost",
-    what: signal !== null
-      ? `The guest ended the script's session with the signal ${quoted(signal)}`
-      : "The connection to the guest broke while the script ran",
-    cause: lost ?? undefined,
+    what,
+    cause: cause ?? undefined,
     advice: "Check the end of its serial console for a crash, a shutdown or a lack of memory " +
       '("memory_mib"), and the script for a command that ends its own session',
   });

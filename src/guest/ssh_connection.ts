@@ -2,7 +2,6 @@
 import type { Duplex } from "node:stream";
 // @ts-types="@types/ssh2"
 import type {
-  Algorithms,
   AuthHandlerMiddleware,
   Client,
   ClientCallback,
@@ -10,6 +9,7 @@ import type {
   ConnectConfig,
 } from "ssh2";
 import { SystemFailure } from "../errors.ts";
+import { ALGORITHMS } from "./algorithms.ts";
 import { limitBuffering } from "./backpressure.ts";
 import type { Channel } from "./channel.ts";
 import {
@@ -19,6 +19,7 @@ import {
   endOf,
   type Sink,
 } from "./command_streams.ts";
+import { HostKeyCheck } from "./host_key_check.ts";
 
 /** How to log in to a guest. */
 export interface Login {
@@ -46,20 +47,7 @@ export class WrongHostKey extends LoginRefused {}
 const KEEPALIVE_MS = 15_000;
 /** For what has come already to be seen, when a time is over. */
 const GRACE_MS = 10;
-const KEEPALIVES_UNANSWERED = 8; // two minutes: a busy guest is slow to answer, not gone
-
-/**
- * Key exchanges whose cost no server chooses: with diffie-hellman-group-exchange it names the prime, of
- * any size (RFC 4419), and ssh2 computes with it while nothing else happens. OpenSSH has had these since
- * 5.7. What is not compressed cannot grow.
- */
-const ALGORITHMS: Algorithms = {
-  kex: [
-    ...["curve25519-sha256", "curve25519-sha256@libssh.org"] as const,
-    ...["ecdh-sha2-nistp256", "ecdh-sha2-nistp384", "ecdh-sha2-nistp521"] as const,
-  ],
-  compress: ["none"],
-};
+const SILENT_MS = 120_000; // a busy guest is slow to answer, not gone
 
 /** Offers the key at once and nothing else: there is no round trip to ask what there is. */
 function byKeyOnceKnown(keyKnown: Promise<unknown>): AuthHandlerMiddleware {
@@ -74,13 +62,15 @@ function byKeyOnceKnown(keyKnown: Promise<unknown>): AuthHandlerMiddleware {
 }
 
 /** How to open a connection. */
-interface OpenOptions {
+export interface OpenOptions {
   readonly timeoutMs: number;
   /** How much of that the connection may take, before SSH begins. */
   readonly connectMs?: number;
   readonly signal: AbortSignal;
   /** The opened channel, closed with the connection. */
   readonly sock?: Duplex;
+  /** How often an idle connection asks for a sign of life. */
+  readonly keepaliveMs?: number;
 }
 
 /** The channel, or a new socket to the guest, which ssh2 can pause. */
@@ -92,32 +82,19 @@ async function socketTo({ address, port }: Login, channel: Duplex | undefined): 
 }
 
 /** What ssh2 is told of a login, but for its socket and the host key. */
-function configOf({ user, privateKey, keyKnown }: Login, timeoutMs: number): ConnectConfig {
+function configOf(
+  { user, privateKey, keyKnown }: Login,
+  { timeoutMs, keepaliveMs = KEEPALIVE_MS }: OpenOptions,
+): ConnectConfig {
   return {
     username: user,
     privateKey,
     authHandler: byKeyOnceKnown(keyKnown ?? Promise.resolve()),
     readyTimeout: timeoutMs,
-    keepaliveInterval: KEEPALIVE_MS,
-    keepaliveCountMax: KEEPALIVES_UNANSWERED,
+    keepaliveInterval: keepaliveMs,
+    keepaliveCountMax: Math.round(SILENT_MS / keepaliveMs),
     algorithms: ALGORITHMS,
     hostHash: "sha256",
-  };
-}
-
-/** Sees whether the server has this host key, or keeps which one it has. */
-class HostKeyCheck {
-  /** The SHA-256 of the host key that the server showed, in base64; empty before that. */
-  shown = "";
-  isWrong = false;
-
-  constructor(readonly wanted: string | null) {}
-
-  /** Takes the hash in hexadecimal, as ssh2 gives it. */
-  readonly verify = (hash: string): boolean => {
-    this.shown = btoa(String.fromCharCode(...Uint8Array.fromHex(hash)));
-    this.isWrong = this.wanted !== null && this.wanted !== this.shown;
-    return !this.isWrong;
   };
 }
 
@@ -125,13 +102,24 @@ class HostKeyCheck {
 export class SshConnection implements Disposable {
   /** The SHA-256 of the host key that the server proved to have, in base64. */
   readonly hostKey: string;
+  /** Resolves when the connection is closed, by whichever side. */
+  readonly closed: Promise<void>;
   readonly #client: Client;
   #lost: Error | null = null;
+  #isClosed = false;
+  #heard = performance.now();
 
-  private constructor(client: Client, hostKey: string) {
+  private constructor(client: Client, sock: Duplex, hostKey: string) {
     this.#client = client;
     this.hostKey = hostKey;
     client.on("error", (error) => this.#lost = error); // or it would end the process
+    sock.on("data", () => this.#heard = performance.now());
+    const { promise, resolve } = Promise.withResolvers<void>();
+    client.once("close", () => {
+      this.#isClosed = true;
+      resolve();
+    });
+    this.closed = promise;
   }
 
   /**
@@ -140,8 +128,9 @@ export class SshConnection implements Disposable {
    */
   static async open(
     login: Login,
-    { timeoutMs, connectMs = timeoutMs, signal, sock: channel }: OpenOptions,
+    options: OpenOptions,
   ): Promise<SshConnection> {
+    const { timeoutMs, connectMs = timeoutMs, signal, sock: channel } = options;
     // @ts-types="@types/ssh2"
     const { Client } = (await import("ssh2")).default;
     const sock = await socketTo(login, channel);
@@ -169,10 +158,10 @@ export class SshConnection implements Disposable {
     signal.addEventListener("abort", abort);
     try {
       signal.throwIfAborted();
-      client.connect({ ...configOf(login, timeoutMs), sock, hostVerifier: hostKey.verify });
+      client.connect({ ...configOf(login, options), sock, hostVerifier: hostKey.verify });
       limitBuffering(client, sock);
       await promise;
-      return new SshConnection(client, hostKey.shown);
+      return new SshConnection(client, sock, hostKey.shown);
     } catch (error) {
       // Deno 2.7 leaves a socket open that is destroyed while it connects: it is destroyed then.
       if (isConnecting) sock.on("connect", () => sock.destroy());
@@ -189,6 +178,15 @@ export class SshConnection implements Disposable {
   /** What ended the connection, if it was lost. */
   get lost(): Error | null {
     return this.#lost;
+  }
+
+  get isClosed(): boolean {
+    return this.#isClosed;
+  }
+
+  /** How long nothing has come from the server. */
+  get silentMs(): number {
+    return performance.now() - this.#heard;
   }
 
   /**

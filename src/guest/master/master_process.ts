@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import { keepConnection, type MasterTask } from "./master.ts";
+
+/** The program's only argument where it is a connection master. People have no use for it. */
+export const MASTER_ARGUMENT = "connection-master";
+
+/**
+ * Reads from the standard input what there is to do, and does it. That is nothing if whoever started it
+ * ends before it says so.
+ */
+export async function runMaster(
+  input: ReadableStream<Uint8Array>,
+  signal: AbortSignal,
+): Promise<void> {
+  const text = await new Response(input).text();
+  if (text !== "") await keepConnection(JSON.parse(text) as MasterTask, signal);
+}

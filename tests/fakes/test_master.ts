@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import assert from "node:assert/strict";
+import { findMaster, type MasterSession } from "../../src/guest/master/client.ts";
+import { controlSocket } from "../../src/guest/master/control_socket.ts";
+import { keepConnection, type MasterTask } from "../../src/guest/master/master.ts";
+import { sleep } from "../../src/wait.ts";
+import type { TestGuest } from "./test_guest.ts";
+
+const MAIN = new URL("../../main.ts", import.meta.url).pathname;
+
+/** A directory as GitLab Runner makes one for an attempt. */
+export function makeAttemptDir(): string {
+  return Deno.makeTempDirSync({ prefix: "libvirt-gci-test-" });
+}
+
+/** What the master of a test guest is for. */
+export function masterTask(
+  guest: TestGuest,
+  attemptDir: string,
+  differences: Partial<MasterTask> = {},
+): MasterTask {
+  const { port, privateKey } = guest;
+  const socket = controlSocket(attemptDir);
+  assert(socket !== null);
+  return {
+    ...{ machine: "m", domain: "m", shell: "bash", socket, deadline: null },
+    ...{ keeps: false, metricsFile: null },
+    login: {
+      ...{ address: "127.0.0.1", port, user: "gitlab-runner", privateKey },
+      ...{ channel: null, hostKey: null },
+    },
+    ...differences,
+  };
+}
+
+/** A connection master in this process. It ends when it is disposed of. */
+export class TestMaster implements AsyncDisposable {
+  readonly task: MasterTask;
+  /** Resolves when it has ended. */
+  readonly ended: Promise<void>;
+  readonly #over = new AbortController();
+
+  constructor(task: MasterTask) {
+    this.task = task;
+    this.ended = keepConnection(task, this.#over.signal);
+  }
+
+  /** A connection to it for a script of so many bytes. Fails if there is none. */
+  async session(bytes: number): Promise<MasterSession> {
+    const session = await findMaster(this.task.socket, { machine: this.task.machine, bytes });
+    assert(session !== null, "there is no master");
+    return session;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#over.abort();
+    await this.ended;
+  }
+}
+
+/** A connection master as a process of its own, as prepare starts it. */
+export class MasterProcess implements AsyncDisposable {
+  readonly task: MasterTask;
+  readonly child: Deno.ChildProcess;
+
+  private constructor(task: MasterTask, child: Deno.ChildProcess) {
+    this.task = task;
+    this.child = child;
+  }
+
+  /** Resolves when its socket is there. */
+  static async start(task: MasterTask): Promise<MasterProcess> {
+    const child = new Deno.Command(Deno.execPath(), {
+      args: ["run", "--quiet", "--allow-all", MAIN, "connection-master"],
+      ...{ stdin: "piped", stdout: "null", stderr: "null" },
+    }).spawn();
+    const stdin = child.stdin.getWriter();
+    await stdin.write(new TextEncoder().encode(JSON.stringify(task)));
+    await stdin.close();
+    for (let i = 0; i < 500 && !await isThere(task.socket); i++) await sleep(20);
+    assert(await isThere(task.socket), "it does not listen");
+    return new MasterProcess(task, child);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    try {
+      this.child.kill("SIGKILL");
+    } catch {
+      // It has ended.
+    }
+    await this.child.status;
+  }
+}
+
+/** Whether there is such a file. */
+export async function isThere(path: string): Promise<boolean> {
+  return await Deno.lstat(path).then(() => true, () => false);
+}
