@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { CliOutput } from "./cli/any_line.ts";
-import { PROGRAM, type Program } from "./cli/command.ts";
-import { directoriesOf } from "./cli/directories.ts";
+import type { Program } from "./cli/command.ts";
 import { exitStatus, reportScriptStatus } from "./cli/exit_status.ts";
 import { type CommandLine, type Commands, parseArguments } from "./cli/parser.ts";
 import type { Printer } from "./cli/printer.ts";
-import { keptVariables, refillArguments } from "./cli/refill.ts";
+import { PROGRAM } from "./cli/program_name.ts";
 import { ScriptOutput } from "./cli/script_output.ts";
 import { explain, ScriptFailure } from "./errors.ts";
 import type { Outputs } from "./guest/command_streams.ts";
@@ -15,7 +14,7 @@ import type { Context } from "./machine/context.ts";
 import { StepTimer } from "./machine/steps.ts";
 import type { Meter } from "./metrics/meter.ts";
 import type { Counted } from "./metrics/metrics.ts";
-import { loadConfig } from "./settings/load.ts";
+import type { loadConfig } from "./settings/load.ts";
 import type { Config } from "./settings/settings.ts";
 
 /** All commands, in the order of `--help`. The bundle takes literal paths only. */
@@ -124,15 +123,50 @@ async function runCommand(line: CommandLine, caller: RunningCaller): Promise<voi
   const { env, version, path, signal, printer, output, say } = caller;
   const places = { file, home: env["HOME"], xdgConfigHome: env["XDG_CONFIG_HOME"] };
   let loaded: Promise<Config> | null = null;
-  const settings = (): Promise<Config> => loaded ??= loadConfig(places);
+  const settings = (): Promise<Config> => loaded ??= loadSettings(places);
+  let metricsFile = async (): Promise<string | null> => (await settings()).metricsFile;
+  const countIn = (file: string | null): void => void (metricsFile = () => Promise.resolve(file));
   const run = (meter: Meter | null): Promise<void> =>
     action.run({
-      ...{ env, version, path, signal, printer, output, say, guestCommand, settings },
+      ...{ env, version, path, signal, printer, output, say, guestCommand, settings, countIn },
       onHost: async (body, config) =>
         await onHost(body, { config: config ?? await settings(), line, caller, meter }),
     });
   if (action.countedAs === null) return await run(null);
+  if (action.countedAs === "run") {
+    return await runScriptStage(() => run(null), {
+      line,
+      caller,
+      metricsFile: () => metricsFile(),
+    });
+  }
   await runStage(run, { stage: action.countedAs, config: await settings(), line, caller });
+}
+
+async function loadSettings(places: Parameters<typeof loadConfig>[0]): Promise<Config> {
+  return await (await import("./settings/load.ts")).loadConfig(places); // some commands never need it
+}
+
+/** Runs a script, which `metrics_file` counts too. Only in the end it is asked which file that is. */
+async function runScriptStage(
+  run: () => Promise<void>,
+  { line, caller, metricsFile }: {
+    readonly line: CommandLine;
+    readonly caller: Caller;
+    readonly metricsFile: () => Promise<string | null>;
+  },
+): Promise<void> {
+  const start = performance.now();
+  let failure: unknown = null;
+  try {
+    await run();
+  } catch (error) {
+    failure = reasonOf(error, line, caller);
+    throw error;
+  } finally {
+    const file = await metricsFile().catch(() => null); // which is why it has failed
+    await (await startMeter("run", file, { caller, start }))?.end(failure);
+  }
 }
 
 /** Runs a command that `metrics_file` counts, and refills the standby machines after it. */
@@ -145,7 +179,7 @@ async function runStage(
     readonly caller: Caller;
   },
 ): Promise<void> {
-  const meter = await startMeter(stage, config, caller);
+  const meter = await startMeter(stage, config.metricsFile, { caller, start: performance.now() });
   let failure: unknown = null;
   try {
     await run(meter);
@@ -154,28 +188,30 @@ async function runStage(
     throw error;
   } finally {
     await meter?.end(failure);
-    if (line.action.refills && !caller.signal.aborted) refillStandbys(config, line, caller);
+    if (line.action.refills && !caller.signal.aborted) await refillStandbys(config, line, caller);
   }
 }
 
-/** Begins to count a stage; null where nobody wants it. */
+/** Counts a stage from its start; null where nobody wants it. */
 async function startMeter(
   stage: Counted,
-  { metricsFile: file }: Config,
-  { version, printer }: Caller,
+  file: string | null,
+  { caller: { version, printer }, start }: { readonly caller: Caller; readonly start: number },
 ): Promise<Meter | null> {
   if (file === null) return null;
   const { Meter } = await import("./metrics/meter.ts"); // most hosts never need it
-  return new Meter({ file, stage, version, warn: (words) => printer.warn(inOneLine(words)) });
+  const warn = (words: string): void => printer.warn(inOneLine(words));
+  return new Meter({ file, stage, version, start, warn });
 }
 
 /** What a job took, or made room for, is made again while nobody waits for it. */
-function refillStandbys(
+async function refillStandbys(
   config: Config,
   { config: file }: CommandLine,
   { startInBackground, env, printer }: Caller,
-): void {
+): Promise<void> {
   try {
+    const { keptVariables, refillArguments } = await import("./cli/refill.ts");
     const refill = refillArguments(config, { file, cwd: Deno.cwd });
     if (refill !== null) startInBackground(refill, keptVariables(env));
   } catch (error) {
@@ -193,7 +229,8 @@ async function onHost(
     readonly meter: Meter | null;
   },
 ): Promise<void> {
-  const { Connection } = await import("./libvirt/connection.ts"); // some commands never need it
+  const { Connection } = await import("./libvirt/connection.ts"); // some commands never need them
+  const { directoriesOf } = await import("./cli/directories.ts");
   const { env, printer } = caller;
   const signal = action.outlastsCancel ? new AbortController().signal : caller.signal;
   const onCall = debug

@@ -9,7 +9,7 @@ import { AsyncLocalStorage } from "node:async_hooks";
 import { exitStatus } from "../src/cli/exit_status.ts";
 import { gc } from "../src/commands/gc.ts";
 import { prepare } from "../src/commands/prepare.ts";
-import { run } from "../src/commands/run.ts";
+import { run } from "../src/machine/run_script.ts";
 import type { CallName, Connection } from "../src/libvirt/connection.ts";
 import { Domain } from "../src/libvirt/domain.ts";
 import { LibvirtError, VIR_ERR } from "../src/libvirt/error.ts";

@@ -7,7 +7,8 @@ import type { Parser } from "@optique/core/parser";
 import { argument, command as optiqueCommand, flag, option } from "@optique/core/primitives";
 import { string } from "@optique/core/valueparser";
 import { type Field, GLOBAL_OPTIONS } from "./arguments.ts";
-import { type Command, PROGRAM } from "./command.ts";
+import type { Command } from "./command.ts";
+import { PROGRAM } from "./program_name.ts";
 import type { Line } from "./plain_line.ts";
 
 /** What the parser prints, and how it ends the program for `--help` and mistakes. */

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { type Fields, type Given, readFields, type Values } from "./arguments.ts";
 import type { Printer } from "./printer.ts";
+import { PROGRAM } from "./program_name.ts";
 import { UsageError } from "../errors.ts";
 import type { Outputs } from "../guest/command_streams.ts";
 import type { Env } from "../job/job.ts";
@@ -8,9 +9,7 @@ import type { Context } from "../machine/context.ts";
 import type { Counted } from "../metrics/metrics.ts";
 import type { Config } from "../settings/settings.ts";
 
-/** The program's name in messages, whatever the file is called. */
-export const PROGRAM = "libvirt-gci";
-
+/** What a command runs with. */
 export interface Program {
   readonly env: Env;
   readonly version: string;
@@ -29,6 +28,8 @@ export interface Program {
   readonly settings: () => Promise<Config>;
   /** Connects to libvirt for the body. `config` replaces the settings. Throws SystemFailure. */
   readonly onHost: (body: (context: Context) => Promise<void>, config?: Config) => Promise<void>;
+  /** Has the script that runs counted in this file, without the settings; null is nowhere. */
+  readonly countIn: (metricsFile: string | null) => void;
 }
 
 /** A command with its arguments, ready to run. */

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { GLOBAL_OPTIONS, readFields } from "./arguments.ts";
 import type * as AnyLine from "./any_line.ts";
-import { type Command, type Invocation, PROGRAM } from "./command.ts";
+import type { Command, Invocation } from "./command.ts";
 import { type Line, readPlainLine } from "./plain_line.ts";
+import { PROGRAM } from "./program_name.ts";
 
 /** All commands by their names, each in a module of its own. */
 export type Commands = Readonly<Record<string, () => Promise<{ readonly command: Command }>>>;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { machineOption, switchFlag } from "../cli/arguments.ts";
-import { defineCommand, PROGRAM, type Program } from "../cli/command.ts";
+import { defineCommand, type Program } from "../cli/command.ts";
+import { PROGRAM } from "../cli/program_name.ts";
 import { type Ask, askAtTerminal } from "../cli/terminal.ts";
 import { UsageError } from "../errors.ts";
 import { jobFromEnv, requireMachine } from "../job/job.ts";

@@ -2,7 +2,6 @@
 import { jsonFlag, option } from "../cli/arguments.ts";
 import { defineCommand, type Program } from "../cli/command.ts";
 import { prepare } from "./prepare.ts";
-import { run } from "./run.ts";
 import { bootTemplate } from "../doctor/boot.ts";
 import type { DoctorContext } from "../doctor/check.ts";
 import { type GroupedFinding, runChecks } from "../doctor/checks.ts";
@@ -10,6 +9,7 @@ import { failureOf, findingsJson, findingsText } from "../doctor/report.ts";
 import type { Outputs } from "../guest/command_streams.ts";
 import { jobFromEnv, makeUpMachineName } from "../job/job.ts";
 import { Connection } from "../libvirt/connection.ts";
+import { run } from "../machine/run_script.ts";
 import type { Context } from "../machine/context.ts";
 import { kvmRunsGuests } from "../machine/kvm/kvm_probe.ts";
 import { readHostNetwork } from "../machine/network/host_addresses.ts";

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { machineArgument } from "../cli/arguments.ts";
-import { defineCommand, PROGRAM } from "../cli/command.ts";
+import { defineCommand } from "../cli/command.ts";
+import { PROGRAM } from "../cli/program_name.ts";
 import { ownTerminal, type Terminal } from "../cli/terminal.ts";
 import { ScriptFailure, SystemFailure, UsageError } from "../errors.ts";
 import { commandLine } from "../guest/command_line.ts";

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { argumentList, switchFlag } from "../cli/arguments.ts";
-import { defineCommand, PROGRAM } from "../cli/command.ts";
+import { defineCommand } from "../cli/command.ts";
+import { PROGRAM } from "../cli/program_name.ts";
 import { UsageError } from "../errors.ts";
 import { removeWarmImages, warm } from "../machine/warm/save.ts";
 

@@ -46,6 +46,17 @@ export async function noteFailure(
   }
 }
 
+/** As {@linkcode noteFailure}, unless the machine is not to be kept, or is for an earlier failure. */
+export async function noteFirstFailure(
+  machine: string,
+  script: JobScript,
+  context: Context,
+): Promise<void> {
+  using domain = await Domain.find(context.host.connection, machine);
+  const metadata = domain && await findMetadata(domain);
+  if (metadata !== null && isFirstFailure(metadata)) await noteFailure(machine, script, context);
+}
+
 async function note(
   machine: string,
   { name, say }: JobScript,
@@ -80,6 +91,17 @@ async function countKept(connection: Connection): Promise<number> {
   return all.filter((metadata) =>
     metadata !== null && (isKept(metadata) || metadata.promisedUntil !== null)
   ).length;
+}
+
+/** As {@linkcode notePass}, if the metadata names this script's failure. */
+export async function notePassOf(
+  machine: string,
+  script: JobScript,
+  { connection }: Host,
+): Promise<void> {
+  using domain = await Domain.find(connection, machine);
+  const metadata = domain && await findMetadata(domain);
+  if (domain !== null && metadata?.failed === script.name) await notePass(domain, script);
 }
 
 /** Takes back {@linkcode noteFailure}, after GitLab ran the script again with success. */

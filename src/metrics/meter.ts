@@ -20,18 +20,21 @@ export interface MeterOptions {
   readonly file: string;
   readonly stage: Counted;
   readonly version: string;
+  /** When the stage began, by performance.now(); by default now. */
+  readonly start?: number;
   readonly warn: (line: string) => void;
 }
 
-/** Counts one call of a stage, which begins now. Whatever goes wrong with it is a warning only. */
+/** Counts one call of a stage. Whatever goes wrong with it is a warning only. */
 export class Meter {
   readonly #options: MeterOptions;
-  readonly #start = performance.now();
+  readonly #start: number;
   readonly #phases: [Phase, number][] = [];
   #gauges: Gauges | null = null;
 
   constructor(options: MeterOptions) {
     this.#options = options;
+    this.#start = options.start ?? performance.now();
   }
 
   readonly onStep = (step: Step, milliseconds: number): void => {

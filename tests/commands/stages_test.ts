@@ -2,7 +2,6 @@
 import assert from "node:assert/strict";
 import { configJson } from "../../src/commands/config.ts";
 import { prepare } from "../../src/commands/prepare.ts";
-import { run } from "../../src/commands/run.ts";
 import {
   BuildFailure,
   explain,
@@ -18,12 +17,14 @@ import { Domain } from "../../src/libvirt/domain.ts";
 import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import { readMetadata, writeMetadata } from "../../src/machine/metadata.ts";
 import { removeMachine, removeMachineSafely } from "../../src/machine/remove.ts";
+import { run } from "../../src/machine/run_script.ts";
 import { createDirPool } from "../../src/machine/storage/pools.ts";
 import { createRawVolume } from "../../src/machine/storage/volumes.ts";
 import { parseConfig } from "../../src/settings/read.ts";
 import { sleep } from "../../src/wait.ts";
 import { merged } from "../fakes/merged.ts";
 import { RUNTIME_DIR, TestGuest, type TestGuestOptions } from "../fakes/test_guest.ts";
+import { Masters } from "../fakes/test_master.ts";
 import { openTestHost } from "../fakes/test_host.ts";
 import {
   JOB,
@@ -38,19 +39,35 @@ interface Bed {
   readonly connection: Connection;
   readonly guest: TestGuest;
   readonly stage: TestStage;
+  /** Runs a script: on a connection of its own, or where the test says so through a connection master. */
+  readonly run: typeof run;
+}
+
+/** What the test needs. */
+interface BedOptions extends TestStageOptions {
+  readonly guest?: TestGuestOptions;
+  readonly byMaster?: boolean;
+}
+
+/** A test that must pass whichever way a script takes into its machine. */
+function bothWays(name: string, test: (bed: Bed) => Promise<void>, options: BedOptions = {}): void {
+  Deno.test(name, () => withBed(test, options));
+  const way = `${name}, through a connection master`;
+  Deno.test(way, () => withBed(test, { ...options, byMaster: true }));
 }
 
 /** Gives the test a host, a guest and a stage, and sees that no handle and no machine is left. */
 async function withBed(
   test: (bed: Bed) => Promise<void>,
-  options: TestStageOptions & { readonly guest?: TestGuestOptions } = {},
+  options: BedOptions = {},
 ): Promise<void> {
   const connection = await openTestHost();
   const before = await inventory(connection);
   {
     await using guest = await TestGuest.start(options.guest);
     using stage = testStage(connection, guest, options);
-    await test({ connection, guest, stage });
+    await using masters = new Masters(guest, connection);
+    await test({ connection, guest, stage, run: options.byMaster ? masters.run : run });
     await removeMachine(JOB.machine, stage);
   }
   assert.deepEqual(await inventory(connection), before);
@@ -75,8 +92,9 @@ async function isRunning(connection: Connection, machine: string): Promise<boole
   return domain !== null && await domain.isActive();
 }
 
-Deno.test("a job runs its scripts in a machine of its own", () =>
-  withBed(async ({ connection, stage, guest }) => {
+bothWays(
+  "a job runs its scripts in a machine of its own",
+  async ({ connection, stage, guest, run }) => {
     await prepare(JOB, {}, stage);
     await run(JOB.machine, script("echo out; echo err >&2"), stage);
     assert.deepEqual(stage.output, { stdout: "out\n", stderr: "err\n" });
@@ -84,7 +102,8 @@ Deno.test("a job runs its scripts in a machine of its own", () =>
     assert(await isRunning(connection, JOB.machine));
     await removeMachine(JOB.machine, stage);
     assert(!await isRunning(connection, JOB.machine));
-  }));
+  },
+);
 
 Deno.test("prepare says what it took, and each step of it", () =>
   withBed(async ({ stage }) => {
@@ -128,24 +147,25 @@ Deno.test("prepare writes into the domain whose it is and how to log in", () =>
     assert.equal((metadata.deadline ?? 0) - (metadata.created ?? 0), (3600 + 600) * 1000);
   }));
 
-Deno.test("the script's status is the job's failure, also 255", () =>
-  withBed(async ({ stage }) => {
-    await prepare(JOB, {}, stage);
-    for (const scriptStatus of [1, 7, 255]) {
-      const ran = run(JOB.machine, script(`exit ${scriptStatus}`), stage);
-      await assert.rejects(ran, { scriptStatus });
-    }
-  }));
+bothWays("the script's status is the job's failure, also 255", async ({ stage, run }) => {
+  await prepare(JOB, {}, stage);
+  for (const scriptStatus of [1, 7, 255]) {
+    const ran = run(JOB.machine, script(`exit ${scriptStatus}`), stage);
+    await assert.rejects(ran, { scriptStatus });
+  }
+});
 
-Deno.test("a script is never an argument, and its file is gone after it", () =>
-  withBed(async ({ stage, guest }) => {
+bothWays(
+  "a script is never an argument, and its file is gone after it",
+  async ({ stage, guest, run }) => {
     await prepare(JOB, {}, stage);
     await run(JOB.machine, script('stat -c "%a %n" "$0" # secret'), stage);
     const [mode, file] = stage.output.stdout.trim().split(" ");
     assert.equal(mode, "600");
     await assert.rejects(Deno.stat(file ?? ""), Deno.errors.NotFound);
     assert(!guest.commands.join().includes("secret"));
-  }));
+  },
+);
 
 /** Where a script's file may be. */
 const PLACES = ["/dev/shm", RUNTIME_DIR, "/run", "/tmp"];
@@ -192,13 +212,12 @@ Deno.test(
     }, { guest: { full: PLACES } }),
 );
 
-Deno.test("a script of a megabyte runs", () =>
-  withBed(async ({ stage }) => {
-    await prepare(JOB, {}, stage);
-    const long = `: '${"x".repeat(1024 * 1024)}'\necho end`;
-    await run(JOB.machine, script(long), stage);
-    assert.equal(stage.output.stdout, "end\n");
-  }));
+bothWays("a script of a megabyte runs", async ({ stage, run }) => {
+  await prepare(JOB, {}, stage);
+  const long = `: '${"x".repeat(1024 * 1024)}'\necho end`;
+  await run(JOB.machine, script(long), stage);
+  assert.equal(stage.output.stdout, "end\n");
+});
 
 Deno.test("a guest without the shell of the settings is no failure of the script", () =>
   withBed(async ({ guest, stage }) => {
@@ -217,21 +236,19 @@ Deno.test("a guest without the shell of the settings is no failure of the script
     });
   }));
 
-Deno.test("a script's standard input is empty", () =>
-  withBed(async ({ stage }) => {
-    await prepare(JOB, {}, stage);
-    await run(JOB.machine, script("cat; echo the rest"), stage);
-    assert.equal(stage.output.stdout, "the rest\n");
-  }));
+bothWays("a script's standard input is empty", async ({ stage, run }) => {
+  await prepare(JOB, {}, stage);
+  await run(JOB.machine, script("cat; echo the rest"), stage);
+  assert.equal(stage.output.stdout, "the rest\n");
+});
 
-Deno.test("processes that a script leaves behind do not hold the stage", () =>
-  withBed(async ({ stage }) => {
-    await prepare(JOB, {}, stage);
-    const start = performance.now();
-    await run(JOB.machine, script("(sleep 20; echo late) & echo first"), stage);
-    assert.equal(stage.output.stdout, "first\n");
-    assert(performance.now() - start < 10_000);
-  }));
+bothWays("processes that a script leaves behind do not hold the stage", async ({ stage, run }) => {
+  await prepare(JOB, {}, stage);
+  const start = performance.now();
+  await run(JOB.machine, script("(sleep 20; echo late) & echo first"), stage);
+  assert.equal(stage.output.stdout, "first\n");
+  assert(performance.now() - start < 10_000);
+});
 
 Deno.test("prepare calls no machine isolated whose host's addresses it cannot see", () =>
   withBed(async ({ stage }) => {
@@ -253,15 +270,18 @@ Deno.test("with network.host_addresses, prepare goes on where it cannot see the 
     assert.doesNotMatch(String(error), /of the network "default"/);
   }, { machine: { network: { isolate: true, hostAddresses: ["192.0.2.7/24"] } } }));
 
-Deno.test("all that a script wrote before it ended arrives", () =>
-  withBed(async ({ stage }) => {
-    await prepare(JOB, {}, stage);
-    await run(JOB.machine, script("sleep 5 & head -c 3000000 /dev/zero | tr '\\0' x"), stage);
-    assert.equal(stage.output.stdout.length, 3_000_000);
-  }));
+bothWays("all that a script wrote before it ended arrives", async ({ stage, run }) => {
+  await prepare(JOB, {}, stage);
+  await run(JOB.machine, script("sleep 5 & head -c 3000000 /dev/zero | tr '\\0' x"), stage);
+  assert.equal(stage.output.stdout.length, 3_000_000);
+});
 
 /** Cancels a script some milliseconds after its first sleep, and sees that no sleep is left. */
-async function cancel(text: (sleep: string) => string, sleeps: number, { connection, stage }: Bed) {
+async function cancel(
+  text: (sleep: string) => string,
+  sleeps: number,
+  { connection, stage, run }: Bed,
+) {
   await prepare(JOB, {}, stage);
   const mark = `99.${crypto.getRandomValues(new Uint32Array(1))[0]}`;
   const ran = run(JOB.machine, script(`echo "$0"; ${text(`sleep ${mark}`)}`), stage);
@@ -274,18 +294,20 @@ async function cancel(text: (sleep: string) => string, sleeps: number, { connect
   assert(await isRunning(connection, JOB.machine));
 }
 
-Deno.test("a cancelled script ends with all its processes, and the machine lives on", () =>
-  withBed((bed) =>
-    cancel((sleep) => `setsid ${sleep} & ${sleep} & trap '' TERM; ${sleep}; ${sleep}`, 3, bed)
-  ));
+bothWays(
+  "a cancelled script ends with all its processes, and the machine lives on",
+  (bed) =>
+    cancel((sleep) => `setsid ${sleep} & ${sleep} & trap '' TERM; ${sleep}; ${sleep}`, 3, bed),
+);
 
-Deno.test("a cancelled script's processes end that hide from their environment and from TERM", () =>
-  withBed((bed) =>
-    cancel((sleep) => `env -i bash -c "trap '' TERM; ${sleep}; ${sleep}"; ${sleep}`, 1, bed)
-  ));
+bothWays(
+  "a cancelled script's processes end that hide from their environment and from TERM",
+  (bed) => cancel((sleep) => `env -i bash -c "trap '' TERM; ${sleep}; ${sleep}"; ${sleep}`, 1, bed),
+);
 
-Deno.test("a cancel ends within five seconds in a guest that does not answer", () =>
-  withBed(async ({ connection, stage, guest }) => {
+bothWays(
+  "a cancel ends within five seconds in a guest that does not answer",
+  async ({ connection, stage, guest, run }) => {
     await prepare(JOB, {}, stage);
     const mark = `99.${crypto.getRandomValues(new Uint32Array(1))[0]}`;
     const ran = run(JOB.machine, script(`sleep ${mark}`), stage);
@@ -308,7 +330,8 @@ Deno.test("a cancel ends within five seconds in a guest that does not answer", (
       /The machine ".*" still does not answer/,
     );
     assert(performance.now() - again < 5000);
-  }));
+  },
+);
 
 Deno.test("a guest that did not answer a cancel, and answers again, is as any other", () =>
   withBed(async ({ connection, stage }) => {
@@ -321,8 +344,9 @@ Deno.test("a guest that did not answer a cancel, and answers again, is as any ot
     assert.deepEqual(await readMetadata(domain), record);
   }));
 
-Deno.test("a script whose output nobody takes any more ends with all its processes", () =>
-  withBed(async ({ stage }) => {
+bothWays(
+  "a script whose output nobody takes any more ends with all its processes",
+  async ({ stage, run }) => {
     await prepare(JOB, {}, stage);
     const mark = `99.${crypto.getRandomValues(new Uint32Array(1))[0]}`;
     const stdout = async (): Promise<void> => {
@@ -332,11 +356,13 @@ Deno.test("a script whose output nobody takes any more ends with all its process
     const text = script(`setsid sleep ${mark} & echo first; sleep 30`);
     await assert.rejects(run(JOB.machine, text, toStage({ ...stage, stdout })), /nobody reads it/);
     await untilProcesses(mark, 0);
-  }));
+  },
+);
 
 for (const milliseconds of [0, 5, 20, 40]) {
-  Deno.test(`a script that is cancelled ${milliseconds} ms after it started does not go on`, () =>
-    withBed(async ({ stage, ...bed }) => {
+  bothWays(
+    `a script that is cancelled ${milliseconds} ms after it started does not go on`,
+    async ({ stage, run, ...bed }) => {
       await prepare(JOB, {}, stage);
       const mark = `99.${crypto.getRandomValues(new Uint32Array(1))[0]}`;
       const before = bed.guest.commands.length;
@@ -347,7 +373,8 @@ for (const milliseconds of [0, 5, 20, 40]) {
       stage.abort(new SystemFailure({ what: "Cancelled by SIGTERM" }));
       await assert.rejects(ran, /Cancelled by SIGTERM/);
       await untilProcesses(mark, 0);
-    }));
+    },
+  );
 }
 
 async function untilProcesses(mark: string, count: number): Promise<void> {
@@ -360,24 +387,26 @@ async function untilProcesses(mark: string, count: number): Promise<void> {
   assert.fail(`there are not ${count} processes`);
 }
 
-Deno.test("a lost connection is the host's failure, never success", () =>
-  withBed(async ({ stage }) => {
-    await prepare(JOB, {}, stage);
-    await assert.rejects(run(JOB.machine, script("true"), stage), (error) => {
-      assert(error instanceof SystemFailure);
-      assert.match(error.message, /connection to the guest broke/);
-      assert.equal(faultOf(error), "lost");
-      return true;
-    });
-  }, { guest: { loseScripts: true } }));
+bothWays("a lost connection is the host's failure, never success", async ({ stage, run }) => {
+  await prepare(JOB, {}, stage);
+  await assert.rejects(run(JOB.machine, script("true"), stage), (error) => {
+    assert(error instanceof SystemFailure);
+    assert.match(error.message, /connection to the guest broke/);
+    assert.equal(faultOf(error), "lost");
+    return true;
+  });
+}, { guest: { loseScripts: true } });
 
-Deno.test("a connection that is lost before the status comes is no success", () =>
-  withBed(async ({ stage }) => {
+bothWays(
+  "a connection that is lost before the status comes is no success",
+  async ({ stage, run }) => {
     await prepare(JOB, {}, stage);
     const start = performance.now();
     await assert.rejects(run(JOB.machine, script("true"), stage), /connection to the guest broke/);
     assert(performance.now() - start < 10_000);
-  }, { guest: { loseStatus: true } }));
+  },
+  { guest: { loseStatus: true } },
+);
 
 Deno.test("prepare gives up on a guest that lets in and never answers a command", () =>
   withBed(async ({ stage }) => {
@@ -386,21 +415,22 @@ Deno.test("prepare gives up on a guest that lets in and never answers a command"
     await assert.rejects(prepared, /Cancelled by SIGTERM/);
   }, { guest: { ignoreCommands: true }, machine: { timeouts: { sshSeconds: 60 } } }));
 
-Deno.test("a script that kills its own session is no success", () =>
-  withBed(async ({ stage }) => {
-    await prepare(JOB, {}, stage);
-    await assert.rejects(run(JOB.machine, script("kill -KILL $PPID"), stage), SystemFailure);
-  }));
+bothWays("a script that kills its own session is no success", async ({ stage, run }) => {
+  await prepare(JOB, {}, stage);
+  await assert.rejects(run(JOB.machine, script("kill -KILL $PPID"), stage), SystemFailure);
+});
 
-Deno.test("a machine that is destroyed while a script runs is the host's failure", () =>
-  withBed(async ({ connection, stage }) => {
+bothWays(
+  "a machine that is destroyed while a script runs is the host's failure",
+  async ({ connection, stage, run }) => {
     await prepare(JOB, {}, stage);
     const ran = run(JOB.machine, script("sleep 30"), stage);
     ran.catch(() => {});
     using domain = await Domain.lookup(connection, JOB.machine);
     await domain.destroy();
     await assert.rejects(ran, { message: /ended: it powered off/, fault: "guest_ended" });
-  }));
+  },
+);
 
 Deno.test("run says that a machine is gone", () =>
   withBed(async ({ stage }) => {

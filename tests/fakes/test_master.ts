@@ -3,6 +3,12 @@ import assert from "node:assert/strict";
 import { findMaster, type MasterSession } from "../../src/guest/master/client.ts";
 import { controlSocket } from "../../src/guest/master/control_socket.ts";
 import { keepConnection, type MasterTask } from "../../src/guest/master/master.ts";
+import type { Connection } from "../../src/libvirt/connection.ts";
+import { Domain } from "../../src/libvirt/domain.ts";
+import type { Context } from "../../src/machine/context.ts";
+import { readMetadata } from "../../src/machine/metadata.ts";
+import { runByMaster } from "../../src/machine/run_by_master.ts";
+import { run } from "../../src/machine/run_script.ts";
 import { sleep } from "../../src/wait.ts";
 import type { TestGuest } from "./test_guest.ts";
 
@@ -95,4 +101,42 @@ export class MasterProcess implements AsyncDisposable {
 /** Whether there is such a file. */
 export async function isThere(path: string): Promise<boolean> {
   return await Deno.lstat(path).then(() => true, () => false);
+}
+
+/** The connection master of the machine, which the first script starts. */
+export class Masters implements AsyncDisposable {
+  readonly #guest: TestGuest;
+  readonly #connection: Connection;
+  readonly #directory = makeAttemptDir();
+  #master: TestMaster | null = null;
+
+  constructor(guest: TestGuest, connection: Connection) {
+    this.#guest = guest;
+    this.#connection = connection;
+  }
+
+  /** As the command does, also on its own if the master has ended. */
+  readonly run: typeof run = async (machine, text, stage, ofJob) => {
+    this.#master ??= await this.#start(machine);
+    const { socket } = this.#master.task;
+    using session = await findMaster(socket, { machine, bytes: text.length });
+    if (session === null) return await run(machine, text, stage, ofJob);
+    const { stdout, stderr, signal } = stage;
+    const onHost = (body: (context: Context) => Promise<void>) => body(stage);
+    const caller = { output: { stdout, stderr }, signal, onHost };
+    await runByMaster(session, text, caller, ofJob ?? { name: "build_script", say: () => {} });
+  };
+
+  async #start(machine: string): Promise<TestMaster> {
+    using domain = await Domain.lookup(this.#connection, machine);
+    const { keepMinutes } = await readMetadata(domain) ?? {};
+    const keeps = (keepMinutes ?? 0) > 0;
+    const differences = { machine, domain: machine, keeps };
+    return new TestMaster(masterTask(this.#guest, this.#directory, differences));
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#master?.[Symbol.asyncDispose]();
+    await Deno.remove(this.#directory); // which fails if the master left anything
+  }
 }

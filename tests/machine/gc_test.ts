@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { cleanupAll } from "../../src/commands/cleanup.ts";
 import { gc } from "../../src/commands/gc.ts";
 import { prepare } from "../../src/commands/prepare.ts";
-import { run } from "../../src/commands/run.ts";
+import { run } from "../../src/machine/run_script.ts";
 import { SystemFailure } from "../../src/errors.ts";
 import type { Job } from "../../src/job/job.ts";
 import type { Connection } from "../../src/libvirt/connection.ts";

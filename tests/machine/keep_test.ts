@@ -4,7 +4,7 @@ import { cleanupAll } from "../../src/commands/cleanup.ts";
 import { gc } from "../../src/commands/gc.ts";
 import { keep } from "../../src/commands/keep.ts";
 import { prepare } from "../../src/commands/prepare.ts";
-import { run } from "../../src/commands/run.ts";
+import { run } from "../../src/machine/run_script.ts";
 import { moment } from "../../src/duration.ts";
 import { SystemFailure } from "../../src/errors.ts";
 import { keyFile } from "../../src/guest/key_file.ts";
@@ -23,6 +23,7 @@ import { newOwner } from "../../src/machine/owner.ts";
 import { removeMachine } from "../../src/machine/remove.ts";
 import { sweep } from "../../src/machine/unneeded.ts";
 import { TestGuest, type TestGuestOptions } from "../fakes/test_guest.ts";
+import { Masters } from "../fakes/test_master.ts";
 import { openTestHost } from "../fakes/test_host.ts";
 import {
   JOB,
@@ -46,11 +47,24 @@ interface Bed {
   readonly runAs: (name: string, text: string) => Promise<unknown>;
 }
 
+/** What the test needs. */
+interface BedOptions extends TestStageOptions {
+  readonly guest?: TestGuestOptions;
+  /** Whether scripts go through a connection master. */
+  readonly byMaster?: boolean;
+}
+
+/** A test that must pass whichever way a script takes into its machine. */
+function bothWays(name: string, test: (bed: Bed) => Promise<void>, options: BedOptions = {}): void {
+  Deno.test(name, () => withMachine(test, options));
+  const way = `${name}, through a connection master`;
+  Deno.test(way, () => withMachine(test, { ...options, byMaster: true }));
+}
+
 /** Gives the test a job's machine, and sees that nothing of it is left after cleanup. */
 async function withMachine(
   test: (bed: Bed) => Promise<void>,
-  { guest: guestOptions, ...options }: TestStageOptions & { readonly guest?: TestGuestOptions } =
-    {},
+  { guest: guestOptions, byMaster = false, ...options }: BedOptions = {},
 ): Promise<void> {
   const connection = await openTestHost();
   {
@@ -59,9 +73,13 @@ async function withMachine(
       ...options,
       machine: { keepMinutes: 60, ...options.machine },
     });
+    await using masters = new Masters(guest, connection);
     const said: string[] = [];
     const runAs = (name: string, text: string): Promise<unknown> =>
-      run(MACHINE, script(text), stage, { name, say: (line) => said.push(line) })
+      (byMaster ? masters.run : run)(MACHINE, script(text), stage, {
+        name,
+        say: (line) => said.push(line),
+      })
         .then(() => null, (error) => error);
     await prepare({ ...JOB, attemptDir: "/nonexistent/attempt" }, {}, stage);
     stage.lines.length = 0;
@@ -100,8 +118,9 @@ function assertIsIn(time: number | null, minutes: number): void {
   assert(Math.abs(actual - minutes) < 0.2, `${time} is in ${actual} min, not in ${minutes}`);
 }
 
-Deno.test("the machine of a job that failed is kept, and the job's log says until when and how to log in", () =>
-  withMachine(async ({ connection, stage, said, runAs }) => {
+bothWays(
+  "the machine of a job that failed is kept, and the job's log says until when and how to log in",
+  async ({ connection, stage, said, runAs }) => {
     assert.equal(await runAs("get_sources", "true"), null);
     assert.deepEqual(said, []);
     assert.match(String(await runAs("build_script", "exit 7")), /status 7/);
@@ -120,29 +139,32 @@ Deno.test("the machine of a job that failed is kept, and the job's log says unti
     assert.match(stage.lines[0] ?? "", /^Kept .* until .* UTC: the stage "build_script" of its/);
     await run(MACHINE, script("echo here"), stage);
     assert.equal(stage.output.stdout, "here\n");
-  }));
+  },
+);
 
-Deno.test("the machine of a job that passed is not kept, and its log says nothing of it", () =>
-  withMachine(async ({ stage, said, runAs }) => {
+bothWays(
+  "the machine of a job that passed is not kept, and its log says nothing of it",
+  async ({ stage, said, runAs }) => {
     for (const name of ["get_sources", "build_script", "archive_cache"]) {
       assert.equal(await runAs(name, "true"), null);
     }
     assert.deepEqual(said, []);
     assert(!await keepAfterJob(MACHINE, stage));
-  }));
+  },
+);
 
-Deno.test("a failure that GitLab ignores keeps no machine", () =>
-  withMachine(async ({ stage, said, runAs }) => {
-    assert.equal(await runAs("build_script", "true"), null);
-    for (const name of ["after_script", "cleanup_file_variables"]) {
-      assert.match(String(await runAs(name, "exit 1")), /status 1/);
-    }
-    assert.deepEqual(said, []);
-    assert(!await keepAfterJob(MACHINE, stage));
-  }));
+bothWays("a failure that GitLab ignores keeps no machine", async ({ stage, said, runAs }) => {
+  assert.equal(await runAs("build_script", "true"), null);
+  for (const name of ["after_script", "cleanup_file_variables"]) {
+    assert.match(String(await runAs(name, "exit 1")), /status 1/);
+  }
+  assert.deepEqual(said, []);
+  assert(!await keepAfterJob(MACHINE, stage));
+});
 
-Deno.test("a stage that GitLab tries again with success has not failed", () =>
-  withMachine(async ({ connection, stage, said, runAs }) => {
+bothWays(
+  "a stage that GitLab tries again with success has not failed",
+  async ({ connection, stage, said, runAs }) => {
     await runAs("get_sources", "exit 1");
     await runAs("clear_worktree", "exit 1");
     await runAs("get_sources", "exit 1");
@@ -159,26 +181,33 @@ Deno.test("a stage that GitLab tries again with success has not failed", () =>
     assert(!await keepAfterJob(MACHINE, stage));
     await runAs("build_script", "exit 1");
     assert(await keepAfterJob(MACHINE, stage));
-  }));
+  },
+);
 
-Deno.test("what follows a failure neither hides it nor says it again", () =>
-  withMachine(async ({ connection, said, runAs }) => {
+bothWays(
+  "what follows a failure neither hides it nor says it again",
+  async ({ connection, said, runAs }) => {
     await runAs("build_script", "exit 1");
     const lines = said.length;
     await runAs("after_script", "true");
     await runAs("upload_artifacts_on_failure", "exit 1");
     assert.equal(said.length, lines);
     assert.equal((await metadataOf(connection)).failed, "build_script");
-  }));
+  },
+);
 
-Deno.test("a connection that is lost while the machine lives is a failure too", () =>
-  withMachine(async ({ stage, runAs }) => {
+bothWays(
+  "a connection that is lost while the machine lives is a failure too",
+  async ({ stage, runAs }) => {
     assert(await runAs("build_script", "true") instanceof SystemFailure);
     assert(await keepAfterJob(MACHINE, stage));
-  }, { guest: { loseScripts: true } }));
+  },
+  { guest: { loseScripts: true } },
+);
 
-Deno.test("a machine that ended cannot be kept, and nobody says that it is", () =>
-  withMachine(async ({ connection, stage, said, runAs }) => {
+bothWays(
+  "a machine that ended cannot be kept, and nobody says that it is",
+  async ({ connection, stage, said, runAs }) => {
     const ran = runAs("build_script", "sleep 30");
     using domain = await Domain.lookup(connection, MACHINE);
     await domain.destroy();
@@ -186,16 +215,16 @@ Deno.test("a machine that ended cannot be kept, and nobody says that it is", () 
     assert.deepEqual(said, []);
     assert(!await keepAfterJob(MACHINE, stage));
     assert(!await keepAfterJob("no-such", stage));
-  }));
+  },
+);
 
-Deno.test("a cancelled job has not failed", () =>
-  withMachine(async ({ connection, stage, said, runAs }) => {
-    const ran = runAs("build_script", "sleep 30");
-    setTimeout(() => stage.abort(new SystemFailure({ what: "Cancelled by SIGTERM" })), 500);
-    assert.match(String(await ran), /Cancelled/);
-    assert.deepEqual(said, []);
-    assert.equal((await metadataOf(connection)).failed, "");
-  }));
+bothWays("a cancelled job has not failed", async ({ connection, stage, said, runAs }) => {
+  const ran = runAs("build_script", "sleep 30");
+  setTimeout(() => stage.abort(new SystemFailure({ what: "Cancelled by SIGTERM" })), 500);
+  assert.match(String(await ran), /Cancelled/);
+  assert.deepEqual(said, []);
+  assert.equal((await metadataOf(connection)).failed, "");
+});
 
 Deno.test("a script that a person runs in a job's machine fails no job", () =>
   withMachine(async ({ stage }) => {

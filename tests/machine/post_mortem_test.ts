@@ -3,7 +3,7 @@ import fc from "fast-check";
 import { decode } from "fast-png";
 import assert from "node:assert/strict";
 import { prepare } from "../../src/commands/prepare.ts";
-import { run } from "../../src/commands/run.ts";
+import { run } from "../../src/machine/run_script.ts";
 import { BuildFailure, explain, SystemFailure } from "../../src/errors.ts";
 import { Connection } from "../../src/libvirt/connection.ts";
 import { Domain } from "../../src/libvirt/domain.ts";
