@@ -50,6 +50,7 @@ const status = await runProgram({
   printer: ownPrinter(env),
   uncaught: uncaught.promise,
   startInBackground,
+  startWithInput,
   path: Deno.build.standalone ? Deno.execPath() : "/usr/local/bin/libvirt-gci",
   output: {
     stdout: sinkTo(Deno.stdout, "standard output"),
@@ -83,17 +84,41 @@ async function cancellation(): Promise<AbortSignal> {
   return controller.signal;
 }
 
-/** Detached, to outlive the stage; in "/", since GitLab Runner removes the attempt's directory. */
-function startInBackground(args: readonly string[], env: Record<string, string>): void {
+/**
+ * Starts this program again, in a session of its own, so that the end of a stage does not end it. It gets
+ * no other variables than these, and works in "/", since GitLab Runner removes the attempt's directory.
+ */
+function spawn(
+  args: readonly string[],
+  env: Record<string, string>,
+  stdin: "null" | "piped",
+): Deno.ChildProcess {
   const program = Deno.build.standalone ? [] : ["run", "--allow-all", import.meta.filename ?? ""];
-  new Deno.Command(Deno.execPath(), {
+  const child = new Deno.Command(Deno.execPath(), {
     args: [...program, ...args],
     clearEnv: true,
     env,
     detached: true,
     cwd: "/",
-    stdin: "null",
+    stdin,
     stdout: "null",
     stderr: "null",
-  }).spawn().unref();
+  }).spawn();
+  child.unref();
+  return child;
+}
+
+function startInBackground(args: readonly string[], env: Record<string, string>): void {
+  spawn(args, env, "null");
+}
+
+function startWithInput(
+  args: readonly string[],
+  env: Record<string, string>,
+): (input: string) => Promise<void> {
+  const writer = spawn(args, env, "piped").stdin.getWriter();
+  return async (input) => {
+    await writer.write(new TextEncoder().encode(input));
+    await writer.close();
+  };
 }

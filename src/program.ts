@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { CliOutput } from "./cli/any_line.ts";
+import { keptVariables, MASTER_ARGUMENT } from "./cli/background.ts";
 import type { Program } from "./cli/command.ts";
 import { exitStatus, reportScriptStatus } from "./cli/exit_status.ts";
 import { type CommandLine, type Commands, parseArguments } from "./cli/parser.ts";
@@ -52,6 +53,11 @@ export interface Caller {
   readonly uncaught: Promise<never>;
   /** Starts the program once more, with these arguments and variables, and does not wait for it. */
   readonly startInBackground: (args: readonly string[], env: Record<string, string>) => void;
+  /** As that, and gives what it says is the process's standard input. */
+  readonly startWithInput: (
+    args: readonly string[],
+    env: Record<string, string>,
+  ) => (input: string) => Promise<void>;
 }
 
 /** A caller who is told something in the end. */
@@ -129,6 +135,7 @@ async function runCommand(line: CommandLine, caller: RunningCaller): Promise<voi
   const run = (meter: Meter | null): Promise<void> =>
     action.run({
       ...{ env, version, path, signal, printer, output, say, guestCommand, settings, countIn },
+      startMaster: () => caller.startWithInput([MASTER_ARGUMENT], keptVariables(env)),
       onHost: async (body, config) =>
         await onHost(body, { config: config ?? await settings(), line, caller, meter }),
     });
@@ -211,7 +218,7 @@ async function refillStandbys(
   { startInBackground, env, printer }: Caller,
 ): Promise<void> {
   try {
-    const { keptVariables, refillArguments } = await import("./cli/refill.ts");
+    const { refillArguments } = await import("./cli/refill.ts");
     const refill = refillArguments(config, { file, cwd: Deno.cwd });
     if (refill !== null) startInBackground(refill, keptVariables(env));
   } catch (error) {

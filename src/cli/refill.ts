@@ -1,15 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import type { Env } from "../job/job.ts";
 import { templatesToWait } from "../policy/template_choice.ts";
 import type { Config } from "../settings/settings.ts";
-
-const KEPT_VARIABLES = /^(HOME|PATH|SSH_AUTH_SOCK|XDG_\w+|DENO_\w+)$/;
-
-/** The variables of that program: none of the job's, which may be secret. */
-export function keptVariables(env: Env): Record<string, string> {
-  const kept = Object.entries(env).filter(([name]) => KEPT_VARIABLES.test(name));
-  return Object.fromEntries(kept) as Record<string, string>;
-}
 
 /**
  * The arguments with which the program has machines wait in place of what a job took; null where the

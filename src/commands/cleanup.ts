@@ -5,6 +5,7 @@ import { PROGRAM } from "../cli/program_name.ts";
 import { type Ask, askAtTerminal } from "../cli/terminal.ts";
 import { UsageError } from "../errors.ts";
 import { jobFromEnv, requireMachine } from "../job/job.ts";
+import { endMasterOf } from "../machine/end_master.ts";
 import { type Context, withReconnect } from "../machine/context.ts";
 import { findMachines } from "../machine/inventory.ts";
 import { keepAfterJob } from "../machine/kept.ts";
@@ -43,6 +44,8 @@ export const command = defineCommand("cleanup", {
 async function cleanupAfterJob(named: string | undefined, { env, onHost }: Program): Promise<void> {
   const job = await jobFromEnv(env, { machine: named });
   const machine = requireMachine(job);
+  // First, so that nothing of the job is in the machine any more when that is kept or goes.
+  await endMasterOf(machine, { attemptDir: job.attemptDir ?? "", key: "" });
   await onHost(async (context) => {
     const keepIt = (context: Context) => keepAfterJob(machine, context);
     if (!job.byHand && await withReconnect(context, keepIt)) return;

@@ -2,6 +2,7 @@
 import { distroOption, machineOption, option } from "../cli/arguments.ts";
 import { defineCommand } from "../cli/command.ts";
 import { type Job, jobFromEnv, makeUpMachineName } from "../job/job.ts";
+import { MasterStarter } from "../machine/connection_master.ts";
 import { type Context, type Host, type Reporter, withOwnSteps } from "../machine/context.ts";
 import { create } from "../machine/create.ts";
 import type { Machine, MachineSpec, Start, UseAnother } from "../machine/machine.ts";
@@ -30,14 +31,22 @@ export const command = defineCommand("prepare", {
   },
   countedAs: () => "prepare",
   refills: true,
-  run: async (options, { env, onHost, printer }) => {
+  run: async (options, { env, onHost, printer, startMaster }) => {
     const job = await jobFromEnv(env, options);
+    const master = job.attemptDir === null ? null : new MasterStarter(startMaster);
     await onHost(async (context) => {
-      const { name, metadata } = await prepare(job, options, context);
+      const { name, metadata } = await prepare(job, { ...options, master }, context);
       if (job.byHand) stepsByHand(name, metadata).forEach((line) => printer.print(line));
     });
   },
 });
+
+/** What the machine is to have besides. */
+interface PrepareOptions {
+  /** `--ssh-key-file`: the private key to log in with, instead of the one in the settings. */
+  readonly keyFile?: string | undefined;
+  readonly master?: MasterStarter | null;
+}
 
 /**
  * Creates a machine for the job and waits until a command runs in it. If that fails, or the signal
@@ -45,7 +54,7 @@ export const command = defineCommand("prepare", {
  */
 export async function prepare(
   job: Job,
-  { keyFile }: { readonly keyFile?: string | undefined },
+  { keyFile, master = null }: PrepareOptions,
   context: Context,
 ): Promise<Machine> {
   const timed = withOwnSteps(context);
@@ -54,11 +63,12 @@ export async function prepare(
   const name = job.machine ?? makeUpMachineName(decision.choice.name);
   warnOfServices(job, context.report);
   await sweep(name, context);
-  const machine = await create(await specOf(name, job, decision, keyFile), timed);
+  const machine = await create(await specOf(name, job, decision, { keyFile, master }), timed);
   if (machine === null) throw new Error("a job's machine waits for room");
   const { address } = machine.metadata;
   const where = address === CHANNEL_ADDRESS ? "without a network" : `at ${address}`;
   log(`The machine "${name}" is ready ${where} in ${steps.summary()}`);
+  await master?.give(machine, context.host.config.metricsFile);
   return machine;
 }
 
@@ -90,7 +100,7 @@ async function specOf(
   name: string,
   job: Job,
   { choice, advise, rule }: Decision,
-  keyFile: string | undefined,
+  { keyFile, master = null }: PrepareOptions,
 ): Promise<MachineSpec> {
   const { settings } = choice;
   return {
@@ -106,6 +116,7 @@ async function specOf(
     instead: settings.standby === 0 ? null : useStandby,
     starts: await waysToStart(settings),
     hasCard: true,
+    master: settings.network.name === "none" ? null : master,
     keepsPostMortem: true,
   };
 }

@@ -3,6 +3,7 @@ import { GIB } from "../bytes.ts";
 import { explain, SystemFailure } from "../errors.ts";
 import { Domain } from "../libvirt/domain.ts";
 import { StoragePool } from "../libvirt/storage_pool.ts";
+import { MASTER_MIB } from "./connection_master.ts";
 import { type Context, type Host, withReconnect } from "./context.ts";
 import { createLogin, type MachineLogin, volumeContents } from "./login.ts";
 import type { Machine, MachineSpec, NewMachine, Started } from "./machine.ts";
@@ -41,7 +42,8 @@ export async function create(spec: MachineSpec, context: Context): Promise<Machi
   }
   const instead = async (): Promise<Machine | null> =>
     await spec.instead?.(spec, { template, pool }, context) ?? null;
-  const room = { pool, memoryMib: spec.choice.settings.memoryMib };
+  const masterMib = spec.master === null ? 0 : MASTER_MIB;
+  const room = { pool, memoryMib: spec.choice.settings.memoryMib + masterMib };
   const got = await instead() ??
     (spec.queue === "wait"
       ? await waitForAdmission(spec.name, { ...room, waitedSeconds, instead }, context)
@@ -60,7 +62,7 @@ export async function create(spec: MachineSpec, context: Context): Promise<Machi
   const metadata = await startInOneWay(spec, machine, { admission: got, pool }, context);
   signal.throwIfAborted();
   undo.move(); // from here on, cleanup removes it
-  return { name: spec.name, metadata };
+  return { name: spec.name, domain: spec.name, metadata };
 }
 
 /** The template as it is now. Throws SystemFailure if it is larger than the spec allows. */
@@ -136,6 +138,7 @@ async function startInOneWay(
       const next = i === 0 ? machine : await withCurrentCard(machine, host);
       using started = await start(next, pool, context);
       if (started === null) continue;
+      spec.master?.start();
       if (isLast) await admission.leave(); // the domain counts now
       const keeps = isLast && spec.keepsPostMortem;
       const metadata = await reachOrExamine(started, { keeps }, context);

@@ -12,6 +12,8 @@ import type { TemplateAdvice, TemplateChoice } from "../policy/template_choice.t
 /** A machine that exists. */
 export interface Machine {
   readonly name: string;
+  /** The name of its domain, which is another if it took over a standby machine. */
+  readonly domain: string;
   readonly metadata: MachineMetadata;
 }
 
@@ -36,7 +38,9 @@ export interface MachineSpec {
   readonly starts: readonly Start[];
   /** Whether it has a network card when it starts. */
   readonly hasCard: boolean;
-  /** Whether a post-mortem is kept if it does not come up. */
+  /** The connection master that it is to have; null is none. */
+  readonly master: { readonly start: () => void } | null;
+  /** Whether a post-mortem is kept if it does not start. */
   readonly keepsPostMortem: boolean;
 }
 

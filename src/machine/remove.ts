@@ -5,6 +5,7 @@ import type { Connection } from "../libvirt/connection.ts";
 import { Domain } from "../libvirt/domain.ts";
 import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
 import { StoragePool } from "../libvirt/storage_pool.ts";
+import { endMasterOf } from "./end_master.ts";
 import { type Context, quiet, withReconnect } from "./context.ts";
 import type { FoundMachine } from "./inventory.ts";
 import { standbysAssignedTo } from "./lookup.ts";
@@ -41,6 +42,7 @@ export async function removeMachine(
     removeKeyFile(keyFile(directories.lastingKeys, machine)),
     // If a job's machine is removed by hand, only the domain knows the attempt's directory.
     isKeyFileOf(machine, key) && removeKeyFile(key),
+    endMasterOf(machine, { attemptDir, key }).then(() => false),
     attemptDir !== "" && removeKeyFile(keyFile(attemptDir, machine)),
     removeFilter(connection, machine),
     ...pools.map((pool) => {

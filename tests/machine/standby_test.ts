@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { keptVariables, refillArguments } from "../../src/cli/refill.ts";
+import { keptVariables } from "../../src/cli/background.ts";
+import { refillArguments } from "../../src/cli/refill.ts";
 import { cleanupAll } from "../../src/commands/cleanup.ts";
 import { gc } from "../../src/commands/gc.ts";
 import { listMachines } from "../../src/commands/list.ts";

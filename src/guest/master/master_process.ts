@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { keepConnection, type MasterTask } from "./master.ts";
 
-/** The program's only argument where it is a connection master. People have no use for it. */
-export const MASTER_ARGUMENT = "connection-master";
-
 /**
  * Reads from the standard input what there is to do, and does it. That is nothing if whoever started it
  * ends before it says so.

@@ -156,6 +156,7 @@ async function standbySpec(
     instead: null,
     starts: [image === null ? boot : resumeFrom(image, template)],
     hasCard: true,
+    master: null,
     keepsPostMortem: false,
   };
 }

@@ -47,8 +47,9 @@ export async function useStandby(
       continue;
     }
     steps.end("claim");
+    spec.master?.start();
     try {
-      return { name, metadata: await handOver(standby, spec, context) };
+      return { name, domain: standby.name, metadata: await handOver(standby, spec, context) };
     } catch (error) {
       await removeUseless(standby, context);
       await unassignStandby(pool, name, standby.name);

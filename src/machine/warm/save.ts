@@ -116,6 +116,7 @@ async function make(
     instead: null,
     starts: [bootToSave(image)],
     hasCard: false,
+    master: null,
     keepsPostMortem: false,
   }, context).catch((error) => {
     throw error instanceof NameTaken ? otherMaker(maker, image.template) : error;

@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+import type { Env } from "../job/job.ts";
+
+/** The only argument of the program where it is a connection master, which nobody else calls. */
+export const MASTER_ARGUMENT = "connection-master";
+
+const KEPT_VARIABLES = /^(HOME|PATH|SSH_AUTH_SOCK|XDG_\w+|DENO_\w+)$/;
+
+/** The variables of the program in the background: none of the job's, which may be secret. */
+export function keptVariables(env: Env): Record<string, string> {
+  const kept = Object.entries(env).filter(([name]) => KEPT_VARIABLES.test(name));
+  return Object.fromEntries(kept) as Record<string, string>;
+}
