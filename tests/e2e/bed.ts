@@ -303,7 +303,17 @@ export async function inventory(): Promise<Record<string, string>> {
     keys: (await command(["find", "/run/libvirt-gci", "-type", "f"])).stdout,
     qemu: (await command(["pgrep", "-cf", "qemu.*libvirt-gci-testbed/overlays"])).stdout,
     program: (await command(["pgrep", "-cf", "libvirt-gci-e2e-"])).stdout,
+    masters: await connectionMasters(),
   };
+}
+
+/** How many connection masters there are. One whose attempt's directory was removed ends soon. */
+async function connectionMasters(): Promise<string> {
+  for (let attempt = 1;; attempt++) {
+    const { stdout } = await command(["pgrep", "-cf", "connection-master$"]);
+    if (stdout.trim() === "0" || attempt === 100) return stdout;
+    await new Promise((resolve) => setTimeout(resolve, 100));
+  }
 }
 
 async function volumes(pool: string): Promise<string> {
