@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { CommandEnd } from "../../src/guest/command_streams.ts";
+import { findMaster } from "../../src/guest/master/client.ts";
 import { SshConnection } from "../../src/guest/ssh_connection.ts";
 import { sleep } from "../../src/wait.ts";
 import type { Flood } from "./flood.ts";
 import { TestGuest } from "./test_guest.ts";
+import { makeAttemptDir, MasterProcess, masterTask } from "./test_master.ts";
 
 const PROCESS = new URL("flood_process.ts", import.meta.url).pathname;
 
@@ -53,4 +55,21 @@ export async function takenAfter(
   };
   const end = await ssh.run("true", { input: new Uint8Array(), stdout, stderr: stdout });
   return { ...end, taken };
+}
+
+/** As {@linkcode peakOf}, of a connection master whose `run` takes nothing. */
+export async function peakOfMaster(flood: Flood): Promise<number> {
+  const directory = makeAttemptDir();
+  await using guest = await TestGuest.start({ flood });
+  await using master = await MasterProcess.start(masterTask(guest, directory));
+  const text = new TextEncoder().encode("true");
+  using session = await findMaster(master.task.socket, { machine: "m", bytes: text.length });
+  if (session === null) throw new Error("there is no master");
+  const never = (): Promise<void> => new Promise(() => {});
+  const end = new AbortController();
+  session.run(text, { stdout: never, stderr: never }, end.signal).catch(() => {});
+  await guest.flooded;
+  const peak = await peakMib(master.child.pid);
+  await Deno.remove(directory, { recursive: true });
+  return peak;
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import { DATA_BYTES, type FloodKind, FLOODS } from "../fakes/flood.ts";
-import { peakOf, takenAfter } from "../fakes/flooded.ts";
+import { peakOf, peakOfMaster, takenAfter } from "../fakes/flooded.ts";
 
 /** Deno's own 60, and what V8 lets lie before it looks for garbage. */
 const MOST_MIB = 150;
@@ -9,6 +9,14 @@ const MOST_MIB = 150;
 Deno.test("whatever a hostile SSH server sends, its client holds little of it", async () => {
   const holdsLittle = async (kind: FloodKind): Promise<void> => {
     const peak = await peakOf({ kind });
+    assert(peak < MOST_MIB, `${kind}: ${peak} MiB`);
+  };
+  await Promise.all((Object.keys(FLOODS) as FloodKind[]).map(holdsLittle));
+});
+
+Deno.test("whatever a hostile SSH server sends, a connection master holds little of it", async () => {
+  const holdsLittle = async (kind: FloodKind): Promise<void> => {
+    const peak = await peakOfMaster({ kind });
     assert(peak < MOST_MIB, `${kind}: ${peak} MiB`);
   };
   await Promise.all((Object.keys(FLOODS) as FloodKind[]).map(holdsLittle));
