@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { CliOutput } from "./cli/any_line.ts";
-import { keptVariables, MASTER_ARGUMENT } from "./cli/background.ts";
+import { keptVariables, MASTER_ARGUMENT, masterVariables } from "./cli/background.ts";
 import type { Program } from "./cli/command.ts";
 import { exitStatus, reportScriptStatus } from "./cli/exit_status.ts";
 import { type CommandLine, type Commands, parseArguments } from "./cli/parser.ts";
@@ -135,7 +135,7 @@ async function runCommand(line: CommandLine, caller: RunningCaller): Promise<voi
   const run = (meter: Meter | null): Promise<void> =>
     action.run({
       ...{ env, version, path, signal, printer, output, say, guestCommand, settings, countIn },
-      startMaster: () => caller.startWithInput([MASTER_ARGUMENT], keptVariables(env)),
+      startMaster: () => caller.startWithInput([MASTER_ARGUMENT], masterVariables(env)),
       onHost: async (body, config) =>
         await onHost(body, { config: config ?? await settings(), line, caller, meter }),
     });

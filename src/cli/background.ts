@@ -11,3 +11,15 @@ export function keptVariables(env: Env): Record<string, string> {
   const kept = Object.entries(env).filter(([name]) => KEPT_VARIABLES.test(name));
   return Object.fromEntries(kept) as Record<string, string>;
 }
+
+/** glibc, as mallopt(3) has it, gives back what the output of scripts took: half of what a master has then. */
+const GIVE_BACK = {
+  MALLOC_ARENA_MAX: "1",
+  MALLOC_MMAP_THRESHOLD_: "16384",
+  MALLOC_TRIM_THRESHOLD_: "65536",
+};
+
+/** The variables of a connection master. */
+export function masterVariables(env: Env): Record<string, string> {
+  return { ...keptVariables(env), ...GIVE_BACK };
+}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { keptVariables, MASTER_ARGUMENT } from "../../src/cli/background.ts";
+import { MASTER_ARGUMENT, masterVariables } from "../../src/cli/background.ts";
 import { gc } from "../../src/commands/gc.ts";
 import { prepare } from "../../src/commands/prepare.ts";
 import { findMaster } from "../../src/guest/master/client.ts";
@@ -175,5 +175,6 @@ Deno.test("a machine counts in the queue with what its master takes", () =>
 
 Deno.test("a master has none of the job's variables", () => {
   const job = { CUSTOM_ENV_TOKEN: "secret", JOB_RESPONSE_FILE: "/tmp/x", LIBVIRT_GCI_MACHINE: "m" };
-  assert.deepEqual(keptVariables({ ...job, PATH: "/bin" }), { PATH: "/bin" });
+  const names = Object.keys(masterVariables({ ...job, PATH: "/bin" }));
+  assert.deepEqual(names.filter((name) => !name.startsWith("MALLOC_")), ["PATH"]);
 });
