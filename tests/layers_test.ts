@@ -195,20 +195,28 @@ const ALWAYS = [
 ];
 const PACKAGE_IMPORT = /^(?:import|export)\s+(?!type\b)[^;"']*?\bfrom\s*"([^."][^"]*)"/gm;
 
-/** The packages and Node's modules, which take most of the time to load. */
-const STAGES: Readonly<Record<string, readonly string[]>> = {
-  config: ["yaml"],
-  prepare: ["@rgrove/parse-xml", "node:net", "yaml"],
-  run: ["@rgrove/parse-xml", "node:net", "yaml"],
-  cleanup: ["@rgrove/parse-xml", "yaml"],
-};
+const SETTINGS = "src/settings/load.ts";
+const CONNECTION = "src/libvirt/connection.ts";
 
-for (const [stage, packages] of Object.entries(STAGES)) {
-  Deno.test(`${stage} loads ${packages.join(", ")} before it calls libvirt, and no other package`, () => {
-    const files = [...ALWAYS, `src/commands/${stage}.ts`];
-    if (stage !== "config") files.push("src/libvirt/connection.ts");
+/**
+ * What a stage needs besides, and the packages and Node's modules that all of it loads, which take most of
+ * the time. A script of a job needs neither the settings nor libvirt: the connection master has it run.
+ */
+const STAGES: Readonly<Record<string, { files: readonly string[]; packages: readonly string[] }>> =
+  {
+    config: { files: [SETTINGS], packages: ["yaml"] },
+    prepare: {
+      files: [SETTINGS, CONNECTION],
+      packages: ["@rgrove/parse-xml", "node:net", "yaml"],
+    },
+    run: { files: [], packages: [] },
+    cleanup: { files: [SETTINGS, CONNECTION], packages: ["@rgrove/parse-xml", "yaml"] },
+  };
+
+for (const [stage, { files, packages }] of Object.entries(STAGES)) {
+  Deno.test(`${stage} loads ${packages.join(", ") || "no package"} before it does its work`, () => {
     const loaded = new Set<string>();
-    for (const file of files) loadedWith(file, loaded);
+    for (const file of [...ALWAYS, `src/commands/${stage}.ts`, ...files]) loadedWith(file, loaded);
     const imported = [...loaded].flatMap((file) =>
       [...withoutComments(PROGRAM.get(file) ?? "").matchAll(PACKAGE_IMPORT)].map(([, name]) => name)
     );
