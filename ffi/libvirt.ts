@@ -85,6 +85,7 @@ export const symbols = {
   /** The texts are the metadata, its key and its URI. */
   virDomainSetMetadata: daemon(status, virDomainPtr, /* type */ int, text, text, text, flags),
   virDomainStatsRecordListFree: fn("void", /* virDomainStatsRecordPtr *stats */ "pointer"),
+  virDomainSuspend: daemon(status, virDomainPtr),
 
   // libvirt-network
 

@@ -118,6 +118,11 @@ export class Domain extends Handle<"virDomain"> {
     await orNull(VIR_ERR.NO_DOMAIN, orNull(VIR_ERR.OPERATION_INVALID, destroyed));
   }
 
+  /** Has its CPUs stand still. When it resolves, nothing that the guest does leaves QEMU any more. */
+  async suspend(): Promise<void> {
+    await this.call("virDomainSuspend");
+  }
+
   async memoryMib(): Promise<number> {
     // virDomainInfo (libvirt-domain.h): state at 0, maxMem in KiB at 8, 40 bytes in all.
     const info = new BigUint64Array(5);

@@ -4,6 +4,7 @@ import { isKeyFileOf, keyFile, removeKeyFile } from "../guest/key_file.ts";
 import type { Connection } from "../libvirt/connection.ts";
 import { Domain } from "../libvirt/domain.ts";
 import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
+import { FilterBinding } from "../libvirt/network_filter.ts";
 import { StoragePool } from "../libvirt/storage_pool.ts";
 import { endMasterOf } from "./end_master.ts";
 import { type Context, quiet, withReconnect } from "./context.ts";
@@ -11,6 +12,7 @@ import type { FoundMachine } from "./inventory.ts";
 import { standbysAssignedTo } from "./lookup.ts";
 import { readMetadata } from "./metadata.ts";
 import { removeFilter } from "./network/filter.ts";
+import { cardDevices } from "./network/set_filter.ts";
 import { acquireStandby, isStandbyName, type Standby } from "./standby/waiting.ts";
 import { removeGuestFiles } from "./storage/guest_files.ts";
 import { lookupActivePool } from "./storage/pools.ts";
@@ -83,7 +85,7 @@ async function destroyMachine(
   try {
     const metadata = await readMetadata(domain);
     if (metadata !== null) {
-      await domain.destroy();
+      await destroyDomain(domain, connection);
       return { destroyed: true, key: metadata.key, isReady: metadata.address !== "" };
     }
   } catch (error) {
@@ -94,6 +96,27 @@ async function destroyMachine(
     what: `The domain "${machine}" was not created by libvirt-gci, so it is not removed`,
     advice: `List the domains of this host: ${virsh(connection, "list", "--all", "--title")}`,
   });
+}
+
+/**
+ * Destroys the domain. libvirt removes a filter's rules after QEMU has ended, by some fifty processes one
+ * after another, which take longer than all else. So they are removed meanwhile, as soon as the guest
+ * stands still and can send nothing. Where that fails, libvirt does it as usual.
+ */
+async function destroyDomain(domain: Domain, connection: Connection): Promise<void> {
+  using bindings = new DisposableStack();
+  const removals: Promise<void>[] = [];
+  try {
+    const devices = cardDevices(await domain.xml());
+    const found = await Promise.all(devices.map((it) => FilterBinding.find(connection, it)));
+    const bound = found.filter((binding) => binding !== null);
+    bound.forEach((binding) => bindings.use(binding));
+    if (bound.length > 0) await domain.suspend();
+    removals.push(...bound.map((binding) => binding.delete()));
+  } catch {
+    // It may have ended, or its daemon may know no bindings.
+  }
+  await Promise.all([domain.destroy(), Promise.allSettled(removals)]);
 }
 
 /** Whether there was a volume to delete. */

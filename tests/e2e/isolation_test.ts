@@ -287,3 +287,33 @@ e2eTest("an address that a job had declined fails one prepare at once, and no se
   const [other] = await prepareAll([machine], settings);
   assert.notEqual(other, own);
 }, { thorough: true });
+
+/** Sends a word by UDP as often as it can, in the background. The arguments: the address, the port. */
+const FLOOD = `
+use strict; use IO::Socket::INET;
+my ($to, $port) = @ARGV;
+exit if fork;
+open($_, "+<", "/dev/null") for *STDIN, *STDOUT, *STDERR;
+my $socket = IO::Socket::INET->new(PeerAddr => $to, PeerPort => $port, Proto => "udp") or exit;
+while (1) { $socket->send("flood") }
+`;
+
+for (const isolate of [true, false]) {
+  e2eTest(
+    `a machine sends ${isolate ? "nothing past its filter" : "all it can"} while it is removed`,
+    async () => {
+      const settings = asRoot({ network: { isolate } });
+      const machine = "gci-e2e-left";
+      await using undo = new AsyncDisposableStack();
+      undo.defer(async () => void await call(["cleanup", "-m", machine], { settings }));
+      using heard = await hear(PACKETS_PORT);
+      await prepareAll([machine], settings);
+      const flood = ["perl", "-e", FLOOD, GATEWAY, String(PACKETS_PORT)];
+      const { status, stderr } = await call(["run", "-m", machine, "--", ...flood], { settings });
+      assert.equal(status, 0, stderr);
+      await call(["cleanup", "-m", machine], { settings });
+      assert.equal(heard.words.has("flood"), !isolate);
+    },
+    { thorough: true },
+  );
+}
