@@ -183,7 +183,11 @@ export class TestGuest implements AsyncDisposable {
     }).spawn();
     this.#children.add(child);
     channel.on("error", () => {});
-    const output = [pump(child.stdout, channel), pump(child.stderr, channel.stderr)];
+    const turns = new Turns();
+    const output = [
+      pump(child.stdout, channel, turns),
+      pump(child.stderr, channel.stderr, turns),
+    ];
     this.#feed(channel, child.stdin);
     const { code, signal } = await child.status;
     if (this.#options.loseStatus && command !== "exit 0") connection.end();
@@ -221,12 +225,30 @@ function withFull(directories: readonly string[]): readonly [string, ...string[]
   return ["unshare", "--mount", "sh", "-ec", fill, "sh"];
 }
 
-/** Passes the bytes on, no faster than the client takes them. */
-async function pump(from: ReadableStream<Uint8Array>, to: NodeJS.WritableStream): Promise<void> {
+/** Has what is given one after another. */
+class Turns {
+  #last: Promise<void> = Promise.resolve();
+
+  take(turn: () => Promise<void>): Promise<void> {
+    return this.#last = this.#last.then(turn);
+  }
+}
+
+/**
+ * Passes the bytes on, no faster than the client takes them. Only one stream of a channel writes at a time:
+ * where both wait for the client's window, ssh2 forgets one of them when it opens.
+ */
+async function pump(
+  from: ReadableStream<Uint8Array>,
+  to: NodeJS.WritableStream,
+  turns: Turns,
+): Promise<void> {
   const closed = new Promise<void>((resolve) => to.once("close", resolve));
   for await (const bytes of from) {
-    const written = new Promise<void>((resolve) => to.write(bytes, () => resolve()));
-    await Promise.race([written, closed]);
+    await turns.take(() => {
+      const written = new Promise<void>((resolve) => to.write(bytes, () => resolve()));
+      return Promise.race([written, closed]);
+    });
   }
 }
 
