@@ -8,8 +8,8 @@ import { argument, command as optiqueCommand, flag, option } from "@optique/core
 import { string } from "@optique/core/valueparser";
 import { type Field, GLOBAL_OPTIONS } from "./arguments.ts";
 import type { Command } from "./command.ts";
-import { PROGRAM } from "./program_name.ts";
 import type { Line } from "./plain_line.ts";
+import { PROGRAM } from "./program_name.ts";
 
 /** What the parser prints, and how it ends the program for `--help` and mistakes. */
 export interface CliOutput {

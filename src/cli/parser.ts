@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { GLOBAL_OPTIONS, readFields } from "./arguments.ts";
 import type * as AnyLine from "./any_line.ts";
+import { GLOBAL_OPTIONS, readFields } from "./arguments.ts";
 import type { Command, Invocation } from "./command.ts";
 import { type Line, readPlainLine } from "./plain_line.ts";
 import { PROGRAM } from "./program_name.ts";

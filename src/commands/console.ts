@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { concatenated } from "../../ffi/memory.ts";
 import { machineArgument, switchFlag } from "../cli/arguments.ts";
 import { defineCommand } from "../cli/command.ts";
 import { ownTerminal, type Terminal } from "../cli/terminal.ts";
-import { concatenated } from "../../ffi/memory.ts";
 import { SystemFailure } from "../errors.ts";
 import type { Sink } from "../guest/command_streams.ts";
 import { consoleLines } from "../guest/console_text.ts";

@@ -9,11 +9,11 @@ import { failureOf, findingsJson, findingsText } from "../doctor/report.ts";
 import type { Outputs } from "../guest/command_streams.ts";
 import { jobFromEnv, makeUpMachineName } from "../job/job.ts";
 import { Connection } from "../libvirt/connection.ts";
-import { run } from "../machine/run_script.ts";
 import type { Context } from "../machine/context.ts";
 import { kvmRunsGuests } from "../machine/kvm/kvm_probe.ts";
 import { readHostNetwork } from "../machine/network/host_addresses.ts";
 import { removeMachine } from "../machine/remove.ts";
+import { run } from "../machine/run_script.ts";
 import { DEFAULT_CONFIG } from "../settings/settings.ts";
 
 export const command = defineCommand("doctor", {

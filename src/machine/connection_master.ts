@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { controlSocket } from "../guest/master/control_socket.ts";
 import type { MasterTask } from "../guest/master/master.ts";
-import type { Machine } from "./machine.ts";
 import { isFirstFailure } from "./kept.ts";
+import type { Machine } from "./machine.ts";
 import { CHANNEL_ADDRESS } from "./ssh_channel.ts";
 
 /** What a connection master takes, with some output on its way. */

@@ -7,9 +7,9 @@ import {
   VIR_DOMAIN_START_VALIDATE,
 } from "../libvirt/domain.ts";
 import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
+import { throwIfLost } from "./context.ts";
 import { type DomainOnDisk, domainXml } from "./domain_xml.ts";
 import { findKvmFault } from "./kvm/kvm_fault.ts";
-import { throwIfLost } from "./context.ts";
 import { type Start, startedAs } from "./machine.ts";
 import { randomMac } from "./network/card.ts";
 import { reach } from "./reach.ts";

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import assert from "node:assert/strict";
 import fc from "fast-check";
+import assert from "node:assert/strict";
 import { parseAnyLine } from "../../src/cli/any_line.ts";
 import { GLOBAL_OPTIONS, readFields } from "../../src/cli/arguments.ts";
 import { type Line, readPlainLine } from "../../src/cli/plain_line.ts";

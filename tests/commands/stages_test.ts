@@ -24,8 +24,8 @@ import { parseConfig } from "../../src/settings/read.ts";
 import { sleep } from "../../src/wait.ts";
 import { merged } from "../fakes/merged.ts";
 import { RUNTIME_DIR, TestGuest, type TestGuestOptions } from "../fakes/test_guest.ts";
-import { Masters } from "../fakes/test_master.ts";
 import { openTestHost } from "../fakes/test_host.ts";
+import { Masters } from "../fakes/test_master.ts";
 import {
   JOB,
   script,

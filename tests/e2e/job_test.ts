@@ -372,7 +372,10 @@ e2eTest(
     });
     assertVerdict(result, "runner_system_failure");
     assert.match(result.logText, /KVM does not run guests on this host|libvirt cannot use KVM/);
-    assert.match(result.logText, /set "domain_type: qemu", but emulation is slow and, .* no security/);
+    assert.match(
+      result.logText,
+      /set "domain_type: qemu", but emulation is slow and, .* no security/,
+    );
     const [prepare] = result.stages.filter(({ name }) => name === "prepare");
     assert((prepare?.seconds ?? 999) < atMost(20), "it waited for an address");
   },

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import assert from "node:assert/strict";
 import fc from "fast-check";
+import assert from "node:assert/strict";
 import { BuildFailure, explain, faultOf, SystemFailure } from "../../src/errors.ts";
-import { GuestFull, GuestSilent } from "../../src/guest/script.ts";
 import { FrameReader, FrameWriter, KIND, MOST_BYTES } from "../../src/guest/master/frames.ts";
 import { endOf, errorOf, parseEnd } from "../../src/guest/master/script_end.ts";
+import { GuestFull, GuestSilent } from "../../src/guest/script.ts";
 
 /** What is written to it is read from it, so many bytes at a time. */
 class Pipe {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { cardDevices, isNetworkAdmin } from "../../src/machine/network/set_filter.ts";
+import { cardDevices } from "../../src/machine/network/filter.ts";
+import { isNetworkAdmin } from "../../src/machine/network/set_filter.ts";
 import { asNobody, canBeNobody } from "../fakes/test_nobody.ts";
 
 Deno.test("the devices of a machine's cards are those that libvirt made, and no path", () => {

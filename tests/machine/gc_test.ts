@@ -3,7 +3,6 @@ import assert from "node:assert/strict";
 import { cleanupAll } from "../../src/commands/cleanup.ts";
 import { gc } from "../../src/commands/gc.ts";
 import { prepare } from "../../src/commands/prepare.ts";
-import { run } from "../../src/machine/run_script.ts";
 import { SystemFailure } from "../../src/errors.ts";
 import type { Job } from "../../src/job/job.ts";
 import type { Connection } from "../../src/libvirt/connection.ts";
@@ -18,6 +17,7 @@ import {
 import { whyUnneeded } from "../../src/machine/need.ts";
 import { hostMark, processMark } from "../../src/machine/process.ts";
 import { removeMachine } from "../../src/machine/remove.ts";
+import { run } from "../../src/machine/run_script.ts";
 import { volumeName } from "../../src/machine/storage/volume_names.ts";
 import { createRawVolume, removeVolume } from "../../src/machine/storage/volumes.ts";
 import { sweep } from "../../src/machine/unneeded.ts";

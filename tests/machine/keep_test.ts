@@ -4,7 +4,6 @@ import { cleanupAll } from "../../src/commands/cleanup.ts";
 import { gc } from "../../src/commands/gc.ts";
 import { keep } from "../../src/commands/keep.ts";
 import { prepare } from "../../src/commands/prepare.ts";
-import { run } from "../../src/machine/run_script.ts";
 import { moment } from "../../src/duration.ts";
 import { SystemFailure } from "../../src/errors.ts";
 import { keyFile } from "../../src/guest/key_file.ts";
@@ -21,10 +20,11 @@ import {
 import { whyUnneeded } from "../../src/machine/need.ts";
 import { newOwner } from "../../src/machine/owner.ts";
 import { removeMachine } from "../../src/machine/remove.ts";
+import { run } from "../../src/machine/run_script.ts";
 import { sweep } from "../../src/machine/unneeded.ts";
 import { TestGuest, type TestGuestOptions } from "../fakes/test_guest.ts";
-import { Masters } from "../fakes/test_master.ts";
 import { openTestHost } from "../fakes/test_host.ts";
+import { Masters } from "../fakes/test_master.ts";
 import {
   JOB,
   script,

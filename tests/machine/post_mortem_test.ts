@@ -3,11 +3,11 @@ import fc from "fast-check";
 import { decode } from "fast-png";
 import assert from "node:assert/strict";
 import { prepare } from "../../src/commands/prepare.ts";
-import { run } from "../../src/machine/run_script.ts";
 import { BuildFailure, explain, SystemFailure } from "../../src/errors.ts";
 import { Connection } from "../../src/libvirt/connection.ts";
 import { Domain } from "../../src/libvirt/domain.ts";
 import { EMPTY_METADATA, metadataXml } from "../../src/machine/metadata.ts";
+import { toPng } from "../../src/machine/post_mortem/evidence.ts";
 import { fit, unpluggedIn, withPostMortem } from "../../src/machine/post_mortem/post_mortem.ts";
 import {
   findPostMortem,
@@ -15,8 +15,8 @@ import {
   prunePostMortems,
   writePostMortem,
 } from "../../src/machine/post_mortem/post_mortem_directory.ts";
-import { toPng } from "../../src/machine/post_mortem/evidence.ts";
 import { removeMachine } from "../../src/machine/remove.ts";
+import { run } from "../../src/machine/run_script.ts";
 import { rootOf } from "../../src/read_xml.ts";
 import { DEFAULT_CONFIG } from "../../src/settings/settings.ts";
 import { sleep } from "../../src/wait.ts";

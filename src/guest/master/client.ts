@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { Outputs } from "../command_streams.ts";
-import { GuestSilent, lostGuest, MOST_CANCEL_MS } from "../script.ts";
-import { within } from "../../wait.ts";
 import { isControlSocket } from "./control_socket.ts";
 import {
   type Frame,
@@ -13,6 +11,8 @@ import {
   readJson,
 } from "./frames.ts";
 import { errorOf, parseEnd, type ScriptEnd } from "./script_end.ts";
+import { GuestSilent, lostGuest, MOST_CANCEL_MS } from "../script.ts";
+import { within } from "../../wait.ts";
 
 /** How long the master may take until it has logged in, and to end. */
 const READY_MS = 5000;

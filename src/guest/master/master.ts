@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { SystemFailure } from "../../errors.ts";
+import { type MasterKnowledge, MOST_SCRIPT_BYTES } from "./client.ts";
+import { type Frame, FrameReader, FrameWriter, KIND, PROTOCOL, readJson } from "./frames.ts";
+import { endOf, type ScriptEnd } from "./script_end.ts";
 import { openSsh } from "../ready.ts";
 import { GuestSilent, lostGuest, runScript, type Script } from "../script.ts";
 import type { Login, SshConnection } from "../ssh_connection.ts";
 import { within } from "../../wait.ts";
-import { type MasterKnowledge, MOST_SCRIPT_BYTES } from "./client.ts";
-import { type Frame, FrameReader, FrameWriter, KIND, PROTOCOL, readJson } from "./frames.ts";
-import { endOf, type ScriptEnd } from "./script_end.ts";
 
 /** What a connection master is for. */
 export interface MasterTask extends Omit<MasterKnowledge, "hasFailed"> {

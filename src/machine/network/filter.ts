@@ -6,6 +6,7 @@ import { isLibvirtError, orNull, VIR_ERR } from "../../libvirt/error.ts";
 import { NetworkFilter } from "../../libvirt/network_filter.ts";
 import { throwIfLost } from "../context.ts";
 import type { Subnet } from "./network_info.ts";
+import { childrenOf, find, rootOf } from "../../read_xml.ts";
 import { retry } from "../../wait.ts";
 import { attributesXml, Xml, xml } from "../../xml.ts";
 
@@ -193,4 +194,11 @@ function toPort(port: string): { readonly protocol: string; readonly dstportstar
 /** Clients' ports begin at 32768 (ip(7), ip_local_port_range). */
 function answerFrom(sshPort: number): Match[1] {
   return { protocol: "tcp", srcportstart: sshPort, dstportstart: 32768, dstportend: 65535 };
+}
+
+/** The host's devices of a running domain's cards. */
+export function cardDevices(domainXml: string): string[] {
+  return childrenOf(find(rootOf(domainXml), "devices"), "interface")
+    .map((card) => find(card, "target")?.attributes["dev"] ?? "")
+    .filter((device) => /^[\w.-]+$/.test(device) && !/^\.+$/.test(device));
 }

@@ -8,7 +8,7 @@ import { FilterBinding, NetworkFilter } from "../../libvirt/network_filter.ts";
 import { type Host, throwIfLost } from "../context.ts";
 import { interfaceXml, type MachineDomain, withFilterLater } from "../domain_xml.ts";
 import { endedFailure } from "./address.ts";
-import { childrenOf, find, rootOf } from "../../read_xml.ts";
+import { cardDevices } from "./filter.ts";
 import { sleep } from "../../wait.ts";
 
 /**
@@ -111,11 +111,4 @@ function mayForwardLinkLocal(uri: string): boolean {
 export function isNetworkAdmin(status: string): boolean {
   const effective = /^CapEff:\s*([0-9a-f]+)$/m.exec(status)?.[1] ?? "0";
   return (BigInt(`0x${effective}`) >> CAP_NET_ADMIN & 1n) === 1n;
-}
-
-/** The host's devices of a running domain's cards. */
-export function cardDevices(domainXml: string): string[] {
-  return childrenOf(find(rootOf(domainXml), "devices"), "interface")
-    .map((card) => find(card, "target")?.attributes["dev"] ?? "")
-    .filter((device) => /^[\w.-]+$/.test(device) && !/^\.+$/.test(device));
 }

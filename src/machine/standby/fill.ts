@@ -20,8 +20,8 @@ import { boot } from "../start.ts";
 import { findActivePool, lookupOverlayPool } from "../storage/pools.ts";
 import { releaseName } from "../storage/volumes.ts";
 import { resumeFrom } from "../warm/resume.ts";
-import { Problems } from "../../problems.ts";
 import { templateAdvice, templatesToWait } from "../../policy/template_choice.ts";
+import { Problems } from "../../problems.ts";
 
 /** A reserved name, so that one process at a time creates standby machines. */
 const FILLER = "standby-filler";

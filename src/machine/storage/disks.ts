@@ -2,8 +2,8 @@
 import { GIB } from "../../bytes.ts";
 import { SystemFailure } from "../../errors.ts";
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
-import type { MachineDomain } from "../domain_xml.ts";
 import { throwIfLost } from "../context.ts";
+import type { MachineDomain } from "../domain_xml.ts";
 import { createGuestDirectory, guestPaths } from "./guest_files.ts";
 import { volumeName } from "./volume_names.ts";
 import { type Base, createOverlay, createRawVolume } from "./volumes.ts";

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { command, type Settings, TESTBED, virsh, virshXml } from "../bed.ts";
-import { type Fault, faultTest, meetFault } from "./matrix.ts";
 import type { Point } from "./killed_program.ts";
+import { type Fault, faultTest, meetFault } from "./matrix.ts";
 import { inWords, kill } from "./points.ts";
 import { must, NAME, startPool } from "./pool.ts";
 
