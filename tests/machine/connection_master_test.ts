@@ -128,7 +128,7 @@ Deno.test("by hand, and in a directory whose name is too long, no master is told
 
 Deno.test("a prepare that fails leaves no master", () =>
   withAttempt(async ({ stage, master, directory: attemptDir, children, inputs }) => {
-    await assert.rejects(prepare({ ...JOB, attemptDir }, { master }, stage), /did not come up/);
+    await assert.rejects(prepare({ ...JOB, attemptDir }, { master }, stage), /did not start/);
     assert.deepEqual([children.length, inputs], [1, []]);
   }, { machine: { ssh: { port: 1 }, timeouts: { sshSeconds: 1 } } }));
 
@@ -167,7 +167,7 @@ Deno.test("a machine counts in the queue with what its master takes", () =>
       let entries = entriesIn(await pool.volumeNames());
       while (entries.length === 0) entries = entriesIn(await pool.volumeNames());
       counted.push(entries[0]?.memoryMib ?? 0);
-      await assert.rejects(prepared, /did not get its turn/);
+      await assert.rejects(prepared, /did not leave the queue/);
     }
     const { memoryMib } = stage.config.machine;
     assert.deepEqual(counted, [memoryMib + MASTER_MIB, memoryMib]);
