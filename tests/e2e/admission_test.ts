@@ -131,7 +131,7 @@ e2eTest("memory is waited for while the host could have it, and not if it never 
   assert.equal(never.status, 2);
   assert.match(
     never.stderr,
-    /can never start, because the host lacks 512 MiB of memory: the host has \d+ MiB in/,
+    /can never start, because the host lacks 512 MiB of memory: the host has \d+ MiB, of which/,
   );
   const wait = { host: { reserve_memory_mib: Math.floor(total) - 512, queue_seconds: 1 } };
   const waited = await prepare(wait);

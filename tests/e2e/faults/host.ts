@@ -148,7 +148,7 @@ faultTest("the network fails", async (t) => {
   await t.step("no lease", async () => {
     await using _ = await startNetwork({ option: "dhcp-ignore=tag:known" });
     await meetInPrepare(
-      { fault: "no lease", says: /did not get an address .* no DHCP lease/ },
+      { fault: "no lease", says: /did not get an IP address .* no DHCP lease/ },
       { network: { name: NAME }, timeouts: { address_seconds: 10 } },
     );
   });
@@ -190,13 +190,13 @@ faultTest("the template is corrupt", async (t) => {
       fault: "template's L1 table is nowhere", // a qcow2 header has its offset in bytes 40 to 47
       at: 47,
       bytes: [1],
-      says: /Cannot (start the machine|make the disks)/,
+      says: /Cannot (start the machine|create the disks)/,
     },
     {
       fault: "template's header is no qcow2's",
       at: 0,
       bytes: [0, 0, 0, 0],
-      says: /"lite.qcow2" .* no qcow2 image/,
+      says: /"lite.qcow2" is not a qcow2 image/,
     },
     {
       fault: "template is cut off",
