@@ -86,12 +86,12 @@ function warnOfServices({ services }: Job, { warn }: Reporter): void {
 }
 
 /** As decide(), but a refusal names the templates that are there. */
-async function decideHere(job: Job, { config, connection }: Host): Promise<Decision> {
+async function decideHere(job: Job, host: Host): Promise<Decision> {
   try {
-    return decide(job, config);
+    return decide(job, host.config);
   } catch (refusal) {
     if (!(refusal instanceof TemplateRefusal)) throw refusal;
-    const volumes = await listTemplateVolumes(connection, config.pools.templates).catch(() => null);
+    const volumes = await listTemplateVolumes(host).catch(() => null);
     throw volumes === null ? refusal : refusal.withVolumes(volumes); // which stands in any case
   }
 }

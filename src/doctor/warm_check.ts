@@ -38,11 +38,10 @@ async function checkWarmImage(choice: TemplateChoice, context: LibvirtContext): 
 /** The template, or null if there is none: checkTemplates() says so. */
 async function templateOf(
   choice: TemplateChoice,
-  { connection, config }: LibvirtContext,
+  context: LibvirtContext,
 ): Promise<Template | null> {
   try {
-    const wanted = { ...choice, pool: config.pools.templates, advise: () => "" };
-    return await findTemplate(connection, wanted);
+    return await findTemplate(context, choice, () => "");
   } catch (error) {
     if (error instanceof BuildFailure || error instanceof SystemFailure) return null;
     throw error;

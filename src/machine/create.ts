@@ -66,10 +66,11 @@ export async function create(spec: MachineSpec, context: Context): Promise<Machi
 }
 
 /** The template as it is now. Throws SystemFailure if it is larger than the spec allows. */
-async function findFitting(spec: MachineSpec, { connection, config }: Host): Promise<Template> {
-  const { choice, advise, maxDiskGib } = spec;
-  const asked = { ...choice, advise, pool: config.pools.templates };
-  const template = await findTemplate(connection, asked);
+async function findFitting(
+  { choice, advise, maxDiskGib }: MachineSpec,
+  host: Host,
+): Promise<Template> {
+  const template = await findTemplate(host, choice, advise);
   const gib = Math.ceil(template.capacityBytes / GIB);
   if (maxDiskGib === null || gib <= maxDiskGib) return template;
   throw new SystemFailure({

@@ -27,14 +27,13 @@ Deno.test("a machine that could not be resumed boots with another MAC, which has
   const { machine: name } = JOB;
   const { machine: settings } = config;
   const choice = chooseTemplate(config, "debian-12", { isOperator: true });
-  const asked = { ...choice, advise: () => "", pool: config.pools.templates };
 
   const login = await createLogin(name, { keys: "own", settings }, stage.host);
   const ofMetadata = { template: choice.name, login, settings, card: null };
   const metadata = newMetadata(await newOwner(JOB), ofMetadata); // as the attempt to resume it had it
   const machine = {
     ...{ name, metadata, settings, filter: null, card: null, login },
-    template: await findTemplate(connection, asked),
+    template: await findTemplate(stage.host, choice, () => ""),
     ...await createVolumes(pool, name, volumeContents(name, login, settings)),
   };
   using started = await boot(machine, pool, stage);

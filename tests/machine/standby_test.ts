@@ -535,8 +535,7 @@ async function makeWarmImage(
 ): Promise<AsyncDisposable & { readonly kind: string }> {
   const { connection, config } = stage;
   const choice = chooseTemplate(config, "debian-12", { isOperator: true });
-  const asked = { ...choice, advise: () => "", pool: config.pools.templates };
-  const template = await findTemplate(connection, asked);
+  const template = await findTemplate(stage.host, choice, () => "");
   const { settings } = choice;
   const origin = await warmOrigin(connection, { template, settings });
   haveAllHold(connection, { created: new Date().toISOString(), bytesBeforeRam: 1, origin });

@@ -12,6 +12,7 @@ import {
   type Template,
 } from "../../src/machine/storage/template.ts";
 import { explainLock } from "../../src/machine/storage/template_writer.ts";
+import { DEFAULT_CONFIG } from "../../src/settings/settings.ts";
 import { TestGuest } from "../fakes/test_guest.ts";
 import { openTestHost } from "../fakes/test_host.ts";
 import { JOB, testStage } from "../fakes/test_stage.ts";
@@ -31,10 +32,8 @@ const LOCKED = lockError(
 );
 
 function debian(connection: Connection): Promise<Template> {
-  return findTemplate(connection, {
-    ...{ pool: "base_imgs", name: "debian-12", volumes: ["debian-12.qcow2"] },
-    ...{ isPromised: false, advise: () => "" },
-  });
+  const choice = { name: "debian-12", volumes: ["debian-12.qcow2"], isPromised: false };
+  return findTemplate({ connection, config: DEFAULT_CONFIG }, choice, () => "");
 }
 
 /** Starts a domain with this disk, which ends with the host. */

@@ -49,8 +49,7 @@ async function lookupWanted(choice: TemplateChoice, host: Host): Promise<WantedS
   const { connection, config } = host;
   const { name, settings } = choice;
   const advise = templateAdvice(config, { isOperator: true });
-  const asked = { ...choice, advise, pool: config.pools.templates };
-  const template = await findTemplate(connection, asked);
+  const template = await findTemplate(host, choice, advise);
   using pool = await lookupOverlayPool(host);
   const { image } = await chooseWarmImage(connection, pool, { name, template, settings });
   const kind = await standbyKind(template, settings);

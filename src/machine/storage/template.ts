@@ -3,6 +3,8 @@ import { BuildFailure, SystemFailure } from "../../errors.ts";
 import type { Connection } from "../../libvirt/connection.ts";
 import { isLibvirtError, VIR_ERR } from "../../libvirt/error.ts";
 import { StoragePool } from "../../libvirt/storage_pool.ts";
+import type { TemplateAdvice, TemplateChoice } from "../../policy/template_choice.ts";
+import type { Host } from "../context.ts";
 import { lookupActivePool } from "./pools.ts";
 import { isOurVolume } from "./volume_names.ts";
 import { type Base, readVolumeXml, type VolumeFacts } from "./volumes.ts";
@@ -20,16 +22,11 @@ export interface Template extends Base, Pick<VolumeFacts, "modified"> {
  * SystemFailure if the pool cannot be used.
  */
 export async function findTemplate(
-  connection: Connection,
-  { pool: poolName, name, volumes, isPromised, advise }: {
-    readonly pool: string;
-    readonly name: string;
-    readonly volumes: readonly string[];
-    readonly isPromised: boolean;
-    readonly advise: (volumes: readonly string[]) => string;
-  },
+  host: Pick<Host, "config" | "connection">,
+  { name, volumes, isPromised }: Omit<TemplateChoice, "settings">,
+  advise: TemplateAdvice,
 ): Promise<Template> {
-  using pool = await lookupActivePool(connection, poolName, "pools.templates");
+  using pool = await lookupTemplatePool(host);
   const template = await findFirst(pool, volumes);
   if (template !== null) return template;
   // libvirt does not notice a file that was copied there.
@@ -39,17 +36,14 @@ export async function findTemplate(
   const Failure = isPromised || !refreshed ? SystemFailure : BuildFailure;
   throw new Failure({
     fault: "template",
-    what: `Cannot find the template "${name}" in the storage pool "${poolName}"`,
+    what: `Cannot find the template "${name}" in the storage pool "${pool.name}"`,
     advice: advise(await templateVolumes(pool)),
   });
 }
 
 /** The volumes that may hold a template. Throws SystemFailure if the pool cannot be used. */
-export async function listTemplateVolumes(
-  connection: Connection,
-  poolName: string,
-): Promise<string[]> {
-  using pool = await lookupActivePool(connection, poolName, "pools.templates");
+export async function listTemplateVolumes(host: Host): Promise<string[]> {
+  using pool = await lookupTemplatePool(host);
   await refresh(pool);
   return await templateVolumes(pool);
 }
@@ -69,6 +63,12 @@ export async function requireUnchanged(connection: Connection, template: Templat
       `The template "${template.volume}" was replaced or modified while a machine was created from it`,
     advice: "Retry the job, if GitLab Runner does not retry it",
   });
+}
+
+function lookupTemplatePool(
+  { connection, config }: Pick<Host, "config" | "connection">,
+): Promise<StoragePool> {
+  return lookupActivePool(connection, config.pools.templates, "pools.templates");
 }
 
 async function findFirst(pool: StoragePool, volumes: readonly string[]): Promise<Template | null> {

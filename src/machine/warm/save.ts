@@ -65,8 +65,7 @@ async function warmTemplate(requested: string, context: Context): Promise<void> 
   const choice = chooseTemplate(config, requested, { isOperator: true });
   const advise = templateAdvice(config, { isOperator: true });
   const { name, settings } = choice;
-  const asked = { ...choice, advise, pool: config.pools.templates };
-  const template = await findTemplate(connection, asked);
+  const template = await findTemplate(host, choice, advise);
   const origin = await warmOrigin(connection, { template, settings });
   using pool = await lookupOverlayPool(host);
   const before = await findWarmImages(pool, name);
