@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { SystemFailure } from "../errors.ts";
-import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
+import { isLibvirtError, isLost, VIR_ERR } from "../libvirt/error.ts";
 import { sleep } from "../wait.ts";
 
 /**
@@ -65,7 +65,7 @@ async function waitForEnd(
     } catch (error) {
       lastError = error; // a busy guest may answer later
       if (error instanceof SystemFailure || isLibvirtError(error, VIR_ERR.NO_DOMAIN)) throw error;
-      if (isLibvirtError(error) && error.isLost) throw error;
+      if (isLost(error)) throw error;
     }
     if (performance.now() > end) {
       throw new SystemFailure({

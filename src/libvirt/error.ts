@@ -65,6 +65,11 @@ export function isLibvirtError(error: unknown, ...codes: number[]): error is Lib
   return error instanceof LibvirtError && (codes.length === 0 || codes.includes(error.code));
 }
 
+/** Whether this is libvirt's error for a lost connection. */
+export function isLost(error: unknown): boolean {
+  return isLibvirtError(error) && error.isLost;
+}
+
 /** What the lookup gives, or null if it fails with this number. Other failures pass through. */
 export async function orNull<T>(code: number, lookup: Promise<T>): Promise<T | null> {
   try {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { SystemFailure } from "../errors.ts";
+import { type Failure, SystemFailure } from "../errors.ts";
 import type { Connection } from "../libvirt/connection.ts";
-import { isLibvirtError } from "../libvirt/error.ts";
+import { isLost } from "../libvirt/error.ts";
 import type { StepTimer } from "./steps.ts";
 import type { Config } from "../settings/settings.ts";
 import { type Progress, retry } from "../wait.ts";
@@ -95,13 +95,14 @@ export async function withReconnect<T>(
 }
 
 /**
- * Throws SystemFailure if the cause is a lost connection to libvirt. `done` ends the sentence "The
- * connection to libvirt was lost before it had …".
+ * The failure of something that libvirt did not do, unless the cause is a lost connection: then it says
+ * so. `done` ends the sentence "The connection to libvirt was lost before it had …".
  */
-export function throwIfLost(cause: unknown, done: string): void {
-  if (!isLibvirtError(cause) || !cause.isLost) return;
-  throw new SystemFailure({
-    what: `The connection to libvirt was lost before it had ${done}`,
-    cause,
-  });
+export function failureOf(
+  cause: unknown,
+  done: string,
+  failure: Omit<Failure, "cause">,
+): SystemFailure {
+  const what = `The connection to libvirt was lost before it had ${done}`;
+  return new SystemFailure(isLost(cause) ? { what, cause } : { ...failure, cause });
 }

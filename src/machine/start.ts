@@ -10,6 +10,8 @@ import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
 import { throwIfLost } from "./context.ts";
 import { type DomainOnDisk, domainXml } from "./domain_xml.ts";
 import { findKvmFault } from "./kvm/kvm_fault.ts";
+import { isLibvirtError, isLost, VIR_ERR } from "../libvirt/error.ts";
+import { failureOf } from "./context.ts";
 import { type Start, startedAs } from "./machine.ts";
 import { randomMac } from "./network/card.ts";
 import { reach } from "./reach.ts";
@@ -48,17 +50,14 @@ export async function startMachine(
   try {
     return await createDomain(connection, machine, signal);
   } catch (cause) {
-    throwIfLost(cause, `started the machine "${machine.name}"`);
     const what = `Cannot start the machine "${machine.name}"`;
     const { explainLock } = await import("./storage/template_writer.ts");
-    const locked = await explainLock(cause, template, connection);
-    if (locked !== null) throw new SystemFailure({ what, cause: locked });
-    const kvm = await findKvmFault({ ...machine, connection }, cause);
-    if (kvm !== null) throw new SystemFailure({ what, cause: kvm });
-    throw new SystemFailure({
+    const reason = isLost(cause) ? null : await explainLock(cause, template, connection) ??
+      await findKvmFault({ ...machine, connection }, cause);
+    if (reason !== null) throw new SystemFailure({ what, cause: reason });
+    throw failureOf(cause, `started the machine "${machine.name}"`, {
       fault: "start",
       what,
-      cause,
       advice:
         `Check QEMU's messages in /var/log/libvirt/qemu/${machine.name}.log on the host, and ` +
         "the settings of the machine",

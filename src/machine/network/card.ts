@@ -6,7 +6,7 @@ import type { Connection } from "../../libvirt/connection.ts";
 import { isLibvirtError, LibvirtError, orNull, VIR_ERR } from "../../libvirt/error.ts";
 import { type DhcpLease, Network } from "../../libvirt/network.ts";
 import { NetworkFilter } from "../../libvirt/network_filter.ts";
-import { throwIfLost } from "../context.ts";
+import { failureOf } from "../context.ts";
 import { type Dhcp, findDhcp } from "./network_info.ts";
 import { sha256 } from "../../sha256.ts";
 import { virsh } from "../../shell.ts";
@@ -56,11 +56,9 @@ export async function takeCard(
     return await tryTake(connection, network, take);
   } catch (cause) {
     if (!(cause instanceof LibvirtError)) throw cause;
-    throwIfLost(cause, `reserved an address in the network "${networkName}"`);
-    throw new SystemFailure({
+    throw failureOf(cause, `reserved an address in the network "${networkName}"`, {
       fault: "network",
       what: `Cannot reserve an address in the network "${networkName}"`,
-      cause,
       advice: `Check the network: ${virsh(connection, "net-dumpxml", networkName)}`,
     });
   }

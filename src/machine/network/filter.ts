@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { SystemFailure } from "../../errors.ts";
 import { type Cidr, covers } from "../../ipv4.ts";
 import type { Connection } from "../../libvirt/connection.ts";
 import { isLibvirtError, orNull, VIR_ERR } from "../../libvirt/error.ts";
 import { NetworkFilter } from "../../libvirt/network_filter.ts";
-import { throwIfLost } from "../context.ts";
+import { failureOf } from "../context.ts";
 import type { Subnet } from "./network_info.ts";
 import { childrenOf, find, rootOf } from "../../read_xml.ts";
 import { retry } from "../../wait.ts";
@@ -51,11 +50,9 @@ export async function createFilter(
     return true;
   } catch (cause) {
     if (isolation.uuid !== null && isLibvirtError(cause, VIR_ERR.OPERATION_FAILED)) return false;
-    throwIfLost(cause, `created the network filter of the machine "${machine}"`);
-    throw new SystemFailure({
+    throw failureOf(cause, `created the network filter of the machine "${machine}"`, {
       fault: "network",
       what: `Cannot isolate the machine "${machine}": libvirt refuses its network filter`,
-      cause,
       advice:
         "Install libvirt's driver for network filters (the package libvirt-daemon-driver-nwfilter, " +
         "if there is one), or set network.isolate to false: jobs then reach the host and each other",

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { setGroupForwardMask } from "../../../ffi/bridge_port.ts";
 import { readProc } from "../../../ffi/proc.ts";
-import { SystemFailure } from "../../errors.ts";
 import { type Connection, isLocalUri } from "../../libvirt/connection.ts";
 import { Domain, type DomainState } from "../../libvirt/domain.ts";
+import { isLost } from "../../libvirt/error.ts";
 import { FilterBinding, NetworkFilter } from "../../libvirt/network_filter.ts";
-import { type Host, throwIfLost } from "../context.ts";
+import { failureOf, type Host } from "../context.ts";
 import { interfaceXml, type MachineDomain, withFilterLater } from "../domain_xml.ts";
 import { endedFailure } from "./address.ts";
 import { cardDevices } from "./filter.ts";
@@ -31,13 +31,11 @@ export async function setFilter(
     if (!isSet) await updateCard(same, interfaceXml(machine).toString(), connection);
     return !isSet;
   } catch (cause) {
-    throwIfLost(cause, `set the network filter of the machine "${domain.name}"`);
-    const state = await stateInTheEnd(domain);
-    if (state !== "active") throw endedFailure(domain.name, state, cause);
-    throw new SystemFailure({
+    const state = isLost(cause) ? null : await stateInTheEnd(domain);
+    if (state !== null && state !== "active") throw endedFailure(domain.name, state, cause);
+    throw failureOf(cause, `set the network filter of the machine "${domain.name}"`, {
       fault: "network",
       what: `Cannot isolate the machine "${domain.name}": libvirt does not set its network filter`,
-      cause,
       advice: "Run libvirt-gci doctor to check what libvirt needs for filters",
     });
   }

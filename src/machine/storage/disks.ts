@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { GIB } from "../../bytes.ts";
-import { SystemFailure } from "../../errors.ts";
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
 import { throwIfLost } from "../context.ts";
 import type { MachineDomain } from "../domain_xml.ts";
+import { failureOf } from "../context.ts";
 import { createGuestDirectory, guestPaths } from "./guest_files.ts";
 import { volumeName } from "./volume_names.ts";
 import { type Base, createOverlay, createRawVolume } from "./volumes.ts";
@@ -71,12 +71,10 @@ export async function orExplained<T>(
   try {
     return await create();
   } catch (cause) {
-    throwIfLost(cause, `created the disks of the machine "${machine}"`);
-    throw new SystemFailure({
+    throw failureOf(cause, `created the disks of the machine "${machine}"`, {
       fault: "storage",
       what:
         `Cannot create the disks of the machine "${machine}" in the storage pool "${pool.name}"`,
-      cause,
       advice: `Free space in the pool: ${virsh(pool, "pool-info", pool.name)}`,
     });
   }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { SystemFailure } from "../../errors.ts";
 import type { Connection } from "../../libvirt/connection.ts";
+import { isLost } from "../../libvirt/error.ts";
 import { StoragePool } from "../../libvirt/storage_pool.ts";
-import { type Host, throwIfLost } from "../context.ts";
+import { failureOf, type Host } from "../context.ts";
 import { DEFAULT_CONFIG } from "../../settings/settings.ts";
 import { makePool, poolPath, virsh } from "../../shell.ts";
 import { retry, sleep } from "../../wait.ts";
@@ -62,12 +63,10 @@ export async function createDirPool(connection: Connection, name: string): Promi
     using pool = await StoragePool.define(connection, name, dirPoolXml(name, poolPath(name)));
     await pool.buildAndStart();
   } catch (cause) {
-    throwIfLost(cause, `created the storage pool "${name}"`);
-    if (await becomesActive(connection, name)) return; // another prepare was faster
-    throw new SystemFailure({
+    if (!isLost(cause) && await becomesActive(connection, name)) return; // another prepare was faster
+    throw failureOf(cause, `created the storage pool "${name}"`, {
       fault: "storage",
       what: `Cannot create the storage pool "${name}" in ${poolPath(name)}`,
-      cause,
       advice: 'Add this user to the group libvirt, or set "pools.overlays" to an existing pool',
     });
   }
