@@ -10,8 +10,8 @@ import { endMasterOf } from "../machine/end_master.ts";
 import { findMachines } from "../machine/inventory.ts";
 import { keepAfterJob } from "../machine/kept.ts";
 import { isKept } from "../machine/metadata.ts";
-import { lookupNeed } from "../machine/need.ts";
 import { removeMachine, removeMachineSafely } from "../machine/remove.ts";
+import { lookupNeed } from "../machine/unneeded.ts";
 import { Problems } from "../problems.ts";
 
 export const command = defineCommand("cleanup", {

@@ -10,11 +10,11 @@ import { StoragePool } from "../libvirt/storage_pool.ts";
 import type { Context, Host } from "../machine/context.ts";
 import { findMachines, type FoundMachine } from "../machine/inventory.ts";
 import { isKept } from "../machine/metadata.ts";
-import { lookupNeed, type Need } from "../machine/need.ts";
 import { entriesIn, isLiveEntry, longestQueueSeconds } from "../machine/queue/queue.ts";
 import { waitingIn } from "../machine/standby/waiting.ts";
 import { findActivePool } from "../machine/storage/pools.ts";
 import { ofKind, volumeName } from "../machine/storage/volume_names.ts";
+import { lookupNeed, type Need } from "../machine/unneeded.ts";
 import { toVisible } from "../quoted.ts";
 
 export const command = defineCommand("list", {

@@ -7,12 +7,12 @@ import type { StoragePool } from "../libvirt/storage_pool.ts";
 import { type Context, quiet } from "./context.ts";
 import type { MachineSpec } from "./machine.ts";
 import { type Owner, ownerJson } from "./metadata.ts";
-import { whyUnneeded } from "./need.ts";
 import { findOwner } from "./owner.ts";
 import { removeMachineSafely } from "./remove.ts";
 import { orExplained } from "./storage/disks.ts";
 import { volumeName } from "./storage/volume_names.ts";
 import { createRawVolume } from "./storage/volumes.ts";
+import { whyUnneeded } from "./unneeded.ts";
 
 /** The machine's name is taken. */
 export class NameTaken extends SystemFailure {}

@@ -39,7 +39,7 @@ export function ownProcess(timeoutSeconds: number): Promise<Owner> {
 
 /**
  * The deadline is when GitLab has certainly ended the job: its timeout and a margin from now. It is kept
- * in the owner's volume and in the domain's metadata, and need.ts reads it: a machine past its deadline
+ * in the owner's volume and in the domain's metadata, and unneeded.ts reads it: a machine past its deadline
  * is removed by gc. A person's machine has none. The command keep and the end of a job whose machine is
  * kept (kept.ts) set another. It ends with the machine.
  */

@@ -26,7 +26,7 @@ import {
   type HostLoad,
   isNext,
   type QueueSettings,
-} from "../../src/machine/queue/shortage.ts";
+} from "../../src/machine/queue/host_load.ts";
 import { removeMachine } from "../../src/machine/remove.ts";
 import { machineOfVolume } from "../../src/machine/storage/volume_names.ts";
 import { createRawVolume, removeVolume } from "../../src/machine/storage/volumes.ts";

@@ -14,13 +14,12 @@ import {
   readMetadata,
   writeMetadata,
 } from "../../src/machine/metadata.ts";
-import { whyUnneeded } from "../../src/machine/need.ts";
 import { hostMark, processMark } from "../../src/machine/process.ts";
 import { removeMachine } from "../../src/machine/remove.ts";
 import { run } from "../../src/machine/run_script.ts";
 import { volumeName } from "../../src/machine/storage/volume_names.ts";
 import { createRawVolume, removeVolume } from "../../src/machine/storage/volumes.ts";
-import { sweep } from "../../src/machine/unneeded.ts";
+import { sweep, whyUnneeded } from "../../src/machine/unneeded.ts";
 import { makerOf } from "../../src/machine/warm/warm_image.ts";
 import { TestGuest } from "../fakes/test_guest.ts";
 import { openTestHost } from "../fakes/test_host.ts";
@@ -237,7 +236,7 @@ async function whyUnseen(differences: Partial<Owner>): Promise<string | null> {
   const owner = JSON.stringify({ ...OWNER, host: await hostMark(), ...differences });
   const code = `
     const { processMark } = await import("${import.meta.resolve(PROCESS)}");
-    const { whyUnneeded } = await import("${import.meta.resolve(NEED)}");
+    const { whyUnneeded } = await import("${import.meta.resolve(UNNEEDED)}");
     const sees = processMark(${Deno.pid}) !== null;
     console.log(JSON.stringify({ sees, why: await whyUnneeded(${owner}) }));`;
   const args = ["--mount", "sh", "-c", WITH_HIDDEN_PROCESSES, "sh", Deno.execPath(), "eval", code];
@@ -248,7 +247,7 @@ async function whyUnseen(differences: Partial<Owner>): Promise<string | null> {
 }
 
 const PROCESS = "../../src/machine/process.ts";
-const NEED = "../../src/machine/need.ts";
+const UNNEEDED = "../../src/machine/unneeded.ts";
 
 Deno.test({
   name: "a runner whose process this user cannot see is not gone",

@@ -17,11 +17,11 @@ import {
   readMetadata,
   writeMetadata,
 } from "../../src/machine/metadata.ts";
-import { whyUnneeded } from "../../src/machine/need.ts";
 import { newOwner } from "../../src/machine/owner.ts";
 import { removeMachine } from "../../src/machine/remove.ts";
 import { run } from "../../src/machine/run_script.ts";
 import { sweep } from "../../src/machine/unneeded.ts";
+import { sweep, whyUnneeded } from "../../src/machine/unneeded.ts";
 import { TestGuest, type TestGuestOptions } from "../fakes/test_guest.ts";
 import { openTestHost } from "../fakes/test_host.ts";
 import { Masters } from "../fakes/test_master.ts";

@@ -12,7 +12,6 @@ import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import { domainName } from "../../src/machine/lookup.ts";
 import type { MachineMetadata } from "../../src/machine/metadata.ts";
 import { reserveName } from "../../src/machine/name.ts";
-import { lookupNeed } from "../../src/machine/need.ts";
 import { ownProcess } from "../../src/machine/owner.ts";
 import { processMark } from "../../src/machine/process.ts";
 import { waitForAdmission } from "../../src/machine/queue/admission.ts";
@@ -32,7 +31,7 @@ import { findWanted, unwantedOf, type WantedStandbys } from "../../src/machine/s
 import { findTemplate } from "../../src/machine/storage/template.ts";
 import { isOurVolume, machineOfVolume } from "../../src/machine/storage/volume_names.ts";
 import { createRawVolume, removeVolume } from "../../src/machine/storage/volumes.ts";
-import { sweep } from "../../src/machine/unneeded.ts";
+import { lookupNeed, sweep } from "../../src/machine/unneeded.ts";
 import { removeWarmImage, warmOrigin, warmVolumes } from "../../src/machine/warm/warm_image.ts";
 import { chooseTemplate } from "../../src/policy/template_choice.ts";
 import { parseConfig } from "../../src/settings/read.ts";

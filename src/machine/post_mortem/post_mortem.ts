@@ -4,7 +4,6 @@ import { consoleEnd, consoleLines } from "../../guest/console_text.ts";
 import { StoragePool } from "../../libvirt/storage_pool.ts";
 import type { Context, Host } from "../context.ts";
 import type { Owner } from "../metadata.ts";
-import { lookupNeed, type Need } from "../need.ts";
 import { unpluggedCards } from "../network/network_info.ts";
 import {
   CALL_SECONDS,
@@ -23,6 +22,7 @@ import {
   writePostMortem,
 } from "./post_mortem_directory.ts";
 import { readConsole } from "../storage/guest_files.ts";
+import { lookupNeed, type Need } from "../unneeded.ts";
 import { toVisible } from "../../quoted.ts";
 import { virsh } from "../../shell.ts";
 import { within } from "../../wait.ts";

@@ -4,7 +4,15 @@ import { domainMemory } from "../../libvirt/memory_stats.ts";
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
 import type { Context, Host } from "../context.ts";
 import { machinesIn, machinesOf } from "../inventory.ts";
-import { hostMemory, poolSpace } from "./host_load.ts";
+import {
+  findShortage,
+  type HostLoad,
+  hostMemory,
+  isNext,
+  poolSpace,
+  type QueueSettings,
+  type Shortage,
+} from "./host_load.ts";
 import {
   type Entered,
   enterQueue,
@@ -13,13 +21,6 @@ import {
   longestQueueSeconds,
   type QueueEntry,
 } from "./queue.ts";
-import {
-  findShortage,
-  type HostLoad,
-  isNext,
-  type QueueSettings,
-  type Shortage,
-} from "./shortage.ts";
 import { removeStandby } from "../remove.ts";
 import { waitingIn } from "../standby/waiting.ts";
 import { volumeName } from "../storage/volume_names.ts";
