@@ -35,15 +35,22 @@ export interface Program {
   readonly countIn: (metricsFile: string | null) => void;
 }
 
+/** How the program treats a command. */
+interface Traits {
+  /** Whether, as a counted stage, it has standby machines created afterwards in place of what jobs took. */
+  readonly refills?: boolean;
+  /** Whether it goes on after a cancel. */
+  readonly outlastsCancel?: boolean;
+  /** Whether, by hand, it ends with the status of what it runs in the guest, or else with 255. */
+  readonly passesStatus?: boolean;
+}
+
 /** A command with its arguments, ready to run. */
-export interface Invocation {
+export interface Invocation extends Traits {
   /** Throws UsageError if the arguments do not fit together. */
   readonly check: (guestCommand: readonly string[] | null) => void;
   /** The stage as which `metrics_file` counts it; null if it does not. */
   readonly countedAs: Counted | null;
-  readonly refills: boolean;
-  readonly outlastsCancel: boolean;
-  readonly passesStatus: boolean;
   readonly run: (program: Program) => Promise<void>;
 }
 
@@ -58,7 +65,7 @@ export interface Command {
 }
 
 /** What makes a command. */
-export interface Definition<F extends Fields> {
+export interface Definition<F extends Fields> extends Traits {
   /** Its help: one sentence, and what follows the options. A name in backquotes is an option's. */
   readonly description: string;
   readonly footer?: string;
@@ -70,12 +77,6 @@ export interface Definition<F extends Fields> {
   readonly check?: (values: Values<F>, guestCommand: readonly string[] | null) => void;
   /** The stage as which `metrics_file` counts it; null if it does not. */
   readonly countedAs?: (values: Values<F>) => Counted | null;
-  /** Whether, as such a stage, it has standby machines created afterwards in place of what jobs took. */
-  readonly refills?: boolean;
-  /** Whether it goes on after a cancel. */
-  readonly outlastsCancel?: boolean;
-  /** Whether, by hand, it ends with the status of what it runs in the guest, or else with 255. */
-  readonly passesStatus?: boolean;
   readonly run: (values: Values<F>, program: Program) => Promise<void>;
 }
 
@@ -85,19 +86,23 @@ export function defineCommand<const F extends Fields>(
   definition: Definition<F>,
 ): Command {
   const { description, footer, fields, takesCommand = false, countedAs } = definition;
+  const { refills, outlastsCancel, passesStatus } = definition;
   const invoke = (values: Values<F>): Invocation => ({
     check: (guestCommand) => {
       if (guestCommand !== null && !takesCommand) throw unexpectedCommand(name);
       definition.check?.(values, guestCommand);
     },
     countedAs: countedAs?.(values) ?? null,
-    refills: definition.refills ?? false,
-    outlastsCancel: definition.outlastsCancel ?? false,
-    passesStatus: definition.passesStatus ?? false,
+    refills,
+    outlastsCancel,
+    passesStatus,
     run: (program) => definition.run(values, program),
   });
   return {
-    ...{ name, description, footer, fields },
+    name,
+    description,
+    footer,
+    fields,
     invoke: (given) => invoke(readFields(fields, given)),
   };
 }
