@@ -15,7 +15,6 @@ import type { Context } from "./machine/context.ts";
 import { StepTimer } from "./machine/steps.ts";
 import type { Meter } from "./metrics/meter.ts";
 import type { Counted } from "./metrics/metrics.ts";
-import type { loadConfig } from "./settings/load.ts";
 import type { Config } from "./settings/settings.ts";
 
 /** All commands, in the order of `--help`. The bundle takes literal paths only. */
@@ -60,8 +59,10 @@ export interface Caller {
   ) => (input: string) => Promise<void>;
 }
 
-/** A caller who is told something in the end. */
-type RunningCaller = Caller & Pick<Program, "say">;
+/** A command that runs for its caller. */
+interface Running extends Caller, Pick<Program, "say" | "settings"> {
+  readonly line: CommandLine;
+}
 
 /** Does what the command line asks for, and says with which status to exit. It never throws. */
 export async function runProgram(caller: Caller): Promise<number> {
@@ -69,17 +70,17 @@ export async function runProgram(caller: Caller): Promise<number> {
   const script = new ScriptOutput(caller.output);
   const lastWords: string[] = [];
   const say = (words: string): void => void lastWords.push(inOneLine(words));
-  let line: CommandLine | null = null;
+  let running: Running | null = null;
   let status = 0;
   try {
     const output = { stdout: console.log, stderr: console.error, exit };
-    line = await parseArguments(caller.args, { commands: COMMANDS, version, output });
-    const running = { ...caller, output: script, say };
-    await Promise.race([runCommand(line, running), uncaught]);
+    const line = await parseArguments(caller.args, { commands: COMMANDS, version, output });
+    running = { ...caller, output: script, say, line, settings: settingsOf(line, env) };
+    await Promise.race([runCommand(running), uncaught]);
   } catch (error) {
-    if (line?.debug && error instanceof Error) printer.debug(inOneLine(error.stack ?? ""));
-    const passesStatus = line?.action.passesStatus ?? false;
-    const reason = reasonOf(error, line, caller);
+    if (running?.line.debug && error instanceof Error) printer.debug(inOneLine(error.stack ?? ""));
+    const passesStatus = running?.line.action.passesStatus ?? false;
+    const reason = running === null ? error : reasonOf(error, running);
     status = await endWith(reason, { env, printer, script, passesStatus });
   }
   if (lastWords.length > 0) {
@@ -90,8 +91,8 @@ export async function runProgram(caller: Caller): Promise<number> {
 }
 
 /** What fails after a cancel fails for it, and a script's status means nothing any more. */
-function reasonOf(error: unknown, line: CommandLine | null, { signal }: Caller): unknown {
-  return signal.aborted && line?.action.outlastsCancel === false ? signal.reason : error;
+function reasonOf(error: unknown, { signal, line: { action } }: Running): unknown {
+  return signal.aborted && !action.outlastsCancel ? signal.reason : error;
 }
 
 /** Says what went wrong, after the script's output, and gives the status that tells whose fault it is. */
@@ -124,78 +125,73 @@ async function endOutput(script: ScriptOutput, env: Env): Promise<void> {
 }
 
 /** Runs the command, as a stage if it is one. */
-async function runCommand(line: CommandLine, caller: RunningCaller): Promise<void> {
-  const { config: file, action, guestCommand } = line;
-  const { env, version, path, signal, printer, output, say } = caller;
-  const places = { file, home: env["HOME"], xdgConfigHome: env["XDG_CONFIG_HOME"] };
-  let loaded: Promise<Config> | null = null;
-  const settings = (): Promise<Config> => loaded ??= loadSettings(places);
+async function runCommand(running: Running): Promise<void> {
+  const { line: { action, guestCommand }, env, settings, startWithInput } = running;
   let metricsFile = async (): Promise<string | null> => (await settings()).metricsFile;
   const countIn = (file: string | null): void => void (metricsFile = () => Promise.resolve(file));
   const run = (meter: Meter | null): Promise<void> =>
     action.run({
-      ...{ env, version, path, signal, printer, output, say, guestCommand, settings, countIn },
-      startMaster: () => caller.startWithInput([MASTER_ARGUMENT], masterVariables(env)),
+      ...running,
+      guestCommand,
+      countIn,
+      startMaster: () => startWithInput([MASTER_ARGUMENT], masterVariables(env)),
       onHost: async (body, config) =>
-        await onHost(body, { config: config ?? await settings(), line, caller, meter }),
+        await onHost(body, { config: config ?? await settings(), meter }, running),
     });
   if (action.countedAs === null) return await run(null);
   if (action.countedAs === "run") {
-    return await runScriptStage(() => run(null), {
-      line,
-      caller,
-      metricsFile: () => metricsFile(),
-    });
+    return await runScriptStage(() => run(null), () => metricsFile(), running);
   }
-  await runStage(run, { stage: action.countedAs, config: await settings(), line, caller });
+  await runStage(run, action.countedAs, running);
 }
 
-async function loadSettings(places: Parameters<typeof loadConfig>[0]): Promise<Config> {
-  return await (await import("./settings/load.ts")).loadConfig(places); // some commands never need it
+/** Loads the settings when they are first asked for: some commands never need them. */
+function settingsOf({ config: file }: CommandLine, env: Env): () => Promise<Config> {
+  let loaded: Promise<Config> | null = null;
+  const load = async (): Promise<Config> => {
+    const { loadConfig } = await import("./settings/load.ts");
+    return await loadConfig({ file, home: env["HOME"], xdgConfigHome: env["XDG_CONFIG_HOME"] });
+  };
+  return () => loaded ??= load();
 }
 
 /** Runs a script, which `metrics_file` counts too. Only in the end it is asked which file that is. */
 async function runScriptStage(
   run: () => Promise<void>,
-  { line, caller, metricsFile }: {
-    readonly line: CommandLine;
-    readonly caller: Caller;
-    readonly metricsFile: () => Promise<string | null>;
-  },
+  metricsFile: () => Promise<string | null>,
+  running: Running,
 ): Promise<void> {
   const start = performance.now();
   let failure: unknown = null;
   try {
     await run();
   } catch (error) {
-    failure = reasonOf(error, line, caller);
+    failure = reasonOf(error, running);
     throw error;
   } finally {
     const file = await metricsFile().catch(() => null); // which is why it has failed
-    await (await startMeter("run", file, { caller, start }))?.end(failure);
+    await (await startMeter("run", file, { running, start }))?.end(failure);
   }
 }
 
 /** Runs a command that `metrics_file` counts, and refills the standby machines after it. */
 async function runStage(
   run: (meter: Meter | null) => Promise<void>,
-  { stage, config, line, caller }: {
-    readonly stage: Counted;
-    readonly config: Config;
-    readonly line: CommandLine;
-    readonly caller: Caller;
-  },
+  stage: Counted,
+  running: Running,
 ): Promise<void> {
-  const meter = await startMeter(stage, config.metricsFile, { caller, start: performance.now() });
+  const config = await running.settings();
+  const meter = await startMeter(stage, config.metricsFile, { running, start: performance.now() });
   let failure: unknown = null;
   try {
     await run(meter);
   } catch (error) {
-    failure = reasonOf(error, line, caller);
+    failure = reasonOf(error, running);
     throw error;
   } finally {
     await meter?.end(failure);
-    if (line.action.refills && !caller.signal.aborted) await refillStandbys(config, line, caller);
+    const { line: { action }, signal } = running;
+    if (action.refills && !signal.aborted) await refillStandbys(config, running);
   }
 }
 
@@ -203,7 +199,7 @@ async function runStage(
 async function startMeter(
   stage: Counted,
   file: string | null,
-  { caller: { version, printer }, start }: { readonly caller: Caller; readonly start: number },
+  { running: { version, printer }, start }: { readonly running: Running; readonly start: number },
 ): Promise<Meter | null> {
   if (file === null) return null;
   const { Meter } = await import("./metrics/meter.ts"); // most hosts never need it
@@ -214,8 +210,7 @@ async function startMeter(
 /** What a job took, or made room for, is made again while nobody waits for it. */
 async function refillStandbys(
   config: Config,
-  { config: file }: CommandLine,
-  { startInBackground, env, printer }: Caller,
+  { line: { config: file }, startInBackground, env, printer }: Running,
 ): Promise<void> {
   try {
     const { refillArguments } = await import("./cli/refill.ts");
@@ -229,17 +224,12 @@ async function refillStandbys(
 /** Connects to libvirt for a command, and closes the connection after it. */
 async function onHost(
   body: (context: Context) => Promise<void>,
-  { config, line: { debug, action }, caller, meter }: {
-    readonly config: Config;
-    readonly line: CommandLine;
-    readonly caller: Caller;
-    readonly meter: Meter | null;
-  },
+  { config, meter }: { readonly config: Config; readonly meter: Meter | null },
+  { line: { debug, action }, env, printer, signal: cancel }: Running,
 ): Promise<void> {
   const { Connection } = await import("./libvirt/connection.ts"); // some commands never need them
   const { directoriesOf } = await import("./cli/directories.ts");
-  const { env, printer } = caller;
-  const signal = action.outlastsCancel ? new AbortController().signal : caller.signal;
+  const signal = action.outlastsCancel ? new AbortController().signal : cancel;
   const onCall = debug
     ? (name: string, ms: number) => printer.debug(`${name} ${ms.toFixed(1)} ms`)
     : null;
