@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { SystemFailure } from "../errors.ts";
-import { type Login, type OpenOptions, SshConnection, WrongHostKey } from "./ssh_connection.ts";
+import { type Login, type OpenOptions, SshConnection } from "./ssh_connection.ts";
 import { whyUnreached } from "./unreached.ts";
 import { type Goal, type Limits, NotYet, waitFor, within } from "../wait.ts";
 
@@ -93,7 +93,7 @@ function goalOf({ address, port, channel }: Login): Omit<Goal<never>, "probe"> {
 
 /** A guest may show the template's host key until it has taken the one that we give it. */
 function orNotYetItsHostKey(error: unknown): NotYet {
-  if (!(error instanceof WrongHostKey)) throw error;
+  if (!(error instanceof SystemFailure) || error.fault !== "host_key") throw error;
   return new NotYet(error.message, {
     advice:
       'Set "ssh.login" to cloud-init, to systemd (252 or newer, with qemu_fw_cfg in the kernel) or to ' +

@@ -36,14 +36,6 @@ export interface Login {
   readonly keyKnown?: Promise<unknown>;
 }
 
-/** The guest answers but does not let us in, which no waiting mends. */
-export class LoginRefused extends SystemFailure {
-  override readonly name = "SystemFailure";
-}
-
-/** The server shows another host key than the machine's own. */
-export class WrongHostKey extends LoginRefused {}
-
 const KEEPALIVE_MS = 15_000;
 /** For what has come already to be seen, when a time is over. */
 const GRACE_MS = 10;
@@ -123,7 +115,7 @@ export class SshConnection implements Disposable {
   }
 
   /**
-   * Logs in. Throws {@linkcode LoginRefused} if the guest refuses the key or shows another host key
+   * Logs in. Throws SystemFailure if the guest refuses the key or shows another host key
    * than the one known, and other errors if it cannot be reached (yet).
    */
   static async open(
@@ -273,7 +265,7 @@ interface RunningCommand {
 
 function refusalOr(error: Error & { level?: string }, login: Login): Error {
   if (error.level !== "client-authentication") return error;
-  return new LoginRefused({
+  return new SystemFailure({
     fault: "ssh_refused",
     what: `The guest at ${login.address} refuses the key for the user "${login.user}"`,
     advice: 'Check that the template gets the key as "ssh.login" says; ' +
@@ -282,7 +274,7 @@ function refusalOr(error: Error & { level?: string }, login: Login): Error {
 }
 
 function wrongHostKeyError(login: Login): Error {
-  return new WrongHostKey({
+  return new SystemFailure({
     fault: "host_key",
     what: `The SSH server at ${login.address} does not show the machine's host key`,
     advice:
