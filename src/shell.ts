@@ -10,6 +10,11 @@ export function quote(argument: string): string {
   return `'${argument.replaceAll("'", `'\\''`)}'`;
 }
 
+/** A script for sh that becomes this command: each argument arrives as it is. */
+export function execScript(command: readonly string[]): string {
+  return `exec ${command.map(quote).join(" ")}\n`;
+}
+
 /** A command of virsh for this hypervisor: the default of a user other than root is another one. */
 export function virsh({ uri }: { readonly uri: string }, ...words: readonly string[]): string {
   return command("virsh", "-c", uri, ...words);

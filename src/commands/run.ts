@@ -4,12 +4,12 @@ import { defineCommand, type Program } from "../cli/command.ts";
 import { reportScriptStatus } from "../cli/exit_status.ts";
 import { PROGRAM } from "../cli/program_name.ts";
 import { orFailure, UsageError } from "../errors.ts";
-import { commandLine } from "../guest/command_line.ts";
 import { endMaster, findMaster } from "../guest/master/client.ts";
 import { controlSocket } from "../guest/master/control_socket.ts";
 import { type Job, jobFromEnv, requireMachine } from "../job/job.ts";
 import type { JobScript } from "../machine/kept.ts";
 import { runByMaster } from "../machine/run_by_master.ts";
+import { execScript } from "../shell.ts";
 
 export const command = defineCommand("run", {
   description: 'Run a script, or the command after "--", in the machine.',
@@ -106,7 +106,7 @@ async function readScript(
   path: string | undefined,
   guestCommand: readonly string[] | null,
 ): Promise<Uint8Array> {
-  if (guestCommand !== null) return new TextEncoder().encode(commandLine(guestCommand));
+  if (guestCommand !== null) return new TextEncoder().encode(execScript(guestCommand));
   return await orFailure(Deno.readFile(path ?? ""), {
     what: `Cannot read the script "${path}"`,
     advice: "Check that the file exists and that this user can read it",

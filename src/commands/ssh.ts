@@ -4,11 +4,11 @@ import { defineCommand } from "../cli/command.ts";
 import { PROGRAM } from "../cli/program_name.ts";
 import { ownTerminal, type Terminal } from "../cli/terminal.ts";
 import { ScriptFailure, SystemFailure, UsageError } from "../errors.ts";
-import { commandLine } from "../guest/command_line.ts";
 import type { Sink } from "../guest/command_streams.ts";
 import { checkMachineName } from "../job/job.ts";
 import type { Context } from "../machine/context.ts";
 import { logIn, lookupReadyMachine } from "../machine/ready_machine.ts";
+import { execScript } from "../shell.ts";
 
 export const command = defineCommand("ssh", {
   description: 'Open a shell in a machine at your terminal, or run the command after "--" there.',
@@ -21,7 +21,7 @@ export const command = defineCommand("ssh", {
   run: async ({ machine }, { env, guestCommand, output: { stdout }, onHost }) => {
     const terminal = ownTerminal(env["TERM"]);
     if (terminal === null) throw noTerminal(machine);
-    const line = guestCommand === null ? null : commandLine(guestCommand);
+    const line = guestCommand === null ? null : execScript(guestCommand);
     await onHost((context) => ssh(machine, { command: line, terminal, stdout }, context));
   },
 });

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import fc from "fast-check";
 import assert from "node:assert/strict";
-import { commandLine } from "../../src/guest/command_line.ts";
+import { execScript } from "../src/shell.ts";
 
 /** What a shell that reads this script from a file prints, and its status. */
 async function runScript(
@@ -23,7 +23,7 @@ async function runScript(
 /** The arguments that a program gets from a shell that runs the command line. */
 async function argumentsThrough(shell: string, args: readonly string[]): Promise<string[]> {
   // A format that takes one argument is used again for each.
-  const { stdout, code } = await runScript(shell, commandLine(["printf", "%s\\0", ...args]));
+  const { stdout, code } = await runScript(shell, execScript(["printf", "%s\\0", ...args]));
   assert.equal(code, 0);
   return stdout.split("\0").slice(0, -1);
 }
@@ -63,16 +63,16 @@ Deno.test("any arguments that a program can have arrive through sh as they are",
 });
 
 Deno.test("the command's status is the script's", async () => {
-  assert.equal((await runScript("sh", commandLine(["sh", "-c", "exit 7"]))).code, 7);
+  assert.equal((await runScript("sh", execScript(["sh", "-c", "exit 7"]))).code, 7);
 });
 
 Deno.test("the command takes the place of the shell", async () => {
-  const script = `echo $$\n${commandLine(["sh", "-c", "echo $$"])}`;
+  const script = `echo $$\n${execScript(["sh", "-c", "echo $$"])}`;
   const [shell, command] = (await runScript("sh", script)).stdout.trim().split("\n");
   assert.equal(command, shell);
 });
 
 Deno.test("a command that looks like a word of the shell's is one all the same", async () => {
-  const { stdout } = await runScript("sh", commandLine(["env", "if=1", "sh", "-c", "echo done"]));
+  const { stdout } = await runScript("sh", execScript(["env", "if=1", "sh", "-c", "echo done"]));
   assert.equal(stdout, "done\n");
 });
