@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { runByAgent, startByAgent, type UntilEnd } from "./agent.ts";
-import type { Agent } from "./agent.ts";
+import { type Agent, runByAgent, startByAgent, type UntilEnd } from "./agent.ts";
 import type { KeyPair } from "./key.ts";
 import { randomHex } from "../random.ts";
 import { quote } from "../shell.ts";
@@ -37,10 +36,8 @@ export async function takeIdentity(
     user,
     authorized: publicKey ?? "",
   };
-  return await startByAgent(agent, assignments(values) + BECOME_ANOTHER, {
-    what: "change its identity",
-    timeoutSeconds: TIMEOUT_SECONDS,
-  });
+  const purpose = { what: "change its identity", timeoutSeconds: TIMEOUT_SECONDS };
+  return await startByAgent(agent, assignments(values) + BECOME_ANOTHER, purpose);
 }
 
 /** Gives a guest that has its own identity another host name and authorized key. */
@@ -50,34 +47,26 @@ export async function authorizeUser(
   signal: AbortSignal,
 ): Promise<void> {
   const values = { name: hostName, user, authorized: publicKey ?? "" };
-  await runByAgent(agent, assignments(values) + LET_IN, {
-    what: "accept the key of its user",
-    timeoutSeconds: READY_SECONDS,
-  }, signal);
+  const purpose = { what: "accept the key of its user", timeoutSeconds: READY_SECONDS };
+  await runByAgent(agent, assignments(values) + LET_IN, purpose, signal);
 }
 
 /** Resolves when the guest has booted as far as a job needs it. Throws SystemFailure until then. */
 export async function requireBooted(agent: Agent, port: number): Promise<void> {
-  await runByAgent(agent, assignments({ port: String(port) }) + HAS_BOOTED, {
-    what: "finish its boot",
-    timeoutSeconds: TIMEOUT_SECONDS,
-  });
+  const purpose = { what: "finish its boot", timeoutSeconds: TIMEOUT_SECONDS };
+  await runByAgent(agent, assignments({ port: String(port) }) + HAS_BOOTED, purpose);
 }
 
 /** Has the guest greet once by SSH, so that the programs for that are in its RAM. */
 export async function exerciseSsh(agent: Agent, port: number): Promise<void> {
-  await runByAgent(agent, assignments({ port: String(port) }) + REHEARSE, {
-    what: "start its SSH server",
-    timeoutSeconds: TIMEOUT_SECONDS,
-  });
+  const purpose = { what: "start its SSH server", timeoutSeconds: TIMEOUT_SECONDS };
+  await runByAgent(agent, assignments({ port: String(port) }) + REHEARSE, purpose);
 }
 
 /** Stops the guest's processes until {@linkcode takeIdentity} has given it its own random numbers. */
 export async function stopProcesses(agent: Agent): Promise<void> {
-  await runByAgent(agent, STAND_STILL, {
-    what: "stop its processes",
-    timeoutSeconds: TIMEOUT_SECONDS,
-  });
+  const purpose = { what: "stop its processes", timeoutSeconds: TIMEOUT_SECONDS };
+  await runByAgent(agent, STAND_STILL, purpose);
 }
 
 function assignments(values: Readonly<Record<string, string>>): string {
