@@ -179,3 +179,11 @@ export async function within<T>(
     over.abort();
   }
 }
+
+/** Rejects with the signal's reason when it aborts. */
+export function rejectAtAbort(signal: AbortSignal): Promise<never> {
+  const { promise, reject } = Promise.withResolvers<never>();
+  signal.addEventListener("abort", () => reject(signal.reason));
+  promise.catch(() => {}); // no caller may be waiting any more
+  return promise;
+}

@@ -5,8 +5,8 @@ import type { MasterSession } from "../guest/master/client.ts";
 import { GuestSilent } from "../guest/script.ts";
 import type { Context } from "./context.ts";
 import type { JobScript } from "./kept.ts";
-import { isEnd, isLoss, orFilledByJob, rejectAtAbort } from "./script_fault.ts";
-import { sleep, within } from "../wait.ts";
+import { isEnd, isLoss, orFilledByJob } from "./script_fault.ts";
+import { rejectAtAbort, sleep, within } from "../wait.ts";
 
 /** For how long nobody asks libvirt about the machine: most scripts end before. */
 const BLIND_MS = 2000;

@@ -6,9 +6,9 @@ import { type Context, withSignal } from "./context.ts";
 import { isFirstFailure, type JobScript, noteFailure, notePass } from "./kept.ts";
 import { domainName } from "./lookup.ts";
 import { logIn, lookupReadyMachine, noteAnswer, type RunningMachine } from "./ready_machine.ts";
-import { isEnd, isLoss, orFilledByJob, rejectAtAbort } from "./script_fault.ts";
+import { isEnd, isLoss, orFilledByJob } from "./script_fault.ts";
 import { explainLoss, watch } from "./script_watch.ts";
-import { within } from "../wait.ts";
+import { rejectAtAbort, within } from "../wait.ts";
 
 const WATCH_END_MS = 1000;
 

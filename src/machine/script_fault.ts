@@ -29,11 +29,3 @@ export function orFilledByJob(error: unknown, ofJob: JobScript | null): unknown 
       "larger size",
   });
 }
-
-/** Rejects with the signal's reason when it aborts. */
-export function rejectAtAbort(signal: AbortSignal): Promise<never> {
-  const { promise, reject } = Promise.withResolvers<never>();
-  signal.addEventListener("abort", () => reject(signal.reason));
-  promise.catch(() => {}); // nobody may be waiting any more
-  return promise;
-}
