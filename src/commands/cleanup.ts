@@ -11,7 +11,7 @@ import { findMachines } from "../machine/inventory.ts";
 import { keepAfterJob } from "../machine/kept.ts";
 import { isKept } from "../machine/metadata.ts";
 import { removeMachine, removeMachineSafely } from "../machine/remove.ts";
-import { lookupNeed } from "../machine/unneeded.ts";
+import { lookupNeeds, withoutTakers } from "../machine/unneeded.ts";
 import { Problems } from "../problems.ts";
 
 export const command = defineCommand("cleanup", {
@@ -58,18 +58,10 @@ export async function cleanupAll(
   { yes, ask }: { readonly yes: boolean; readonly ask: Ask | null },
   context: Context,
 ): Promise<void> {
-  const machines = await findMachines(context, { refresh: true });
-  if (machines.length === 0) return context.report.log("There is no machine");
-  const needs = new Map(
-    await Promise.all(
-      machines.map(async (machine) =>
-        [machine.name, await lookupNeed(machine, context.host)] as const
-      ),
-    ),
-  );
-  // Of a machine that took over another, only the name is its own.
-  const heirs = new Set([...needs.values()].map(({ metadata }) => metadata?.machine));
-  const all = [...needs].filter(([name]) => !heirs.has(name)).map(([, need]) => need);
+  const found = await findMachines(context, { refresh: true });
+  if (found.length === 0) return context.report.log("There is no machine");
+  const machines = await lookupNeeds(found, context.host);
+  const all = withoutTakers(machines);
   const needed = all.filter(({ owner, why }) => why === null && owner?.job !== "");
   const kept = needed.filter(({ metadata }) => metadata !== null && isKept(metadata)).length;
   const running = needed.length - kept;
@@ -81,11 +73,9 @@ export async function cleanupAll(
     if (!await ask(question)) return context.report.log("Nothing was removed");
   }
   const problems = new Problems();
-  for (const machine of machines) {
-    const attemptDir = needs.get(machine.name)?.owner?.attemptDir ?? "";
-    await problems.collect(() =>
-      removeMachine(machine.name, context, { volumes: machine.volumes, attemptDir })
-    );
+  for (const { name, volumes, owner } of machines) {
+    const attemptDir = owner?.attemptDir ?? "";
+    await problems.collect(() => removeMachine(name, context, { volumes, attemptDir }));
   }
   const what = `Cannot remove ${problems.errors.length} of ${machines.length} machines`;
   problems.throwAll({ what });

@@ -14,7 +14,7 @@ import { entriesIn, isLiveEntry, longestQueueSeconds } from "../machine/queue/qu
 import { waitingIn } from "../machine/standby/waiting.ts";
 import { findActivePool } from "../machine/storage/pools.ts";
 import { ofKind, volumeName } from "../machine/storage/volume_names.ts";
-import { lookupNeed, type Need } from "../machine/unneeded.ts";
+import { lookupNeeds, type Need, withoutTakers } from "../machine/unneeded.ts";
 import { toVisible } from "../quoted.ts";
 
 export const command = defineCommand("list", {
@@ -61,9 +61,9 @@ const STARTING_SECONDS = 600;
 export async function listMachines(context: Context): Promise<ListedMachine[]> {
   const { host } = context;
   const found = await findMachines(context, { refresh: false });
-  const listed = await Promise.all(found.map(async (machine) => {
-    const need = await lookupNeed(machine, host);
-    const { metadata, owner, why } = need;
+  const machines = withoutTakers(await lookupNeeds(found, host));
+  return await Promise.all(machines.map(async (machine) => {
+    const { metadata, owner, why } = machine;
     const life = metadata && await lifeOf(machine.name, host.connection);
     return {
       machine: metadata?.machine || machine.name,
@@ -74,9 +74,9 @@ export async function listMachines(context: Context): Promise<ListedMachine[]> {
       created: toIso(owner?.created ?? null),
       state: isWaiting(machine)
         ? "standby"
-        : await isQueued(machine, need, host)
+        : await isQueued(machine, host)
         ? "waiting"
-        : stateOf(need, life?.state ?? null),
+        : stateOf(machine, life?.state ?? null),
       keptUntil: toIso(metadata?.keptUntil ?? null),
       why,
       address: metadata?.address || null,
@@ -84,9 +84,6 @@ export async function listMachines(context: Context): Promise<ListedMachine[]> {
       diskBytes: await diskOf(machine.volumes, host.connection),
     };
   }));
-  // Of one that took over another, only the name and what says so are its own.
-  const heirs = new Set(listed.filter((it) => it.machine !== it.domain).map((it) => it.machine));
-  return listed.filter(({ domain }) => !heirs.has(domain));
 }
 
 function toIso(time: number | null): string | null {
@@ -99,8 +96,7 @@ function isWaiting({ hasDomain, volumes }: FoundMachine): boolean {
 
 /** Whether it waits for its turn, or for its project's: then the machine gets its disk. */
 async function isQueued(
-  { name, volumes }: FoundMachine,
-  { why }: Need,
+  { name, volumes, why }: FoundMachine & Need,
   { config }: Host,
 ): Promise<boolean> {
   if (volumes.some((volume) => volume.name === volumeName(name, "overlay"))) return false;

@@ -92,6 +92,27 @@ export async function lookupNeed(
   return { metadata, owner: found, why: await whyUnneeded(found) };
 }
 
+/** Finds out who needs each of these machines. */
+export async function lookupNeeds<M extends Pick<FoundMachine, "name" | "volumes">>(
+  machines: readonly M[],
+  host: Host,
+): Promise<(M & Need)[]> {
+  return await Promise.all(
+    machines.map(async (machine) => ({ ...machine, ...await lookupNeed(machine, host) })),
+  );
+}
+
+/**
+ * The machines without those that took over a standby machine: of these, only the name is their own, and
+ * the standby machine's metadata has it.
+ */
+export function withoutTakers<M extends Need & Pick<FoundMachine, "name">>(
+  machines: readonly M[],
+): M[] {
+  const takers = new Set(machines.map(({ metadata }) => metadata?.machine));
+  return machines.filter(({ name }) => !takers.has(name));
+}
+
 /** Whether a standby machine waits, or is being taken over by a machine that is needed. */
 async function isAwaited(standby: string, { connection, config }: Host): Promise<boolean> {
   using pool = await findActivePool(connection, config.pools.overlays);
