@@ -51,6 +51,7 @@ export async function gc(
   context: Context,
 ): Promise<void> {
   const problems = new Problems();
+  const removal = { dryRun, problems, context };
   // With one that took over others, these go too: so it comes before them.
   const found = (await findStill(context))
     .sort((a, b) => standbysOf(b).length - standbysOf(a).length);
@@ -67,19 +68,35 @@ export async function gc(
       }
       const all = await withTakenOver(machine, found, context);
       const what = `"${machine.name}" (${partsOf(all)}): ${why}`;
-      if (dryRun) context.report.log(`Would remove ${what}`);
-      else if (await removeFound(machine, need, context)) context.report.log(`Removed ${what}`);
+      await remove(what, () => removeFound(machine, need, context), removal);
       for (const each of all) gone.add(each);
     });
   }
   for (const removeMore of [removeDeadWarmImages, removeUnwantedStandbys]) {
-    await problems.collect(() => removeMore(dryRun, problems, context), context.signal);
+    await problems.collect(() => removeMore(removal), context.signal);
   }
   const { length } = problems.errors;
   problems.throwAll({
     what: `Cannot remove ${length === 1 ? "a machine" : `${length} machines`} no longer needed`,
     advice: "Fix the problems below and run gc again, or wait for its next run",
   });
+}
+
+/** How gc removes things. */
+interface Removal {
+  readonly dryRun: boolean;
+  readonly problems: Problems;
+  readonly context: Context;
+}
+
+/** Removes something, unless the body says that it is gone, or says that gc would. */
+async function remove(
+  what: string,
+  body: () => Promise<unknown>,
+  { dryRun, context: { report: { log } } }: Removal,
+): Promise<void> {
+  if (dryRun) log(`Would remove ${what}`);
+  else if (await body() !== false) log(`Removed ${what}`);
 }
 
 /** What the machine took over, or tried to. */
@@ -114,40 +131,27 @@ async function removeDeadEntries(
   }
 }
 
-async function removeDeadWarmImages(
-  dryRun: boolean,
-  problems: Problems,
-  { host: { connection, config }, report: { log } }: Context,
-): Promise<void> {
+async function removeDeadWarmImages(removal: Removal): Promise<void> {
+  const { connection, config } = removal.context.host;
   using pool = await findActivePool(connection, config.pools.overlays);
-  for (const image of pool === null ? [] : await findDeadWarmImages(pool)) {
-    await problems.collect(async () => {
-      const what = `a warm image of "${image.template}": it is incomplete, or there is a newer one`;
-      if (dryRun) {
-        log(`Would remove ${what}`);
-      } else if (pool !== null) {
-        await removeWarmImage(pool, image);
-        log(`Removed ${what}`);
-      }
-    });
+  if (pool === null) return;
+  for (const image of await findDeadWarmImages(pool)) {
+    const what = `a warm image of "${image.template}": it is incomplete, or there is a newer one`;
+    const body = () => removeWarmImage(pool, image);
+    await removal.problems.collect(() => remove(what, body, removal));
   }
 }
 
 /** Removes the machines that wait for jobs which no job could get. */
-async function removeUnwantedStandbys(
-  dryRun: boolean,
-  problems: Problems,
-  context: Context,
-): Promise<void> {
+async function removeUnwantedStandbys(removal: Removal): Promise<void> {
+  const { problems, context } = removal;
   using pool = await findActivePool(context.host.connection, context.host.config.pools.overlays);
   const volumes = await pool?.volumeNames() ?? [];
   if (pool === null || waitingIn(volumes).length === 0) return;
   for (const standby of unwantedOf(await findWanted(context.host), volumes)) {
-    await problems.collect(async () => {
-      const what = `"${standby.name}": standby machine that matches no setting any more`;
-      if (dryRun) context.report.log(`Would remove ${what}`);
-      else if (await removeStandby(standby, pool, context)) context.report.log(`Removed ${what}`);
-    });
+    const what = `"${standby.name}": standby machine that matches no setting any more`;
+    const body = () => removeStandby(standby, pool, context);
+    await problems.collect(() => remove(what, body, removal));
   }
 }
 
