@@ -94,6 +94,16 @@ export async function orFailure<T>(task: Promise<T>, failure: Omit<Failure, "cau
   }
 }
 
+/** What the task gives, or the fallback if it throws BuildFailure. */
+export function unlessRefused<T, F>(task: () => T, fallback: F): T | F {
+  try {
+    return task();
+  } catch (error) {
+    if (error instanceof BuildFailure) return fallback;
+    throw error;
+  }
+}
+
 /** The failure of several things at once, with all their reasons as details. */
 export function severalFailures(
   failure: Pick<Failure, "what" | "advice">,

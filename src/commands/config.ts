@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { distroOption } from "../cli/arguments.ts";
 import { defineCommand } from "../cli/command.ts";
-import { BuildFailure } from "../errors.ts";
+import { unlessRefused } from "../errors.ts";
 import { CALLER_VARIABLE, type Job, jobFromEnv, MACHINE_VARIABLE } from "../job/job.ts";
 import { processMark } from "../machine/process.ts";
 import { decide } from "../policy/decide.ts";
-import type { Config, MachineSettings } from "../settings/settings.ts";
+import type { Config } from "../settings/settings.ts";
 
 export const command = defineCommand("config", {
   description: "Print the JSON that GitLab Runner expects from its config_exec.",
@@ -23,7 +23,10 @@ export const command = defineCommand("config", {
  * what the job may not have, since its message gets into the job's log.
  */
 export function configJson(job: Job, config: Config, version: string): string {
-  const { ssh: { user }, guest: { shell, buildsDir, cacheDir } } = settingsOf(job, config);
+  const { ssh: { user }, guest: { shell, buildsDir, cacheDir } } = unlessRefused(
+    () => decide(job, config).settings,
+    config.machine,
+  );
   const home = user === "root" ? "/root" : `/home/${user}`;
   return JSON.stringify({
     driver: { name: "libvirt-gci", version: `v${version}` },
@@ -38,13 +41,4 @@ export function configJson(job: Job, config: Config, version: string): string {
 function jobEnv(machine: string): Record<string, string> {
   const caller = processMark(Deno.ppid);
   return { [MACHINE_VARIABLE]: machine, ...(caller && { [CALLER_VARIABLE]: caller }) };
-}
-
-function settingsOf(job: Job, config: Config): MachineSettings {
-  try {
-    return decide(job, config).settings;
-  } catch (error) {
-    if (error instanceof BuildFailure) return config.machine;
-    throw error;
-  }
 }

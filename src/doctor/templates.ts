@@ -11,7 +11,7 @@ import {
   type TemplateVolume,
 } from "./template_host.ts";
 import { checkWarmImages } from "./warm_check.ts";
-import { BuildFailure } from "../errors.ts";
+import { unlessRefused } from "../errors.ts";
 import { mayExist } from "../files.ts";
 import { chooseTemplate, namedTemplates } from "../policy/template_choice.ts";
 import type { Config, MachineSettings } from "../settings/settings.ts";
@@ -168,10 +168,5 @@ function checkSize(
 function settingsOf(volume: string, { config }: DoctorContext): MachineSettings | null {
   const entry = [...config.templates.values()].find((template) => template.volume === volume);
   if (entry !== undefined) return entry.machine;
-  try {
-    return chooseTemplate(config, volume, { isOperator: true }).settings;
-  } catch (error) {
-    if (error instanceof BuildFailure) return null;
-    throw error;
-  }
+  return unlessRefused(() => chooseTemplate(config, volume, { isOperator: true }).settings, null);
 }
