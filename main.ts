@@ -15,7 +15,7 @@ if (Deno.args.length === 1 && Deno.args[0] === "connection-master") {
   for (const signal of ["SIGTERM", "SIGINT"] as const) {
     Deno.addSignalListener(signal, () => ended.abort());
   }
-  await runMaster(Deno.stdin.readable, ended.signal).catch(() => {}); // nobody hears of it
+  await runMaster(Deno.stdin.readable, ended.signal).catch(() => {}); // there is no one to tell
   Deno.exit(0);
 }
 

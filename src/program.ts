@@ -121,7 +121,7 @@ async function endWith(
 }
 
 async function endOutput(script: ScriptOutput, env: Env): Promise<void> {
-  await script.end(env).catch(() => {}); // nobody may be reading it any more
+  await script.end(env).catch(() => {}); // its reader may be gone
 }
 
 /** Runs the command, as a stage if it is one. */
@@ -195,7 +195,7 @@ async function runStage(
   }
 }
 
-/** Counts a stage from its start; null where nobody wants it. */
+/** Counts a stage from its start; null if `metrics_file` is not set. */
 async function startMeter(
   stage: Counted,
   file: string | null,
@@ -207,7 +207,7 @@ async function startMeter(
   return new Meter({ file, stage, version, start, warn });
 }
 
-/** What a job took, or made room for, is made again while nobody waits for it. */
+/** Creates standby machines in place of those that the job took or made room for, in the background. */
 async function refillStandbys(
   config: Config,
   { line: { config: file }, startInBackground, env, printer }: Running,

@@ -38,9 +38,9 @@ export interface Limits {
   readonly signal: AbortSignal;
   /** Told the reason of a wait that takes long, every ten seconds. */
   readonly log: (line: string) => void;
-  /** Told it every second instead, where there is somebody to look. */
+  /** Told it every second instead, at a terminal. */
   readonly progress?: Progress | null;
-  /** How long somebody has waited before, which counts too. */
+  /** How long the caller has waited before, which counts too. */
   readonly waitedSeconds?: number;
   /** How rare probes become, in milliseconds; by default ten a second. */
   readonly longestPauseMs?: number;
@@ -172,7 +172,7 @@ export async function within<T>(
 ): Promise<T | null> {
   const over = new AbortController();
   const either = signal ? AbortSignal.any([over.signal, signal]) : over.signal;
-  promise.catch(() => {}); // nobody may be waiting any more
+  promise.catch(() => {}); // no caller may be waiting any more
   try {
     return await Promise.race([promise, sleep(milliseconds, either).then(() => null)]);
   } finally {

@@ -44,7 +44,7 @@ export function option(
   return { names: [name], metavar, doc, times: "at most once", read: ([value]) => value };
 }
 
-/** A flag that is off unless somebody sets it. */
+/** A flag that is off by default. */
 export function switchFlag(name: `--${string}`, doc: string): Field<boolean> {
   return {
     ...{ names: [name], metavar: null, doc, times: "at most once" },

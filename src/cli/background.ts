@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { Env } from "../job/job.ts";
 
-/** The only argument of the program where it is a connection master, which nobody else calls. */
+/** The only argument of the program where it is a connection master, which only prepare starts. */
 export const MASTER_ARGUMENT = "connection-master";
 
 const KEPT_VARIABLES = /^(HOME|PATH|SSH_AUTH_SOCK|XDG_\w+|DENO_\w+)$/;

@@ -33,7 +33,7 @@ export const command = defineCommand("cleanup", {
   },
   countedAs: ({ all }) => all ? null : "cleanup",
   refills: true,
-  outlastsCancel: true, // what it leaves behind, nobody removes
+  outlastsCancel: true, // nothing else removes soon what it leaves behind
   run: async ({ machine, all, yes }, program) => {
     if (!all) return await cleanupAfterJob(machine, program);
     const ask = askAtTerminal(program);

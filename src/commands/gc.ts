@@ -37,7 +37,7 @@ export const command = defineCommand("gc", {
 export interface GcOptions {
   /** Only say what would be removed. */
   readonly dryRun?: boolean;
-  /** Remove also what somebody may need, if it was made so long ago; null is nothing of that. */
+  /** Also remove machines that may be needed, if they are older than this; null removes none of those. */
   readonly olderThanSeconds?: number | null;
 }
 
@@ -60,7 +60,7 @@ export async function gc(
     context.signal.throwIfAborted();
     if (gone.has(machine)) continue;
     await problems.collect(async () => {
-      const need = await lookupNeed(machine, context.host); // somebody may have come or gone by now
+      const need = await lookupNeed(machine, context.host); // this may have changed by now
       const why = need.why ?? whyTooOld(need, olderThanSeconds);
       if (why === null) {
         if (!dryRun) await removeDeadEntries(machine, context);
@@ -115,7 +115,7 @@ async function withTakenOver(
   return [machine, ...found.filter(({ name }) => names.includes(name))];
 }
 
-/** Of a machine that is needed, somebody may have killed prepare. */
+/** Removes the queue entries of a prepare that was killed, although the machine is needed. */
 async function removeDeadEntries(
   { name, volumes }: FoundMachine,
   { host: { connection, config }, report: { log } }: Context,

@@ -127,6 +127,6 @@ const useStandby: UseAnother = async (...args) =>
 
 async function waysToStart({ start }: MachineSettings): Promise<Start[]> {
   if (start === "cold") return [boot];
-  const { resume } = await import("../machine/warm/resume.ts"); // as above
+  const { resume } = await import("../machine/warm/resume.ts"); // most jobs never need it
   return [resume, boot];
 }

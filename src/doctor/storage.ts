@@ -94,7 +94,7 @@ async function checkSpace(
   });
 }
 
-/** Whoever can write to the directory can replace a machine's disk. */
+/** Users who can write to the directory can replace a machine's disk. */
 async function checkOwner(path: string, context: DoctorContext): Promise<Finding | null> {
   const info = await statHostFile(context, path);
   if (info === null) return null;

@@ -54,7 +54,7 @@ export function limitBuffering(client: Client, socket: Duplex): void {
   };
   socket.on("data", () => timer === undefined && look());
   socket.on("close", () => clearTimeout(timer));
-  // ssh2 would keep all host keys that a server announces until it proves them. Nobody wants them here.
+  // ssh2 would keep all host keys that a server announces until it proves them. They are not used here.
   insides._protocol._handlers.GLOBAL_REQUEST = (protocol, _name, wantsReply) => {
     if (wantsReply) protocol.requestFailure();
   };

@@ -46,7 +46,7 @@ export async function waitForSsh(
 
 /**
  * Logs in to a guest that has let us in before. Its SSH server may be away for a moment: cloud-init
- * restarts it when it changes its settings. Whoever gets the connection disposes of it.
+ * restarts it when it changes its settings. The caller disposes of the connection.
  */
 export function openSsh(
   login: Login,

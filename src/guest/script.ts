@@ -32,7 +32,7 @@ export interface Script {
 /**
  * Runs a script in the guest and gives its exit status. The script travels on the connection's
  * standard input into a file of its own (0600), which is removed after it; its own standard input is
- * empty. Processes that it leaves behind hold nobody up.
+ * empty. It does not wait for processes that it leaves behind.
  *
  * When the signal aborts, or a sink fails, ends all processes of the script, leaves the guest as it is,
  * and throws the signal's reason, or what the sink threw; for the signal, {@linkcode GuestSilent} if the

@@ -45,7 +45,7 @@ const SILENT_MS = 120_000; // a busy guest is slow to answer, not gone
 function byKeyOnceKnown(keyKnown: Promise<unknown>): AuthHandlerMiddleware {
   const nothingMore = false as never; // which ssh2 takes, and its types do not know
   let isOffered = false;
-  keyKnown.catch(() => {}); // whoever gave it sees that
+  keyKnown.catch(() => {}); // the caller handles that
   return (_left, _isPartial, next) => {
     if (isOffered) return next(nothingMore);
     isOffered = true;

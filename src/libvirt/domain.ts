@@ -51,7 +51,7 @@ export const ADDRESS_SOURCE = {
   ARP: 2, // the host's table
 } as const;
 
-/** A handle of a domain. Whoever gets it disposes of it, which leaves the domain as it is. */
+/** A handle of a domain. The caller disposes of it, which leaves the domain as it is. */
 export class Domain extends Handle<"virDomain"> {
   static async lookup(connection: Connection, name: string): Promise<Domain> {
     const pointer = await connection.ask("virDomainLookupByName", cString(name));

@@ -24,7 +24,7 @@ export const VIR_ERR = {
   NO_NWFILTER_BINDING: 101,
 } as const;
 
-/** What is left to do where nobody knows more than libvirt says. */
+/** The advice for an error without advice of its own. */
 const LOG_ADVICE = "Check libvirt's log on the host: journalctl -u libvirtd -u virtqemud";
 
 export interface LibvirtErrorOptions {

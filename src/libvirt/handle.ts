@@ -89,7 +89,7 @@ export abstract class Handle<K extends Kind> implements Disposable {
   }
 }
 
-/** Handles that whoever gets them disposes of at once. */
+/** Several handles, which the caller disposes of at once. */
 export type Handles<T extends Disposable> = readonly T[] & Disposable;
 
 export function together<T extends Disposable>(handles: readonly T[]): Handles<T> {

@@ -16,7 +16,7 @@ export interface DhcpLease {
   readonly until: number;
 }
 
-/** A handle of a virtual network. Whoever gets it disposes of it. */
+/** A handle of a virtual network. The caller disposes of it. */
 export class Network extends Handle<"virNetwork"> {
   static async lookup(connection: Connection, name: string): Promise<Network> {
     const pointer = await connection.ask("virNetworkLookupByName", cString(name));

@@ -6,7 +6,7 @@ import { Handle } from "./handle.ts";
 
 const UUID_STRING_BYTES = 37; // VIR_UUID_STRING_BUFLEN
 
-/** A handle of a network filter. Whoever gets it disposes of it, which leaves the filter as it is. */
+/** A handle of a network filter. The caller disposes of it, which leaves the filter as it is. */
 export class NetworkFilter extends Handle<"virNWFilter"> {
   /** The network filter of this name, or null if there is none, or a driver without any. */
   static async find(connection: Connection, name: string): Promise<NetworkFilter | null> {

@@ -9,7 +9,7 @@ import { Volume } from "./volume.ts";
 /** virStorageVolCreateFlags: share the blocks of the source. */
 const VIR_STORAGE_VOL_CREATE_REFLINK = 2;
 
-/** A handle of a storage pool. Whoever gets it disposes of it. */
+/** A handle of a storage pool. The caller disposes of it. */
 export class StoragePool extends Handle<"virStoragePool"> {
   get uri(): string {
     return this.connection.uri;

@@ -3,7 +3,7 @@ import { orNull, VIR_ERR } from "./error.ts";
 import { Handle } from "./handle.ts";
 import { Stream } from "./stream.ts";
 
-/** A handle of a storage volume. Whoever gets it disposes of it, which leaves the volume as it is. */
+/** A handle of a storage volume. The caller disposes of it, which leaves the volume as it is. */
 export class Volume extends Handle<"virStorageVol"> {
   path(): Promise<string> {
     return this.callForString("virStorageVolGetPath");

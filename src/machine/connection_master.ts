@@ -38,7 +38,7 @@ export class MasterStarter {
       const task = await masterTask(machine, metricsFile);
       if (task !== null) await this.#give?.(JSON.stringify(task));
     } catch {
-      // As above.
+      // Each script connects by itself.
     }
   }
 }

@@ -54,7 +54,7 @@ export async function create(spec: MachineSpec, context: Context): Promise<Machi
     undo.move();
     return got;
   }
-  if (got.hasWaited) template = await findFitting(spec, host); // as above
+  if (got.hasWaited) template = await findFitting(spec, host); // it may have changed meanwhile
   report.steps.end("turn");
 
   const machine = await makeParts(spec, { template, subnets, pool }, host);

@@ -36,7 +36,7 @@ const IS_X86 = Deno.build.arch === "x86_64";
 
 /**
  * The machine as domain XML (https://libvirt.org/formatdomain.html). The overlay's cache mode is
- * `unsafe`, because nobody reads it after a crash of the host. A machine that powers off is gone. One
+ * `unsafe`, because no one reads it after a crash of the host. A machine that powers off is gone. One
  * whose kernel panics stays as it is until cleanup, so that it can be examined.
  */
 export function domainXml(machine: DomainOnDisk): Xml {

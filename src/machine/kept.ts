@@ -121,7 +121,7 @@ export async function notePass(domain: Domain, { name, say }: JobScript): Promis
 }
 
 /**
- * Keeps the machine at the end of its job, if a script failed or somebody asked for it. Its key leaves the
+ * Keeps the machine at the end of its job, if a script failed or a person asked for it. Its key leaves the
  * attempt's directory, which GitLab Runner removes next. Resolves to whether the machine is kept.
  */
 export async function keepAfterJob(machine: string, { host, report }: Context): Promise<boolean> {

@@ -28,7 +28,7 @@ export interface MachineLogin {
   readonly hostKey: KeyPair | null;
 }
 
-/** The key to log in with: a new one, a new one that nobody keeps, or the one in a file. */
+/** The key to log in with: a new one, a new one that is not kept, or the one in a file. */
 export type KeyChoice = "own" | "nobody" | { readonly keyFile: string };
 
 /** Creates the keys of a new machine. Throws SystemFailure. */

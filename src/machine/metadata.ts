@@ -57,7 +57,7 @@ const FIELDS = {
   failed: text, // the first stage of the job that failed and has not passed since
   promisedUntil: time, // how long the job's log promises to keep it after that failure
   silent: flag, // whether it has not answered since a script of its job was cancelled
-  keptUntil: time, // how long to keep it, whether its job fails or not; null if nobody said so
+  keptUntil: time, // how long to keep it, whether its job fails or not; null if that was not set
   machine: text, // on a standby machine: the name of the job's machine
 };
 

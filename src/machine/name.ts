@@ -56,7 +56,7 @@ export function reserveName(pool: StoragePool, machine: string, owner: Owner): P
       await volume.upload(bytes);
     } catch (error) {
       if (isLibvirtError(error, VIR_ERR.NO_SUPPORT)) return true; // libvirt's test driver
-      await volume.delete().catch(() => {}); // as above
+      await volume.delete().catch(() => {}); // the first error says more
       throw error;
     }
     return true;

@@ -30,7 +30,7 @@ export function newOwner(
   }, job.timeoutSeconds);
 }
 
-/** The owner of a machine without a job. Nobody needs the machine once this process has ended. */
+/** The owner of a machine without a job. The machine is not needed once this process has ended. */
 export function ownProcess(timeoutSeconds: number): Promise<Owner> {
   const runner = processMark(Deno.pid) ?? "";
   const whose = { job: "", project: "", attemptDir: "", runner, isRunner: false };
@@ -53,7 +53,7 @@ async function ownerNow(
   return { ...whose, created, deadline, host: await hostMark() };
 }
 
-/** A machine's owner, or why the machine has none and nobody needs it. */
+/** A machine's owner, or why the machine has none and is not needed. */
 export type OwnerFound = Owner | { readonly why: string } | "unknown";
 
 /** Reads the owner's volume; null if there is none. */

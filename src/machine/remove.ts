@@ -130,7 +130,7 @@ async function deleteDisks(
   using pool = await lookupActivePool(connection, poolName, "pools.overlays");
   const files = removeGuestFiles({ connection, pool, machine });
   const volumes = removeVolumes(pool, machine, { mayHaveNamed });
-  await Promise.allSettled([files, volumes]); // as above
+  await Promise.allSettled([files, volumes]); // both end before the handles go
   return await files || (await volumes).length > 0;
 }
 

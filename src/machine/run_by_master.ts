@@ -8,7 +8,7 @@ import type { JobScript } from "./kept.ts";
 import { isEnd, isLoss, orFilledByJob } from "./script_fault.ts";
 import { rejectAtAbort, sleep, within } from "../wait.ts";
 
-/** For how long nobody asks libvirt about the machine: most scripts end before. */
+/** How long libvirt is not asked about the machine: most scripts end before. */
 const BLIND_MS = 2000;
 const WATCH_END_MS = 1000;
 

@@ -7,7 +7,7 @@ import { endedFailure } from "./network/address.ts";
 import { isEnd } from "./script_fault.ts";
 import { sleep, within } from "../wait.ts";
 
-/** How often somebody looks. */
+/** The time between two looks at the machine's state. */
 export const WATCH_MS = 2000;
 const END_MS = 1000;
 

@@ -17,7 +17,7 @@ import { assignmentsIn, isStandbyName, waitingIn } from "./standby/waiting.ts";
 import { findActivePool } from "./storage/pools.ts";
 
 /**
- * Why nobody needs the machine any more, as the end of a sentence; null while somebody may need it. A job
+ * Why the machine is no longer needed, as the end of a sentence; null while it may be needed. A job
  * needs its machine until the deadline, until its runner is certainly gone, or until the attempt's
  * directory is. On another host, only the deadline is known. A person's machine is needed until the
  * person removes it, and a kept machine until that time is over.
@@ -187,7 +187,7 @@ export async function sweep(machine: string, context: Context): Promise<void> {
 }
 
 /**
- * Removes the first of these machines that nobody needs any more, to make room for another. gc reports
+ * Removes the first of these machines that is no longer needed, to make room for another. gc reports
  * those that cannot be removed. Resolves to whether it removed one.
  */
 export async function removeOneUnneeded(

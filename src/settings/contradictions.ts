@@ -19,7 +19,7 @@ function mistakesOfPools({ pools: { templates, overlays } }: Config): Mistake[] 
   return [{ path: ["pools", "overlays"], words }];
 }
 
-/** Whoever asks for a name must get one template. */
+/** A name must stand for one template. */
 function mistakesOfAliases({ templates }: Config): Mistake[] {
   const owners = new Map([...templates.keys()].map((name) => [name, name]));
   const mistakes: Mistake[] = [];

@@ -17,7 +17,7 @@ import { within } from "../../wait.ts";
 /** How long the master may take until it has logged in, and to end. */
 const READY_MS = 5000;
 const QUIT_MS = 1000;
-/** What a script may have, so that nobody has the master take up all memory. */
+/** The largest script, so that no client makes the master use up all memory. */
 export const MOST_SCRIPT_BYTES = 64 * 1024 * 1024;
 
 /** What `run` has to know of a machine, and the master knows. */
@@ -34,7 +34,7 @@ export interface MasterKnowledge {
 
 /**
  * A connection to the master of this machine, ready for a script of so many bytes; null if there is none
- * at this path, or it is another's, or not logged in in time. Whoever gets it disposes of it.
+ * at this path, or it is another's, or not logged in in time. The caller disposes of it.
  */
 export async function findMaster(
   path: string,
@@ -117,7 +117,7 @@ export class MasterSession implements Disposable {
     signal.addEventListener("abort", stop);
     try {
       const sent = this.#writer.send(KIND.script, text);
-      sent.catch(() => {}); // the reader hears that nobody is there
+      sent.catch(() => {}); // the reader notices that the master is gone
       const end = await this.#passOutput(outputs, stop, stopped.signal);
       if (signal.aborted) throw hasAnswered(end) ? signal.reason : new GuestSilent(signal.reason);
       if (end === null || "cancelled" in end) throw lostGuest(new Error("its master has ended"));

@@ -2,8 +2,8 @@
 import { keepConnection, type MasterTask } from "./master.ts";
 
 /**
- * Reads from the standard input what there is to do, and does it. That is nothing if whoever started it
- * ends before it says so.
+ * Reads a connection master's task from the standard input, and does it. The task is empty if prepare
+ * ends before it writes one.
  */
 export async function runMaster(
   input: ReadableStream<Uint8Array>,

@@ -29,7 +29,7 @@ import { NotYet, waitFor } from "../../wait.ts";
 
 /** The longest pause of a waiting machine between two looks at the host. */
 export const LONGEST_PAUSE_MS = 1000;
-/** How often it looks for machines that nobody needs. */
+/** The time between two searches for machines that are not needed. */
 const ASKING_MS = 10_000;
 
 const ADVICE =
@@ -124,7 +124,7 @@ export async function tryAdmission(
 }
 
 /**
- * Gives a function that makes room: it removes a machine that nobody needs or, if this machine is the
+ * Gives a function that makes room: it removes a machine that is not needed or, if this machine is the
  * next to start, a standby machine. That function returns what it did, or null.
  */
 function roomMaker(

@@ -56,7 +56,7 @@ async function enqueue<T extends Queued>(
  * A machine in the host's queue. admission.ts creates the entry before the machine starts, and removes
  * it once the domain runs, because the domain counts from then on. Other prepares read it to see who is
  * ahead, and how much memory those machines need. cleanup removes it with the machine's other volumes.
- * The entry of a killed prepare is removed by gc and by whoever reads the queue next.
+ * The entry of a killed prepare is removed by gc and by the next process that reads the queue.
  */
 export interface QueueEntry extends Queued {
   readonly memoryMib: number;

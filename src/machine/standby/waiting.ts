@@ -12,7 +12,7 @@ import { shortHash } from "../../sha256.ts";
 /**
  * A standby machine is created before a job asks for it. The names of two kinds of empty volumes say what
  * becomes of it: `STANDBY.KIND.waiting` exists while it waits, and `MACHINE.STANDBY.assigned` from before
- * a job's machine tries to take it over until cleanup. Whoever deletes the first has the machine.
+ * a job's machine tries to take it over until cleanup. The process that deletes the first has the machine.
  */
 export interface Standby {
   /** The name of its domain and its volumes. */

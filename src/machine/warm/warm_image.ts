@@ -41,7 +41,7 @@ export async function makerOf(template: string): Promise<string> {
   return `warm-${await shortHash(template)}`;
 }
 
-/** A disk that nobody writes to any more, the RAM of its machine, and last the info, which makes it complete. */
+/** A disk that is no longer written to, the RAM of its machine, and last the info, which makes it complete. */
 const KINDS = ["warm-disk", "warm-ram", "warm-info"] as const;
 
 /** The names of the volumes of a warm image. */
