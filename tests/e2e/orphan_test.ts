@@ -15,8 +15,8 @@ import type { Job } from "../harness/payload.ts";
 import { runnerFor } from "../harness/runner.ts";
 import { type RunnerProcess, startRunnerProcess } from "../harness/runner_process.ts";
 
-/** A runner in a process of its own, and what becomes of its stages. */
-interface DoomedRunner extends AsyncDisposable {
+/** A runner in a process of its own, which a test ends. */
+interface StartedRunner extends AsyncDisposable {
   readonly runner: RunnerProcess;
   /** Ends it, and resolves when no stage of its job is left. */
   readonly endBy: (signal: "SIGTERM" | "SIGKILL") => Promise<void>;
@@ -27,11 +27,11 @@ const SLEEP = "sleep 5001";
 const NAMESPACE = "urn:libvirt-gci:machine:1";
 
 /** Starts it with a job whose script does not end, unless the job is another. */
-async function startDoomedRunner(
+async function startRunner(
   id: number,
   settings: Settings = {},
   differences: Partial<Job> = {},
-): Promise<DoomedRunner> {
+): Promise<StartedRunner> {
   await using undo = new AsyncDisposableStack();
   const file = undo.use(settingsFile(settings));
   const tmpdir = await Deno.makeTempDir({ prefix: "libvirt-gci-e2e-" });
@@ -52,9 +52,9 @@ async function startDoomedRunner(
 }
 
 e2eTest("a prepare whose runner is gone while its machine boots removes all of it", async () => {
-  await using doomed = await startDoomedRunner(81);
-  await doomed.runner.printed(/Started the machine/);
-  await doomed.endBy("SIGKILL");
+  await using started = await startRunner(81);
+  await started.runner.printed(/Started the machine/);
+  await started.endBy("SIGKILL");
 });
 
 e2eTest(
@@ -62,9 +62,9 @@ e2eTest(
   async () => {
     const first = await prepared("gci-e2e-first");
     try {
-      await using doomed = await startDoomedRunner(82, { host: { max_machines: 1 } });
-      await doomed.runner.printed(/^Waiting for a machine to end \(1 of 1 machine run\)$/m);
-      await doomed.endBy("SIGTERM");
+      await using started = await startRunner(82, { host: { max_machines: 1 } });
+      await started.runner.printed(/^Waiting for a machine to end \(1 of 1 machine run\)$/m);
+      await started.endBy("SIGTERM");
     } finally {
       await first[Symbol.asyncDispose]();
     }
@@ -81,10 +81,10 @@ async function machineOfJob(id: number): Promise<string> {
 e2eTest("a script ends in the guest when its runner is gone, and gc removes the rest", async () => {
   let machine = "";
   {
-    await using doomed = await startDoomedRunner(83);
-    await doomed.runner.printed(/^running/m);
+    await using started = await startRunner(83);
+    await started.runner.printed(/^running/m);
     machine = await machineOfJob(83);
-    await doomed.endBy("SIGKILL");
+    await started.endBy("SIGKILL");
     using file = settingsFile();
     const find = ["run", "-m", machine, "--", "pgrep", "-cxf", SLEEP];
     const found = await command([...PROGRAM, "--config", file.path, ...find]);
@@ -101,10 +101,10 @@ e2eTest(
     let machine = "";
     {
       const failing = { script: ["exit 1"], afterScript: ["echo running", SLEEP] };
-      await using doomed = await startDoomedRunner(84, { keep_minutes: 60 }, failing);
-      await doomed.runner.printed(/^running/m);
+      await using started = await startRunner(84, { keep_minutes: 60 }, failing);
+      await started.runner.printed(/^running/m);
       machine = await machineOfJob(84);
-      await doomed.endBy("SIGKILL");
+      await started.endBy("SIGKILL");
     }
     using file = settingsFile();
     const callWith = (...args: string[]) => command([...PROGRAM, "--config", file.path, ...args]);
