@@ -16,7 +16,7 @@ export interface MasterTask extends Omit<MasterKnowledge, "hasFailed"> {
   readonly login: Login;
   /** Where it listens. */
   readonly socket: string;
-  /** When it ends at the latest, in milliseconds since 1970; null if nobody knows. */
+  /** When it ends at the latest, in milliseconds since 1970; null if unknown. */
   readonly deadline: number | null;
 }
 
@@ -31,53 +31,47 @@ const ENDING_MS = 10_000;
 
 /**
  * Keeps a connection to a guest, and runs the scripts there that come through a socket which it makes.
- * Resolves when it has ended, and the socket is gone: at the signal, at its deadline, when somebody says
- * so, when the guest is lost, or when the socket is not its own any more.
+ * Resolves when it has ended, and the socket is gone: at the signal, at its deadline, when it is
+ * told to, when the guest is lost, or when the socket is not its own any more.
  */
 export async function keepConnection(task: MasterTask, signal: AbortSignal): Promise<void> {
   const listener = Deno.listen({ transport: "unix", path: task.socket });
-  const master = new Master(task, Deno.lstatSync(task.socket).ino);
-  const end = (): void => master.end();
-  signal.addEventListener("abort", end);
-  if (signal.aborted) end();
-  try {
-    await master.serve(listener);
-  } finally {
-    signal.removeEventListener("abort", end);
-  }
+  await new Master(task, Deno.lstatSync(task.socket).ino, signal).serve(listener);
 }
 
 class Master {
   readonly #task: MasterTask;
   readonly #inode: number | null;
   readonly #over = new AbortController();
+  /** Aborts when it ends, by itself or by its caller. */
+  readonly #signal: AbortSignal;
   readonly #ssh: Promise<SshConnection>;
   readonly #conns = new Set<Deno.Conn>();
   readonly #scripts = new Set<Promise<unknown>>();
   #hasFailed = false;
 
-  constructor(task: MasterTask, inode: number | null) {
+  constructor(task: MasterTask, inode: number | null, signal: AbortSignal) {
     this.#task = task;
     this.#inode = inode;
-    const limits = { timeoutSeconds: LOGIN_SECONDS, signal: this.#over.signal, log: () => {} };
+    this.#signal = AbortSignal.any([signal, this.#over.signal]);
+    const limits = { timeoutSeconds: LOGIN_SECONDS, signal: this.#signal, log: () => {} };
     this.#ssh = openSsh(task.login, limits, { keepaliveMs: KEEPALIVE_MS });
     this.#ssh.then((ssh) => ssh.closed)
       .then(() => Promise.allSettled(this.#scripts), () => {}) // they say first that they lost it
-      .then(() => this.end());
+      .then(() => this.#end());
   }
 
   /** Has it end, once the scripts that run have ended, which are cancelled. */
-  end(): void {
+  #end(): void {
     this.#over.abort(new Error("the connection master ends"));
   }
 
   /** Serves until it ends. */
   async serve(listener: Deno.Listener): Promise<void> {
-    const { signal } = this.#over;
     const close = (): void => listener.close();
-    signal.addEventListener("abort", close);
-    if (signal.aborted) close();
-    const timer = setInterval(() => this.#look().catch(() => this.end()), LOOK_MS);
+    this.#signal.addEventListener("abort", close);
+    if (this.#signal.aborted) close();
+    const timer = setInterval(() => this.#look().catch(() => this.#end()), LOOK_MS);
     try {
       for await (const conn of listener) this.#serveConn(conn);
     } finally {
@@ -89,12 +83,12 @@ class Master {
     }
   }
 
-  /** Ends where nobody needs it any more, or the guest is lost. */
+  /** Ends if it is no longer needed, or the guest is lost. */
   async #look(): Promise<void> {
     const { deadline } = this.#task;
-    if (!this.#hasSocket() || deadline !== null && Date.now() > deadline) this.end();
+    if (!this.#hasSocket() || deadline !== null && Date.now() > deadline) this.#end();
     const ssh = await this.#ssh;
-    if (this.#scripts.size === 0 && ssh.silentMs > IDLE_SILENCE_MS) this.end();
+    if (this.#scripts.size === 0 && ssh.silentMs > IDLE_SILENCE_MS) this.#end();
   }
 
   /** Whether the socket is there, and its own. */
@@ -112,11 +106,11 @@ class Master {
     try {
       const first = await reader.next();
       if (first?.kind === KIND.quit && this.#isOurs(readJson(first))) {
-        return this.end(); // which closes it last, to say that all is over
+        return this.#end(); // which closes it last, to say that all is over
       }
       if (first?.kind === KIND.hello) await this.#serveScript(first, reader, new FrameWriter(conn));
     } catch {
-      // Whoever asked is gone, or is no program of ours.
+      // The client is gone, or is not libvirt-gci.
     }
     this.#close(conn);
   }
@@ -135,7 +129,7 @@ class Master {
     const isFit = asked["protocol"] === PROTOCOL && asked["machine"] === this.#task.machine &&
       Number.isInteger(size) && size >= 0 && size <= MOST_SCRIPT_BYTES;
     const ssh = isFit && this.#scripts.size < MOST_SCRIPTS ? await this.#ssh : null;
-    if (ssh === null || ssh.isClosed || this.#over.signal.aborted) {
+    if (ssh === null || ssh.isClosed || this.#signal.aborted) {
       return await writer.send(KIND.refused);
     }
     const { domain, keeps, metricsFile } = this.#task;
@@ -146,10 +140,10 @@ class Master {
     this.#scripts.add(running);
     const end = await running.finally(() => this.#scripts.delete(running));
     await writer.sendJson(KIND.end, end);
-    if ("cancelled" in end && !end.answered) this.end(); // the next may not wait for this guest
+    if ("cancelled" in end && !end.answered) this.#end(); // the next may not wait for this guest
   }
 
-  /** Runs it until it ends, or whoever wants it says so or is gone. */
+  /** Runs it until it ends, or the client cancels it or is gone. */
   async #runScript(
     ssh: SshConnection,
     text: Uint8Array,
@@ -159,7 +153,7 @@ class Master {
     reader.next().catch(() => null).then(() =>
       cancelled.abort(new Error("the script is cancelled"))
     );
-    const signal = AbortSignal.any([cancelled.signal, this.#over.signal]);
+    const signal = AbortSignal.any([cancelled.signal, this.#signal]);
     const stdout = (bytes: Uint8Array) => writer.send(KIND.stdout, bytes);
     const stderr = (bytes: Uint8Array) => writer.send(KIND.stderr, bytes);
     try {
