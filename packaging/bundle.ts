@@ -3,7 +3,7 @@ import { isBuiltin } from "node:module";
 import { deno, Failed, ROOT } from "./deno.ts";
 
 /**
- * Native code that packages load if it is there, by package and file. Nobody builds it for us. In its
+ * Native code that packages load if it is there, by package and file. It is not built for us. In its
  * place the bundle has a module that throws, so that ssh2 takes its own JavaScript and Node's crypto.
  */
 const NATIVE = [

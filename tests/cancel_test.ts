@@ -55,7 +55,7 @@ async function program(settings: (directory: string) => string): Promise<Program
 
 const MOST_MS = 15_000;
 
-/** The program on a host of libvirt's test driver whose one machine that may run is somebody's. */
+/** The program on a host of libvirt's test driver where a foreign machine takes the only place. */
 async function onFullHost(admissionSeconds = 600): Promise<Program> {
   const host = await Deno.readTextFile(new URL("data/host.xml", import.meta.url));
   const full = host.replaceAll("somebody.qcow2", "somebody.overlay.libvirt-gci");
@@ -78,7 +78,7 @@ for (const signal of ["SIGTERM", "SIGKILL"] as const) {
     const gitlabRunner = runnerFor(host.argv, host.options, differences);
     await using runner = startRunnerProcess(gitlabRunner, JOB);
     await runner.printed(WAITS);
-    await runner.end(signal); // and with it whoever reads what prepare prints
+    await runner.end(signal); // and with it the reader of what prepare prints
     await host.untilEnded();
     assert.match(await host.said(), UNDONE);
     assert.match(await host.said(), GONE);

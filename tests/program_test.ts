@@ -17,7 +17,7 @@ interface Ended {
   readonly stderr: string;
 }
 
-/** Runs main.ts with this whole environment, and what Deno needs, and nobody's settings. */
+/** Runs main.ts with only these variables and those that Deno needs, and without settings. */
 async function program(args: string[], env: Record<string, string> = {}): Promise<Ended> {
   const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
     args: ["run", "--quiet", "--allow-all", "main.ts", ...args],

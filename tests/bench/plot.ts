@@ -99,7 +99,7 @@ function lengthOf({ phases }: Bar): number {
   return [...phases.values()].reduce((a, b) => a + b, 0);
 }
 
-/** The bar with what nobody could see as part of the rest. */
+/** The bar, with parts too small to see added to the rest. */
 function short(longest: number): (bar: Bar) => Bar {
   return (bar) => {
     const phases = new Map([...bar.phases].filter(([, seconds]) => seconds >= longest / 100));

@@ -4,7 +4,7 @@ import { command } from "../e2e/bed.ts";
 
 const interruption = new AbortController();
 
-/** Aborts when somebody interrupts the measurement; what it made is to be removed all the same. */
+/** Aborts when the measurement is interrupted; its machines must be removed all the same. */
 export const interrupted: AbortSignal = interruption.signal;
 
 /** Has SIGINT and SIGTERM abort {@linkcode interrupted} instead of ending this process at once. */

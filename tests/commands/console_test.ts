@@ -106,7 +106,7 @@ Deno.test("whatever the guest prints, no control character is left and every lin
   );
 });
 
-/** What somebody types at a terminal, part by part, from then on. */
+/** What a person types at a terminal, part by part. */
 async function* typing(
   parts: readonly Uint8Array[],
   start: Promise<void>,

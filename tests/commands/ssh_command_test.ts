@@ -9,7 +9,7 @@ import { TestGuest } from "../fakes/test_guest.ts";
 import { openTestHost } from "../fakes/test_host.ts";
 import { JOB, type TestStage, testStage } from "../fakes/test_stage.ts";
 
-/** A terminal at which somebody types these lines, and what becomes of it. */
+/** A terminal at which a person types these lines; it keeps its output. */
 class TypedTerminal implements Terminal {
   readonly type = "xterm";
   readonly modes: boolean[] = [];

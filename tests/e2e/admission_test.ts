@@ -227,7 +227,7 @@ e2eTest("a runner that is killed makes room for a job that waits", async () => {
   assertVerdict(result, "success");
   assert.match(result.logText, /^Removed a machine no longer needed$/m);
   const [attempt = ""] = [...Deno.readDirSync(tmpdir)].map(({ name }) => name);
-  assert.match(attempt, /^custom-executor/); // which nobody has removed
+  assert.match(attempt, /^custom-executor/); // which has not been removed
   const hasEnded = async () => (await command(["pgrep", "-f", file.path])).status !== 0;
   await until(hasEnded, { what: "the stage that the killed runner left has ended" });
   assert.equal((await call(["gc"])).status, 0);
@@ -263,7 +263,7 @@ for (const maxMachines of [1, 3]) {
       });
       for (const worker of workers.slice(0, WORKERS / 2)) {
         await sleep(500 + Math.random() * 1000);
-        // Said before, so that nobody seems to have a turn whom others saw die.
+        // Written first, so that no process seems to have a turn that others saw end.
         Deno.writeTextFileSync(file, `${worker.pid} dies\n`, { append: true });
         try {
           worker.kill("SIGKILL");

@@ -52,7 +52,7 @@ export const KVM = await kvmRunsGuests();
 /** What `domain_type` is on the test bed. */
 export const DOMAIN_TYPE = KVM.works === true ? "kvm" : "qemu";
 
-/** In a container, nobody sees the addresses of the host around it, and these tests use none. */
+/** A container does not see the addresses of its host, and these tests use none. */
 const IN_CONTAINER = !readHostNetwork().isInitial;
 
 const SETTINGS: Settings = {

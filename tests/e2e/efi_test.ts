@@ -8,7 +8,7 @@ const WARM: Settings = {
   templates: { lite: { ssh: { login: "template" } } },
 };
 
-/** Its kernel is signed by nobody. It boots for its RAM to be saved, is resumed, and boots again. */
+/** Its kernel is not signed. It boots for its RAM to be saved, is resumed, and boots again. */
 e2eTest(
   "a machine with EFI firmware boots, is resumed, and boots again when its guest does",
   async () => {

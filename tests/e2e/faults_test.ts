@@ -7,7 +7,7 @@
  *
  * Each row runs a stage of a job with its fault, and then the runner's cleanup, or only gc after the runner
  * and the attempt's directory are gone. Nothing of ours may be left. Beside all rows, a job runs, and a
- * domain, a volume and a network filter of somebody else must stay as they were. The points at which a stage
+ * domain, a volume and a network filter that are not ours must stay as they were. The points at which a stage
  * is killed come from what an undisturbed stage calls, so new calls of libvirt get rows by themselves.
  */
 import { Bystanders } from "./faults/bystanders.ts";

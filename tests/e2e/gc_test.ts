@@ -42,7 +42,7 @@ function attemptsDirectory(): Disposable & { readonly path: string } {
   return { path, [Symbol.dispose]: () => Deno.removeSync(path, { recursive: true }) };
 }
 
-/** Output that is read to its end, since whoever writes it would fail at a pipe that is closed. */
+/** Output that is read to its end, since its writer would fail at a closed pipe. */
 interface Output {
   /** What came until the text did. */
   readonly said: string;

@@ -253,7 +253,7 @@ e2eTest("a machine has no connection of one that had its address before", async 
   assert.equal(await connections(), 0);
 }, { ignore: await Deno.stat(TABLE).then(() => false, () => true), thorough: true });
 
-/** Declines the guest's address (RFC 2131), so that the DHCP server gives it to nobody for a while. */
+/** Declines the guest's address (RFC 2131), so that the DHCP server leases it to no client for a while. */
 const DECLINE = `
 use strict; use Socket;
 my ($mac, $own, $server) = @ARGV;

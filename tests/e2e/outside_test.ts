@@ -67,7 +67,7 @@ async function plant(): Promise<Outside> {
     }
   }
   for (const place of ["/tmp/node_modules", "/node_modules"]) {
-    Deno.mkdirSync(place); // which fails if somebody has one there
+    Deno.mkdirSync(place); // which fails if there is one
     undo.defer(() => Deno.removeSync(place, { recursive: true }));
     plantPackages(place, trace);
   }
@@ -106,7 +106,7 @@ e2eTest("the program takes no module and no configuration from outside of itself
   await using outside = await plant();
   const { cwd, env, named, tmp } = outside;
 
-  // Whoever looks for what is planted finds it.
+  // A program that does load the planted module shows that it would be seen.
   const code = `import { createRequire } from "node:module";
     createRequire("${tmp}/file.js")("cpu-features");`;
   await command([Deno.execPath(), "eval", "--no-config", code]);

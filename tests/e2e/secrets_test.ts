@@ -24,7 +24,7 @@ const TEMPLATES = {
   systemd: { volume: "cloud.qcow2", ssh: { login: "systemd", user: "root" } },
 };
 
-/** A job whose variables and script nobody else may read, whatever --debug tells. */
+/** A job whose variables and script no other user may read, also with --debug. */
 function secretJob(template: string, id: number) {
   const secrets = ["variable", "file", "script"].map((it) => `secret-${it}-${crypto.randomUUID()}`);
   const [variable = "", file = "", script = ""] = secrets;

@@ -60,7 +60,7 @@ async function servesAJob(file: string): Promise<void> {
   await untilTwoWait(file);
 }
 
-/** Three at once, for two that wait: no two get the same, and nobody goes without. */
+/** Three at once, for two that wait: no two get the same, and each gets one. */
 async function goesToOne(file: string): Promise<void> {
   const machines = ["gci-e2e-one", "gci-e2e-two", "gci-e2e-three"];
   await using undo = new AsyncDisposableStack();
@@ -134,7 +134,7 @@ async function givesWay(file: string): Promise<void> {
   await call(["cleanup", "-m", "gci-e2e-one"]);
 }
 
-/** Whoever was killed while it made machines wait left its name behind. */
+/** A process that was killed while it created standby machines left their name behind. */
 async function leaveDeadFiller(): Promise<void> {
   await using connection = await Connection.open("qemu:///system");
   using pool = await StoragePool.lookup(connection, TESTBED.overlayPool);

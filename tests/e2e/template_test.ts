@@ -92,7 +92,7 @@ function undoVm(): AsyncDisposable {
   };
 }
 
-/** The template's files that some QEMU has open though nobody else can open them any more. */
+/** The template's files that a QEMU has open although no other process can open them. */
 async function deletedFiles(): Promise<string[]> {
   const links =
     `find /proc/[0-9]*/fd -lname '${TEMPLATE} (deleted)' -printf '%l\\n' 2>/dev/null | sort -u`;

@@ -11,7 +11,7 @@ export const FLOODS = {
   data: 2500,
   /** The same, a byte a packet, of which most is what the client needs to hold it. */
   crumbs: 200_000,
-  /** Data for a command that the server never said it runs, so that nobody reads it. */
+  /** Data for a command that the server never said it runs, so that it is not read. */
   early: 2500,
   /** Requests that want a reply, from a server that does not read. */
   requests: 60_000,

@@ -9,7 +9,7 @@ import { makeAttemptDir, MasterProcess, masterTask } from "./test_master.ts";
 
 const PROCESS = new URL("flood_process.ts", import.meta.url).pathname;
 
-/** What memory a process had at most, in MiB, that a guest floods and whose output nobody takes. */
+/** The peak memory, in MiB, of a process that a guest floods and whose output is not read. */
 export async function peakOf(flood: Flood): Promise<number> {
   const directory = await Deno.makeTempDir({ prefix: "libvirt-gci-test-" });
   const path = `${directory}/guest`; // the buffers of TCP would take what is to be seen

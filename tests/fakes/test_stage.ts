@@ -66,7 +66,7 @@ export interface TestStageOptions {
   readonly config?: Differences<Config>;
 }
 
-/** A stage on any connection that nobody hears of, but for these parts. */
+/** A stage on any connection that prints nothing, with these parts. */
 export function bareStage(connection: Connection, parts: Partial<StageParts> = {}): Stage {
   const nowhere = "/nonexistent";
   return toStage({

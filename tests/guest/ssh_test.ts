@@ -60,7 +60,7 @@ Deno.test("a command on a connection that is closed fails once, and not again la
     const sink = () => Promise.resolve();
     const command = { input: new Uint8Array(), stdout: sink, stderr: sink };
     await assert.rejects(ssh.run("true", command), /Not connected|closed/);
-    await sleep(200); // when the socket is closed, nobody is there to hear of it
+    await sleep(200); // when the socket is closed, there is no listener left
   }));
 
 Deno.test("SSH is tried on while libvirt does not say whether the machine has ended", async () => {

@@ -7,7 +7,7 @@ import { SshConnection } from "../../src/guest/ssh_connection.ts";
 import { whyUnreached } from "../../src/guest/unreached.ts";
 import { canBeNobody } from "../fakes/test_nobody.ts";
 
-/** What is said of a machine at this address to which nobody can log in. */
+/** The failure for a machine at this address that cannot be logged in to. */
 async function toldOf(address: string, port: number, timeoutSeconds = 0.2): Promise<string> {
   const { privateKey } = await makeKeyPair();
   const login = { address, port, user: "u", privateKey, channel: null, hostKey: null };

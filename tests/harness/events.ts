@@ -4,7 +4,7 @@ import type { Stream } from "./process.ts";
 /**
  * What happens to the job:
  *
- * - `soft_cancel`: somebody cancels it in GitLab
+ * - `soft_cancel`: a user cancels it in GitLab
  * - `hard_cancel`: it is aborted, for instance because GitLab forgot it
  * - a function: whatever the test does at this point, given the directory of the attempt
  */

@@ -27,7 +27,7 @@ const GRACE_MS = 600_000;
 
 /**
  * Runs a process in a session and process group of its own, with an empty stdin,
- * until it has exited AND nobody holds its outputs any longer.
+ * until it has exited AND no process holds its outputs any longer.
  */
 export async function runProcess(
   { argv: [program = "", ...args], env, cwd, stop, onOutput }: Launch,

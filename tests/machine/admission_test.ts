@@ -563,7 +563,7 @@ Deno.test("a prepare that was killed while it waited holds nobody up", () =>
 Deno.test("a machine that is ahead and lives holds up, though it has nothing but its entry", () =>
   withBed(async ({ connection, stage }) => {
     using pool = await StoragePool.lookup(connection, "libvirt-gci");
-    await makeVolume(pool, "ahead.owner.libvirt-gci"); // or it is nobody's, and swept away
+    await makeVolume(pool, "ahead.owner.libvirt-gci"); // without an owner, it would be swept away
     const ahead = entryName("ahead");
     await makeVolume(pool, ahead);
     const behind = startPrepare("m-1", stage);

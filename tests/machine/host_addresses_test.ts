@@ -42,7 +42,7 @@ Deno.test("a network of two addresses or one has no broadcast, and loopback is n
   ]);
 });
 
-/** As the kernel prints it: somebody chose a broadcast address, and 10.5.0.0/24 is local as a whole. */
+/** As the kernel prints it: the administrator chose a broadcast address, and 10.5.0.0/24 is local as a whole. */
 const FIB_TRIE = `Main:
   +-- 0.0.0.0/1 2 0 2
      |-- 0.0.0.0

@@ -26,7 +26,7 @@ Deno.test({
   ignore: withoutQemu || withoutKvm,
   async fn() {
     const answer = await kvmRunsGuests();
-    // Where the guest cannot go on, QEMU waits for somebody to look at it.
+    // Where the guest cannot go on, QEMU waits for a debugger.
     const { status } = await runInQemu("kvm", guestProgram(), answer.works ? 30_000 : 3000);
     assert.equal(status === QEMU_SUCCESS, answer.works);
   },

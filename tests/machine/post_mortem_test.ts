@@ -291,7 +291,7 @@ Deno.test("only directories with names of ours are ever removed, and no link's t
     const foreign = [
       ...["notes", "20240101T000000000Z-", "20240101T000000Z-m", "20240101T000000000Z-a b"],
       ...["x20240101T000000000Z-m", "20240101T000000000Z-m;rm", ".new-notes"],
-      `.new-${new Date().toISOString().replace(/[-:.]/g, "")}-m`, // somebody is writing it
+      `.new-${new Date().toISOString().replace(/[-:.]/g, "")}-m`, // it is being written
     ];
     for (const name of foreign) await make(directory, name);
     await Deno.writeTextFile(`${directory}/${stamp(1)}-file`, "");

@@ -556,7 +556,7 @@ async function makeWarmImage(
   };
 }
 
-/** A domain of somebody else's with the name of one that waits. */
+/** A foreign domain with the name of a standby machine. */
 async function startForeign({ connection }: TestStage, name: string): Promise<AsyncDisposable> {
   const xml = `<domain type="test"><name>${name}</name><memory>65536</memory>
     <os><type>hvm</type></os></domain>`;

@@ -480,7 +480,7 @@ function mayHave(
     patterns.some((pattern) => fits(pattern, name));
   if (rule?.templates && !fitsOne(rule.templates)) return false;
   if (templates.has(name) || job.template === null) return true;
-  // What the settings name is nobody's by the name of its volume.
+  // A job cannot ask for a template of the settings by the name of its volume.
   if ([...templates.values()].some(({ volume }) => volume && volumes.includes(volume))) {
     return false;
   }

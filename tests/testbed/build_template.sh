@@ -37,7 +37,7 @@ add_files() {
     tar --extract --no-overwrite-dir --directory "$root"
 }
 
-# busybox is the init; root and gitlab-runner let in whoever has the key.
+# busybox is the init; root and gitlab-runner accept the key.
 set_up_lite() {
   kernel=$(basename "$root"/boot/vmlinuz-*-cloud-amd64)
   boot_modules=(virtio_pci virtio_blk ext4

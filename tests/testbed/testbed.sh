@@ -196,7 +196,7 @@ close_kvm() {
 
 # A daemon that fails starts again, as systemd would have it (Restart=on-failure).
 # The daemons outlive this script, so they must keep none of its descriptors
-# open: whoever reads its output through a pipe would wait for ever.
+# open: a reader of its output through a pipe would wait for ever.
 # start_daemon NAME [ARGUMENT...]
 start_daemon() {
   [[ -z $(pid_of "$1") ]] || return 0
@@ -238,7 +238,7 @@ provide_key() {
   cp --update --preserve=mode,timestamps "$CACHE"/id_ed25519{,.pub} "$STATE"
 }
 
-# As an administrator would let somebody run jobs who is not root.
+# As an administrator would let a user other than root run jobs.
 provide_user() {
   id "$UNPRIVILEGED" >/dev/null 2>&1 ||
     useradd --system --groups libvirt --home-dir "$STATE/unprivileged" --shell /bin/sh "$UNPRIVILEGED"

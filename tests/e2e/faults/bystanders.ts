@@ -6,7 +6,7 @@ import { Attempt } from "./matrix.ts";
 const THEIRS = "gci-e2e-bystander";
 
 /**
- * What no fault of another job may touch: a job that runs all the time, and somebody's domain, volume,
+ * What no fault of another job may touch: a job that runs all the time, and a foreign domain, volume,
  * network filter and address.
  */
 export class Bystanders {

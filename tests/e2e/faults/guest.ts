@@ -80,7 +80,7 @@ async function unplug({ machine }: Attempt): Promise<void> {
 
 /** The same, where run waits for a minute: it may get better. */
 const BEFORE_WAITING_RUN: readonly (typeof IN_RUN[number] & {
-  /** What somebody does on the host then. */
+  /** What happens on the host then. */
   readonly onHost?: (attempt: Attempt) => Promise<void>;
 })[] = [
   {

@@ -32,7 +32,7 @@ async function startNetwork(
   };
 }
 
-/** Has prepare meet a fault of the host, which then is mended, since else nobody can clean up. */
+/** Has prepare meet a fault of the host, which is then mended, since cleanup could not work otherwise. */
 async function meetInPrepare(
   fault: Pick<Fault, "fault" | "says">,
   settings: Settings,

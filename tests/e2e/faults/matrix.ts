@@ -211,7 +211,7 @@ export async function meetFault(
   addRow(fault, met, { message, left: left || "nothing", wrong });
 }
 
-/** What is to be done, but for what somebody wanted. */
+/** Advice, or that the stage was cancelled, for which there is none. */
 const ADVICE = /^What to do: |cancelled/im;
 /** In a line of ours, a number or a name in place of words. */
 const RAW = /^(libvirt-gci|because): .*(\(os error \d+\)|\b(connect|read|write) E[A-Z]{3,}\b)/m;

@@ -15,7 +15,7 @@ export const PROCEDURE = {
 
 /**
  * A daemon that hangs: it passes on what a client and libvirt's daemon say to each other, until a
- * client calls this procedure. The daemon gets that call too, but nobody gets an answer any more, new
+ * client calls this procedure. The daemon gets that call too, but no client gets an answer any more, new
  * clients neither, until {@linkcode recover}.
  */
 export class StallingProxy implements AsyncDisposable {
