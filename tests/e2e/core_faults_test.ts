@@ -71,17 +71,15 @@ faultTest("prepare meets a fault", async (t) => {
     },
   ];
   for (const { row, meet } of rows) {
-    await t.step(row.fault, () => meetFault({ ...row, stage: "prepare" }, meet));
+    await t.step(row.fault, () => meetFault(row.fault, { ...row, stage: "prepare" }, meet));
   }
   await t.step("QEMU is killed while libvirt sets the filter", meetDeadBindings);
   await t.step("overlay pool full", async () => {
     await using pool = await startPool("1M");
     await command(["dd", "if=/dev/zero", `of=${pool.path}/theirs`, "bs=4k"]);
     await meetFault(
-      {
-        ...{ fault: "overlay pool full", stage: "prepare", status: 2 },
-        ...{ says: /No space left on device|room|free/, then: "nothing" },
-      },
+      "overlay pool full",
+      { stage: "prepare", status: 2, says: /No space left on device|room|free/, then: "nothing" },
       (attempt) => attempt.prepare(),
       { settings: { pools: { overlays: NAME }, host: { queue_seconds: 3 } } },
     );
@@ -100,10 +98,8 @@ function survived(row: Omit<Fault, "stage" | "then">, met: Called): void {
 
 faultTest("run meets faults, one after the other in the same machine", async () => {
   await meetFault(
-    {
-      ...{ fault: "QEMU killed while the script runs", stage: "run", status: 2 },
-      ...{ says: /ended: it powered off/, then: "cleanup" },
-    },
+    "QEMU killed while the script runs",
+    { stage: "run", status: 2, says: /ended: it powered off/, then: "cleanup" },
     async (attempt) => {
       await attempt.mustPrepare();
       const long = "sleep 60";
@@ -123,17 +119,16 @@ faultTest("run meets faults, one after the other in the same machine", async () 
 faultTest("cleanup meets faults, one after the other", async () => {
   const point = { name: "virDomainDestroy", count: 1, when: "midway" } as const;
   await meetFault(
-    { fault: "SIGKILL in virDomainDestroy", stage: "cleanup", ...KILLED, then: "gc" },
+    "SIGKILL in virDomainDestroy",
+    { stage: "cleanup", ...KILLED, then: "gc" },
     async (attempt) => {
       assert.equal((await attempt.prepare(kill(BOOTING))).status, 128 + 9);
       return await attempt.cleanup(kill(point));
     },
   );
   await meetFault(
-    {
-      ...{ fault: "libvirtd killed in virDomainDestroy", stage: "cleanup", status: 0 },
-      ...{ says: /Removed/, then: "nothing" },
-    },
+    "libvirtd killed in virDomainDestroy",
+    { stage: "cleanup", status: 0, says: /Removed/, then: "nothing" },
     async (attempt) => {
       assert.equal((await attempt.prepare(kill(BOOTING))).status, 128 + 9);
       const met = await attempt.cleanup({ strike: killDaemonAt(point) });

@@ -25,7 +25,8 @@ faultTest("libvirtd is killed and starts again", async (t) => {
       : /libvirt: .*/;
     await t.step(fault, () =>
       meetFault(
-        { fault, stage: "prepare", status: 2, says, then: "cleanup" },
+        fault,
+        { stage: "prepare", status: 2, says, then: "cleanup" },
         async (attempt) => {
           const met = await attempt.prepare({ strike: killDaemonAt(point) });
           await untilLibvirtAnswers();
@@ -42,7 +43,7 @@ faultTest("libvirtd is killed and starts again", async (t) => {
     then: "cleanup",
   };
   await t.step(inRun.fault, () =>
-    meetFault(inRun, async (attempt) => {
+    meetFault(inRun.fault, inRun, async (attempt) => {
       await attempt.mustPrepare();
       return await attempt.run("sleep 8; echo end", { strike: killDaemonAt(SCRIPT_RUNS) });
     }));
@@ -56,7 +57,8 @@ faultTest("libvirtd is killed and starts again", async (t) => {
     const fault = `libvirtd killed ${point.when === "midway" ? "in" : "after"} ${point.name}`;
     await t.step(fault, () =>
       meetFault(
-        { fault, stage: "cleanup", status: 0, says: /Removed/, then: "nothing" },
+        fault,
+        { stage: "cleanup", status: 0, says: /Removed/, then: "nothing" },
         async (attempt) => {
           await attempt.mustPrepare();
           const met = await attempt.cleanup({ strike: killDaemonAt(point) });
@@ -70,24 +72,14 @@ faultTest("libvirtd is killed and starts again", async (t) => {
 faultTest("QEMU is killed", async (t) => {
   await t.step("prepare", () =>
     meetFault(
-      {
-        fault: "QEMU killed while the guest boots",
-        stage: "prepare",
-        status: 2,
-        says: /ended/,
-        then: "nothing",
-      },
+      "QEMU killed while the guest boots",
+      { stage: "prepare", status: 2, says: /ended/, then: "nothing" },
       (attempt) => attempt.prepare({ strike: killQemuAt(BOOTING, attempt) }),
     ));
   await t.step("run", () =>
     meetFault(
-      {
-        fault: "QEMU killed while the script runs",
-        stage: "run",
-        status: 2,
-        says: /ended: it powered off/,
-        then: "cleanup",
-      },
+      "QEMU killed while the script runs",
+      { stage: "run", status: 2, says: /ended: it powered off/, then: "cleanup" },
       async (attempt) => {
         await attempt.mustPrepare();
         return await attempt.run("sleep 60", { strike: killQemuAt(SCRIPT_RUNS, attempt) });
@@ -95,13 +87,8 @@ faultTest("QEMU is killed", async (t) => {
     ));
   await t.step("cleanup", () =>
     meetFault(
-      {
-        fault: "QEMU killed in virDomainDestroy",
-        stage: "cleanup",
-        status: 0,
-        says: /Removed/,
-        then: "nothing",
-      },
+      "QEMU killed in virDomainDestroy",
+      { stage: "cleanup", status: 0, says: /Removed/, then: "nothing" },
       async (attempt) => {
         await attempt.prepare(kill(BOOTING));
         const point: Point = { name: "virDomainDestroy", count: 1, when: "sent" };
@@ -125,7 +112,8 @@ faultTest("the daemon hangs", async (t) => {
       const settings = { libvirt: { uri: proxy.uri, call_seconds: CALL_SECONDS } };
       const fault = `libvirtd hangs in ${name}`;
       await meetFault(
-        { fault, stage: "prepare", status: 2, says, then: "cleanup" },
+        fault,
+        { stage: "prepare", status: 2, says, then: "cleanup" },
         async (attempt) => {
           const met = await attempt.prepare();
           assert(proxy.hasStalled);
@@ -141,7 +129,8 @@ faultTest("the daemon hangs", async (t) => {
     const settings = { libvirt: { uri: proxy.uri, call_seconds: CALL_SECONDS } };
     const fault = "libvirtd hangs while the script runs";
     await meetFault(
-      { fault, stage: "run", status: 0, says: /^end$/m, then: "cleanup" },
+      fault,
+      { stage: "run", status: 0, says: /^end$/m, then: "cleanup" },
       async (attempt) => {
         await attempt.mustPrepare();
         proxy.stallAtCall(2); // one finds the machine, the second watches it
@@ -159,7 +148,8 @@ faultTest("the daemon hangs", async (t) => {
       const settings = { libvirt: { uri: proxy.uri, call_seconds: CALL_SECONDS } };
       const fault = `libvirtd hangs in ${name}`;
       await meetFault(
-        { fault, stage: "cleanup", status: 2, says, then: "gc" },
+        fault,
+        { stage: "cleanup", status: 2, says, then: "gc" },
         async (attempt) => {
           await attempt.prepare(kill(BOOTING));
           proxy.stallAtCall(1);

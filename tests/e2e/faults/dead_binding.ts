@@ -28,9 +28,13 @@ const MEETS_ONE: Fault = {
 
 /** What binds a filter that is not there to a device of the host's. */
 export async function meetDeadBindings(): Promise<void> {
-  await meetFault(LEAVES_ONE, (it) => it.prepare({ strike: killQemuAt(SETS_FILTER, it) }));
+  await meetFault(
+    LEAVES_ONE.fault,
+    LEAVES_ONE,
+    (it) => it.prepare({ strike: killQemuAt(SETS_FILTER, it) }),
+  );
   await assertNone();
-  await meetFault(MEETS_ONE, async (attempt) => {
+  await meetFault(MEETS_ONE.fault, MEETS_ONE, async (attempt) => {
     await attempt.prepare(kill(SETS_FILTER));
     const [, number] = /\bvnet(\d+)\b/.exec(await virsh("domiflist", attempt.machine)) ?? [];
     assert.equal((await attempt.cleanup()).status, 0);

@@ -46,7 +46,7 @@ faultTest("the guest fails while the script runs", async (t) => {
     await t.step(
       fault.fault,
       () =>
-        meetFault({ ...fault, stage: "run", then: "cleanup" }, async (attempt) => {
+        meetFault(fault.fault, { ...fault, stage: "run", then: "cleanup" }, async (attempt) => {
           await attempt.mustPrepare();
           return await attempt.run(script);
         }),
@@ -130,7 +130,7 @@ faultTest("a script finds the guest as an earlier one left it", async (t) => {
     await t.step(
       fault.fault,
       () =>
-        meetFault({ ...fault, stage: "run", then: "cleanup" }, async (attempt) => {
+        meetFault(fault.fault, { ...fault, stage: "run", then: "cleanup" }, async (attempt) => {
           await attempt.mustPrepare();
           await attempt.run(script);
           return await attempt.run("true");
@@ -141,7 +141,7 @@ faultTest("a script finds the guest as an earlier one left it", async (t) => {
   const meetTogether = (
     { script, onHost, ...fault }: typeof BEFORE_WAITING_RUN[number],
   ): Promise<void> =>
-    meetFault({ ...fault, stage: "run", then: "cleanup" }, async (attempt) => {
+    meetFault(fault.fault, { ...fault, stage: "run", then: "cleanup" }, async (attempt) => {
       turn = turn.then(async () => {
         await attempt.mustPrepare();
         await attempt.run(script);
@@ -180,7 +180,8 @@ faultTest("the guest does not come up", async (t) => {
   for (const { fault, says, settings } of faults) {
     await t.step(fault, () =>
       meetFault(
-        { fault, stage: "prepare", status: 2, says, then: "nothing" },
+        fault,
+        { stage: "prepare", status: 2, says, then: "nothing" },
         (attempt) => attempt.prepare(),
         { settings: { ...settings } },
       ));

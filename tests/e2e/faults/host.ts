@@ -39,6 +39,7 @@ async function meetInPrepare(
   mend?: () => Promise<unknown>,
 ): Promise<void> {
   await meetFault(
+    fault.fault,
     { ...fault, stage: "prepare", status: 2, then: "nothing" },
     async (attempt) => {
       const met = await attempt.prepare();
@@ -95,13 +96,8 @@ faultTest("a storage pool fails", async (t) => {
   await t.step("runs full while the script runs", async () => {
     await using _ = await startPool("64M");
     await meetFault(
-      {
-        fault: "overlay pool runs full",
-        stage: "run",
-        status: 2,
-        says: /is halted: the host could not write/,
-        then: "cleanup",
-      },
+      "overlay pool runs full",
+      { stage: "run", status: 2, says: /is halted: the host could not write/, then: "cleanup" },
       async (attempt) => {
         await attempt.mustPrepare();
         return await attempt.run("dd if=/dev/zero of=$HOME/much bs=1M count=200; sync; sleep 600");
@@ -112,13 +108,8 @@ faultTest("a storage pool fails", async (t) => {
   await t.step("inactive at cleanup", async () => {
     await using _ = await startPool(null);
     await meetFault(
-      {
-        fault: "overlay pool inactive",
-        stage: "cleanup",
-        status: 2,
-        says: /"gci-e2e-faults" is not active/,
-        then: "gc",
-      },
+      "overlay pool inactive",
+      { stage: "cleanup", status: 2, says: /"gci-e2e-faults" is not active/, then: "gc" },
       async (attempt) => {
         await attempt.mustPrepare();
         await virsh("pool-destroy", NAME);
@@ -157,13 +148,8 @@ faultTest("the network fails", async (t) => {
       await using _ = await startNetwork();
       const point: Point = { name: "virNetworkUpdate", count: 1, when };
       await meetFault(
-        {
-          fault: `SIGKILL ${inWords(point)}`,
-          stage: "prepare",
-          status: null,
-          says: /(?:)/,
-          then: "gc",
-        },
+        `SIGKILL ${inWords(point)}`,
+        { stage: "prepare", status: null, says: /(?:)/, then: "gc" },
         (attempt) => attempt.prepare(kill(point)),
         { settings: { network: { name: NAME } } },
       );

@@ -58,7 +58,8 @@ faultTest("prepare is killed or cancelled at each call of libvirt", async (t) =>
     const then = i % 2 === 0 ? "gc" : "cleanup";
     await t.step(fault, () =>
       meetFault(
-        { fault, stage, ...KILLED, then },
+        fault,
+        { stage, ...KILLED, then },
         (attempt) => attempt.prepare(kill(point)),
         options,
       ));
@@ -68,9 +69,10 @@ faultTest("prepare is killed or cancelled at each call of libvirt", async (t) =>
     const isOver = point.name === "virConnectClose" && options !== SEEDED;
     await t.step(fault, () =>
       meetFault(
+        fault,
         isOver
-          ? { fault, stage, status: 0, says: /is ready/, then: "cleanup" }
-          : { fault, stage, ...CANCELLED, then: "nothing" },
+          ? { stage, status: 0, says: /is ready/, then: "cleanup" }
+          : { stage, ...CANCELLED, then: "nothing" },
         (attempt) => attempt.prepare(cancel(point)),
         options,
       ));
@@ -135,7 +137,7 @@ faultTest("cleanup is killed or cancelled at each call of libvirt", async (t) =>
     await t.step({
       name: row.fault,
       fn: () =>
-        meetFault({ ...row, stage }, async (it) => {
+        meetFault(row.fault, { ...row, stage }, async (it) => {
           await prepared(it);
           return await it.cleanup(options);
         }, { ...SEEDED, isBesideOthers: true }),

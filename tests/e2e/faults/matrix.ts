@@ -162,12 +162,13 @@ export function faultTest(
 }
 
 /**
- * Has a stage of a job meet a fault, sees what it says, has the rest removed, and adds a row to the
+ * Has a stage of a job meet the fault of this name, sees what it says, has the rest removed, and adds a row to the
  * table. Nothing of ours may be left then, and what others have must be as it was. `meet` gives the
  * end of that stage.
  */
 export async function meetFault(
-  fault: Fault,
+  name: string,
+  expected: Omit<Fault, "fault">,
   meet: (attempt: Attempt) => Promise<Called>,
   { isBesideOthers = false, ...options }: AttemptOptions & {
     /** Whether there are others at the same time, whose machines come and go. */
@@ -183,19 +184,19 @@ export async function meetFault(
   let met: Called | undefined;
   const wrong: string[] = [];
   const removals: string[] = [];
-  const remove = async (name: string, called: Promise<Called>): Promise<void> => {
+  const remove = async (stage: string, called: Promise<Called>): Promise<void> => {
     const { status, stdout, stderr } = await called;
-    if (status !== 0) wrong.push(`${name} ended with ${status}: ${stderr.trim()}`);
+    if (status !== 0) wrong.push(`${stage} ended with ${status}: ${stderr.trim()}`);
     const removed = /^Removed.*/m.exec(stdout)?.[0].replace(attempt.machine, "M");
-    if (removed !== undefined) removals.push(`${name}: ${removed}`);
+    if (removed !== undefined) removals.push(`${stage}: ${removed}`);
   };
   try {
     met = await meet(attempt);
-    wrong.push(...wrongIn(met, fault));
-    if (fault.then === "nothing" && await findChanges() !== "") {
+    wrong.push(...wrongIn(met, expected));
+    if (expected.then === "nothing" && await findChanges() !== "") {
       wrong.push("it left something behind");
     }
-    if (fault.then !== "gc") {
+    if (expected.then !== "gc") {
       await remove("cleanup", attempt.cleanup());
       if (await findChanges() !== "") wrong.push("cleanup left something behind");
       await remove("gc", attempt.gc());
@@ -208,7 +209,7 @@ export async function meetFault(
   const left = await findChanges();
   if (left !== "") wrong.push(`left, or missing: ${left}`);
   const message = messageOf(met) || removals.join("; ");
-  addRow(fault, met, { message, left: left || "nothing", wrong });
+  addRow({ ...expected, fault: name }, met, { message, left: left || "nothing", wrong });
 }
 
 /** Advice, or that the stage was cancelled, for which there is none. */

@@ -9,13 +9,8 @@ import { killDaemon, untilLibvirtAnswers } from "./strikes.ts";
 faultTest("stages of one job come at once", async (t) => {
   await t.step("two prepares", () =>
     meetFault(
-      {
-        fault: "two prepares for one job",
-        stage: "prepare",
-        status: 2,
-        says: /There is a .* already/,
-        then: "cleanup",
-      },
+      "two prepares for one job",
+      { stage: "prepare", status: 2, says: /There is a .* already/, then: "cleanup" },
       async (attempt) => {
         const ends = await Promise.all([attempt.prepare(), attempt.prepare()]);
         ends.sort((a, b) => a.status - b.status);
@@ -27,13 +22,8 @@ faultTest("stages of one job come at once", async (t) => {
     ));
   await t.step("cleanup beside run", () =>
     meetFault(
-      {
-        fault: "cleanup in parallel",
-        stage: "run",
-        status: 2,
-        says: /ended: it powered off|broke/,
-        then: "nothing",
-      },
+      "cleanup in parallel",
+      { stage: "run", status: 2, says: /ended: it powered off|broke/, then: "nothing" },
       async (attempt) => {
         await attempt.mustPrepare();
         const running = attempt.run("sleep 60");
@@ -44,13 +34,8 @@ faultTest("stages of one job come at once", async (t) => {
     ));
   await t.step("cleanup beside prepare", () =>
     meetFault(
-      {
-        fault: "cleanup in parallel",
-        stage: "prepare",
-        status: 2,
-        says: /ended|Cannot start/,
-        then: "cleanup",
-      },
+      "cleanup in parallel",
+      { stage: "prepare", status: 2, says: /ended|Cannot start/, then: "cleanup" },
       async (attempt) => {
         const preparing = attempt.prepare();
         await until(async () => (await virsh("list", "--name")).includes(attempt.machine), {
@@ -62,13 +47,8 @@ faultTest("stages of one job come at once", async (t) => {
     ));
   await t.step("three cleanups", () =>
     meetFault(
-      {
-        fault: "three cleanups of one job",
-        stage: "cleanup",
-        status: 0,
-        says: /Removed|There is no machine/,
-        then: "nothing",
-      },
+      "three cleanups of one job",
+      { stage: "cleanup", status: 0, says: /Removed|There is no machine/, then: "nothing" },
       async (attempt) => {
         await attempt.prepare(kill(BOOTING));
         const calls = [attempt.cleanup(), attempt.cleanup(), attempt.cleanup()];
@@ -82,13 +62,8 @@ faultTest("the host reboots", async (t) => {
   for (const then of ["cleanup", "gc"] as const) {
     await t.step(then, () =>
       meetFault(
-        {
-          fault: `the host reboots, then ${then}`,
-          stage: "run",
-          status: 2,
-          says: /does not exist, or has ended/,
-          then,
-        },
+        `the host reboots, then ${then}`,
+        { stage: "run", status: 2, says: /does not exist, or has ended/, then },
         async (attempt) => {
           await attempt.mustPrepare();
           const qemu = await Deno.readTextFile(`/run/libvirt/qemu/${attempt.machine}.pid`);
