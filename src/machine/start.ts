@@ -6,12 +6,10 @@ import {
   VIR_DOMAIN_START_RESET_NVRAM,
   VIR_DOMAIN_START_VALIDATE,
 } from "../libvirt/domain.ts";
-import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
-import { throwIfLost } from "./context.ts";
-import { type DomainOnDisk, domainXml } from "./domain_xml.ts";
-import { findKvmFault } from "./kvm/kvm_fault.ts";
 import { isLibvirtError, isLost, VIR_ERR } from "../libvirt/error.ts";
 import { failureOf } from "./context.ts";
+import { type DomainOnDisk, domainXml } from "./domain_xml.ts";
+import { findKvmFault } from "./kvm/kvm_fault.ts";
 import { type Start, startedAs } from "./machine.ts";
 import { randomMac } from "./network/card.ts";
 import { reach } from "./reach.ts";

@@ -14,6 +14,12 @@ import { keepAfterJob } from "../../src/machine/kept.ts";
 import { hostMark, processMark } from "../../src/machine/process.ts";
 import { tryAdmission, waitForAdmission } from "../../src/machine/queue/admission.ts";
 import {
+  findShortage,
+  type HostLoad,
+  isNext,
+  type QueueSettings,
+} from "../../src/machine/queue/host_load.ts";
+import {
   enterProject,
   enterQueue,
   entriesBefore,
@@ -21,12 +27,6 @@ import {
   isLiveEntry,
   liveEntries,
 } from "../../src/machine/queue/queue.ts";
-import {
-  findShortage,
-  type HostLoad,
-  isNext,
-  type QueueSettings,
-} from "../../src/machine/queue/host_load.ts";
 import { removeMachine } from "../../src/machine/remove.ts";
 import { machineOfVolume } from "../../src/machine/storage/volume_names.ts";
 import { createRawVolume, removeVolume } from "../../src/machine/storage/volumes.ts";

@@ -20,7 +20,6 @@ import {
 import { newOwner } from "../../src/machine/owner.ts";
 import { removeMachine } from "../../src/machine/remove.ts";
 import { run } from "../../src/machine/run_script.ts";
-import { sweep } from "../../src/machine/unneeded.ts";
 import { sweep, whyUnneeded } from "../../src/machine/unneeded.ts";
 import { TestGuest, type TestGuestOptions } from "../fakes/test_guest.ts";
 import { openTestHost } from "../fakes/test_host.ts";

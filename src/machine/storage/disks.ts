@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { GIB } from "../../bytes.ts";
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
-import { throwIfLost } from "../context.ts";
-import type { MachineDomain } from "../domain_xml.ts";
 import { failureOf } from "../context.ts";
+import type { MachineDomain } from "../domain_xml.ts";
 import { createGuestDirectory, guestPaths } from "./guest_files.ts";
 import { volumeName } from "./volume_names.ts";
 import { type Base, createOverlay, createRawVolume } from "./volumes.ts";

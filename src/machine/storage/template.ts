@@ -3,11 +3,11 @@ import { BuildFailure, SystemFailure } from "../../errors.ts";
 import type { Connection } from "../../libvirt/connection.ts";
 import { isLibvirtError, VIR_ERR } from "../../libvirt/error.ts";
 import { StoragePool } from "../../libvirt/storage_pool.ts";
-import type { TemplateAdvice, TemplateChoice } from "../../policy/template_choice.ts";
 import type { Host } from "../context.ts";
 import { lookupActivePool } from "./pools.ts";
 import { isOurVolume } from "./volume_names.ts";
 import { type Base, readVolumeXml, type VolumeFacts } from "./volumes.ts";
+import type { TemplateAdvice, TemplateChoice } from "../../policy/template_choice.ts";
 
 /** A base image of overlays. */
 export interface Template extends Base, Pick<VolumeFacts, "modified"> {
