@@ -183,13 +183,18 @@ export class SshConnection implements Disposable {
 
   /**
    * Runs a command through the user's login shell, feeds it `input`, and gives its output to the
-   * filters. Comes back when the command has ended and each filter has had all, or all it wants.
+   * filters. Comes back when the command has ended and each filter has had all, or all it wants. Then it
+   * closes the session: processes left behind would keep it open, and a server allows only so many.
    */
   async run(command: string, { input, stdout, stderr }: CommandStreams): Promise<CommandEnd> {
     const { channel, end } = await this.#exec(command);
-    channel.end(input);
-    await Promise.all([drain(channel, stdout), drain(channel.stderr, stderr)]);
-    return await end;
+    try {
+      channel.end(input);
+      await Promise.all([drain(channel, stdout), drain(channel.stderr, stderr)]);
+      return await end;
+    } finally {
+      channel.close();
+    }
   }
 
   /**

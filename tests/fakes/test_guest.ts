@@ -27,6 +27,8 @@ export interface TestGuestOptions {
   readonly flood?: Flood;
   /** Directories that each command finds full, as root alone can show them. */
   readonly full?: readonly string[];
+  /** How many sessions a connection may have at once, as MaxSessions of sshd_config(5). */
+  readonly maxSessions?: number;
   /** Listen at this UNIX socket instead, whose buffers are small. */
   readonly path?: string;
 }
@@ -128,7 +130,15 @@ export class TestGuest implements AsyncDisposable {
       if (known) context.accept();
       else context.reject(["publickey"]);
     });
-    connection.on("session", (accept) => this.#serveSession(accept(), connection));
+    const { maxSessions = Infinity } = this.#options;
+    let sessions = 0;
+    connection.on("session", (accept, reject) => {
+      if (sessions >= maxSessions) return reject();
+      const session = accept();
+      sessions++;
+      session.on("close", () => sessions--);
+      this.#serveSession(session, connection);
+    });
   }
 
   #serveSession(session: Session, connection: Connection): void {

@@ -128,6 +128,14 @@ Deno.test("a reader that stands still stops the guest, and neither process holds
     await Deno.remove(file);
   }));
 
+Deno.test("scripts that leave processes behind use up no sessions of their connection", () =>
+  withMaster(async ({ guest, master }) => {
+    await runBy(master, "true");
+    const { length } = guest.logins;
+    for (let i = 0; i < 4; i++) assert.equal(await runBy(master, "sleep 5 & exit 3"), 3);
+    assert.equal(guest.logins.length, length);
+  }, { guest: { maxSessions: 2 } }));
+
 for (const how of ["is cancelled", "loses its run"] as const) {
   Deno.test(`a script that ${how} ends in the guest with all its processes`, () =>
     withMaster(async ({ master }) => {
