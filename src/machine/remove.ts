@@ -6,7 +6,7 @@ import { Domain } from "../libvirt/domain.ts";
 import { isLibvirtError, VIR_ERR } from "../libvirt/error.ts";
 import { FilterBinding } from "../libvirt/network_filter.ts";
 import { StoragePool } from "../libvirt/storage_pool.ts";
-import { type Context, quiet, withReconnect } from "./context.ts";
+import { type Context, type Host, quiet, withReconnect } from "./context.ts";
 import { endMasterOf } from "./end_master.ts";
 import type { FoundMachine } from "./inventory.ts";
 import { standbysAssignedTo } from "./lookup.ts";
@@ -35,7 +35,7 @@ export async function removeMachine(
   const { host, report } = context;
   const { connection, config, directories } = host;
   const pools = [...new Set([config.pools.overlays, ...volumes.map(({ pool }) => pool)])];
-  const { destroyed, key, isReady } = await destroyMachine(machine, connection);
+  const { destroyed, key, isReady } = await destroyMachine(machine, host);
   const standbys = destroyed ? [] : await standbysAssignedTo(machine, host);
   for (const standby of standbys) await removeMachine(standby, quiet(context), { attemptDir });
   const removals = [
@@ -77,14 +77,15 @@ export async function removeMachineSafely(machine: string, context: Context): Pr
 /** Destroys the domain. Gives the file of its key, and whether prepare had finished it. */
 async function destroyMachine(
   machine: string,
-  connection: Connection,
+  host: Host,
 ): Promise<{ readonly destroyed: boolean; readonly key: string; readonly isReady: boolean }> {
+  const { connection } = host;
   using domain = await Domain.find(connection, machine);
   if (domain === null) return { destroyed: false, key: "", isReady: false };
   try {
     const metadata = await readMetadata(domain);
     if (metadata !== null) {
-      await destroyDomain(domain, connection);
+      await destroyDomain(domain, host);
       return { destroyed: true, key: metadata.key, isReady: metadata.address !== "" };
     }
   } catch (error) {
@@ -97,25 +98,44 @@ async function destroyMachine(
   });
 }
 
+/** How long QEMU may take to have its guest stand still. If it hangs, it never does. */
+const STILL_SECONDS = 5;
+
 /**
  * Destroys the domain. libvirt removes a filter's rules after QEMU has ended, by some fifty processes one
  * after another, which take longer than all else. So they are removed meanwhile, as soon as the guest
  * stands still and can send nothing. Where that fails, libvirt does it as usual.
  */
-async function destroyDomain(domain: Domain, connection: Connection): Promise<void> {
+async function destroyDomain(domain: Domain, { connect }: Host): Promise<void> {
+  const { promise: isStill, resolve: stands } = Promise.withResolvers<void>();
+  // It may have ended, or hang, or its daemon may know no bindings.
+  const removed = removeRules(domain.name, connect, stands).catch(() => {});
+  await Promise.race([isStill, removed]);
+  const destroyed = domain.destroy();
+  await Promise.allSettled([destroyed, removed]);
+  await destroyed;
+}
+
+/**
+ * Suspends the domain and removes its filters' rules. It uses a connection of its own: calls of one take
+ * turns, and a call to a QEMU that hangs may not hold up the domain's end.
+ */
+async function removeRules(
+  name: string,
+  connect: Host["connect"],
+  onStill: () => void,
+): Promise<void> {
+  await using connection = await connect(STILL_SECONDS);
+  using domain = await Domain.lookup(connection, name);
   using bindings = new DisposableStack();
-  const removals: Promise<void>[] = [];
-  try {
-    const devices = cardDevices(await domain.xml());
-    const found = await Promise.all(devices.map((it) => FilterBinding.find(connection, it)));
-    const bound = found.filter((binding) => binding !== null);
-    bound.forEach((binding) => bindings.use(binding));
-    if (bound.length > 0) await domain.suspend();
-    removals.push(...bound.map((binding) => binding.delete()));
-  } catch {
-    // It may have ended, or its daemon may know no bindings.
-  }
-  await Promise.all([domain.destroy(), Promise.allSettled(removals)]);
+  const devices = cardDevices(await domain.xml());
+  const found = await Promise.all(devices.map((it) => FilterBinding.find(connection, it)));
+  const bound = found.filter((binding) => binding !== null);
+  bound.forEach((binding) => bindings.use(binding));
+  if (bound.length === 0) return;
+  await domain.suspend();
+  onStill();
+  await Promise.allSettled(bound.map((binding) => binding.delete()));
 }
 
 /** Whether there was a volume to delete. */
