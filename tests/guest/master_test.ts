@@ -180,6 +180,22 @@ Deno.test("of a guest that does not answer a cancel, the master says so and ends
     await master.ended;
   }));
 
+Deno.test("a master whose guest does not answer ends at once, also if the script's run is gone", () =>
+  withMaster(async ({ guest, master }) => {
+    const mark = newMark();
+    const text = script(`sleep ${mark}`);
+    const session = await master.session(text.length);
+    const ran = session.run(text, collector(), signal);
+    ran.catch(() => {});
+    await untilProcesses(mark, 1);
+    guest.suspend();
+    session[Symbol.dispose]();
+    const start = performance.now();
+    await master.ended;
+    const seconds = (performance.now() - start) / 1000;
+    assert(seconds < 10, `${seconds} s`);
+  }));
+
 for (
   const [what, options] of [["lost", { loseScripts: true }], ["lost", {
     loseStatus: true,

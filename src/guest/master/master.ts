@@ -139,8 +139,11 @@ class Master {
     const running = this.#runScript(ssh, text, { reader, writer });
     this.#scripts.add(running);
     const end = await running.finally(() => this.#scripts.delete(running));
-    await writer.sendJson(KIND.end, end);
-    if ("cancelled" in end && !end.answered) this.#end(); // the next may not wait for this guest
+    try {
+      await writer.sendJson(KIND.end, end); // which fails if nobody is there any more
+    } finally {
+      if ("cancelled" in end && !end.answered) this.#end(); // the next may not wait for this guest
+    }
   }
 
   /** Runs it until it ends, or the client cancels it or is gone. */
