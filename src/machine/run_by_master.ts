@@ -6,11 +6,10 @@ import { GuestSilent } from "../guest/script.ts";
 import type { Context } from "./context.ts";
 import type { JobScript } from "./kept.ts";
 import { isEnd, isLoss, orFilledByJob } from "./script_fault.ts";
-import { rejectAtAbort, sleep, within } from "../wait.ts";
+import { sleep } from "../wait.ts";
+import { whileWatched } from "./while_watched.ts";
 
-/** How long libvirt is not asked about the machine: most scripts end before. */
-const BLIND_MS = 2000;
-const WATCH_END_MS = 1000;
+const RETRY_MS = 2000;
 
 /** Where a script's output goes, and how to reach libvirt if need be. */
 export interface MasterCaller {
@@ -63,31 +62,25 @@ async function runWatched(
   script: Uint8Array,
   { output, signal, onHost }: MasterCaller,
 ): Promise<void> {
-  const ended = new AbortController();
-  const watching = watchLater(session.known.domain, onHost, ended);
-  const lost = rejectAtAbort(ended.signal);
-  try {
+  const watcher = (ended: AbortController) => watchOnHost(session.known.domain, onHost, ended);
+  await whileWatched(watcher, async (_ended, lost) => {
     const status = await Promise.race([session.run(script, output, signal), lost]);
     if (status !== 0) throw new ScriptFailure(status);
-  } finally {
-    ended.abort();
-    await within(watching, WATCH_END_MS);
-  }
+  });
 }
 
-/** Watches the machine, once the script has run for a while, and tries again where libvirt is away. */
-async function watchLater(
+/** Watches the machine, and tries again where libvirt is away. */
+async function watchOnHost(
   domain: string,
   onHost: MasterCaller["onHost"],
   ended: AbortController,
 ): Promise<void> {
   while (!ended.signal.aborted) {
-    await sleep(BLIND_MS, ended.signal);
-    if (ended.signal.aborted) return;
     await onHost(async ({ host }) => {
       const { watch } = await import("./script_watch.ts");
       await watch(domain, host, ended);
     }).catch(() => {});
+    await sleep(RETRY_MS, ended.signal);
   }
 }
 

@@ -8,9 +8,7 @@ import { domainName } from "./lookup.ts";
 import { logIn, lookupReadyMachine, noteAnswer, type RunningMachine } from "./ready_machine.ts";
 import { isEnd, isLoss, orFilledByJob } from "./script_fault.ts";
 import { explainLoss, watch } from "./script_watch.ts";
-import { rejectAtAbort, within } from "../wait.ts";
-
-const WATCH_END_MS = 1000;
+import { whileWatched } from "./while_watched.ts";
 
 /**
  * Runs a script in the machine, on a connection of its own. Throws ScriptFailure if it ends with a status
@@ -61,19 +59,14 @@ async function runIn(
   script: Uint8Array,
   context: Context & Outputs,
 ): Promise<void> {
-  const ended = new AbortController();
-  const watching = watch(ready.domain.name, context.host, ended);
-  const lost = rejectAtAbort(ended.signal);
-  try {
-    const signal = AbortSignal.any([context.signal, ended.signal]);
+  const watcher = (ended: AbortController) => watch(ready.domain.name, context.host, ended);
+  await whileWatched(watcher, async (ended, lost) => {
+    const signal = AbortSignal.any([context.signal, ended]);
     using ssh = await logIn(ready, withSignal(context, signal));
     const shell = ready.metadata.shell === "sh" ? "sh" : "bash";
     const { stdout, stderr } = context;
     const ran = runScript(ssh, { text: script, shell, stdout, stderr }, context.signal);
     const status = await Promise.race([ran, lost]);
     if (status !== 0) throw new ScriptFailure(status);
-  } finally {
-    ended.abort();
-    await within(watching, WATCH_END_MS);
-  }
+  });
 }

@@ -8,7 +8,7 @@ import { isEnd } from "./script_fault.ts";
 import { sleep, within } from "../wait.ts";
 
 /** The time between two looks at the machine's state. */
-export const WATCH_MS = 2000;
+const WATCH_MS = 2000;
 const END_MS = 1000;
 
 /**
@@ -22,8 +22,6 @@ export async function watch(
 ): Promise<void> {
   let own: Connection | null = null;
   while (!ended.signal.aborted) {
-    await sleep(WATCH_MS, ended.signal);
-    if (ended.signal.aborted) break;
     try {
       const state = await stateOf(machine, own ?? connection);
       if (state !== "active") ended.abort(endedFailure(machine, state));
@@ -31,6 +29,7 @@ export async function watch(
       await own?.[Symbol.asyncDispose]().catch(() => {}); // it is of no use any more
       own = await connect().catch(() => null);
     }
+    await sleep(WATCH_MS, ended.signal);
   }
   await own?.[Symbol.asyncDispose]();
 }
