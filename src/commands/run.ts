@@ -6,7 +6,7 @@ import { PROGRAM } from "../cli/program_name.ts";
 import { orFailure, UsageError } from "../errors.ts";
 import { endMaster, findMaster } from "../guest/master/client.ts";
 import { controlSocket } from "../guest/master/control_socket.ts";
-import { type Job, jobFromEnv, requireMachine } from "../job/job.ts";
+import { jobFromEnv, requireMachine } from "../job/job.ts";
 import type { JobScript } from "../machine/kept.ts";
 import { runByMaster } from "../machine/run_by_master.ts";
 import { execScript } from "../shell.ts";
@@ -59,32 +59,13 @@ export async function runStage(options: RunOptions, program: Program): Promise<v
   const script = await readScript(options.path, guestCommand);
   if (job.byHand) return await runAlone(machine, script, program, null);
   const ofJob = { name: options.stage ?? "script", say };
-  using session = await masterOf(job, { machine, bytes: script.length });
-  if (session === null) return await runWithoutMaster(job, { machine, script, ofJob }, program);
-  program.countIn(session.known.metricsFile);
-  await runByMaster(session, script, program, ofJob);
-}
-
-async function masterOf(
-  { attemptDir }: Job,
-  wanted: { readonly machine: string; readonly bytes: number },
-): ReturnType<typeof findMaster> {
-  const socket = attemptDir === null ? null : controlSocket(attemptDir);
-  return socket === null ? null : await findMaster(socket, wanted);
-}
-
-/** As by hand. A master that is there and of no use ends, since it does not know of this script. */
-async function runWithoutMaster(
-  { attemptDir }: Job,
-  { machine, script, ofJob }: {
-    readonly machine: string;
-    readonly script: Uint8Array;
-    readonly ofJob: JobScript;
-  },
-  program: Program,
-): Promise<void> {
-  const socket = attemptDir === null ? null : controlSocket(attemptDir);
-  await endMaster(socket, machine);
+  const socket = job.attemptDir === null ? null : controlSocket(job.attemptDir);
+  using session = await findMaster(socket, { machine, bytes: script.length });
+  if (session !== null) {
+    program.countIn(session.known.metricsFile);
+    return await runByMaster(session, script, program, ofJob);
+  }
+  await endMaster(socket, machine); // it is of no use, and does not know of this script
   try {
     await runAlone(machine, script, program, ofJob);
   } finally {

@@ -37,10 +37,10 @@ export interface MasterKnowledge {
  * at this path, or it is another's, or not logged in in time. The caller disposes of it.
  */
 export async function findMaster(
-  path: string,
+  path: string | null,
   { machine, bytes }: { readonly machine: string; readonly bytes: number },
 ): Promise<MasterSession | null> {
-  if (bytes > MOST_SCRIPT_BYTES || !await isControlSocket(path)) return null;
+  if (path === null || bytes > MOST_SCRIPT_BYTES || !await isControlSocket(path)) return null;
   let conn: Deno.Conn | null = null;
   const ask = async (): Promise<MasterSession | null> => {
     conn = await Deno.connect({ transport: "unix", path });
