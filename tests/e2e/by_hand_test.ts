@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { call, command, e2eTest, PROGRAM, settingsFile, TESTBED, virsh } from "./bed.ts";
+import { atMost, call, command, e2eTest, PROGRAM, settingsFile, TESTBED, virsh } from "./bed.ts";
 
 e2eTest(
   "by hand, a machine is prepared, used and cleaned up by the commands that it prints",
@@ -172,3 +172,15 @@ e2eTest("without libvirt's daemon, the message says how to start it", async () =
   assert.match(called.stderr, /Cannot connect to "qemu\+unix/);
   assert.match(called.stderr, /What to do: Start libvirt/);
 });
+
+e2eTest("cleanup removes a machine whose QEMU hangs", async () => {
+  const machine = "gci-e2e-hangs";
+  assert.equal((await call(["prepare", "-d", "lite", "-m", machine])).status, 0);
+  const { stdout } = await command(["pgrep", "-f", `guest=${machine},`]);
+  Deno.kill(Number(stdout), "SIGSTOP");
+  const start = performance.now();
+  const { status, stderr } = await call(["cleanup", "-m", machine]);
+  assert.equal(status, 0, stderr);
+  // Five for the guest to stand still, ten until libvirt kills QEMU.
+  assert(performance.now() - start < atMost(16) * 1000);
+}, { thorough: true });

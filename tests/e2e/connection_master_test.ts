@@ -119,3 +119,20 @@ e2eTest(
   },
   { thorough: true },
 );
+
+/** More than an SSH server's sessions on one connection (MaxSessions, sshd_config(5)). */
+const STEPS = 12;
+
+e2eTest(
+  "each of many scripts of a job may leave a process behind",
+  async () => {
+    const steps = Object.fromEntries(
+      Array.from({ length: STEPS }, (_, i) => [`s${i}`, ["sleep 5004 &", `echo step:${i}:`]]),
+    );
+    const result = await runOnBed(job({ id: 94, steps }));
+    assertVerdict(result, "success");
+    const done = [...result.logText.matchAll(/step:(\d+):/g)].map(([, number]) => Number(number));
+    assert.deepEqual(new Set(done).size, STEPS, result.logText);
+  },
+  { thorough: true },
+);
