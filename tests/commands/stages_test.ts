@@ -23,9 +23,9 @@ import { createRawVolume } from "../../src/machine/storage/volumes.ts";
 import { parseConfig } from "../../src/settings/read.ts";
 import { sleep } from "../../src/wait.ts";
 import { merged } from "../fakes/merged.ts";
-import { RUNTIME_DIR, TestGuest, type TestGuestOptions } from "../fakes/test_guest.ts";
+import { RUNTIME_DIR, TestGuest } from "../fakes/test_guest.ts";
 import { openTestHost } from "../fakes/test_host.ts";
-import { Masters } from "../fakes/test_master.ts";
+import { bothWaysIn, Masters, type ScriptTestOptions } from "../fakes/test_master.ts";
 import {
   JOB,
   script,
@@ -43,23 +43,12 @@ interface Bed {
   readonly run: typeof run;
 }
 
-/** What the test needs. */
-interface BedOptions extends TestStageOptions {
-  readonly guest?: TestGuestOptions;
-  readonly byMaster?: boolean;
-}
-
-/** A test that must pass whichever way a script takes into its machine. */
-function bothWays(name: string, test: (bed: Bed) => Promise<void>, options: BedOptions = {}): void {
-  Deno.test(name, () => withBed(test, options));
-  const way = `${name}, through a connection master`;
-  Deno.test(way, () => withBed(test, { ...options, byMaster: true }));
-}
+const bothWays = bothWaysIn(withBed);
 
 /** Gives the test a host, a guest and a stage, and sees that no handle and no machine is left. */
 async function withBed(
   test: (bed: Bed) => Promise<void>,
-  options: BedOptions = {},
+  options: ScriptTestOptions = {},
 ): Promise<void> {
   const connection = await openTestHost();
   const before = await inventory(connection);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
+import { MASTER_ARGUMENT } from "../../src/cli/background.ts";
 import { findMaster, type MasterSession } from "../../src/guest/master/client.ts";
 import { controlSocket } from "../../src/guest/master/control_socket.ts";
 import { keepConnection, type MasterTask } from "../../src/guest/master/master.ts";
@@ -10,7 +11,8 @@ import { readMetadata } from "../../src/machine/metadata.ts";
 import { runByMaster } from "../../src/machine/run_by_master.ts";
 import { run } from "../../src/machine/run_script.ts";
 import { sleep } from "../../src/wait.ts";
-import type { TestGuest } from "./test_guest.ts";
+import type { TestGuest, TestGuestOptions } from "./test_guest.ts";
+import type { TestStageOptions } from "./test_stage.ts";
 
 const MAIN = new URL("../../main.ts", import.meta.url).pathname;
 
@@ -77,7 +79,7 @@ export class MasterProcess implements AsyncDisposable {
   /** Resolves when its socket is there. */
   static async start(task: MasterTask): Promise<MasterProcess> {
     const child = new Deno.Command(Deno.execPath(), {
-      args: ["run", "--quiet", "--allow-all", MAIN, "connection-master"],
+      args: ["run", "--quiet", "--allow-all", MAIN, MASTER_ARGUMENT],
       ...{ stdin: "piped", stdout: "null", stderr: "null" },
     }).spawn();
     const stdin = child.stdin.getWriter();
@@ -96,6 +98,28 @@ export class MasterProcess implements AsyncDisposable {
     }
     await this.child.status;
   }
+}
+
+/** What a test of scripts needs. */
+export interface ScriptTestOptions extends TestStageOptions {
+  readonly guest?: TestGuestOptions;
+  /** Whether scripts go through a connection master. */
+  readonly byMaster?: boolean;
+}
+
+/** Makes tests with this bed that must pass whichever way scripts take into their machine. */
+export function bothWaysIn<Bed>(
+  withBed: (test: (bed: Bed) => Promise<void>, options: ScriptTestOptions) => Promise<void>,
+) {
+  return (
+    name: string,
+    test: (bed: Bed) => Promise<void>,
+    options: ScriptTestOptions = {},
+  ): void => {
+    Deno.test(name, () => withBed(test, options));
+    const way = `${name}, through a connection master`;
+    Deno.test(way, () => withBed(test, { ...options, byMaster: true }));
+  };
 }
 
 /** Whether there is such a file. */

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
+import { MASTER_ARGUMENT } from "../../src/cli/background.ts";
 import { explain, faultOf, SystemFailure } from "../../src/errors.ts";
 import type { Outputs } from "../../src/guest/command_streams.ts";
 import { endMaster, findMaster, MOST_SCRIPT_BYTES } from "../../src/guest/master/client.ts";
@@ -446,7 +447,7 @@ Deno.test("a master's process that is told nothing ends", async () => {
       "--quiet",
       "--allow-all",
       new URL("../../main.ts", import.meta.url).pathname,
-      "connection-master",
+      MASTER_ARGUMENT,
     ],
     stdin: "null",
   }).output();

@@ -21,17 +21,10 @@ import { newOwner } from "../../src/machine/owner.ts";
 import { removeMachine } from "../../src/machine/remove.ts";
 import { run } from "../../src/machine/run_script.ts";
 import { sweep, whyUnneeded } from "../../src/machine/unneeded.ts";
-import { TestGuest, type TestGuestOptions } from "../fakes/test_guest.ts";
+import { TestGuest } from "../fakes/test_guest.ts";
 import { openTestHost } from "../fakes/test_host.ts";
-import { Masters } from "../fakes/test_master.ts";
-import {
-  JOB,
-  script,
-  type TestStage,
-  testStage,
-  type TestStageOptions,
-  toStage,
-} from "../fakes/test_stage.ts";
+import { bothWaysIn, Masters, type ScriptTestOptions } from "../fakes/test_master.ts";
+import { JOB, script, type TestStage, testStage, toStage } from "../fakes/test_stage.ts";
 
 const { machine: MACHINE } = JOB;
 
@@ -46,24 +39,12 @@ interface Bed {
   readonly runAs: (name: string, text: string) => Promise<unknown>;
 }
 
-/** What the test needs. */
-interface BedOptions extends TestStageOptions {
-  readonly guest?: TestGuestOptions;
-  /** Whether scripts go through a connection master. */
-  readonly byMaster?: boolean;
-}
-
-/** A test that must pass whichever way a script takes into its machine. */
-function bothWays(name: string, test: (bed: Bed) => Promise<void>, options: BedOptions = {}): void {
-  Deno.test(name, () => withMachine(test, options));
-  const way = `${name}, through a connection master`;
-  Deno.test(way, () => withMachine(test, { ...options, byMaster: true }));
-}
+const bothWays = bothWaysIn(withMachine);
 
 /** Gives the test a job's machine, and sees that nothing of it is left after cleanup. */
 async function withMachine(
   test: (bed: Bed) => Promise<void>,
-  { guest: guestOptions, byMaster = false, ...options }: BedOptions = {},
+  { guest: guestOptions, byMaster = false, ...options }: ScriptTestOptions = {},
 ): Promise<void> {
   const connection = await openTestHost();
   {
