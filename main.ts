@@ -10,7 +10,7 @@ if (Deno.args.length === 1 && Deno.args[0] === "--version") {
 }
 if (Deno.args.length === 1 && Deno.args[0] === "connection-master") {
   // Only what it needs is loaded: it stays as long as the machine.
-  const { runMaster } = await import("./src/guest/master/master_process.ts");
+  const { runMaster } = await import("./src/guest/master/master.ts");
   const ended = new AbortController();
   for (const signal of ["SIGTERM", "SIGINT"] as const) {
     Deno.addSignalListener(signal, () => ended.abort());

@@ -39,6 +39,18 @@ export async function keepConnection(task: MasterTask, signal: AbortSignal): Pro
   await new Master(task, Deno.lstatSync(task.socket).ino, signal).serve(listener);
 }
 
+/**
+ * Reads a connection master's task from the standard input, and does it. The task is empty if prepare
+ * ends before it writes one.
+ */
+export async function runMaster(
+  input: ReadableStream<Uint8Array>,
+  signal: AbortSignal,
+): Promise<void> {
+  const text = await new Response(input).text();
+  if (text !== "") await keepConnection(JSON.parse(text) as MasterTask, signal);
+}
+
 class Master {
   readonly #task: MasterTask;
   readonly #inode: number | null;
