@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import { call, command, e2eTest, type Settings, TESTBED, virsh } from "./bed.ts";
-import { FRAME, hear } from "./packets.ts";
+import { FLOOD, FRAME, hear } from "./packets.ts";
 
 const GATEWAY = "192.168.213.1"; // of the test bed's network
 const BRIDGE = "gcitb0";
@@ -287,16 +287,6 @@ e2eTest("an address that a job had declined fails one prepare at once, and no se
   const [other] = await prepareAll([machine], settings);
   assert.notEqual(other, own);
 }, { thorough: true });
-
-/** Sends a word by UDP as often as it can, in the background. The arguments: the address, the port. */
-const FLOOD = `
-use strict; use IO::Socket::INET;
-my ($to, $port) = @ARGV;
-exit if fork;
-open($_, "+<", "/dev/null") for *STDIN, *STDOUT, *STDERR;
-my $socket = IO::Socket::INET->new(PeerAddr => $to, PeerPort => $port, Proto => "udp") or exit;
-while (1) { $socket->send("flood") }
-`;
 
 for (const isolate of [true, false]) {
   e2eTest(

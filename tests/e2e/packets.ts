@@ -19,6 +19,16 @@ socket(my $out, 17, 3, 8) or die "$!";
 send($out, $frame, 0, pack("SnlSCCH16", 17, 0x0800, $index, 0, 0, 6, $to_mac . "0000")) or die "$!";
 `;
 
+/** Sends a word by UDP as often as it can, in the background. The arguments: the address, the port. */
+export const FLOOD = `
+use strict; use IO::Socket::INET;
+my ($to, $port) = @ARGV;
+exit if fork;
+open($_, "+<", "/dev/null") for *STDIN, *STDOUT, *STDERR;
+my $socket = IO::Socket::INET->new(PeerAddr => $to, PeerPort => $port, Proto => "udp") or exit;
+while (1) { $socket->send("flood") }
+`;
+
 /** What came by UDP until it is disposed of. */
 export async function hear(port: number): Promise<Disposable & { readonly words: Set<string> }> {
   const words = new Set<string>();

@@ -1,36 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { command, type Settings, TESTBED, virsh, virshXml } from "../bed.ts";
+import { command, type Settings, TESTBED, virsh } from "../bed.ts";
 import type { Point } from "./killed_program.ts";
 import { type Fault, faultTest, meetFault } from "./matrix.ts";
+import { ONE_ADDRESS, startNetwork } from "./network.ts";
 import { inWords, kill } from "./points.ts";
 import { must, NAME, startPool } from "./pool.ts";
-
-const ONE_ADDRESS = '<range start="192.168.214.2" end="192.168.214.2"/>';
-
-/** A network of this test alone, whose DHCP server has these addresses and this option. */
-async function startNetwork(
-  { dhcp = ONE_ADDRESS, option = "no-ping" }: { readonly dhcp?: string; readonly option?: string } =
-    {},
-): Promise<AsyncDisposable> {
-  await virshXml(
-    ["net-define"],
-    `<network xmlns:dnsmasq="http://libvirt.org/schemas/network/dnsmasq/1.0">
-      <name>${NAME}</name>
-      <bridge name="gcifault0" stp="off" delay="0"/>
-      <ip address="192.168.214.1" netmask="255.255.255.0">
-        <dhcp>${dhcp}</dhcp>
-      </ip>
-      <dnsmasq:options><dnsmasq:option value="${option}"/></dnsmasq:options>
-    </network>`,
-  );
-  await virsh("net-start", NAME);
-  return {
-    [Symbol.asyncDispose]: async () => {
-      await command(["virsh", "-c", "qemu:///system", "net-destroy", NAME]); // which it may be
-      await virsh("net-undefine", NAME);
-    },
-  };
-}
 
 /** Has prepare meet a fault of the host, which is then mended, since cleanup could not work otherwise. */
 async function meetInPrepare(
