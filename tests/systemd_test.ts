@@ -88,6 +88,34 @@ Deno.test({
   },
 });
 
+/** The drop-in that the manual has an operator write so that a stop waits for jobs. */
+async function drainDropIn(): Promise<string> {
+  const page = await Deno.readTextFile(new URL("../docs/runner.md", import.meta.url));
+  const [, text = ""] =
+    /gitlab-runner\.service\.d\/drain\.conf <<'EOF'\n([^]*?)^EOF$/m.exec(page) ?? [];
+  return text;
+}
+
+Deno.test({
+  name:
+    "systemd finds nothing wrong in the manual's drop-in for draining, which signals the runner alone",
+  ignore: VERSION === 0,
+  fn: async () => {
+    const text = await drainDropIn();
+    // Else each stage would get SIGQUIT too, and end by it.
+    assert.match(text, /^KillSignal=SIGQUIT$/m);
+    assert.match(text, /^KillMode=mixed$/m);
+    await using units = await installedUnits();
+    const unit = `${units.path}/gitlab-runner.service`;
+    const file = `${unit}.d/drain.conf`;
+    const verify = async () => (await systemdAnalyze(["verify", unit], units.path)).text;
+    await Deno.writeTextFile(file, text);
+    assert.doesNotMatch(await verify(), /drain\.conf/);
+    await Deno.writeTextFile(file, text.replace("mixed", "no-such-mode"));
+    assert.match(await verify(), /drain\.conf/);
+  },
+});
+
 // Of 10, where 10 is no protection at all: with the unit alone it is 9.6.
 Deno.test({
   name: "systemd finds GitLab Runner with the drop-in exposed at 3 at most, and without it above 9",
