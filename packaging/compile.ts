@@ -32,8 +32,15 @@ const file = Deno.args[0] ?? `${ROOT}build/libvirt-gci`;
 const compiled = `${file}.new`;
 try {
   await deno(
-    ...["compile", "--quiet", "--no-check", "--no-prompt", "--no-code-cache"],
-    ...["--v8-flags=--max-semi-space-size=1", ...PERMISSIONS, "-o", compiled],
+    "compile",
+    "--quiet",
+    "--no-check",
+    "--no-prompt",
+    "--no-code-cache",
+    "--v8-flags=--max-semi-space-size=1",
+    ...PERMISSIONS,
+    "-o",
+    compiled,
     await bundle(`${ROOT}build/bundle`),
   );
   await refuseWhatDoesNotRun(compiled);

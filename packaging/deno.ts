@@ -11,7 +11,9 @@ export async function deno(...args: readonly string[]): Promise<void> {
   const { success } = await new Deno.Command(Deno.execPath(), {
     args: [...args],
     cwd: ROOT,
-    ...{ stdin: "null", stdout: "inherit", stderr: "inherit" },
+    stdin: "null",
+    stdout: "inherit",
+    stderr: "inherit",
   }).spawn().status;
   if (!success) throw new Failed(`deno ${args[0]} failed, see above`);
 }

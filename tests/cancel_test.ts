@@ -106,9 +106,13 @@ Deno.test("a script ends when its runner is gone, whether or not it writes", asy
       const { argv, options, directory } = machine;
       await using runner = startRunnerProcess(
         runnerFor(argv, options, {
-          ...{ configExec: null, prepareExec: null, cleanupExec: null, tmpdir: directory },
+          configExec: null,
+          prepareExec: null,
+          cleanupExec: null,
+          tmpdir: directory,
           runExec: [...argv, ...options, "run", "--machine", "m", "--script"],
-          ...{ buildsDir: `${directory}/builds`, cacheDir: `${directory}/cache` },
+          buildsDir: `${directory}/builds`,
+          cacheDir: `${directory}/cache`,
         }),
         { ...JOB, script: [`setsid ${mark} & echo up`, more] },
       );
@@ -139,9 +143,13 @@ Deno.test("a cleanup whose runner is gone still waits for a daemon that is start
   await using machine = await program(() => `libvirt: {uri: ${libvirtd.uri}}\n`);
   const { argv, options, directory } = machine;
   const differences = {
-    ...{ configExec: null, prepareExec: null, runExec: ["true"], tmpdir: directory },
+    configExec: null,
+    prepareExec: null,
+    runExec: ["true"],
+    tmpdir: directory,
     cleanupExec: [...argv, ...options, "cleanup", "--machine", "m"],
-    ...{ buildsDir: directory, cacheDir: directory },
+    buildsDir: directory,
+    cacheDir: directory,
   };
   await using runner = startRunnerProcess(runnerFor(argv, options, differences), JOB);
   await called.promise;
@@ -183,7 +191,8 @@ async function prepareByHand(
       PATH: Deno.env.get("PATH") ?? "",
       HOME: Deno.env.get("HOME") ?? "/",
     },
-    ...{ stdin: "null", stdout: "piped" },
+    stdin: "null",
+    stdout: "piped",
   }).spawn();
   let printed = "";
   for await (const part of shell.stdout.pipeThrough(new TextDecoderStream())) {

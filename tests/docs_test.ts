@@ -282,7 +282,13 @@ Deno.test("CONTRIBUTING.md has a line for each folder, and for each file at the 
     ...folders("tests/").filter((path) =>
       path.endsWith("/") && !exists(path.replace("tests", "src"))
     ),
-    ...["main.ts", "ffi/", "docs/", "make_base_image/", "packaging/", "systemd/", ".ci/run"],
+    "main.ts",
+    "ffi/",
+    "docs/",
+    "make_base_image/",
+    "packaging/",
+    "systemd/",
+    ".ci/run",
   ];
   const lines = text.split("\n");
   assert.deepEqual(

@@ -97,9 +97,7 @@ async function meet({ stage: name, fault, at }: Case, guest: TestGuest): Promise
   const connection = await openTestHost();
   const before = await inventory(connection);
   withFaults(connection);
-  const process: Process = {
-    ...{ fault, at, calls: [], hangs: false, dead: Promise.withResolvers() },
-  };
+  const process: Process = { fault, at, calls: [], hangs: false, dead: Promise.withResolvers() };
   const where = (): string => `${name}: ${at}. ${process.calls[at - 1]}`;
   const timeouts = { sshSeconds: 5 }; // many machines start at once
   using stage = testStage(connection, guest, { machine: { timeouts } });
@@ -175,8 +173,12 @@ for (const stage of ["prepare", "run", "cleanup"] as const) {
           const count = (end: Outcome["end"]) => outcomes.filter((it) => it.end === end).length;
           if (fault.happens === "dies") assert.equal(count("dead"), calls.length);
           rows.push([
-            ...[stage, String(calls.length), words, String(count("done"))],
-            ...[fault.happens === "dies" ? "killed" : String(count("failed")), "nothing"],
+            stage,
+            String(calls.length),
+            words,
+            String(count("done")),
+            fault.happens === "dies" ? "killed" : String(count("failed")),
+            "nothing",
           ]);
         }),
       );

@@ -7,9 +7,20 @@ import { posix } from "node:path";
  * longer holds.
  */
 const LAYERS = [
-  ...["main.ts", "src/program.ts", "src/commands/", "src/doctor/", "src/cli/", "src/metrics/"],
-  ...["src/machine/", "src/guest/", "src/policy/", "src/job/", "src/settings/", "src/"],
-  ...["src/libvirt/", "ffi/"],
+  "main.ts",
+  "src/program.ts",
+  "src/commands/",
+  "src/doctor/",
+  "src/cli/",
+  "src/metrics/",
+  "src/machine/",
+  "src/guest/",
+  "src/policy/",
+  "src/job/",
+  "src/settings/",
+  "src/",
+  "src/libvirt/",
+  "ffi/",
 ];
 
 const ROOT = new URL("../", import.meta.url);
@@ -142,6 +153,24 @@ Deno.test("every source file states its license in its first three lines", () =>
 Deno.test("no file has a default export", () => {
   const found = [...ALL].filter(([file]) => file.endsWith(".ts"))
     .flatMap(([file, text]) => findLines(file, text, /\bexport\s+default\b|\bas\s+default\b/g));
+  assert.deepEqual(found, []);
+});
+
+Deno.test("no list or object spreads a literal, which could stand there itself", () => {
+  const found: string[] = [];
+  const spread = ["ArrayExpression", "ObjectExpression", "TSAsExpression > ArrayExpression"];
+  const selector = spread.map((literal) => `SpreadElement > ${literal}`).join(", ");
+  const create = (context: Deno.lint.RuleContext) => ({
+    [selector]({ range: [start] }: Deno.lint.Node): void {
+      const before = context.sourceCode.text.slice(0, start);
+      found.push(`${context.filename}:${before.split("\n").length}`);
+    },
+  });
+  const plugin = { name: "house", rules: { spread: { create } } };
+  for (const [file, text] of ALL) {
+    const isChecked = /\.ts$/.test(file) && file !== "src/machine/connection_master.ts";
+    if (isChecked) Deno.lint.runPlugin(plugin, file, text);
+  }
   assert.deepEqual(found, []);
 });
 

@@ -25,7 +25,8 @@ async function program(args: string[], env: Record<string, string> = {}): Promis
     clearEnv: true,
     env: {
       ...denoVariables(),
-      ...{ HOME: Deno.env.get("HOME") ?? "/", XDG_CONFIG_HOME: "/nonexistent" },
+      HOME: Deno.env.get("HOME") ?? "/",
+      XDG_CONFIG_HOME: "/nonexistent",
       ...env,
     },
     stdin: "null",
@@ -324,7 +325,9 @@ async function atTerminal(
   const terminal = new Deno.Command("script", {
     args: ["-qec", line, "/dev/null"],
     env: { TERM: "xterm", NO_COLOR: "", ...env },
-    ...{ stdin: "piped", stdout: "piped", stderr: "null" },
+    stdin: "piped",
+    stdout: "piped",
+    stderr: "null",
   }).spawn();
   const writer = terminal.stdin.getWriter();
   await writer.write(new TextEncoder().encode(input));

@@ -39,11 +39,15 @@ async function withMaster(
     return new Deno.Command(Deno.execPath(), {
       args: ["run", "--quiet", "--allow-all", MAIN, ...call],
       env: {
-        ...{ JOB_RESPONSE_FILE: `${directory}/response.json`, LIBVIRT_GCI_MACHINE: "m" },
-        ...{ BUILD_EXIT_CODE_FILE: told, BUILD_FAILURE_EXIT_CODE: "11" },
+        JOB_RESPONSE_FILE: `${directory}/response.json`,
+        LIBVIRT_GCI_MACHINE: "m",
+        BUILD_EXIT_CODE_FILE: told,
+        BUILD_FAILURE_EXIT_CODE: "11",
         SYSTEM_FAILURE_EXIT_CODE: "22",
       },
-      ...{ stdin: "null", stdout: "piped", stderr: "piped" },
+      stdin: "null",
+      stdout: "piped",
+      stderr: "piped",
     });
   };
   const runStage = async (text: string): Promise<Ended> => {
@@ -51,7 +55,8 @@ async function withMaster(
     const decoder = new TextDecoder();
     return {
       status,
-      ...{ stdout: decoder.decode(stdout), stderr: decoder.decode(stderr) },
+      stdout: decoder.decode(stdout),
+      stderr: decoder.decode(stderr),
       told: await Deno.readTextFile(told).catch(() => null),
     };
   };

@@ -29,10 +29,18 @@ async function argumentsThrough(shell: string, args: readonly string[]): Promise
 }
 
 const HOSTILE = [
-  ...["", " ", "'", "''", "'\\''", "'; exit 3; '", '"', "\\", "\\\\'", "\n", "a\nb", "\r\n", "\t"],
-  ...["$HOME", "${x}", "$(id)", "`id`", "$'\\n'", "*", "?", "[a-z]", "~", "#x", "!!", "{a,b}", "^"],
-  ...[";", "&", "&&", "|", "<x", ">x", "(", ")", "-n", "--", "%s", "a b", "x=1", "=x", "if"],
-  ...["ä", "🙂", "\u2028", "\ufeff", "\x01", "\x1b[31m", "\x1e", "\x7f", "x".repeat(10_000)],
+  "",
+  " ",
+  "'; exit 3; '",
+  "\n",
+  "a\nb",
+  "\r\n",
+  "\t",
+  "a b",
+  "x".repeat(10_000),
+  ..."' '' '\\'' \" \\ \\\\' $HOME ${x} $(id) `id` $'\\n' * ? [a-z] ~ #x !! {a,b} ^".split(" "),
+  ..."; & && | <x >x ( ) -n -- %s x=1 =x if ä 🙂".split(" "),
+  ..."\u2028 \ufeff \x01 \x1b[31m \x1e \x7f".split(" "),
 ];
 
 for (const shell of ["sh", "bash"]) {

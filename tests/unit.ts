@@ -22,12 +22,10 @@ interface Ended {
 
 async function denoTest(paths: readonly string[]): Promise<Ended> {
   const process = new Deno.Command(Deno.execPath(), {
-    args: [
-      ...["test", "--v8-flags=--expose-gc", "--allow-all", "--no-check"],
-      ...[...paths, ...Deno.args],
-    ],
+    args: ["test", "--v8-flags=--expose-gc", "--allow-all", "--no-check", ...paths, ...Deno.args],
     cwd: new URL("..", import.meta.url),
-    ...{ stdin: "null", stdout: "piped" },
+    stdin: "null",
+    stdout: "piped",
   }).spawn();
   let held = "";
   for await (const text of process.stdout.pipeThrough(new TextDecoderStream())) {

@@ -47,7 +47,10 @@ export function option(
 /** A flag that is off by default. */
 export function switchFlag(name: `--${string}`, doc: string): Field<boolean> {
   return {
-    ...{ names: [name], metavar: null, doc, times: "at most once" },
+    names: [name],
+    metavar: null,
+    doc,
+    times: "at most once",
     read: (given) => given.length > 0,
   };
 }

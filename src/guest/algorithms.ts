@@ -9,8 +9,11 @@ import type { Algorithms } from "ssh2";
  */
 export const ALGORITHMS: Algorithms = {
   kex: [
-    ...["curve25519-sha256", "curve25519-sha256@libssh.org"] as const,
-    ...["ecdh-sha2-nistp256", "ecdh-sha2-nistp384", "ecdh-sha2-nistp521"] as const,
+    "curve25519-sha256",
+    "curve25519-sha256@libssh.org",
+    "ecdh-sha2-nistp256",
+    "ecdh-sha2-nistp384",
+    "ecdh-sha2-nistp521",
   ],
   compress: ["none"],
 };

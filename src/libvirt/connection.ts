@@ -151,7 +151,8 @@ export class Connection implements AsyncDisposable {
     name: Name,
     ...others: OtherParameters<Name>
   ): Promise<CallResult<Name>> {
-    return this.call(name, ...[this.#pointer, ...others] as unknown as CallParameters<Name>);
+    const parameters = [this.#pointer, ...others] as unknown as CallParameters<Name>;
+    return this.call(name, ...parameters);
   }
 
   /** As {@linkcode call}, for a function whose result is a `char *` that is ours to free. */

@@ -71,7 +71,10 @@ async function takenBy(machines: readonly string[]): Promise<Taken> {
 
 async function diskMib(machine: string): Promise<number> {
   const info = await virsh(
-    ...["vol-info", "--bytes", `${machine}.overlay.libvirt-gci`, TESTBED.overlayPool],
+    "vol-info",
+    "--bytes",
+    `${machine}.overlay.libvirt-gci`,
+    TESTBED.overlayPool,
   );
   return Number(/Allocation: +(\d+)/.exec(info)?.[1]) / 1024 ** 2;
 }

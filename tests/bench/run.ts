@@ -83,10 +83,17 @@ function watchMemory(pid: number): () => number {
 /** OpenSSH's client to the same guest, with the same key. */
 async function openSshTo(machine: string): Promise<string[]> {
   const address = / address="([^"]+)"/.exec(await virsh("dumpxml", machine))?.[1] ?? "";
-  const options = ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR"];
+  const options = [
+    "IdentitiesOnly=yes",
+    "StrictHostKeyChecking=no",
+    "UserKnownHostsFile=/dev/null",
+    "LogLevel=ERROR",
+  ];
   return [
-    ...["ssh", "-F", "/dev/null", "-i", TESTBED.key, "-o", "IdentitiesOnly=yes"],
-    ...options.flatMap((option) => ["-o", option]),
+    "ssh",
+    "-F/dev/null",
+    `-i${TESTBED.key}`,
+    ...options.map((option) => `-o${option}`),
     `gitlab-runner@${address}`,
   ];
 }

@@ -61,7 +61,12 @@ async function startOf(
   interrupted.throwIfAborted();
   const start = performance.now();
   const child = new Deno.Command(program, {
-    ...{ args, env, clearEnv: true, stdin: "null", stdout: "null", stderr: "null" },
+    args,
+    env,
+    clearEnv: true,
+    stdin: "null",
+    stdout: "null",
+    stderr: "null",
   }).spawn();
   if (args.at(-1) === "config") {
     const { code } = await child.status;
@@ -88,8 +93,11 @@ async function environment(directory: string): Promise<Record<string, string>> {
   const denos = Object.entries(Deno.env.toObject()).filter(([name]) => name.startsWith("DENO_"));
   return {
     ...Object.fromEntries(denos),
-    ...{ PATH: Deno.env.get("PATH") ?? "", HOME: Deno.env.get("HOME") ?? "/" },
-    ...{ JOB_RESPONSE_FILE: file, LIBVIRT_GCI_MACHINE: "gci-bench" },
-    ...{ BUILD_FAILURE_EXIT_CODE: "1", SYSTEM_FAILURE_EXIT_CODE: "2" },
+    PATH: Deno.env.get("PATH") ?? "",
+    HOME: Deno.env.get("HOME") ?? "/",
+    JOB_RESPONSE_FILE: file,
+    LIBVIRT_GCI_MACHINE: "gci-bench",
+    BUILD_FAILURE_EXIT_CODE: "1",
+    SYSTEM_FAILURE_EXIT_CODE: "2",
   };
 }

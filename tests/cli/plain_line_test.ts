@@ -13,7 +13,8 @@ const ALL = await Promise.all(
 /** What the command line says, by the names that the program has for it. */
 function meaning({ global, command, ofCommand }: Line): unknown {
   return {
-    ...{ command: command.name, global: readFields(GLOBAL_OPTIONS, global) },
+    command: command.name,
+    global: readFields(GLOBAL_OPTIONS, global),
     own: readFields(command.fields, ofCommand),
   };
 }
@@ -46,30 +47,11 @@ function wordsOf({ name, fields }: Line["command"]): fc.Arbitrary<string[]> {
     {
       weight: 1,
       arbitrary: fc.constantFrom(
-        ...[
-          "",
-          "-",
-          "-x",
-          "--x",
-          "--x=1",
-          "--debug=",
-          "--config=",
-          "-mx",
-          "--mach",
-          "0h",
-          "=",
-          "é\n",
-        ],
-        ...[
-          "--help",
-          "--version",
-          "help",
-          "version",
-          "completions",
-          "completion",
-          name,
-          "__proto__",
-        ],
+        "",
+        "é\n",
+        name,
+        ..."- -x --x --x=1 --debug= --config= -mx --mach 0h = --help --version".split(" "),
+        ..."help version completions completion __proto__".split(" "),
       ),
     },
   );
@@ -117,15 +99,19 @@ for (
 
 Deno.test("mistakes and help are for the whole parser", () => {
   const lines = [
-    ...["", "--debug", "run --help", "run --script", "--version", "list a", "list --json --json"],
-    ...[
-      "keep",
-      "keep a b",
-      "keep a --extend 3",
-      "cleanup -m",
-      "cleanup -m -x",
-      "cleanup --all=yes",
-    ],
+    "",
+    "--debug",
+    "run --help",
+    "run --script",
+    "--version",
+    "list a",
+    "list --json --json",
+    "keep",
+    "keep a b",
+    "keep a --extend 3",
+    "cleanup -m",
+    "cleanup -m -x",
+    "cleanup --all=yes",
   ].map((line) => line.split(" "));
   const plain = lines.filter((line) => ALL.some((it) => readPlainLine(line, it) !== null));
   assert.deepEqual(plain, [["run", "--script"]]); // whose script may follow --

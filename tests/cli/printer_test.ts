@@ -18,7 +18,8 @@ function onTerminal(
   const stream = {
     isTerminal: () => isTerminal,
     printLine: (text: string) => write(`${text}\n`),
-    ...{ write, columns: () => columns },
+    write,
+    columns: () => columns,
   };
   return { printer: new Printer({ stdout: stream, stderr: stream }, env), written: () => written };
 }

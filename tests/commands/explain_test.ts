@@ -83,7 +83,9 @@ Deno.test("explain gives the same as JSON, for programs", () => {
       allowed: false,
       allowed_by: "this host's settings",
     },
-    ...{ start: "cold", standby: 0, firmware: "bios" },
+    start: "cold",
+    standby: 0,
+    firmware: "bios",
     ssh: { login: "cloud-init", user: "gitlab-runner" },
     network: {
       name: "default",

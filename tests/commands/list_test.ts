@@ -64,16 +64,28 @@ Deno.test("list shows machines that are ready, that start, that are kept, that n
 
 const MACHINE: ListedMachine = {
   domain: "m",
-  ...{ machine: "m", job: "", project: "grp/proj", template: "debian-12" },
-  ...{ created: new Date(Date.now() - 7200_000).toISOString(), state: "ready", why: null },
+  machine: "m",
+  job: "",
+  project: "grp/proj",
+  template: "debian-12",
+  created: new Date(Date.now() - 7200_000).toISOString(),
+  state: "ready",
+  why: null,
   keptUntil: null,
-  ...{ address: "192.0.2.1", memoryMib: 2048, diskBytes: 5 * 1024 ** 2 },
+  address: "192.0.2.1",
+  memoryMib: 2048,
+  diskBytes: 5 * 1024 ** 2,
 };
 
 Deno.test("the table has a line for each machine, in columns", () => {
   const nothing = {
-    ...{ job: null, project: null, template: null, created: null },
-    ...{ address: null, memoryMib: null, diskBytes: 0 },
+    job: null,
+    project: null,
+    template: null,
+    created: null,
+    address: null,
+    memoryMib: null,
+    diskBytes: 0,
   };
   const table = listTable([MACHINE, {
     ...MACHINE,

@@ -210,12 +210,7 @@ bothWays("a script of a megabyte runs", async ({ stage, run }) => {
 
 Deno.test("a guest without the shell of the settings is no failure of the script", () =>
   withBed(async ({ guest, stage }) => {
-    const { port, privateKey } = guest;
-    const login = {
-      ...{ address: "127.0.0.1", port, user: "gitlab-runner", privateKey },
-      ...{ channel: null, hostKey: null },
-    };
-    using ssh = await SshConnection.open(login, { timeoutMs: 5000, signal: stage.signal });
+    using ssh = await SshConnection.open(guest.login, { timeoutMs: 5000, signal: stage.signal });
     const { stdout, stderr } = stage;
     const shell = "no-such-shell" as "sh";
     const text = new TextEncoder().encode("true");

@@ -37,7 +37,9 @@ function startPrepare(machine: string, settings: string): Preparing {
   const [program = "", ...args] = [...PROGRAM, "--config", settings];
   const process = new Deno.Command(program, {
     args: [...args, "prepare", "--distro", "lite", "--machine", machine],
-    ...{ stdin: "null", stdout: "piped", stderr: "piped" },
+    stdin: "null",
+    stdout: "piped",
+    stderr: "piped",
   }).spawn();
   let text = "";
   const read = async (stream: ReadableStream<Uint8Array<ArrayBuffer>>): Promise<void> => {
@@ -180,7 +182,8 @@ e2eTest("two jobs of one project take turns, and one of another is not held up",
   const machine = await runningMachine("gitlab-proj-91-");
   const wait = "Waiting for a machine of its project to end (1 of 1 run)";
   const second = startJob({ id: 92, project: "a/b", script: ["echo in turn"] }, {
-    ...{ stage: "prepare", says: wait },
+    stage: "prepare",
+    says: wait,
   });
   try {
     await second.said;
@@ -258,7 +261,9 @@ for (const maxMachines of [1, 3]) {
         const args = [`gci-e2e-worker-${i}`, String(ROUNDS), String(maxMachines), file];
         return new Deno.Command(Deno.execPath(), {
           args: ["run", "--allow-all", "--no-check", program, ...args],
-          ...{ stdin: "null", stdout: "null", stderr: "inherit" },
+          stdin: "null",
+          stdout: "null",
+          stderr: "inherit",
         }).spawn();
       });
       for (const worker of workers.slice(0, WORKERS / 2)) {

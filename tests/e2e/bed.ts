@@ -215,6 +215,13 @@ export async function virsh(...args: string[]): Promise<string> {
   return stdout.trim();
 }
 
+/** Creates a qcow2 volume in the overlay pool on top of an image. */
+export async function createOverlay(name: string, image: string, size: string): Promise<void> {
+  const formats = ["--format=qcow2", "--backing-vol-format=qcow2"];
+  const backing = `--backing-vol=${image}`;
+  await virsh("vol-create-as", TESTBED.overlayPool, name, size, backing, ...formats);
+}
+
 /** As {@linkcode virsh}, for a command whose last argument is a file with this XML. */
 export async function virshXml(args: readonly string[], xml: string): Promise<void> {
   const file = await Deno.makeTempFile({ prefix: "libvirt-gci-e2e-" });

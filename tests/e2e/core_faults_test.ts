@@ -39,18 +39,18 @@ faultTest("prepare meets a fault", async (t) => {
     },
     {
       row: {
-        ...{
-          fault: "SIGTERM while the guest boots",
-          status: 2,
-          says: /GitLab Runner cancelled the stage/,
-        },
+        fault: "SIGTERM while the guest boots",
+        status: 2,
+        says: /GitLab Runner cancelled the stage/,
         then: "nothing",
       },
       meet: (it) => it.prepare(cancel(BOOTING)),
     },
     {
       row: {
-        ...{ fault: "libvirtd killed in virDomainCreateXML", status: 2, says: /libvirt: .*/ },
+        fault: "libvirtd killed in virDomainCreateXML",
+        status: 2,
+        says: /libvirt: .*/,
         then: "cleanup",
       },
       meet: async (it) => {

@@ -150,7 +150,10 @@ async function killPrepare(
   const runner = new Deno.Command("bash", {
     args: ["-c", '"$@"; :', "runner", ...program],
     env: { JOB_RESPONSE_FILE: `${attempt}/response.json`, CUSTOM_ENV_DISTRO: "lite" },
-    ...{ detached: true, stdin: "null", stdout: "null", stderr: "piped" },
+    detached: true,
+    stdin: "null",
+    stdout: "null",
+    stderr: "piped",
   }).spawn();
   const more = name === CLAIM ? count - 1 : count;
   const point = new RegExp(`debug: ${CLAIM} [^]*(debug: ${name} [^]*){${more}}`);

@@ -1,6 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { assertVerdict, command, e2eTest, job, runOnBed, TESTBED, virsh } from "./bed.ts";
+import {
+  assertVerdict,
+  command,
+  createOverlay,
+  e2eTest,
+  job,
+  runOnBed,
+  TESTBED,
+  virsh,
+} from "./bed.ts";
 
 const VM = "gci-e2e-vm";
 const MAKE_BASE_IMAGE = new URL("../../make_base_image/make_base_image.sh", import.meta.url);
@@ -19,11 +28,7 @@ async function makeBaseImage(...args: string[]): Promise<Awaited<ReturnType<type
 
 /** An installed machine that runs, as lcitool or virt-install leave it, on a disk of its own. */
 async function startVm(): Promise<void> {
-  await virsh(
-    ...["vol-create-as", TESTBED.overlayPool, VM, "4G", "--format", "qcow2"],
-    ...["--backing-vol", "/var/lib/libvirt-gci-testbed/templates/lite.qcow2"],
-    ...["--backing-vol-format", "qcow2"],
-  );
+  await createOverlay(VM, "/var/lib/libvirt-gci-testbed/templates/lite.qcow2", "4G");
   const xml = await Deno.makeTempFile({ prefix: "libvirt-gci-e2e-" });
   await Deno.writeTextFile(
     xml,
@@ -49,9 +54,8 @@ e2eTest("make_base_image makes a template of a machine, and a job runs on it", a
     const made = await makeBaseImage(VM);
     assert.equal(made.status, 0, made.stdout + made.stderr);
     assert.match(made.stdout, /^\[OK\] gci-e2e-vm/m);
-    const { stdout } = await command([
-      ...["qemu-img", "info", `/var/lib/libvirt-gci-testbed/templates/${VM}.qcow2`],
-    ]);
+    const image = `/var/lib/libvirt-gci-testbed/templates/${VM}.qcow2`;
+    const { stdout } = await command(["qemu-img", "info", image]);
     assert.doesNotMatch(stdout, /backing file/);
 
     const script = [
@@ -72,10 +76,8 @@ e2eTest("make_base_image makes a template of a machine, and a job runs on it", a
     await command(["virsh", "-c", "qemu:///system", "destroy", VM]);
     await virsh("undefine", VM);
     await virsh("vol-delete", "--pool", TESTBED.overlayPool, VM);
-    await command([
-      ...["virsh", "-c", "qemu:///system", "vol-delete", "--pool", TESTBED.templatePool],
-      `${VM}.qcow2`,
-    ]);
+    const { templatePool } = TESTBED;
+    await command(["virsh", "-c", "qemu:///system", "vol-delete", `${VM}.qcow2`, templatePool]);
   }
 }, { thorough: true });
 

@@ -88,7 +88,11 @@ async function plant(): Promise<Outside> {
   };
   const planted = undo.move();
   return {
-    ...{ env, cwd, tmp, named, loaded: () => Deno.readTextFileSync(trace) },
+    env,
+    cwd,
+    tmp,
+    named,
+    loaded: () => Deno.readTextFileSync(trace),
     [Symbol.asyncDispose]: () => planted.disposeAsync(),
   };
 }

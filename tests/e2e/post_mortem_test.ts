@@ -25,6 +25,16 @@ function postMortemTest(
   }, options);
 }
 
+/** The files of every post-mortem; a guest that answers adds `agent.json`. */
+const FILES = [
+  "console.log",
+  "domain.xml",
+  "project",
+  "qemu.log",
+  "reason.txt",
+  "screenshot.png",
+];
+
 /** The files of the post-mortem that the call names. */
 async function filesOf({ stderr }: Called): Promise<Map<string, Uint8Array>> {
   const path = /on its host, in "(.*)"$/m.exec(stderr)?.[1];
@@ -63,9 +73,7 @@ postMortemTest(
     assert.match(ran.stderr, /^ {2}\| .* entry_SYSCALL_64/m);
 
     const files = await filesOf(ran);
-    assert.deepEqual([...files.keys()], [
-      ...["console.log", "domain.xml", "project", "qemu.log", "reason.txt", "screenshot.png"],
-    ]);
+    assert.deepEqual([...files.keys()], FILES);
     assert.match(text(files, "console.log"), /Linux version [^]*last words[^]*Kernel panic/);
     assert.equal(rootOf(text(files, "domain.xml"))?.name, "domain");
     assert(showsSomething(files.get("screenshot.png")));
@@ -118,10 +126,7 @@ postMortemTest(
     assert.equal(prepared.status, 2);
     assert.match(prepared.stderr, /did not start\nbecause: .* did not accept an SSH connection/);
     const files = await filesOf(prepared);
-    assert.deepEqual([...files.keys()], [
-      ...["agent.json", "console.log", "domain.xml", "project", "qemu.log", "reason.txt"],
-      "screenshot.png",
-    ]);
+    assert.deepEqual([...files.keys()], ["agent.json", ...FILES]);
     const answers = JSON.parse(text(files, "agent.json"));
     assert.equal(answers["guest-get-osinfo"].id, "debian");
     assert.match(JSON.stringify(answers["guest-network-get-interfaces"]), /192\.168\.213\./);
@@ -171,9 +176,7 @@ postMortemTest(
     const ran = await call(lost, options);
     assert.equal(ran.status, 255, ran.stderr);
     const files = await filesOf(ran);
-    assert.deepEqual([...files.keys()], [
-      ...["console.log", "domain.xml", "project", "qemu.log", "reason.txt", "screenshot.png"],
-    ]);
+    assert.deepEqual([...files.keys()], FILES);
     assert.match(text(files, "reason.txt"), /^- agent\.json: .*more than 65536 bytes/m);
   },
   { thorough: true },

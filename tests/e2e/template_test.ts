@@ -5,6 +5,7 @@ import {
   call,
   type Called,
   command,
+  createOverlay,
   e2eTest,
   job,
   letGo,
@@ -119,8 +120,11 @@ e2eTest("a new version of a template takes its place while a job runs on the old
     job({
       variables,
       script: [
-        ...[sizeOf, `A=$(${READ}); echo "read $A"`, `echo; echo running\n${UNTIL_LET_GO}`],
-        ...[`B=$(${READ}); echo "again $B"; test "$A" = "$B"`, sizeOf],
+        sizeOf,
+        `A=$(${READ}); echo "read $A"`,
+        `echo; echo running\n${UNTIL_LET_GO}`,
+        `B=$(${READ}); echo "again $B"; test "$A" = "$B"`,
+        sizeOf,
       ],
     }),
     {
@@ -158,13 +162,8 @@ e2eTest(
     await defineVm(VM, DISK);
     assert.equal((await makeBaseImage(VM)).status, 0);
 
-    const standOnIt = (name: string): Promise<string> =>
-      virsh(
-        ...["vol-create-as", TESTBED.overlayPool, name, "1M", "--format", "qcow2"],
-        ...["--backing-vol", TEMPLATE, "--backing-vol-format", "qcow2"],
-      );
     for (const name of ["gci-e2e-other.qcow2", "gci-e2e-gone.overlay.libvirt-gci"]) {
-      await standOnIt(name);
+      await createOverlay(name, TEMPLATE, "1M");
       const { status, stderr } = await makeBaseImage("--replace", VM);
       await virsh("vol-delete", "--pool", TESTBED.overlayPool, name);
       assert.equal(status, 1);
@@ -193,7 +192,7 @@ e2eTest(
     assert.match(stderr, /\n +domain gci-e2e-owner, by its disk \S+gci-e2e-vm.qcow2\n/);
 
     const warmDisk = `${VM}.0123456789.warm-disk.libvirt-gci`;
-    await standOnIt(warmDisk);
+    await createOverlay(warmDisk, TEMPLATE, "1M");
     const replaced = await makeBaseImage("--replace", VM);
     await virsh("vol-delete", "--pool", TESTBED.overlayPool, warmDisk);
     assert.equal(replaced.status, 0, replaced.stderr);

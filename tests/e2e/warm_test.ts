@@ -231,7 +231,9 @@ async function survivesAKill(): Promise<void> {
   const [program = "", ...args] = [...PROGRAM, "--config", file.path];
   const prepare = new Deno.Command(program, {
     args: [...args, "prepare", "-d", TEMPLATE, "-m", machine],
-    ...{ stdin: "null", stdout: "null", stderr: "null" },
+    stdin: "null",
+    stdout: "null",
+    stderr: "null",
   }).spawn();
   for (let i = 0; i < 1000 && !(await virsh("list", "--name")).includes(machine); i++);
   prepare.kill("SIGKILL");

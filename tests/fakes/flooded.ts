@@ -44,10 +44,8 @@ export async function takenAfter(
   flood: Flood,
 ): Promise<CommandEnd & { readonly taken: number }> {
   await using guest = await TestGuest.start({ flood });
-  const { port, privateKey } = guest;
-  const login = { address: "127.0.0.1", port, user: "gitlab-runner", privateKey };
   const options = { timeoutMs: 15_000, signal: new AbortController().signal };
-  using ssh = await SshConnection.open({ ...login, channel: null, hostKey: null }, options);
+  using ssh = await SshConnection.open(guest.login, options);
   let taken = 0;
   const stdout = async (bytes: Uint8Array): Promise<void> => {
     if (taken === 0) await sleep(stillMs);

@@ -4,6 +4,7 @@ import { type AddressInfo, createServer, type Server, type Socket } from "node:n
 import ssh2 from "ssh2";
 import type { Connection, KexAlgorithm, ServerChannel, Session } from "ssh2";
 import { type Flood, floodClient, sendPayload } from "./flood.ts";
+import type { Login } from "../../src/guest/ssh_connection.ts";
 import { killGroup } from "../harness/process.ts";
 
 /** The user's directory for a session in a guest with `full`. */
@@ -84,6 +85,19 @@ export class TestGuest implements AsyncDisposable {
     else listener.listen(options.path, resolve);
     await promise;
     return new TestGuest(listener, generateKey(), options);
+  }
+
+  /** How a client logs in on 127.0.0.1. It takes any host key. */
+  get login(): Login {
+    const { port, privateKey } = this;
+    return {
+      address: "127.0.0.1",
+      port,
+      user: "gitlab-runner",
+      privateKey,
+      channel: null,
+      hostKey: null,
+    };
   }
 
   /** Resolves when it has flooded a client. */

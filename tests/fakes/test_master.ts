@@ -27,16 +27,17 @@ export function masterTask(
   attemptDir: string,
   differences: Partial<MasterTask> = {},
 ): MasterTask {
-  const { port, privateKey } = guest;
   const socket = controlSocket(attemptDir);
   assert(socket !== null);
   return {
-    ...{ machine: "m", domain: "m", shell: "bash", socket, deadline: null },
-    ...{ keeps: false, metricsFile: null },
-    login: {
-      ...{ address: "127.0.0.1", port, user: "gitlab-runner", privateKey },
-      ...{ channel: null, hostKey: null },
-    },
+    machine: "m",
+    domain: "m",
+    shell: "bash",
+    socket,
+    deadline: null,
+    keeps: false,
+    metricsFile: null,
+    login: guest.login,
     ...differences,
   };
 }
@@ -80,7 +81,9 @@ export class MasterProcess implements AsyncDisposable {
   static async start(task: MasterTask): Promise<MasterProcess> {
     const child = new Deno.Command(Deno.execPath(), {
       args: ["run", "--quiet", "--allow-all", MAIN, MASTER_ARGUMENT],
-      ...{ stdin: "piped", stdout: "null", stderr: "null" },
+      stdin: "piped",
+      stdout: "null",
+      stderr: "null",
     }).spawn();
     const stdin = child.stdin.getWriter();
     await stdin.write(new TextEncoder().encode(JSON.stringify(task)));

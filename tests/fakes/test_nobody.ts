@@ -31,8 +31,14 @@ export async function asNobody(
     const module = code.replaceAll(`"ffi/`, `"${new URL("../../ffi/", import.meta.url)}`);
     const [command = "", ...args] = [
       ...around,
-      ...["setpriv", ...user, ...rights, `--bounding-set=-all,${only}`],
-      ...[Deno.execPath(), "eval", "--quiet", module],
+      "setpriv",
+      ...user,
+      ...rights,
+      `--bounding-set=-all,${only}`,
+      Deno.execPath(),
+      "eval",
+      "--quiet",
+      module,
     ];
     return await printedBy(command, args, { DENO_DIR: cache, HOME: cache });
   } finally {

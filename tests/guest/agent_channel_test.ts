@@ -87,7 +87,10 @@ function hostAgent(): Agent {
     const { execute, arguments: args } = command as { execute: string; arguments: Exec };
     if (execute !== "guest-exec") return ended;
     const child = new Deno.Command(args.path, {
-      ...{ args: [...args.arg], stdin: "piped", stdout: "piped", stderr: "piped" },
+      args: [...args.arg],
+      stdin: "piped",
+      stdout: "piped",
+      stderr: "piped",
     }).spawn();
     const input = new Blob([atob(args["input-data"])]).stream();
     const fed = input.pipeTo(child.stdin).catch(() => {}); // it need not read to the end
@@ -249,7 +252,8 @@ Deno.test("a channel that is not there is no reason to wait", async () => {
   const socketPath = "/nonexistent/channel";
   const { signal } = new AbortController();
   const opened = openChannel({ agent: hostAgent(), name: NAME, socketPath }, {
-    ...{ timeoutMs: 1000, signal },
+    timeoutMs: 1000,
+    signal,
   });
   await assert.rejects(opened, { name: "SystemFailure", message: /"\/nonexistent\/channel"/ });
 });
@@ -261,7 +265,10 @@ Deno.test("a cancelled job does not wait for the channel, which the next one get
   await assert.rejects(opened, { message: "cancelled" });
 
   const next = await waitFor({
-    ...{ goal: "greet", awaited: "it", advice: "", fault: "ssh_timeout" as const },
+    goal: "greet",
+    awaited: "it",
+    advice: "",
+    fault: "ssh_timeout" as const,
     probe: () => channel.open(greetingAgent(channel)),
   }, { timeoutSeconds: 10, signal: new AbortController().signal, log: () => {} });
   next.destroy();

@@ -14,11 +14,7 @@ async function withGuest(
   options: TestGuestOptions = {},
 ): Promise<void> {
   await using guest = await TestGuest.start(options);
-  const { port, privateKey } = guest;
-  await test({
-    ...{ address: "127.0.0.1", port, user: "gitlab-runner", privateKey },
-    ...{ channel: null, hostKey: null },
-  });
+  await test(guest.login);
 }
 
 const options = { timeoutMs: 5000, signal: new AbortController().signal };

@@ -92,9 +92,8 @@ async function toldInNetwork(address: string, timeoutSeconds: number): Promise<s
     import { makeKeyPair } from "${import.meta.resolve("../../src/guest/key.ts")}";
     import { openSsh } from "${import.meta.resolve("../../src/guest/ready.ts")}";
     const { privateKey } = await makeKeyPair();
-    const login = {
-      ...{ address: "${address}", port: 22, user: "u", privateKey, channel: null, hostKey: null },
-    };
+    const others = { user: "u", privateKey, channel: null, hostKey: null };
+    const login = { address: "${address}", port: 22, ...others };
     const limits = { timeoutSeconds: ${timeoutSeconds}, log: () => {} };
     const { signal } = new AbortController();
     console.log(explain(await openSsh(login, { ...limits, signal }).catch((error) => error)));

@@ -112,7 +112,11 @@ Deno.test("exit 1 of prepare is the job's fault and is not retried", async () =>
 Deno.test("anything but one JSON object of the right types on config's stdout fails the job", async () => {
   for (
     const stdout of [
-      ...["Welcome\n{}", "{} {}", "\n", '{"builds_dir": 1}', '{"job_env": {"A": 1}}'],
+      "Welcome\n{}",
+      "{} {}",
+      "\n",
+      '{"builds_dir": 1}',
+      '{"job_env": {"A": 1}}',
       '{"shell": "fish"}',
     ]
   ) {

@@ -153,8 +153,12 @@ Deno.test("--machine wins over every other name", async () => {
 
 for (
   const machine of [
-    ...["", "-a", ".a", "a/b", "../a", "a b", "a\nb", "a\n", "a;b", "a'b", '"', "ä"],
+    "",
+    "a b",
+    "a\nb",
+    "a\n",
     "a".repeat(64),
+    ..."-a .a a/b ../a a;b a'b \" ä".split(" "),
   ]
 ) {
   Deno.test(`--machine ${JSON.stringify(machine)} is no name`, async () => {
@@ -463,8 +467,12 @@ Deno.test("a runner's file without the optional parts is enough", async () => {
 const SAFE_NAME = /^[a-z0-9]([a-z0-9-]*[a-z0-9])?$/;
 
 const hostile = fc.constantFrom(
-  ...["", "-", "..", "../../evil", "a/b", "fedora-34", "a--b", "--a--", "A", "a\0b", "\n", "$(x)"],
-  ...["'", '"', ";", "İ", "K", "ß", "🙂", "a".repeat(300), "-".repeat(300), "12345"],
+  "",
+  "a\0b",
+  "\n",
+  "a".repeat(300),
+  "-".repeat(300),
+  ..."- .. ../../evil a/b fedora-34 a--b --a-- A $(x) ' \" ; İ K ß 🙂 12345".split(" "),
 );
 const word = fc.oneof(
   hostile,
@@ -503,10 +511,10 @@ Deno.test("under GitLab Runner, every name is a DNS label, and no two jobs share
 });
 
 const variable = fc.constantFrom(
-  ...["CI_JOB_ID", "CI_PROJECT_NAME", "CI_PROJECT_PATH", "CI_JOB_IMAGE", "DISTRO", "CI_JOB_TOKEN"],
-  ...["LIBVIRT_GCI_MACHINE", "JOB_RESPONSE_FILE", "BUILD_EXIT_CODE_FILE", "__proto__", "TMPDIR"],
-  ...["CI_COMMIT_REF_PROTECTED", "CI_SERVER_HOST", "LIBVIRT_GCI_VCPUS", "CI_CONCURRENT_ID"],
-  ...["LIBVIRT_GCI_CALLER", "CI_JOB_SERVICES", "CI_JOB_TIMEOUT"],
+  ..."CI_JOB_ID CI_PROJECT_NAME CI_PROJECT_PATH CI_JOB_IMAGE CI_JOB_TOKEN DISTRO TMPDIR".split(" "),
+  ..."CI_COMMIT_REF_PROTECTED CI_SERVER_HOST CI_CONCURRENT_ID CI_JOB_TIMEOUT".split(" "),
+  ..."LIBVIRT_GCI_MACHINE LIBVIRT_GCI_VCPUS LIBVIRT_GCI_CALLER CI_JOB_SERVICES".split(" "),
+  ..."JOB_RESPONSE_FILE BUILD_EXIT_CODE_FILE __proto__".split(" "),
 );
 
 Deno.test("under GitLab Runner, no variable of the job changes which job it is", async () => {

@@ -56,8 +56,11 @@ Deno.test("a handle is freed when the last call on it has ended, and once", asyn
   await assert.rejects(domain.xml(), /disposed of/);
   assert.match(String((await Promise.all(answers))[0]), /<name>somebody</);
   assert.deepEqual(seen, [
-    ...["virDomainGetXMLDesc", "virDomainIsActive"],
-    ...["virDomainGetXMLDesc ended", "virDomainIsActive ended", "virDomainFree"],
+    "virDomainGetXMLDesc",
+    "virDomainIsActive",
+    "virDomainGetXMLDesc ended",
+    "virDomainIsActive ended",
+    "virDomainFree",
   ]);
   assert.equal(await connection.close(), 0);
 });

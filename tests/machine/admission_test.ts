@@ -181,7 +181,9 @@ Deno.test("whatever comes and goes, machines never exceed the limits, and nobody
         assert(entry);
         return findShortage({
           ...LOAD,
-          ...{ entry, ahead: entries.slice(0, at), running: new Set(running.keys()) },
+          entry,
+          ahead: entries.slice(0, at),
+          running: new Set(running.keys()),
           memory: { total, available: total - sum(running.values()) },
         }, limits);
       };
@@ -274,8 +276,12 @@ Deno.test("a queue entry's name tells its machine, whatever that is called, and 
     const volume = entryName(machine, { number: 17 });
     assert.equal(machineOfVolume(volume), machine);
     assert.deepEqual(entriesIn(["m.owner.libvirt-gci", volume, `${volume}.qcow2`]), [{
-      ...{ volume, machine, number: 17, memoryMib: 2048 },
-      ...{ process: "4711-1234-0123abcd", host: "0123456789abcdef" },
+      volume,
+      machine,
+      number: 17,
+      memoryMib: 2048,
+      process: "4711-1234-0123abcd",
+      host: "0123456789abcdef",
     }]);
   }
 });

@@ -32,7 +32,12 @@ Deno.test("a machine that could not be resumed boots with another MAC, which has
   const ofMetadata = { template: choice.name, login, settings, card: null };
   const metadata = newMetadata(await newOwner(JOB), ofMetadata); // as the attempt to resume it had it
   const machine = {
-    ...{ name, metadata, settings, filter: null, card: null, login },
+    name,
+    metadata,
+    settings,
+    filter: null,
+    card: null,
+    login,
     template: await findTemplate(stage.host, choice, () => ""),
     ...await createVolumes(pool, name, volumeContents(name, login, settings)),
   };

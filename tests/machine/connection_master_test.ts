@@ -49,7 +49,9 @@ async function withAttempt(
   const master = new MasterStarter(() => {
     const child = new Deno.Command(Deno.execPath(), {
       args: ["run", "--quiet", "--allow-all", MAIN, MASTER_ARGUMENT],
-      ...{ stdin: "piped", stdout: "null", stderr: "null" },
+      stdin: "piped",
+      stdout: "null",
+      stderr: "null",
     }).spawn();
     children.push(child);
     const writer = child.stdin.getWriter();
@@ -106,8 +108,12 @@ Deno.test("what its master is told of a machine is what its scripts need, and en
       inputs[0] ?? "",
     );
     assert.deepEqual(task, {
-      ...{ machine: JOB.machine, domain: JOB.machine, socket },
-      ...{ metricsFile: "/nonexistent/gci.prom", keeps: true, shell: "bash" },
+      machine: JOB.machine,
+      domain: JOB.machine,
+      socket,
+      metricsFile: "/nonexistent/gci.prom",
+      keeps: true,
+      shell: "bash",
     });
     const { port, privateKey } = guest;
     assert.deepEqual(login, { port, user: "gitlab-runner", privateKey, channel: null });

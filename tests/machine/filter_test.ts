@@ -9,9 +9,11 @@ const NAT: Isolation = {
   subnets: [{ host: "192.168.122.1", prefix: 24 }],
   hostAddresses: ["192.168.122.1", "10.0.0.5"],
   closed: [
-    ...[{ address: "10.0.0.255", prefix: 32 }, { address: "10.0.0.0", prefix: 32 }],
+    { address: "10.0.0.255", prefix: 32 },
+    { address: "10.0.0.0", prefix: 32 },
     // What needs no rule of its own.
-    ...[{ address: "192.168.122.255", prefix: 32 }, { address: "127.0.0.53", prefix: 32 }],
+    { address: "192.168.122.255", prefix: 32 },
+    { address: "127.0.0.53", prefix: 32 },
   ],
   hostPorts: ["tcp/3142", "udp/123"],
   sshPort: 2222,

@@ -182,8 +182,13 @@ Deno.test("gc removes the key of a machine from its attempt's directory, and not
 
 /** A job's owner, of this host and with a runner that is gone. */
 const OWNER: Omit<Owner, "host"> = {
-  ...{ job: "1", project: "p", created: ago(5), deadline: ago(-1) },
-  ...{ attemptDir: "/nonexistent/attempt", runner: "", isRunner: false },
+  job: "1",
+  project: "p",
+  created: ago(5),
+  deadline: ago(-1),
+  attemptDir: "/nonexistent/attempt",
+  runner: "",
+  isRunner: false,
 };
 
 async function why(differences: Partial<Owner>): Promise<string | null> {

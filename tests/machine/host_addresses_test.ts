@@ -24,7 +24,8 @@ function closedBy(...cidrs: readonly string[]): readonly string[] {
 
 Deno.test("of every network of the host, the first and the last address are its own too", () => {
   assert.deepEqual(closedBy("192.168.1.7/24", "192.168.1.8/24"), [
-    ...["192.168.1.0/32", "192.168.1.255/32"],
+    "192.168.1.0/32",
+    "192.168.1.255/32",
   ]);
   assert.deepEqual(closedBy("10.20.30.40/20"), ["10.20.16.0/32", "10.20.31.255/32"]);
   assert.deepEqual(closedBy("203.0.113.9/30"), ["203.0.113.8/32", "203.0.113.11/32"]);
@@ -74,12 +75,16 @@ Id 7:
 Deno.test("what the kernel takes for the host's own is closed, also in further routing tables", () => {
   const routes = readRoutes(FIB_TRIE);
   assert.deepEqual(routes.filter(({ type }) => type === "UNICAST").map(cidrText), [
-    ...["0.0.0.0/0", "10.8.0.0/16"],
+    "0.0.0.0/0",
+    "10.8.0.0/16",
   ]);
   const { addresses, others } = hostAddresses({ interfaces: [own("10.8.0.1/16")], routes }, []);
   assert.deepEqual(addresses, ["10.8.0.1", "172.16.0.1"]);
   assert.deepEqual(others.map(cidrText), [
-    ...["10.8.0.0/32", "10.8.255.255/32", "10.5.0.0/24", "10.8.7.255/32"],
+    "10.8.0.0/32",
+    "10.8.255.255/32",
+    "10.5.0.0/24",
+    "10.8.7.255/32",
   ]);
 });
 
@@ -97,7 +102,10 @@ Deno.test("addresses that the settings name count as those that are seen", () =>
   );
   assert.deepEqual(addresses, ["10.0.0.1", "192.0.2.7", "198.51.100.1"]);
   assert.deepEqual(others.map(cidrText), [
-    ...["10.0.0.0/32", "10.0.0.255/32", "192.0.2.0/32", "192.0.2.255/32"],
+    "10.0.0.0/32",
+    "10.0.0.255/32",
+    "192.0.2.0/32",
+    "192.0.2.255/32",
   ]);
 });
 

@@ -336,7 +336,10 @@ Deno.test("prepare removes a kept machine whose time is over", () =>
 
 Deno.test("a wish to keep ends no job: it is needed while its runner is there", async () => {
   const owner = await newOwner({
-    ...{ id: "1", project: "p", timeoutSeconds: 3600, attemptDir: "/nonexistent/attempt" },
+    id: "1",
+    project: "p",
+    timeoutSeconds: 3600,
+    attemptDir: "/nonexistent/attempt",
     configCaller: null,
   });
   assert.equal(await whyUnneeded({ ...owner, keptUntil: inMinutes(-1) }), null);

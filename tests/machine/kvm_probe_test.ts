@@ -141,10 +141,20 @@ async function runInQemu(
     await Deno.writeFile(bios, image);
     const { stdout, code } = await new Deno.Command("qemu-system-x86_64", {
       args: [
-        ...["-accel", accelerator, "-bios", bios],
-        ...["-display", "none", "-nodefaults", "-no-reboot"], // A crash ends it.
-        ...["-chardev", "stdio,id=steps", "-device", "isa-debugcon,iobase=0xe9,chardev=steps"],
-        ...["-device", "isa-debug-exit,iobase=0xf4,iosize=1"],
+        "-accel",
+        accelerator,
+        "-bios",
+        bios,
+        "-display",
+        "none",
+        "-nodefaults",
+        "-no-reboot", // A crash ends it.
+        "-chardev",
+        "stdio,id=steps",
+        "-device",
+        "isa-debugcon,iobase=0xe9,chardev=steps",
+        "-device",
+        "isa-debug-exit,iobase=0xf4,iosize=1",
       ],
       stdin: "null",
       stderr: "null",

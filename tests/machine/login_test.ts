@@ -37,11 +37,7 @@ Deno.test("a guest gets its user with the shell of the settings", async () => {
 
 Deno.test("a guest that shows another host key at first is waited for, as cloud-init changes it", async () => {
   await using guest = await TestGuest.start();
-  const { port, privateKey } = guest;
-  const login = {
-    ...{ address: "127.0.0.1", port, user: "gitlab-runner", privateKey },
-    ...{ channel: null, hostKey: "another" },
-  };
+  const login = { ...guest.login, hostKey: "another" };
   const limits = { timeoutSeconds: 0.5, signal: new AbortController().signal, log: () => {} };
   await assert.rejects(
     waitForSsh(login, () => Promise.resolve(), limits),

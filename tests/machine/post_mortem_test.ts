@@ -72,9 +72,7 @@ Deno.test("a prepare that fails keeps what is known of the machine, and says whe
     assert.match(name ?? "", /^\d{8}T\d{9}Z-gitlab-proj-debian-12-4242-0123456789$/);
     assert.match(words, new RegExp(`on its host, in "${stage.directories.postMortems}/${name}"`));
     const files = await readOnly(stage);
-    assert.deepEqual([...files.keys()], [
-      ...["domain.xml", "project", "reason.txt", "screenshot.png"],
-    ]);
+    assert.deepEqual([...files.keys()], ["domain.xml", "project", "reason.txt", "screenshot.png"]);
     assert.equal(files.get("project"), "grp/proj\n");
     assert.equal(rootOf(files.get("domain.xml") ?? "")?.name, "domain");
     const reason = files.get("reason.txt") ?? "";
@@ -289,8 +287,13 @@ Deno.test("of projects that have as many post-mortems, the oldest goes", () =>
 Deno.test("only directories with names of ours are ever removed, and no link's target", () =>
   withDirectory(async (directory) => {
     const foreign = [
-      ...["notes", "20240101T000000000Z-", "20240101T000000Z-m", "20240101T000000000Z-a b"],
-      ...["x20240101T000000000Z-m", "20240101T000000000Z-m;rm", ".new-notes"],
+      "notes",
+      "20240101T000000000Z-",
+      "20240101T000000Z-m",
+      "20240101T000000000Z-a b",
+      "x20240101T000000000Z-m",
+      "20240101T000000000Z-m;rm",
+      ".new-notes",
       `.new-${new Date().toISOString().replace(/[-:.]/g, "")}-m`, // it is being written
     ];
     for (const name of foreign) await make(directory, name);

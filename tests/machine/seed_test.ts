@@ -9,8 +9,11 @@ import { cloudInitSeed } from "../../src/machine/storage/seed.ts";
 const KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGtleQ job@host";
 const HOST_KEY = { privateKey: "-----BEGIN\nkey\n-----END\n", publicKey: "ssh-ed25519 AAAA host" };
 const SEED = {
-  ...{ machine: "gci-42", user: "gitlab-runner", shell: "bash" as const },
-  ...{ publicKeys: [KEY], hostKey: HOST_KEY },
+  machine: "gci-42",
+  user: "gitlab-runner",
+  shell: "bash" as const,
+  publicKeys: [KEY],
+  hostKey: HOST_KEY,
 };
 
 Deno.test("a seed names the machine after itself, as an instance of its own", () => {
@@ -136,7 +139,10 @@ function assertKept(value: string): void {
     ssh_authorized_keys: [value, KEY],
   };
   const image = cloudInitSeed({
-    ...{ machine: value, user: value, shell: SEED.shell, publicKeys: [value, KEY] },
+    machine: value,
+    user: value,
+    shell: SEED.shell,
+    publicKeys: [value, KEY],
     hostKey: { privateKey: value, publicKey: value },
   });
   // The yaml library reads YAML 1.2 if not told otherwise, cloud-init reads 1.1.

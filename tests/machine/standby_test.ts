@@ -163,9 +163,19 @@ function changesOf(values: object): [string, object][] {
 
 /** The settings that do not make a machine another one. */
 const NOT_OF_THE_MACHINE: readonly string[] = [
-  ...["keepMinutes", "limits.vcpus", "limits.memoryMib", "limits.diskGib", "limits.keepMinutes"],
-  ...["limits.nested", "start", "standby", "ssh.key", "guest.buildsDir", "guest.cacheDir"],
-  ...["timeouts.addressSeconds", "timeouts.sshSeconds"],
+  "keepMinutes",
+  "limits.vcpus",
+  "limits.memoryMib",
+  "limits.diskGib",
+  "limits.keepMinutes",
+  "limits.nested",
+  "start",
+  "standby",
+  "ssh.key",
+  "guest.buildsDir",
+  "guest.cacheDir",
+  "timeouts.addressSeconds",
+  "timeouts.sshSeconds",
 ];
 
 Deno.test("a machine waits for the jobs that would get the same, and for no others", async () => {

@@ -23,8 +23,12 @@ import { bareStage, JOB } from "../fakes/test_stage.ts";
 loadProc(); // what is loaded in a test is taken for a leak of it
 
 const TEMPLATE: Template = {
-  ...{ pool: "base_imgs", volume: "lite.qcow2", path: "/nonexistent/lite.qcow2" },
-  ...{ format: "qcow2", capacityBytes: 1024 ** 3, modified: "" },
+  pool: "base_imgs",
+  volume: "lite.qcow2",
+  path: "/nonexistent/lite.qcow2",
+  format: "qcow2",
+  capacityBytes: 1024 ** 3,
+  modified: "",
 };
 
 async function newMachine(): Promise<DomainOnDisk> {
@@ -32,16 +36,24 @@ async function newMachine(): Promise<DomainOnDisk> {
   const login = { key: { privateKey: "", publicKey: "", file: "" }, hostKey: null };
   const ofMetadata = { template: "lite", login, settings, card: null };
   return {
-    ...{ name: "m", metadata: newMetadata(await newOwner(JOB), ofMetadata), settings },
-    ...{ filter: null, card: null, overlayPath: "/nonexistent/m", consolePath: "/nonexistent/c" },
-    ...{ seedPath: null, credentialPath: null, nvramPath: null },
+    name: "m",
+    metadata: newMetadata(await newOwner(JOB), ofMetadata),
+    settings,
+    filter: null,
+    card: null,
+    overlayPath: "/nonexistent/m",
+    consolePath: "/nonexistent/c",
+    seedPath: null,
+    credentialPath: null,
+    nvramPath: null,
   };
 }
 
 /** As libvirt 9.0 says it, with the errno that the kernel gave. */
 function kernelSays(words: string, errno: number): LibvirtError {
   return new LibvirtError("virDomainCreateXML", `failed to load cgroup BPF prog: ${words}`, {
-    ...{ code: VIR_ERR.SYSTEM_ERROR, errno },
+    code: VIR_ERR.SYSTEM_ERROR,
+    errno,
   });
 }
 
@@ -96,7 +108,12 @@ const hangUp = (): never => {
 };
 
 const ISOLATION = {
-  ...{ subnets: [], hostAddresses: [], closed: [], hostPorts: [], sshPort: 22, uuid: null },
+  subnets: [],
+  hostAddresses: [],
+  closed: [],
+  hostPorts: [],
+  sshPort: 22,
+  uuid: null,
 };
 
 /** What is lost while prepare does this, with the call of libvirt at which the daemon goes away. */

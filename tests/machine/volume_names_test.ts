@@ -66,14 +66,18 @@ Deno.test("a volume's name tells its machine, whatever that is called, and its f
 Deno.test("a name that is not ours belongs to no machine", () => {
   for (
     const volume of [
-      ...["m.libvirt-gci", ".overlay.libvirt-gci", "m.overlay.libvirt-gci.0", "debian.qcow2"],
-      ...["m.constructor.libvirt-gci", "m.Overlay.libvirt-gci", "m.overlay.libvirt-gci\n"],
-      ...["m.queue.libvirt-gci", `m.17-2048-${PROCESS}.queue.libvirt-gci`],
-      ...[
-        "m.17-0123.project.libvirt-gci",
-        `m.${HASH}.assigned.libvirt-gci`,
-        "m.waiting.libvirt-gci",
-      ],
+      "m.libvirt-gci",
+      ".overlay.libvirt-gci",
+      "m.overlay.libvirt-gci.0",
+      "debian.qcow2",
+      "m.constructor.libvirt-gci",
+      "m.Overlay.libvirt-gci",
+      "m.overlay.libvirt-gci\n",
+      "m.queue.libvirt-gci",
+      `m.17-2048-${PROCESS}.queue.libvirt-gci`,
+      "m.17-0123.project.libvirt-gci",
+      `m.${HASH}.assigned.libvirt-gci`,
+      "m.waiting.libvirt-gci",
     ]
   ) {
     assert.equal(parseVolume(volume), null, volume);

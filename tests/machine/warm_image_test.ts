@@ -25,8 +25,12 @@ Deno.test("a warm image holds when the host's clock is measured anew, and not on
 Deno.test("a warm image whose user cloud-init made with another shell does not hold", async () => {
   await using connection = await openTestHost();
   const template = {
-    ...{ pool: "base_imgs", volume: "t.qcow2", path: "/t", format: "qcow2" },
-    ...{ capacityBytes: 1, modified: "" },
+    pool: "base_imgs",
+    volume: "t.qcow2",
+    path: "/t",
+    format: "qcow2",
+    capacityBytes: 1,
+    modified: "",
   };
   for (const login of ["cloud-init", "systemd", "template"] as const) {
     const origin = (shell: "bash" | "sh") =>

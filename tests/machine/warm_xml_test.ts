@@ -27,12 +27,13 @@ const MACHINE: DomainOnDisk = {
   settings: DEFAULT_CONFIG.machine,
   filter: null,
   card: null,
-  ...{ name: "mine", metadata: METADATA, overlayPath: "/pool/mine.overlay.libvirt-gci" },
-  ...{
-    consolePath: "/pool/mine.guest.libvirt-gci/console",
-    seedPath: "/pool/mine.seed.libvirt-gci",
-  },
-  ...{ credentialPath: null, nvramPath: null },
+  name: "mine",
+  metadata: METADATA,
+  overlayPath: "/pool/mine.overlay.libvirt-gci",
+  consolePath: "/pool/mine.guest.libvirt-gci/console",
+  seedPath: "/pool/mine.seed.libvirt-gci",
+  credentialPath: null,
+  nvramPath: null,
 };
 
 /** All elements, each as its path of names with its attributes and its own text. */
@@ -55,8 +56,14 @@ Deno.test("a machine that is resumed has the saved hardware, and what is its own
   const kinds = (lines: string[]): string[] =>
     lines.map((line) => line.split(" ")[0]?.split("/").slice(2).join("/") ?? "");
   const own = [
-    ...["name", "genid", "title", "metadata/gci:machine", "devices/disk/source"],
-    ...["devices/disk/source", "devices/serial/log", "devices/console/log"],
+    "name",
+    "genid",
+    "title",
+    "metadata/gci:machine",
+    "devices/disk/source",
+    "devices/disk/source",
+    "devices/serial/log",
+    "devices/console/log",
   ];
   assert.deepEqual(kinds(come), own);
   assert.deepEqual(kinds(gone).sort(), [...own, "uuid", "seclabel", "seclabel/label"].sort());

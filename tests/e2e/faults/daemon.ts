@@ -103,9 +103,11 @@ faultTest("the daemon hangs", async (t) => {
   const says = new RegExp(`no answer from the daemon within ${CALL_SECONDS} s`);
   for (
     const name of [
-      ...["CONNECT_OPEN", "STORAGE_VOL_CREATE_XML", "DOMAIN_CREATE_XML"] as const,
-      "DOMAIN_INTERFACE_ADDRESSES" as const,
-    ]
+      "CONNECT_OPEN",
+      "STORAGE_VOL_CREATE_XML",
+      "DOMAIN_CREATE_XML",
+      "DOMAIN_INTERFACE_ADDRESSES",
+    ] as const
   ) {
     await t.step(`prepare: ${name}`, async () => {
       await using proxy = new StallingProxy(PROCEDURE[name]);
