@@ -10,13 +10,11 @@ import { exitStatus } from "../src/cli/exit_status.ts";
 import { gc } from "../src/commands/gc.ts";
 import { prepare } from "../src/commands/prepare.ts";
 import type { CallName, Connection } from "../src/libvirt/connection.ts";
-import { Domain } from "../src/libvirt/domain.ts";
 import { LibvirtError, VIR_ERR } from "../src/libvirt/error.ts";
-import { StoragePool } from "../src/libvirt/storage_pool.ts";
 import { removeMachine } from "../src/machine/remove.ts";
 import { run } from "../src/machine/run_script.ts";
 import { TestGuest } from "./fakes/test_guest.ts";
-import { openTestHost } from "./fakes/test_host.ts";
+import { inventory, openTestHost } from "./fakes/test_host.ts";
 import { JOB, script, type Stage, type TestStage, testStage, toStage } from "./fakes/test_stage.ts";
 
 /** What happens at a call: before it reaches the daemon, or when the daemon has done it. */
@@ -128,17 +126,6 @@ async function meet({ stage: name, fault, at }: Case, guest: TestGuest): Promise
 async function cleanUp(stage: TestStage, where: string): Promise<void> {
   await assert.doesNotReject(removeMachine(JOB.machine, stage), where);
   await assert.doesNotReject(gc({}, stage), where);
-}
-
-/** What is on the host. */
-async function inventory(connection: Connection): Promise<string[]> {
-  using domains = await Domain.listAll(connection);
-  const names = domains.map(({ name }) => name);
-  for (const poolName of ["libvirt-gci", "base_imgs"]) {
-    using pool = await StoragePool.lookup(connection, poolName);
-    names.push(...(await pool.volumeNames()).map((name) => `${poolName}/${name}`));
-  }
-  return names.sort();
 }
 
 const AT_ONCE = 3;

@@ -24,7 +24,7 @@ import { parseConfig } from "../../src/settings/read.ts";
 import { sleep } from "../../src/wait.ts";
 import { merged } from "../fakes/merged.ts";
 import { RUNTIME_DIR, TestGuest } from "../fakes/test_guest.ts";
-import { openTestHost } from "../fakes/test_host.ts";
+import { inventory, openTestHost } from "../fakes/test_host.ts";
 import { bothWaysIn, Masters, type ScriptTestOptions } from "../fakes/test_master.ts";
 import {
   JOB,
@@ -61,19 +61,6 @@ async function withBed(
   }
   assert.deepEqual(await inventory(connection), before);
   assert.equal(await connection.close(), 0, "a handle is left");
-}
-
-async function inventory(connection: Connection): Promise<string[]> {
-  using pool = await StoragePool.lookup(connection, "libvirt-gci");
-  using templates = await StoragePool.lookup(connection, "base_imgs");
-  using domain = await Domain.find(connection, JOB.machine);
-  using somebody = await Domain.find(connection, "somebody");
-  return [
-    ...(await pool.volumeNames()).sort(),
-    ...(await templates.volumeNames()).sort(),
-    domain === null ? "no machine" : "a machine",
-    somebody === null ? "nobody" : "somebody",
-  ];
 }
 
 async function isRunning(connection: Connection, machine: string): Promise<boolean> {

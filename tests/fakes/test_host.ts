@@ -4,6 +4,8 @@ import { loadLibvirtQemu } from "../../ffi/libvirt_qemu.ts";
 import { loadNetlink } from "../../ffi/netlink.ts";
 import { loadProc } from "../../ffi/proc.ts";
 import { Connection, type ConnectionOptions } from "../../src/libvirt/connection.ts";
+import { Domain } from "../../src/libvirt/domain.ts";
+import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 
 // Here, so that no test is blamed for the libraries that it loads first.
 loadLibvirt();
@@ -21,4 +23,15 @@ export const TEST_HOST_URI = `test://${new URL("../data/host.xml", import.meta.u
  */
 export function openTestHost(options: ConnectionOptions = {}): Promise<Connection> {
   return Connection.open(TEST_HOST_URI, options);
+}
+
+/** What is on the host: domains, and the volumes of both pools. */
+export async function inventory(connection: Connection): Promise<string[]> {
+  using domains = await Domain.listAll(connection);
+  const names = domains.map(({ name }) => name);
+  for (const poolName of ["libvirt-gci", "base_imgs"]) {
+    using pool = await StoragePool.lookup(connection, poolName);
+    names.push(...(await pool.volumeNames()).map((name) => `${poolName}/${name}`));
+  }
+  return names.sort();
 }

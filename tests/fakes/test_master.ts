@@ -67,6 +67,16 @@ export class TestMaster implements AsyncDisposable {
   }
 }
 
+/** Starts a process that becomes a connection master when its stdin has said of what. */
+export function spawnMaster(): Deno.ChildProcess {
+  return new Deno.Command(Deno.execPath(), {
+    args: ["run", "--quiet", "--allow-all", MAIN, MASTER_ARGUMENT],
+    stdin: "piped",
+    stdout: "null",
+    stderr: "null",
+  }).spawn();
+}
+
 /** A connection master as a process of its own, as prepare starts it. */
 export class MasterProcess implements AsyncDisposable {
   readonly task: MasterTask;
@@ -79,12 +89,7 @@ export class MasterProcess implements AsyncDisposable {
 
   /** Resolves when its socket is there. */
   static async start(task: MasterTask): Promise<MasterProcess> {
-    const child = new Deno.Command(Deno.execPath(), {
-      args: ["run", "--quiet", "--allow-all", MAIN, MASTER_ARGUMENT],
-      stdin: "piped",
-      stdout: "null",
-      stderr: "null",
-    }).spawn();
+    const child = spawnMaster();
     const stdin = child.stdin.getWriter();
     await stdin.write(new TextEncoder().encode(JSON.stringify(task)));
     await stdin.close();

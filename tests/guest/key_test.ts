@@ -3,15 +3,7 @@ import assert from "node:assert/strict";
 import { makeKeyPair } from "../../src/guest/key.ts";
 import { isKeyFileOf, keyFile, removeKeyFile, writeKeyFile } from "../../src/guest/key_file.ts";
 import { tmpfilesCredential } from "../../src/machine/login.ts";
-
-async function withDirectory(test: (directory: string) => Promise<void>): Promise<void> {
-  const directory = await Deno.makeTempDir({ prefix: "libvirt-gci-test-" });
-  try {
-    await test(directory);
-  } finally {
-    await Deno.remove(directory, { recursive: true });
-  }
-}
+import { withDirectory } from "../fakes/with_directory.ts";
 
 async function keygen(...args: string[]): Promise<string> {
   const { stdout, code } = await new Deno.Command("ssh-keygen", { args }).output();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { MASTER_ARGUMENT, masterVariables } from "../../src/cli/background.ts";
+import { masterVariables } from "../../src/cli/background.ts";
 import { gc } from "../../src/commands/gc.ts";
 import { prepare } from "../../src/commands/prepare.ts";
 import { findMaster } from "../../src/guest/master/client.ts";
@@ -13,7 +13,7 @@ import { removeMachine } from "../../src/machine/remove.ts";
 import { sleep } from "../../src/wait.ts";
 import { TestGuest } from "../fakes/test_guest.ts";
 import { openTestHost } from "../fakes/test_host.ts";
-import { isThere, makeAttemptDir } from "../fakes/test_master.ts";
+import { isThere, makeAttemptDir, spawnMaster } from "../fakes/test_master.ts";
 import {
   changeMetadata,
   JOB,
@@ -23,8 +23,6 @@ import {
   type TestStageOptions,
   toStage,
 } from "../fakes/test_stage.ts";
-
-const MAIN = new URL("../../main.ts", import.meta.url).pathname;
 
 interface Bed {
   readonly connection: Connection;
@@ -47,12 +45,7 @@ async function withAttempt(
   const children: Deno.ChildProcess[] = [];
   const inputs: string[] = [];
   const master = new MasterStarter(() => {
-    const child = new Deno.Command(Deno.execPath(), {
-      args: ["run", "--quiet", "--allow-all", MAIN, MASTER_ARGUMENT],
-      stdin: "piped",
-      stdout: "null",
-      stderr: "null",
-    }).spawn();
+    const child = spawnMaster();
     children.push(child);
     const writer = child.stdin.getWriter();
     closers.push(() => writer.close().catch(() => {}));

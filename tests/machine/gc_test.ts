@@ -22,7 +22,7 @@ import { createRawVolume, removeVolume } from "../../src/machine/storage/volumes
 import { sweep, whyUnneeded } from "../../src/machine/unneeded.ts";
 import { makerOf } from "../../src/machine/warm/warm_image.ts";
 import { TestGuest } from "../fakes/test_guest.ts";
-import { openTestHost } from "../fakes/test_host.ts";
+import { inventory, openTestHost } from "../fakes/test_host.ts";
 import {
   JOB,
   script,
@@ -47,17 +47,6 @@ async function withStage(
   }
   assert.deepEqual(await inventory(connection), before);
   assert.equal(await connection.close(), 0, "a handle is left");
-}
-
-/** What is on the host: domains, and the volumes of both pools. */
-async function inventory(connection: Connection): Promise<string[]> {
-  using domains = await Domain.listActive(connection);
-  const names = domains.map(({ name }) => name);
-  for (const poolName of ["libvirt-gci", "base_imgs"]) {
-    using pool = await StoragePool.lookup(connection, poolName);
-    names.push(...(await pool.volumeNames()).map((name) => `${poolName}/${name}`));
-  }
-  return names.sort();
 }
 
 async function makeVolume(connection: Connection, pool: string, name: string): Promise<void> {

@@ -33,6 +33,7 @@ import {
   type TestStageOptions,
   toStage,
 } from "../fakes/test_stage.ts";
+import { withDirectory } from "../fakes/with_directory.ts";
 
 const bytes = (text: string): Uint8Array => new TextEncoder().encode(text);
 
@@ -210,16 +211,6 @@ Deno.test("a card whose link libvirt has down is told, with the command that plu
   );
   assert.deepEqual(unpluggedIn([], of), []);
 });
-
-/** A directory that is gone after the test. */
-async function withDirectory(test: (directory: string) => Promise<void>): Promise<void> {
-  const directory = await Deno.makeTempDir({ prefix: "libvirt-gci-test-" });
-  try {
-    await test(directory);
-  } finally {
-    await Deno.remove(directory, { recursive: true });
-  }
-}
 
 const stamp = (day: number): string => `202401${String(day).padStart(2, "0")}T000000000Z`;
 

@@ -10,6 +10,7 @@ import { parseConfig } from "../../src/settings/read.ts";
 import { settingsIn } from "../../src/settings/setting.ts";
 import { DEFAULT_CONFIG } from "../../src/settings/settings.ts";
 import { merged } from "../fakes/merged.ts";
+import { withDirectory } from "../fakes/with_directory.ts";
 
 /** The mistakes that parseConfig() reports, a line each. */
 function mistakesIn(yaml: string): string[] {
@@ -727,16 +728,6 @@ Deno.test("no value at all makes the settings fail in any other way", () => {
     { numRuns: 2000 },
   );
 });
-
-/** Runs with a directory that is gone afterwards. */
-async function withDirectory(use: (directory: string) => Promise<void>): Promise<void> {
-  const directory = await Deno.makeTempDir();
-  try {
-    await use(directory);
-  } finally {
-    await Deno.remove(directory, { recursive: true });
-  }
-}
 
 /** Writes a file that only we may write, whatever the umask is. */
 function writeSettings(file: string, yaml: string): Promise<void> {
