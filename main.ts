@@ -26,8 +26,8 @@ const BY_RUNNER = "GitLab Runner cancelled the stage: the job was cancelled or t
 
 const { runProgram } = await import("./src/program.ts");
 const { ownPrinter, sinkTo } = await import("./src/cli/terminal.ts");
-const env = Deno.env.toObject(); // without the variables that are no UTF-8
-// systemd gives its services none, such as GitLab Runner.
+const env = Deno.env.toObject(); // without variables that are not UTF-8
+// systemd sets none for its services, such as GitLab Runner.
 if (!env["HOME"]) env["HOME"] = (await import("node:os")).homedir();
 
 // Deno itself would exit with 1, by which GitLab blames the job.
@@ -63,7 +63,7 @@ Deno.exit(status);
 
 /**
  * Aborts, with the error to end with, when GitLab Runner or a person cancels the stage, or when GitLab
- * Runner itself is gone: then it sends no signal and calls no cleanup. A person may leave.
+ * Runner is gone: then it sends no signal and calls no cleanup. By hand, the caller may leave.
  */
 async function cancellation(): Promise<AbortSignal> {
   const { SystemFailure } = await import("./src/errors.ts");
@@ -79,7 +79,8 @@ async function cancellation(): Promise<AbortSignal> {
   const look = (): void => {
     if (Deno.ppid !== parent) cancel("GitLab Runner has ended, so this stage is cancelled");
   };
-  // prctl(PR_SET_PDEATHSIG) tells of the end of a thread, and GitLab Runner's come and go.
+  // prctl(PR_SET_PDEATHSIG) reports the end of the parent's thread, and GitLab Runner's threads
+  // come and go.
   Deno.unrefTimer(setInterval(look, LOOK_MS));
   return controller.signal;
 }

@@ -12,7 +12,7 @@ const IFLA_BRPORT_GROUP_FWD_MASK = 31;
 
 /**
  * Sets which link-local groups (01:80:c2:00:00:0X) the bridge forwards from this port, a bit for each.
- * Says whether it did: it takes CAP_NET_ADMIN. sysfs has the same in a file, for root alone.
+ * Gives whether it did, which takes CAP_NET_ADMIN. sysfs has the same setting in a file for root alone.
  */
 export function setGroupForwardMask(device: string, mask: number): boolean {
   const index = load().if_nametoindex(cString(device));

@@ -26,8 +26,8 @@ const FAMILY_BYTES = 4; // struct nfgenmsg
 const ENOENT = 2;
 
 /**
- * Has the kernel forget the IPv4 connections of this address, in either direction. Gives how many, or
- * null if some are left: it takes CAP_NET_ADMIN and a kernel that tracks connections.
+ * Makes the kernel forget the IPv4 connections from and to this address. Gives how many there were, or
+ * null if some are left. This takes CAP_NET_ADMIN and a kernel that tracks connections.
  */
 export function flushConnections(address: string): number | null {
   return withNetlink(NETLINK.NETFILTER, (ask) => {
@@ -39,13 +39,13 @@ export function flushConnections(address: string): number | null {
       const body = ofIpv4(connection);
       const error = errorOf(ask({ type: CT_DELETE, flags: NLM_F.ACK, body }));
       if (error === 0) forgotten++;
-      else if (error !== ENOENT) isWhole = false; // which is one that ended just now
+      else if (error !== ENOENT) isWhole = false; // it has just ended
     }
     return isWhole ? forgotten : null;
   });
 }
 
-/** The connections of this address, each as the attributes that say which it is. */
+/** The connections of this address, each as the attributes that identify it. */
 function findConnections(ask: Ask, address: string): Bytes[] | null {
   const wanted = address.split(".").map(Number).join();
   const found: Bytes[] = [];

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { libc } from "./libc.ts";
 
-/** What a virtual CPU takes (https://docs.kernel.org/virt/kvm/api.html), bound at the first call. */
+/**
+ * The functions for a virtual CPU (https://docs.kernel.org/virt/kvm/api.html), bound at the first call.
+ */
 export const loadKvm = libc(
   "open",
   "close",
@@ -48,7 +50,7 @@ export const KVM_EXIT = {
   INTERNAL_ERROR: 17,
 } as const;
 
-/** Where struct kvm_run has its fields, from linux/kvm.h. */
+/** The offsets of the fields of struct kvm_run, from linux/kvm.h. */
 export const KVM_RUN_OFFSET = { exitReason: 8, ioPort: 34, ioDataOffset: 40 } as const;
 
 /** The bytes of the head of struct kvm_cpuid2 and of one entry, from linux/kvm.h. */

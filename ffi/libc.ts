@@ -16,7 +16,7 @@ const ulong = "usize";
 const size_t = "usize";
 const ssize_t = "isize";
 const text = "buffer"; // const char *
-const buffer = "buffer"; // void *, or what stands beside it
+const buffer = "buffer"; // void *, or the type in the comment beside it
 const address = "usize"; // void *
 
 const symbols = {
@@ -86,8 +86,8 @@ type Symbols = typeof symbols;
 type Bound<Name extends keyof Symbols> = Deno.DynamicLibrary<Pick<Symbols, Name>>["symbols"];
 
 /**
- * How to get these functions: they are bound at the first call. Each takes 0.2 ms to bind, so every
- * file names only those that it calls.
+ * Gives a function that binds these functions at its first call. Binding one takes 0.2 ms, so each file
+ * names only those that it calls.
  */
 export function libc<Name extends keyof Symbols>(...names: readonly Name[]): () => Bound<Name> {
   let bound: Bound<Name> | undefined;

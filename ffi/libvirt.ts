@@ -5,8 +5,9 @@ import { loadLate } from "./load_late.ts";
 /**
  * The functions of libvirt.so that we call, in the order of its manual
  * (https://libvirt.org/html/index.html). No compiler checks these types: a constant or a comment names
- * each C type, and `tests/ffi/ffi_test.ts` compares them with libvirt-api.xml. `daemon` marks what may
- * ask the daemon, so that signals are answered meanwhile; the rest only touches the library's memory.
+ * each C type, and `tests/ffi/ffi_test.ts` compares them with libvirt-api.xml. `daemon` marks the
+ * functions that may wait for the daemon. They do not block the program, so it still handles signals.
+ * The others only touch the library's memory.
  */
 
 type Handle<Brand extends string> = Deno.NativeTypedPointer<Deno.PointerObject<Brand>>;
@@ -146,7 +147,7 @@ export const symbols = {
   virStorageVolLookupByName: daemon(virStorageVolPtr, virStoragePoolPtr, /* name */ text),
   virStorageVolUpload: daemon(status, virStorageVolPtr, virStreamPtr, bytes, bytes, flags),
 
-  // libvirt-stream: what sends and receives gives -2 if it would wait
+  // libvirt-stream; sending and receiving give -2 if they would wait
 
   virStreamAbort: daemon(status, virStreamPtr),
   virStreamFinish: daemon(status, virStreamPtr),
@@ -165,16 +166,18 @@ export const symbols = {
   /** The address of the function, for {@linkcode symbols.virSetErrorFunc}. */
   virCopyLastError: { type: "pointer" },
 
-  // The C library's, which libvirt.so is linked with: what libvirt allocated for us goes back to it.
+  // From the C library that libvirt.so uses: frees what libvirt allocated for us.
 
   free: fn("void", /* void *ptr */ "pointer"),
-  /** The address of `free`, which does nothing with NULL: an error handler that is silent. */
+  /** The address of `free`, as a silent error handler: it does nothing with NULL. */
   freeAddress: { type: "pointer", name: "free" },
 } as const satisfies Deno.ForeignLibraryInterface;
 
 export type Libvirt = Deno.DynamicLibrary<typeof symbols>["symbols"];
 
-/** One of libvirt's handles, by the name of its C structure: a domain is no network. */
+/**
+ * A handle of libvirt's, typed by the name of its C structure: a domain is not taken for a network.
+ */
 export type Pointer<Brand extends string> = Deno.PointerObject<Brand>;
 
 let library: Libvirt | undefined;

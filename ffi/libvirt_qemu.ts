@@ -2,7 +2,10 @@
 import { blocking as daemon } from "./declare.ts";
 import { virDomainPtr } from "./libvirt.ts";
 
-/** The functions of libvirt-qemu.so (6.0.0), on handles of libvirt.so, whose connections get errors. */
+/**
+ * The functions of libvirt-qemu.so (6.0.0). They take handles of libvirt.so, and leave errors in their
+ * connections.
+ */
 export const qemuSymbols = {
   virDomainQemuAgentCommand: daemon(
     /* char * */ "pointer",

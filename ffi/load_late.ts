@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
 /**
- * A library whose functions are looked up now and bound when they are called. Deno compiles code for each
- * function that is done at once, in 0.2 ms, and a stage calls few of them. Throws Deno's own error if the
- * library or a function is missing.
+ * Loads a library, looks up its functions now, and binds each at its first call. Deno compiles code for
+ * a function when it binds it, which takes 0.2 ms, and a stage calls few functions. Throws Deno's own
+ * error if the library or a function is missing.
  */
 export function loadLate<Symbols extends Deno.ForeignLibraryInterface>(
   file: string,
@@ -25,7 +25,7 @@ export function loadLate<Symbols extends Deno.ForeignLibraryInterface>(
 type Address = Deno.PointerObject<Deno.ForeignFunction>;
 type Declared = Deno.ForeignLibraryInterface[string];
 
-/** What waits is called without such code, and a variable has none. */
+/** Functions that wait are called without such code, and variables have none. */
 function isLate(declared: Declared): declared is Deno.ForeignFunction {
   return !("type" in declared) && declared.nonblocking !== true;
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-/** C strings and arrays, read and written. Who frees what is said at each function. */
+/** Reads and writes C strings and arrays. Each function says who frees the memory. */
 
 const encoder = new TextEncoder();
 
@@ -12,12 +12,15 @@ export function cString(text: string): Uint8Array<ArrayBuffer> {
   return encoder.encode(text + "\0");
 }
 
-/** The text at a `const char *` that stays the library's, or null at NULL. */
+/** The text at a `const char *`, which stays the library's; null for NULL. */
 export function borrowedString(pointer: Deno.PointerValue): string | null {
   return pointer === null ? null : Deno.UnsafePointerView.getCString(pointer);
 }
 
-/** The bytes at a `char *` before its NUL, at most so many. It may have any size and need be no UTF-8. */
+/**
+ * The bytes at a `char *` before its NUL, at most `mostBytes`. It may have any size and need not be
+ * UTF-8.
+ */
 export function cBytes(pointer: Deno.PointerObject, mostBytes: number): Uint8Array<ArrayBuffer> {
   const view = new Deno.UnsafePointerView(pointer);
   let length = 0;

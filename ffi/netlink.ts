@@ -6,7 +6,7 @@ export const loadNetlink = libc("socket", "send", "recv", "close");
 
 const AF_NETLINK = 16;
 const SOCK_RAW_CLOEXEC = 0o2000003;
-const MSG_DONTWAIT = 0x40; // what the kernel has to say is there when it has taken the request
+const MSG_DONTWAIT = 0x40; // the kernel's answer is there once it has taken the request
 const NLM_F_REQUEST = 1;
 const RECEIVE_BYTES = 64 * 1024;
 
@@ -31,7 +31,7 @@ export interface NetlinkRequest {
 /** Sends a request and gives each message that comes, until the last. */
 export type Ask = (request: NetlinkRequest) => Iterable<Bytes>;
 
-/** Calls the function with a way to this part of the kernel. Gives null if there is none. */
+/** Calls the function with a netlink socket of this protocol. Gives null if the kernel has none. */
 export function withNetlink<T>(protocol: number, body: (ask: Ask) => T): T | null {
   const { socket: open, close } = loadNetlink();
   const socket = open(AF_NETLINK, SOCK_RAW_CLOEXEC, protocol);
@@ -76,13 +76,16 @@ export function typeOf(message: Bytes): number {
   return viewOf(message).getUint16(4, true);
 }
 
-/** The error number of what the kernel answers to a change ({@linkcode NLM_F}); 0 is none, -1 no answer. */
+/**
+ * The error number in the kernel's answer to a change ({@linkcode NLM_F}): 0 for none, -1 without an
+ * answer.
+ */
 export function errorOf(messages: Iterable<Bytes>): number {
   for (const message of messages) return -viewOf(message).getInt32(HEADER_BYTES, true);
   return -1;
 }
 
-/** An attribute: what it holds, and that with its head, as it goes into another message. */
+/** An attribute: its content, and the content with its head, ready for another message. */
 export interface Attribute {
   readonly value: Bytes;
   readonly whole: Bytes;

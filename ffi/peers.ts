@@ -2,20 +2,20 @@
 import { libc } from "./libc.ts";
 import { readProcLink } from "./proc.ts";
 
-/** Asks who is at the other end of a socket (SO_PEERCRED in unix(7)). */
+/** Tells which process is at the other end of a socket (SO_PEERCRED in unix(7)). */
 export const loadPeers = libc("getsockopt");
 
 // asm/socket.h of Linux.
 const SOL_SOCKET = 1;
 const SO_PEERCRED = 17;
 
-/** The standard streams come before; the program has some dozens of files open. */
+/** Skips the standard streams. The program has some dozens of files open. */
 const FIRST_DESCRIPTOR = 3;
 const MOST_DESCRIPTORS = 256;
 
 /**
- * Whether all processes at the other ends of our Unix sockets, such as libvirt's daemon, see this one by
- * the same number (pid_namespaces(7)), and so the same files below /proc. False if there is none.
+ * Whether all processes at the other ends of our Unix sockets, such as libvirt's daemon, share this
+ * process's PID namespace (pid_namespaces(7)), and so see the same files in /proc. False without any.
  */
 export function isSeenByPeers(): boolean {
   const own = readProcLink("self/ns/pid");
@@ -24,7 +24,7 @@ export function isSeenByPeers(): boolean {
     [...peers].every((pid) => readProcLink(`${pid}/ns/pid`) === own);
 }
 
-/** The processes at the other ends, 0 for one of which this one cannot know. */
+/** The PIDs of the processes at the other ends; 0 for one that is invisible to this process. */
 function peerProcesses(): Set<number> {
   const { getsockopt } = loadPeers();
   const peers = new Set<number>();

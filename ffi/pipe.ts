@@ -11,7 +11,7 @@ const F_SETPIPE_SZ = 1031;
 const POLLOUT = 4;
 const SPLICE_F_NONBLOCK = 2;
 
-/** As much as any user may have of one (pipe-max-size in proc(5)). */
+/** The largest pipe that any user may have (pipe-max-size in proc(5)). */
 const PIPE_BYTES = 1024 * 1024;
 /** How often to check whether the pipe is still read. */
 const POLL_MS = 100;
@@ -19,7 +19,7 @@ const POLL_MS = 100;
 /** How long to wait for a disk that does not answer. */
 const LAST_MS = 2000;
 
-/** A file as it is to be read: these bytes, then its own from the offset on. */
+/** A file to read: first these bytes, then its own from the offset on. */
 export interface Spliced {
   readonly before: Uint8Array<ArrayBuffer>;
   readonly file: string;
@@ -44,7 +44,7 @@ export async function withSpliced<T>(
     return null;
   }
   const [output = -1, input = -1] = ends;
-  fcntl(input, F_SETPIPE_SZ, PIPE_BYTES); // a smaller one only takes longer
+  fcntl(input, F_SETPIPE_SZ, PIPE_BYTES); // a smaller pipe is only slower
 
   let isOver = false;
   const hasRoom = async (): Promise<boolean> => {
@@ -55,7 +55,7 @@ export async function withSpliced<T>(
     await writeAll(before, input, hasRoom) &&
       await spliceAll({ source, offset }, input, hasRoom);
     close(source);
-    close(input); // who reads comes to the end
+    close(input); // the reader comes to the end
   };
   const fed = feed();
   try {

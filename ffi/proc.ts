@@ -2,7 +2,9 @@
 import { libc, O_RDONLY_CLOEXEC } from "./libc.ts";
 import { cString } from "./memory.ts";
 
-/** Deno opens nothing below /proc and /sys without all permissions, so these ask the C library. */
+/**
+ * The functions to read /proc and /sys, where Deno itself opens files only with all permissions.
+ */
 export const loadProc = libc("open", "read", "close", "readlink", "statvfs", "getpgid");
 
 /** The text of a small file below /proc, or null if it cannot be read. */

@@ -12,10 +12,10 @@ const NATIVE = [
 ] as const;
 
 /**
- * Bundles main.ts and all that it imports into this directory, which is made anew. Gives the file that
- * starts it. What runs looks up no module outside of the directory but Node's own: a module that is
- * looked up by its name is searched in /tmp/node_modules too, where every user of the host can put one.
- * Throws {@linkcode Failed}.
+ * Bundles main.ts and all its imports into this directory, which is emptied first. Gives the file that
+ * starts the program. It can load no module from outside of the directory but Node's own: Deno would
+ * search a module by its name in /tmp/node_modules too, where every user of the host can put one. Throws
+ * {@linkcode Failed}.
  */
 export async function bundle(directory: string): Promise<string> {
   const packages = `${directory}.packages`; // beside it, since no configuration is to be above the bundle
@@ -60,14 +60,14 @@ async function installPackages(directory: string): Promise<void> {
   }
 }
 
-/** Has Deno take the packages from this directory, and those of deno.lock alone. */
+/** Options for Deno to take the packages of deno.lock from this directory, and no others. */
 function packagesOf(directory: string): string[] {
   return ["--frozen", "--node-modules-dir=auto", "--config", `${directory}/deno.json`];
 }
 
 /**
- * Leaves the modules in this directory nothing to look up but each other and Node's own. Throws
- * {@linkcode Failed}, with what is left.
+ * Limits the modules in this directory to each other and Node's own. Throws {@linkcode Failed}, with
+ * what is left.
  */
 export async function closeModules(directory: string): Promise<void> {
   const files = await Array.fromAsync(Deno.readDir(directory), ({ name }) => name);
@@ -82,7 +82,7 @@ export async function closeModules(directory: string): Promise<void> {
   throw new Failed(`The bundle looks modules up outside of itself:\n${open.join("\n")}`);
 }
 
-/** The text with a require() that knows Node's own modules alone in the place of one that searches. */
+/** The text with a require() for Node's own modules only, in place of one that searches. */
 function withoutCreateRequire(text: string): string {
   return text.replace(
     /\bimport \{ createRequire(?: as (\w+))? \} from "node:module";/g,
@@ -95,8 +95,8 @@ const LOOKUP =
   /\b(?:from|import)\s*(["'])(?<imported>.*?)\1|\b(?<call>import|_*require\d*|getBuiltinModule)\s*\(\s*(?:(["'`])(?<called>.*?)\4|[^\s)].*)/g;
 
 /**
- * What the text of a module looks up, but for these files beside it and Node's own modules. It finds too
- * much rather than too little, such as what a comment says.
+ * The modules that a module's text looks up, besides these files beside it and Node's own. It finds too
+ * many rather than too few, such as those in a comment.
  */
 function outsideLookups(text: string, files: readonly string[]): string[] {
   return [...text.matchAll(LOOKUP)].filter(({ groups = {} }) => {

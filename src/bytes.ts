@@ -2,7 +2,7 @@
 
 export const GIB = 1024 ** 3;
 
-/** So many bytes in GiB, to one decimal place where there are few. */
+/** Bytes in GiB, with one decimal place for small numbers. */
 export function gib(bytes: number): string {
   return (bytes / GIB).toFixed(bytes < 10 * GIB ? 1 : 0);
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-/** What {@linkcode durationSeconds} reads. */
+/** The form that {@linkcode durationSeconds} reads. */
 export const DURATION = /^[1-9]\d{0,5}[smhd]$/;
 
 const SECONDS: Readonly<Record<string, number>> = { s: 1, m: 60, h: 3600, d: 86_400 };
@@ -18,12 +18,12 @@ export function durationText(seconds: number): string {
     : `${Math.round(seconds / 86400)} d`;
 }
 
-/** How long ago a time was, in milliseconds or ISO 8601, in seconds. */
+/** The seconds since a time in milliseconds or ISO 8601. */
 export function secondsSince(time: number | string): number {
   return (Date.now() - new Date(time).getTime()) / 1000;
 }
 
-/** A time in milliseconds as people write it, such as `2026-01-31 14:05 UTC`. */
+/** A time in milliseconds as text, such as `2026-01-31 14:05 UTC`. */
 export function moment(time: number): string {
   return `${new Date(time).toISOString().slice(0, 16).replace("T", " ")} UTC`;
 }

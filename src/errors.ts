@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { foreignWords } from "./quoted.ts";
 
-/** What can be at fault, in words that stay the same: messages are too many to count. */
+/** The possible faults, in words that stay the same: messages are too many to count. */
 export const FAULTS = [
   "script", // ended with a status other than 0, or an earlier one left no space for it
   "request", // the job asks for what it may not have, or for an invalid value
@@ -33,7 +33,7 @@ export interface Failure {
   readonly advice?: string;
   /** More for the job's log, already fit to print: the end of a serial console, say. */
   readonly details?: string;
-  /** What is at fault; by default, what the cause says. */
+  /** The fault; by default, that of the cause. */
   readonly fault?: Fault;
 }
 
@@ -79,13 +79,13 @@ export class UsageError extends StageFailure {
   override readonly name = "UsageError";
 }
 
-/** The error's message. One that is not ours may contain any text. */
+/** The error's message. A message that is not ours may contain any text. */
 function wordsOf(error: unknown): string {
   if (error instanceof StageFailure) return error.message;
   return foreignWords(error instanceof Error ? error.message || error.name : String(error));
 }
 
-/** What the promise gives. Throws this failure, with what the promise fails with for its cause. */
+/** Gives the promise's value, or throws this failure with the promise's error as its cause. */
 export async function orFailure<T>(task: Promise<T>, failure: Omit<Failure, "cause">): Promise<T> {
   try {
     return await task;
@@ -94,7 +94,7 @@ export async function orFailure<T>(task: Promise<T>, failure: Omit<Failure, "cau
   }
 }
 
-/** What the task gives, or the fallback if it throws BuildFailure. */
+/** Gives the task's value, or the fallback if it throws BuildFailure. */
 export function unlessRefused<T, F>(task: () => T, fallback: F): T | F {
   try {
     return task();
@@ -113,7 +113,7 @@ export function severalFailures(
   return new SystemFailure({ ...failure, details: details.join("\n") });
 }
 
-/** What is at fault, by the first of the error and the causes behind it that says so. */
+/** The fault of the error or, if it has none, of the first cause that has one. */
 export function faultOf(error: unknown): Fault {
   for (let cause = error; cause instanceof Error; cause = cause.cause) {
     const fault = "fault" in cause ? cause.fault : undefined; // libvirt's errors have it too
@@ -144,7 +144,7 @@ export function explain(error: unknown): string {
   return [...lines, ...details].join("\n");
 }
 
-/** What an error and its causes say, a line each, without the advice. */
+/** The messages of an error and its causes, a line each, without the advice. */
 export function reasonOf(error: unknown): string {
   return explain(error).split("\n").filter((line) => !line.startsWith(LABEL)).join("\n");
 }

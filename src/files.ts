@@ -32,7 +32,7 @@ export function refuseUntrusted(
   }
 }
 
-/** What the promise gives, or null if the file that it is about is not there, or is there no more. */
+/** Gives the promise's value, or null if its file does not exist, or no longer does. */
 export async function orMissing<T>(result: Promise<T>): Promise<T | null> {
   try {
     return await result;
@@ -44,7 +44,7 @@ export async function orMissing<T>(result: Promise<T>): Promise<T | null> {
   }
 }
 
-/** Whether there may be such a file or directory: false only if it is certain that there is none. */
+/** Whether the file or directory may exist: false only if it certainly does not. */
 export async function mayExist(path: string): Promise<boolean> {
   return await orMissing(Deno.stat(path)).catch(() => true) !== null;
 }

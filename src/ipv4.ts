@@ -15,7 +15,7 @@ export function readCidr(text: string): Cidr | null {
   return address === undefined ? null : { address, prefix: Number(prefix) };
 }
 
-/** Reads what the settings have checked. */
+/** Reads addresses that the settings have checked. */
 export function readCidrs(texts: readonly string[]): Cidr[] {
   return texts.map(readCidr).filter((cidr) => cidr !== null);
 }
@@ -33,7 +33,7 @@ export function lastOf(cidr: Cidr): string {
   return addressOf(addressNumber(firstOf(cidr)) + 2 ** (32 - cidr.prefix) - 1);
 }
 
-/** Whether all addresses of a network are of the other too. */
+/** Whether the outer network contains the other one. */
 export function covers(outer: Cidr, { address, prefix }: Cidr): boolean {
   return prefix >= outer.prefix && firstOf({ address, prefix: outer.prefix }) === firstOf(outer);
 }

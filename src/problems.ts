@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { type Failure, severalFailures } from "./errors.ts";
 
-/** The errors of several things, of which each is done although another failed. */
+/** The errors of several actions, each of which is done even if another failed. */
 export class Problems {
   readonly errors: unknown[] = [];
 

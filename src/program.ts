@@ -46,7 +46,7 @@ export interface Caller {
   readonly version: string;
   readonly exit: CliOutput["exit"];
   readonly printer: Printer;
-  /** Where the program is, or else is to be, for GitLab Runner to call it. */
+  /** The path for GitLab Runner to call the program, whether it is there yet or not. */
   readonly path: string;
   /** Rejects with an error that nothing else in the process caught. */
   readonly uncaught: Promise<never>;
@@ -64,7 +64,7 @@ interface Running extends Caller, Pick<Program, "say" | "settings"> {
   readonly line: CommandLine;
 }
 
-/** Does what the command line asks for, and says with which status to exit. It never throws. */
+/** Runs the command of the command line, and gives the exit status. It never throws. */
 export async function runProgram(caller: Caller): Promise<number> {
   const { env, version, exit, printer, uncaught } = caller;
   const script = new ScriptOutput(caller.output);
@@ -90,12 +90,12 @@ export async function runProgram(caller: Caller): Promise<number> {
   return status;
 }
 
-/** What fails after a cancel fails for it, and a script's status means nothing any more. */
+/** The error that counts: after a cancel it is the cancel's, whatever fails for it. */
 function reasonOf(error: unknown, { signal, line: { action } }: Running): unknown {
   return signal.aborted && !action.outlastsCancel ? signal.reason : error;
 }
 
-/** Says what went wrong, after the script's output, and gives the status that tells whose fault it is. */
+/** Prints the error after the script's output, and gives the exit status for it. */
 async function endWith(
   error: unknown,
   { env, printer, script, passesStatus }: {
@@ -155,7 +155,7 @@ function settingsOf({ config: file }: CommandLine, env: Env): () => Promise<Conf
   return () => loaded ??= load();
 }
 
-/** Runs a script, which `metrics_file` counts too. Only in the end it is asked which file that is. */
+/** Runs a script, and counts it in `metrics_file`, whose path it asks for only in the end. */
 async function runScriptStage(
   run: () => Promise<void>,
   metricsFile: () => Promise<string | null>,
@@ -169,7 +169,7 @@ async function runScriptStage(
     failure = reasonOf(error, running);
     throw error;
   } finally {
-    const file = await metricsFile().catch(() => null); // which is why it has failed
+    const file = await metricsFile().catch(() => null); // the run has failed for the same reason
     await (await startMeter("run", file, { running, start }))?.end(failure);
   }
 }
@@ -253,7 +253,7 @@ async function onHost(
   }
 }
 
-/** A line of ours never looks like two: what follows a line feed may be the guest's words. */
+/** Keeps a line of ours one line: what follows a line feed may be the guest's text. */
 function inOneLine(text: string): string {
   return text.replaceAll("\n", "\n  ");
 }

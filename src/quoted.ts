@@ -2,7 +2,7 @@
 
 const MOST_CHARACTERS = 60;
 
-/** A job's own word as a message may show it: in quotes, cut, and nothing a terminal acts on. */
+/** A job's own word, fit for a message: in quotes, cut, and without anything a terminal acts on. */
 export function quoted(word: string): string {
   const cut = word.length > MOST_CHARACTERS ? `${word.slice(0, MOST_CHARACTERS)}…` : word;
   return toVisible(JSON.stringify(cut));
@@ -10,14 +10,14 @@ export function quoted(word: string): string {
 
 const MOST_FOREIGN_CHARACTERS = 2000;
 
-/** Another's words as a message has them: cut, further lines indented, system errors in plain words. */
+/** Foreign text, fit for a message: cut, further lines indented, system errors in plain words. */
 export function foreignWords(words: string): string {
   const isLong = words.length > MOST_FOREIGN_CHARACTERS;
   const cut = isLong ? `${words.slice(0, MOST_FOREIGN_CHARACTERS)}…` : words;
   return plainWords(cut.trimEnd()).replace(/\s*\n/g, "\n  ");
 }
 
-/** What Node has only a name for. Deno says the others in words. */
+/** Errors for which Node has only a name. Deno has words for the others. */
 const MEANINGS: Readonly<Record<string, string>> = {
   EACCES: "permission denied",
   ECONNREFUSED: "connection refused",
@@ -43,7 +43,9 @@ function plainWords(words: string): string {
   return where === undefined ? meaning : `${meaning}: "${where}"`;
 }
 
-/** The text with `\u` escapes for what JSON leaves as it is but a reader would not see. */
+/**
+ * The text with `\u` escapes for characters that JSON leaves as they are but a reader would not see.
+ */
 export function toVisible(json: string): string {
   return json.replace(
     /[\p{C}\p{Zl}\p{Zp}]/gu,

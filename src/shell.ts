@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-/** A command for a shell, in which only the words have quotes that need them. */
+/** A command for a shell, with quotes around only the words that need them. */
 export function command(...words: readonly string[]): string {
   return words.map((word) => /^[\w@%+=:,./-]+$/.test(word) ? word : quote(word)).join(" ");
 }
@@ -25,7 +25,7 @@ export function poolPath(name: string): string {
   return `/var/lib/libvirt/images/${name}`;
 }
 
-/** The command that restarts whichever of the daemons run: one that starts anew would end the others. */
+/** The command that restarts those of the daemons that run: starting another would end them. */
 export function restartDaemons(...daemons: readonly string[]): string {
   return command("systemctl", "try-restart", ...daemons.map((daemon) => `${daemon}.service*`));
 }

@@ -2,10 +2,10 @@
 import { type Fault, SystemFailure } from "./errors.ts";
 import { foreignWords } from "./quoted.ts";
 
-/** What a probe gives while the condition does not hold, and why it does not. */
+/** A probe's result while the condition does not hold, with the reason. */
 export class NotYet {
   readonly reason: string;
-  /** What to say of it when the time is over, instead of what the goal has. */
+  /** Replaces the goal's advice or fault when the time is over. */
   readonly failure: Partial<Pick<Goal<never>, "advice" | "fault">>;
 
   /** The reason may be a guest's words. */
@@ -15,34 +15,34 @@ export class NotYet {
   }
 }
 
-/** What is waited for. */
+/** A condition to wait for. */
 export interface Goal<T> {
   /** Ends the sentence "The machine did not …". */
   readonly goal: string;
-  /** The same in the few words for which a line has room: ends "Waiting for …". */
+  /** The same in few words, for a short line. Ends "Waiting for …". */
   readonly awaited: string;
-  /** Asked again and again. It throws what will not get better. */
+  /** Asked again and again. It throws errors that waiting does not mend. */
   readonly probe: () => Promise<T | NotYet>;
   /** Something to run or to edit when the time is over. */
   readonly advice: string;
-  /** What is at fault when the time is over. */
+  /** The fault when the time is over. */
   readonly fault: Fault;
 }
 
 /** Shows a line in place of the one before, or takes it away. */
 export type Progress = (line: string | null) => void;
 
-/** How long a wait may take, and who hears of it. */
+/** The limits of a wait, and where it is reported. */
 export interface Limits {
   readonly timeoutSeconds: number;
   readonly signal: AbortSignal;
-  /** Told the reason of a wait that takes long, every ten seconds. */
+  /** Called every ten seconds with the reason of a long wait. */
   readonly log: (line: string) => void;
-  /** Told it every second instead, at a terminal. */
+  /** Called every second instead, at a terminal. */
   readonly progress?: Progress | null;
-  /** How long the caller has waited before, which counts too. */
+  /** The time that the caller has waited before, which counts too. */
   readonly waitedSeconds?: number;
-  /** How rare probes become, in milliseconds; by default ten a second. */
+  /** The longest pause between two probes; by default 100 ms. */
   readonly longestPauseMs?: number;
 }
 
@@ -103,7 +103,7 @@ function everySecond(call: (seconds: number) => void, end: () => void): Disposab
   };
 }
 
-/** Sleeps, or less if the signal aborts. */
+/** Sleeps, at most until the signal aborts. */
 export async function sleep(milliseconds: number, signal?: AbortSignal): Promise<void> {
   if (signal?.aborted) return;
   const { promise, resolve } = Promise.withResolvers<void>();
@@ -142,8 +142,8 @@ export async function retry<T>(
 }
 
 /**
- * Does all of it at once, and gives what each gives. When one fails, the signal of the others aborts;
- * when all have ended, it throws what failed first.
+ * Runs all tasks at once, and gives their results. When one fails, the signal of the others aborts. When
+ * all have ended, it throws the first error.
  */
 export async function together<T extends readonly unknown[]>(
   signal: AbortSignal,
@@ -164,7 +164,7 @@ export async function together<T extends readonly unknown[]>(
   return await Promise.all(running) as { -readonly [K in keyof T]: T[K] };
 }
 
-/** What the promise gives, or null when the time is over or the signal aborts before. */
+/** Gives the promise's value, or null if the time is over or the signal aborts first. */
 export async function within<T>(
   promise: Promise<T>,
   milliseconds: number,

@@ -13,7 +13,7 @@ export class Xml {
   }
 }
 
-/** What stands in a template: XML as it is, everything else as text; null and false as nothing. */
+/** A value in a template: XML stays as it is, other values become text, null and false nothing. */
 export type XmlValue = Xml | string | number | null | false | readonly Xml[];
 
 /** The template tag that makes XML: it escapes every value that is not XML already. */

@@ -11,7 +11,7 @@ import type { Command } from "./command.ts";
 import type { Line } from "./plain_line.ts";
 import { PROGRAM } from "./program_name.ts";
 
-/** What the parser prints, and how it ends the program for `--help` and mistakes. */
+/** How the parser prints, and ends the program for `--help` and mistakes. */
 export interface CliOutput {
   readonly stdout: (text: string) => void;
   readonly stderr: (text: string) => void;
@@ -19,8 +19,8 @@ export interface CliOutput {
 }
 
 /**
- * Takes any command line apart. For `--help`, `--version`, `completions` and mistakes, prints and ends
- * the program: mistakes by `onError`.
+ * Parses any command line. For `--help`, `--version`, `completions` and mistakes, prints and ends the
+ * program: mistakes by `onError`.
  */
 export function parseAnyLine(
   args: readonly string[],

@@ -6,29 +6,32 @@ import { DURATION, durationSeconds } from "../duration.ts";
 export interface Field<T> {
   /** The names of an option; an argument has none. */
   readonly names: readonly `-${string}`[];
-  /** What the help calls its value; null for a flag, which has none. */
+  /** The name of its value in the help; null for a flag. */
   readonly metavar: NonEmptyString | null;
   /** Its help. A name in backquotes is that of an option. */
   readonly doc: string;
-  /** How often it may be there. */
+  /** How often it may be given. */
   readonly times: "once" | "at most once" | "any";
-  /** What its value must look like, if not anything goes. */
+  /** The form of its value; without it, any value is valid. */
   readonly form?: { readonly pattern: RegExp; readonly hint: string };
-  /** What it means that the command line has it with these values, or as often for a flag. */
+  /**
+   * Gives its meaning, from its values on the command line. A flag has a value for each time it is
+   * given.
+   */
   readonly read: (given: readonly string[]) => T;
 }
 
-/** Options and arguments by what the program calls them. Arguments are in their order. */
+/** Options and arguments, by their names in the program. Arguments stand in their order. */
 export type Fields = Readonly<Record<string, Field<unknown>>>;
-/** What the command line says of them. */
+/** The meanings of these fields. */
 export type Values<F extends Fields> = {
   readonly [K in keyof F]: F[K] extends Field<infer T> ? T : never;
 };
 
-/** Of each field, the values that the command line has for it, or a word for a flag. */
+/** The values of each field on the command line. A flag has a word for each time it is given. */
 export type Given = Readonly<Record<string, readonly string[]>>;
 
-/** What that means. */
+/** Gives the meanings of these fields. */
 export function readFields<F extends Fields>(fields: F, given: Given): Values<F> {
   return Object.fromEntries(
     Object.entries(fields).map(([key, { read }]) => [key, read(given[key] ?? [])]),
@@ -55,7 +58,7 @@ export function switchFlag(name: `--${string}`, doc: string): Field<boolean> {
   };
 }
 
-/** An option that takes a duration such as `2h`, and gives its seconds, or else these. */
+/** An option for a duration such as `2h`, in seconds; `otherwise` is its default. */
 export function durationOption<T extends number | undefined>(
   name: `--${string}`,
   doc: string,
@@ -84,7 +87,7 @@ export const machineOption: Field<string | undefined> = {
   names: ["-m", "--machine"],
 };
 
-/** The machine that a person means. */
+/** The machine's name, as a person gives it. */
 export const machineArgument: Field<string> = {
   ...argument("MACHINE", "The machine's name."),
   times: "once",
@@ -100,7 +103,7 @@ export const distroOption: Field<string | undefined> = {
 /** `--json`. */
 export const jsonFlag = switchFlag("--json", "Print JSON.");
 
-/** What every command takes. */
+/** The options of every command. */
 export const GLOBAL_OPTIONS = {
   debug: switchFlag("--debug", "Print each libvirt call and the stack of errors."),
   config: option(

@@ -1,18 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { Env } from "../job/job.ts";
 
-/** The only argument of the program where it is a connection master, which only prepare starts. */
+/** The argument that makes the program a connection master. Only prepare starts it so. */
 export const MASTER_ARGUMENT = "connection-master";
 
 const KEPT_VARIABLES = /^(HOME|PATH|SSH_AUTH_SOCK|XDG_\w+|DENO_\w+)$/;
 
-/** The variables of the program in the background: none of the job's, which may be secret. */
+/**
+ * The environment of the program in the background, without the job's variables, which may be secret.
+ */
 export function keptVariables(env: Env): Record<string, string> {
   const kept = Object.entries(env).filter(([name]) => KEPT_VARIABLES.test(name));
   return Object.fromEntries(kept) as Record<string, string>;
 }
 
-/** glibc, as mallopt(3) has it, gives back what the output of scripts took: half of what a master has then. */
+/**
+ * Makes glibc return the memory that the output of scripts took (mallopt(3)), half of a master's.
+ */
 const GIVE_BACK = {
   MALLOC_ARENA_MAX: "1",
   MALLOC_MMAP_THRESHOLD_: "16384",

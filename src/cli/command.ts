@@ -10,13 +10,13 @@ import type { Context } from "../machine/context.ts";
 import type { Counted } from "../metrics/metrics.ts";
 import type { Config } from "../settings/settings.ts";
 
-/** What a command runs with. */
+/** What the program gives a command. */
 export interface Program {
   readonly env: Env;
   readonly version: string;
   /** The path by which GitLab Runner calls the program. */
   readonly path: string;
-  /** Aborts at a cancel, also that of a command which goes on after it. */
+  /** Aborts at a cancel, also for a command that goes on after it. */
   readonly signal: AbortSignal;
   readonly printer: Printer;
   /** Where the output of the guest goes. */
@@ -37,11 +37,11 @@ export interface Program {
 
 /** How the program treats a command. */
 interface Traits {
-  /** Whether, as a counted stage, it has standby machines created afterwards in place of what jobs took. */
+  /** Whether the program refills the standby machines after it, if it is a counted stage. */
   readonly refills?: boolean;
   /** Whether it goes on after a cancel. */
   readonly outlastsCancel?: boolean;
-  /** Whether, by hand, it ends with the status of what it runs in the guest, or else with 255. */
+  /** Whether, by hand, it exits with the status of its command in the guest, or else with 255. */
   readonly passesStatus?: boolean;
 }
 
@@ -64,9 +64,11 @@ export interface Command {
   readonly invoke: (given: Given) => Invocation;
 }
 
-/** What makes a command. */
+/** The definition of a command. */
 export interface Definition<F extends Fields> extends Traits {
-  /** Its help: one sentence, and what follows the options. A name in backquotes is an option's. */
+  /**
+   * Its help: one sentence, then the text after the options. Backquotes mark the name of an option.
+   */
   readonly description: string;
   readonly footer?: string;
   /** Its options and arguments, from `arguments.ts` or its own. */

@@ -22,7 +22,9 @@ function attemptDirectory(env: Env): string | null {
   return response ? response.slice(0, response.lastIndexOf("/")) : null;
 }
 
-/** The user's own, one for each hypervisor: gc must not take another's keys for left over. */
+/**
+ * The user's own directory, one for each hypervisor: gc must not take another's keys for leftovers.
+ */
 function lastingDirectory(env: Env, uri: string): string {
   const below = uri === DEFAULT_CONFIG.libvirt.uri ? "" : `/${encodeURIComponent(uri)}`;
   if (Deno.uid() === 0) return `/run/libvirt-gci${below}`;
@@ -31,7 +33,7 @@ function lastingDirectory(env: Env, uri: string): string {
   return base + below;
 }
 
-/** Where systemd's file-hierarchy(7) has what lasts: of the system's, or of one user. */
+/** The directory for lasting state in systemd's file-hierarchy(7), of the system or of one user. */
 function stateDirectory(env: Env): string {
   const state = Deno.uid() === 0
     ? "/var/lib"

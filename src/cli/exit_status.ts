@@ -2,7 +2,7 @@
 import { BuildFailure, orFailure, ScriptFailure, UsageError } from "../errors.ts";
 import { type Env, isByHand } from "../job/job.ts";
 
-/** Of a command that passes on the guest's status: whatever else went wrong, as with ssh. */
+/** As ssh has it: for any failure of a command that otherwise passes on the guest's status. */
 const LOST = 255;
 
 /**

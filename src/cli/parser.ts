@@ -17,8 +17,8 @@ export interface CommandLine {
 }
 
 /**
- * Reads the command line. What follows `--` is the guest's. Prints and ends the program for `--help`,
- * `--version`, `completions` and mistakes. Only the named command's module is loaded.
+ * Parses the command line. The words after `--` are the guest's. Prints and ends the program for
+ * `--help`, `--version`, `completions` and mistakes. Only the named command's module is loaded.
  */
 export async function parseArguments(
   args: readonly string[],
@@ -52,7 +52,7 @@ export async function parseArguments(
   return { ...readFields(GLOBAL_OPTIONS, line.global), action, guestCommand };
 }
 
-/** Loads the whole parser for it, which takes longer than all else that a stage loads. */
+/** Loads the whole parser, which takes longer than everything else that a stage loads. */
 async function parseAnyLine(...args: Parameters<typeof AnyLine.parseAnyLine>): Promise<Line> {
   return (await import("./any_line.ts")).parseAnyLine(...args);
 }

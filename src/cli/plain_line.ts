@@ -2,17 +2,17 @@
 import { type Fields, type Given, GLOBAL_OPTIONS } from "./arguments.ts";
 import type { Command } from "./command.ts";
 
-/** A command line, taken apart. */
+/** A parsed command line. */
 export interface Line {
-  /** What it says to every command. */
+  /** The options of every command. */
   readonly global: Given;
   readonly command: Command;
   readonly ofCommand: Given;
 }
 
 /**
- * Takes a command line apart that is all in order, as those of GitLab Runner are. Null is one that
- * any_line.ts is to look at: it knows every form and every mistake, and takes longer.
+ * Parses a command line in its plainest form, as GitLab Runner writes it. Null leaves it to any_line.ts,
+ * which knows every form and every mistake, and takes longer.
  */
 export function readPlainLine(args: readonly string[], command: Command): Line | null {
   const global: Part = { fields: GLOBAL_OPTIONS, given: {} };
@@ -30,13 +30,13 @@ export function readPlainLine(args: readonly string[], command: Command): Line |
   return isWhole ? { global: global.given, command, ofCommand: own.given } : null;
 }
 
-/** What stands before the command's name, or after it. */
+/** The words before the command's name, or after it. */
 interface Part {
   readonly fields: Fields;
   readonly given: Record<string, readonly string[]>;
 }
 
-/** Takes a word, and the next if that is its value. False is what any_line.ts is to look at. */
+/** Takes a word, and the next if that is its value. False leaves the line to any_line.ts. */
 function take(
   word: string,
   next: Iterator<string, undefined>,

@@ -18,7 +18,7 @@ const ERASE_LINE = "\r\x1b[K"; // ECMA-48, EL
 const USUAL_COLUMNS = 80;
 const COLOURS = { red: 31, green: 32, yellow: 33 } as const; // of ECMA-48, SGR
 
-/** Gives the text its colour, where colours are wanted. It has to be fit to print already. */
+/** Colours the text, if colours are wanted. The text must be fit to print already. */
 export type Paint = (colour: keyof typeof COLOURS, text: string) => string;
 
 /** Leaves all text as it is. */
@@ -36,11 +36,11 @@ function isSmart({ isTerminal }: Pick<LineStream, "isTerminal">, env: Env): bool
   return type !== "" && type !== "dumb" && isTerminal();
 }
 
-/** Prints our own lines, so that no terminal acts on what is in them. */
+/** Prints our own lines, so that no terminal acts on their content. */
 export class Printer {
-  /** Shows what is waited for at the terminal; null where there is none. */
+  /** Shows at the terminal what the program waits for; null without a terminal. */
   readonly progress: Progress | null;
-  /** For what is printed with {@linkcode printVisible}. */
+  /** For {@linkcode printVisible}. */
   readonly paint: Paint;
   readonly #paintError: Paint;
   readonly #stdout: ProgressStream;
@@ -62,7 +62,7 @@ export class Printer {
     this.printVisible(toVisible(text));
   }
 
-  /** Prints what is painted, and so has been made visible already. */
+  /** Prints coloured text, which must have been made visible already. */
   printVisible(text: string): void {
     this.progress?.(null);
     this.#stdout.printLine(text);

@@ -3,9 +3,9 @@ import { templatesToWait } from "../policy/template_choice.ts";
 import type { Config } from "../settings/settings.ts";
 
 /**
- * The arguments with which the program has machines wait in place of what a job took; null where the
- * settings want none. `file` is that of the settings, as the command line names it, in the directory
- * `cwd`: the program may run in another.
+ * The arguments with which the program refills the standby machines; null if the settings want none.
+ * `file` is the settings' file as the command line names it, relative to `cwd`: the program may run in
+ * another directory.
  */
 export function refillArguments(
   config: Config,

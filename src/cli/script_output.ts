@@ -5,7 +5,7 @@ import type { Env } from "../job/job.ts";
 const LINE_FEED = 0x0a;
 const RESET = "\x1b[0m"; // of colours and of hidden text: ECMA-48, SGR 0
 
-/** The output of a job's script, with an eye on where it ends: what we say follows it. */
+/** The output of a job's script. It knows how the output ends, since our own lines follow. */
 export class ScriptOutput {
   readonly stdout: Sink;
   readonly stderr: Sink;

@@ -8,15 +8,15 @@ import type { Env } from "../job/job.ts";
 export interface Terminal {
   readonly type: string;
   readonly size: () => TerminalSize;
-  /** What is typed; it ends when the iterator is closed. */
+  /** The typed bytes; they end when the iterator is closed. */
   readonly input: AsyncIterable<Uint8Array>;
-  /** Raw, a terminal hands on each key as it is, ^C too. */
+  /** A raw terminal passes on each key as it is, also ^C. */
   readonly setRaw: (raw: boolean) => void;
   /** Calls the listener when the size changes, until disposed of. */
   readonly onResize: (listener: () => void) => Disposable;
 }
 
-/** The terminal that the program was called at, or null if its input or its output is another. */
+/** The terminal that the program runs at; null if its input or output is another. */
 export function ownTerminal(type: string | undefined): Terminal | null {
   if (!Deno.stdin.isTerminal() || !Deno.stdout.isTerminal()) return null;
   return {

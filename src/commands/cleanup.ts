@@ -33,7 +33,7 @@ export const command = defineCommand("cleanup", {
   },
   countedAs: ({ all }) => all ? null : "cleanup",
   refills: true,
-  outlastsCancel: true, // nothing else removes soon what it leaves behind
+  outlastsCancel: true, // what it leaves behind stays until gc
   run: async ({ machine, all, yes }, program) => {
     if (!all) return await cleanupAfterJob(machine, program);
     const ask = askAtTerminal(program);
@@ -44,7 +44,7 @@ export const command = defineCommand("cleanup", {
 async function cleanupAfterJob(named: string | undefined, { env, onHost }: Program): Promise<void> {
   const job = await jobFromEnv(env, { machine: named });
   const machine = requireMachine(job);
-  // First, so that nothing of the job is in the machine any more when that is kept or goes.
+  // First, so that no script of the job still runs when the machine is kept or removed.
   await endMasterOf(machine, { attemptDir: job.attemptDir ?? "", key: "" });
   await onHost(async (context) => {
     const keepIt = (context: Context) => keepAfterJob(machine, context);

@@ -12,15 +12,15 @@ export const command = defineCommand("config", {
   fields: { distro: distroOption },
   run: async ({ distro }, { env, settings, version, printer }) => {
     const config = await settings();
-    // The machine's name is what this command is to find out.
+    // This command finds out the machine's name.
     const job = await jobFromEnv({ ...env, [MACHINE_VARIABLE]: undefined }, { distro });
     printer.print(configJson(job, config, version));
   },
 });
 
 /**
- * The answer of a config_exec (https://docs.gitlab.com/runner/executors/custom/#config). Prepare refuses
- * what the job may not have, since its message gets into the job's log.
+ * The answer of a config_exec (https://docs.gitlab.com/runner/executors/custom/#config). It refuses
+ * nothing: prepare does, since its messages get into the job's log.
  */
 export function configJson(job: Job, config: Config, version: string): string {
   const { ssh: { user }, guest: { shell, buildsDir, cacheDir } } = unlessRefused(

@@ -117,7 +117,7 @@ const FIRST_PAUSE_MS = 5;
 const LONGEST_PAUSE_MS = 100;
 const FOREVER_MS = 2 ** 31 - 1;
 
-/** Passes bytes both ways: at once what is typed, and what comes at least ten times a second. */
+/** Passes bytes both ways: typed ones at once, the console's at least ten times a second. */
 async function pass(
   { session, domain, signal }: Open,
   take: (bytes: Uint8Array) => Promise<void>,
@@ -125,7 +125,7 @@ async function pass(
 ): Promise<End | "left"> {
   for (let pause = FIRST_PAUSE_MS;; pause = Math.min(pause * 1.5, LONGEST_PAUSE_MS)) {
     signal.throwIfAborted();
-    const state = await domain.state(); // while it is asked for, libvirt takes in what comes
+    const state = await domain.state(); // libvirt reads the console during this call
     for (;;) {
       const bytes = await session.receive().catch(() => null); // also if another session takes it
       if (bytes === null) return await endOf(domain);
@@ -144,7 +144,7 @@ async function pass(
   }
 }
 
-/** What ended a session: the machine, or else another session. Throws SystemFailure. */
+/** How a session ended: with the machine, or else by another session. Throws SystemFailure. */
 async function endOf(domain: Domain): Promise<End> {
   for (let attempt = 0; attempt < 10; attempt++) {
     const state = await domain.state();
@@ -160,13 +160,13 @@ async function endOf(domain: Domain): Promise<End> {
 
 const ESCAPE = 0x1d; // ^], as in virsh and telnet
 
-/** What is typed, until ^]. */
+/** The typed bytes, until ^]. */
 class Typed {
   isLeft = false;
   #bytes: Uint8Array<ArrayBuffer> = new Uint8Array();
   #wake = new AbortController();
 
-  /** Aborts when something is typed that was not passed on. */
+  /** Aborts when there are typed bytes to pass on. */
   get comes(): AbortSignal {
     return this.#wake.signal;
   }
@@ -182,7 +182,7 @@ class Typed {
     }
   }
 
-  /** Sends what was typed, as far as it goes now. Resolves to whether there was anything. */
+  /** Sends as many typed bytes as possible now. Resolves to whether there were any. */
   async passOn(session: ConsoleSession): Promise<boolean> {
     this.#wake = new AbortController();
     if (this.#bytes.length === 0) return false;

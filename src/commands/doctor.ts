@@ -26,7 +26,7 @@ export const command = defineCommand("doctor", {
   run: examineHost,
 });
 
-/** Prints what is right and wrong with this host. Throws SystemFailure if there is a problem. */
+/** Prints the findings about this host. Throws SystemFailure if there is a problem. */
 async function examineHost(
   { boot, json }: { readonly boot?: string | undefined; readonly json: boolean },
   { env, path: program, signal, printer, output, settings, onHost }: Program,
@@ -56,7 +56,7 @@ async function examineHost(
 const CHECK_SECONDS = 20;
 const CALL_SECONDS = 10;
 
-/** What the host is like for jobs. It never throws: that libvirt does not answer is a finding. */
+/** The findings about this host. It never throws: a libvirt that does not answer is a finding. */
 async function findingsOfHost(
   known: Pick<DoctorContext, "config" | "configError" | "home" | "program">,
   signal: AbortSignal,
@@ -80,7 +80,7 @@ async function findingsOfHost(
   });
 }
 
-/** How a whole job goes on a machine with this template. Progress goes where warnings go. */
+/** Runs a whole job on a machine with this template. Its progress goes where warnings go. */
 function findingsOfJob(
   template: string,
   { stderr }: Outputs,

@@ -37,7 +37,7 @@ export const command = defineCommand("explain", {
   },
 });
 
-/** What the command line says of the job. By hand, it stands for what GitLab would say. */
+/** The job as the command line describes it. By hand, this replaces GitLab's data. */
 interface ExplainOptions {
   readonly distro?: string | undefined;
   readonly project?: string | undefined;
@@ -59,7 +59,7 @@ export async function jobToExplain(options: ExplainOptions, env: Env): Promise<J
   return project === undefined ? job : { ...job, isProtected: job.isProtected ?? false };
 }
 
-/** What prepare would give the job and why, without asking libvirt. Throws SystemFailure. */
+/** Explains what prepare would give the job, without asking libvirt. Throws SystemFailure. */
 export function explainJob(job: Job, config: Config, { json }: { json: boolean }): Explanation {
   const search = findRule(job, config);
   try {

@@ -33,18 +33,17 @@ export const command = defineCommand("gc", {
     onHost((context) => gc({ dryRun, olderThanSeconds }, context)),
 });
 
-/** What the command line says to gc. */
+/** The options of gc. */
 export interface GcOptions {
-  /** Only say what would be removed. */
+  /** Only log what would be removed. */
   readonly dryRun?: boolean;
   /** Also remove machines that may be needed, if they are older than this; null removes none of those. */
   readonly olderThanSeconds?: number | null;
 }
 
 /**
- * Removes every machine that no job and no person needs any more, whatever is left of it, with a
- * line for each. Safe beside other gcs and stages. Throws SystemFailure, in the end, with all that
- * it could not remove.
+ * Removes every machine that is no longer needed, also incomplete ones, and logs a line for each. Other
+ * gcs and stages may run meanwhile. Throws SystemFailure in the end if it could not remove some.
  */
 export async function gc(
   { dryRun = false, olderThanSeconds = null }: GcOptions,
@@ -52,7 +51,7 @@ export async function gc(
 ): Promise<void> {
   const problems = new Problems();
   const removal = { dryRun, problems, context };
-  // With one that took over others, these go too: so it comes before them.
+  // A machine goes together with the standby machines that it took over, so it comes before them.
   const found = (await findStill(context))
     .sort((a, b) => standbysOf(b).length - standbysOf(a).length);
   const gone = new Set<FoundMachine>();
@@ -89,7 +88,10 @@ interface Removal {
   readonly context: Context;
 }
 
-/** Removes something, unless the body says that it is gone, or says that gc would. */
+/**
+ * Removes something and logs that, or in a dry run only logs it. The body resolves to false if it is
+ * gone.
+ */
 async function remove(
   what: string,
   body: () => Promise<unknown>,
@@ -99,12 +101,12 @@ async function remove(
   else if (await body() !== false) log(`Removed ${what}`);
 }
 
-/** What the machine took over, or tried to. */
+/** The standby machines that the machine took over, or tried to. */
 function standbysOf({ volumes }: FoundMachine): string[] {
   return assignmentsIn(volumes.map(({ name }) => name)).map(({ standby }) => standby);
 }
 
-/** The machine and those that go with it: one with a domain of its own has given up what it took over. */
+/** The machine and the standby machines that go with it: none if it has its own domain instead. */
 async function withTakenOver(
   machine: FoundMachine,
   found: readonly FoundMachine[],
@@ -142,7 +144,7 @@ async function removeDeadWarmImages(removal: Removal): Promise<void> {
   }
 }
 
-/** Removes the machines that wait for jobs which no job could get. */
+/** Removes the standby machines that no job can get. */
 async function removeUnwantedStandbys(removal: Removal): Promise<void> {
   const { problems, context } = removal;
   using pool = await findActivePool(context.host.connection, context.host.config.pools.overlays);
@@ -158,8 +160,8 @@ async function removeUnwantedStandbys(removal: Removal): Promise<void> {
 const TRACE_MS = 5000;
 
 /**
- * The machines that are there. Of one with only a filter or a key, a prepare with other settings
- * may be about to start the domain: it counts if it is still so a little later.
+ * The machines that exist. A machine with only a filter or a key counts if that is so a little later
+ * too: a prepare with other settings may be about to start its domain.
  */
 async function findStill(context: Context): Promise<FoundMachine[]> {
   const machines = await findMachines(context, { refresh: true });

@@ -35,7 +35,7 @@ export const command = defineCommand("list", {
 /** A machine as the command `list` shows it; null is unknown. */
 export interface ListedMachine {
   readonly machine: string;
-  /** What libvirt calls it: another name where the machine took over one that waited. */
+  /** The name of its domain, which is another if the machine took over a standby machine. */
   readonly domain: string;
   /** Empty by hand. */
   readonly job: string | null;
@@ -51,11 +51,11 @@ export interface ListedMachine {
   readonly why: string | null;
   readonly address: string | null;
   readonly memoryMib: number | null;
-  /** What its volumes take of the pools, together. */
+  /** The space that its volumes take in the pools. */
   readonly diskBytes: number;
 }
 
-/** A machine without a domain is taken for one that starts while it is so young. */
+/** The age up to which a machine without a domain counts as starting. */
 const STARTING_SECONDS = 600;
 
 export async function listMachines(context: Context): Promise<ListedMachine[]> {
@@ -94,7 +94,7 @@ function isWaiting({ hasDomain, volumes }: FoundMachine): boolean {
   return hasDomain && waitingIn(volumes.map(({ name }) => name)).length > 0;
 }
 
-/** Whether it waits for its turn, or for its project's: then the machine gets its disk. */
+/** Whether it waits in the host's queue or in its project's. It gets its disk after that. */
 async function isQueued(
   { name, volumes, why }: FoundMachine & Need,
   { config }: Host,
@@ -117,7 +117,7 @@ function stateOf({ metadata, owner, why }: Need, domainState: DomainState | null
   return why === null && seconds < STARTING_SECONDS ? "starting" : "leftover";
 }
 
-/** What its domain says now; null if it ends just then. */
+/** The values of its domain now; null if it has just ended. */
 async function lifeOf(
   machine: string,
   connection: Connection,

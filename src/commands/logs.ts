@@ -18,7 +18,9 @@ export const command = defineCommand("logs", {
     onHost(({ host }) => logs(machine, output.stdout, host)),
 });
 
-/** Prints what is kept of the machine's serial console. Throws SystemFailure if there is none. */
+/**
+ * Prints the machine's serial console, as far as it is kept. Throws SystemFailure if there is none.
+ */
 export async function logs(machine: string, stdout: Sink, host: Host): Promise<void> {
   const { connection, config } = host;
   using pool = await findActivePool(connection, config.pools.overlays);

@@ -41,7 +41,7 @@ export const command = defineCommand("prepare", {
   },
 });
 
-/** What the machine is to have besides. */
+/** Options of the machine. */
 interface PrepareOptions {
   /** `--ssh-key-file`: the private key to log in with, instead of the one in the settings. */
   readonly keyFile?: string | undefined;
@@ -121,7 +121,7 @@ async function specOf(
   };
 }
 
-/** What few machines need is loaded for them alone. */
+/** Loaded only for the few machines that need it. */
 const useStandby: UseAnother = async (...args) =>
   await (await import("../machine/standby/hand_over.ts")).useStandby(...args);
 

@@ -37,7 +37,7 @@ export const command = defineCommand("run", {
   run: runStage,
 });
 
-/** What the command line says to run. */
+/** The options of run. */
 export interface RunOptions {
   readonly machine?: string | undefined;
   /** The script's file. */
@@ -47,8 +47,8 @@ export interface RunOptions {
 }
 
 /**
- * Runs a script in the machine. A job's goes through the machine's connection master, if there is one:
- * nothing is imported here that this does not need.
+ * Runs a script in the machine. A job's script goes through the machine's connection master, if there is
+ * one. This file imports only what that needs.
  */
 export async function runStage(options: RunOptions, program: Program): Promise<void> {
   const { env, guestCommand, say } = program;
@@ -65,11 +65,11 @@ export async function runStage(options: RunOptions, program: Program): Promise<v
     program.countIn(session.known.metricsFile);
     return await runByMaster(session, script, program, ofJob);
   }
-  await endMaster(socket, machine); // it is of no use, and does not know of this script
+  await endMaster(socket, machine); // it is useless, and does not know of this script
   try {
     await runAlone(machine, script, program, ofJob);
   } finally {
-    await endMaster(socket, machine); // one that has come up meanwhile
+    await endMaster(socket, machine); // it has come up meanwhile
   }
 }
 

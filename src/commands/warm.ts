@@ -5,7 +5,7 @@ import { PROGRAM } from "../cli/program_name.ts";
 import { UsageError } from "../errors.ts";
 import { removeWarmImages, warm } from "../machine/warm/save.ts";
 
-/** To save much RAM takes longer than a call of a job may. */
+/** Saving much RAM takes longer than a call of a job may. */
 const CALL_SECONDS = 600;
 
 export const command = defineCommand("warm", {

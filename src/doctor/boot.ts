@@ -12,7 +12,7 @@ export interface BootStages {
   readonly cleanup: () => Promise<void>;
 }
 
-/** What jobs call in the guest, what happens without it, and how it gets there. */
+/** The programs that jobs call in the guest: what fails without one, and how to install it. */
 const PROGRAMS = {
   "git": {
     finding: problem,
@@ -26,7 +26,7 @@ const PROGRAMS = {
   },
 } as const;
 
-/** As GitLab Runner's own scripts ask: one that does not run counts as missing. */
+/** Asks as GitLab Runner's own scripts do: a program that does not run counts as missing. */
 const SCRIPT = `for program in ${Object.keys(PROGRAMS).join(" ")}; do
   "$program" --version >/dev/null 2>&1 || echo "missing $program"
 done

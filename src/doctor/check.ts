@@ -15,9 +15,9 @@ export interface DoctorContext {
   readonly kvm: () => Promise<KvmAnswer>;
   readonly hostNetwork: () => HostNetwork;
   readonly home: string | undefined;
-  /** Where this program is, for GitLab Runner to call it. */
+  /** The path by which GitLab Runner can call this program. */
   readonly program: string;
-  /** Where the host's file system begins: empty, or a directory that looks like one. */
+  /** The root of the host's file system: empty, or a directory in its place. */
   readonly root: string;
   readonly checkSeconds: number;
 }

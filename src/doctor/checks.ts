@@ -45,7 +45,9 @@ export async function runChecks(context: DoctorContext): Promise<GroupedFinding[
   return (await Promise.all(GROUPS.map((group) => examine(group, context)))).flat();
 }
 
-/** What these checks find. A check that fails or takes too long does not affect the others. */
+/**
+ * The findings of these checks. A check that fails or takes too long does not affect the others.
+ */
 export async function examine(
   { name, checks }: Group,
   context: DoctorContext,

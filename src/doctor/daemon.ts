@@ -84,7 +84,7 @@ export async function checkEmulator(context: LibvirtContext): Promise<Found> {
   return await emulatorFinding(await context.connection.capabilities(), context);
 }
 
-/** What libvirt's capabilities (https://libvirt.org/formatcaps.html) say of machines. */
+/** The finding about machines in libvirt's capabilities (https://libvirt.org/formatcaps.html). */
 export async function emulatorFinding(capabilities: string, context: Root): Promise<Found> {
   const root = rootOf(capabilities);
   const arch = find(root, "host", "cpu", "arch")?.text ?? "?";
@@ -97,7 +97,7 @@ export async function emulatorFinding(capabilities: string, context: Root): Prom
   });
 }
 
-/** The command that lets this user in, as far as the daemon's socket tells; else null. */
+/** The command that gives this user access, as far as the daemon's socket tells; else null. */
 async function connectRemedy(context: DoctorContext): Promise<string | null> {
   if (!isLocal(context) || !/^qemu:.*\/system$/.test(context.config.libvirt.uri)) return null;
   for (const socket of SOCKETS) {

@@ -7,7 +7,7 @@ export interface Finding {
   /** A sentence without a full stop. */
   readonly subject: string;
   readonly level: Level;
-  /** What it means for jobs; empty where all is well. */
+  /** Its meaning for jobs; empty if all is well. */
   readonly meaning: string;
   /** A command to paste that fixes it. */
   readonly remedy: string | null;

@@ -13,7 +13,7 @@ const SMT = "/sys/devices/system/cpu/smt";
 const QEMU_CONF = "/etc/libvirt/qemu.conf";
 const FIRST_WITH_CORE_SCHEDULING = 8_009_000;
 
-/** Whether machines share cores of the processor: each of its threads shows much of the other. */
+/** Whether machines share processor cores: threads of a core can observe each other. */
 export async function checkThreads(context: DoctorContext): Promise<Finding> {
   if ((await readHostFile(context, `${SMT}/active`))?.trim() !== "1") {
     return ok("Machines do not share CPU cores: SMT is off");
@@ -41,7 +41,9 @@ export async function checkThreads(context: DoctorContext): Promise<Finding> {
   });
 }
 
-/** Whether libvirt and the kernel are sure to know `sched_core`: else libvirt would not start. */
+/**
+ * Whether libvirt and the kernel certainly support `sched_core`: otherwise libvirt would not start.
+ */
 async function canScheduleCores(context: DoctorContext): Promise<boolean> {
   if (!isConnected(context)) return false;
   if (await context.connection.libVersion() < FIRST_WITH_CORE_SCHEDULING) return false;
@@ -50,7 +52,7 @@ async function canScheduleCores(context: DoctorContext): Promise<boolean> {
   return /^CONFIG_SCHED_CORE=y$/m.test(kernel ?? "");
 }
 
-/** Whether what machines have in memory gets to the host's disk as it is. */
+/** Whether the memory of machines reaches the host's disk unencrypted. */
 export async function checkSwap(context: DoctorContext): Promise<Found> {
   const [, ...lines] = (await readHostFile(context, "/proc/swaps") ?? "").trim().split("\n");
   if (lines.length === 0) return ok("No swap is active");

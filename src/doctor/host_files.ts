@@ -3,7 +3,7 @@ import { isKernelFile, readKernelFile } from "../../ffi/proc.ts";
 import type { DoctorContext } from "./check.ts";
 import { orMissing } from "../files.ts";
 
-/** Where the host's file system begins. */
+/** The root of the host's file system. */
 export type Root = Pick<DoctorContext, "root">;
 
 /** The text of a file of the host, or null if there is none. Throws if it may not be read. */
@@ -41,7 +41,7 @@ const PROGRAM_DIRECTORIES = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
 /** Whether the host has this program where daemons look for it. */
 export async function hasProgram({ root }: Root, name: string): Promise<boolean> {
-  // Not behind links: those of /etc/alternatives lead out of any other root.
+  // Does not follow links: those of /etc/alternatives lead out of any other root.
   const found = PROGRAM_DIRECTORIES.map((path) => orMissing(Deno.lstat(`${root}${path}/${name}`)));
   return (await Promise.all(found)).some((info) => info !== null);
 }
@@ -77,7 +77,7 @@ export interface HostUser {
   readonly gids: readonly number[];
 }
 
-/** The user whom this process acts as, with the groups that it really has. */
+/** This process's user, with the groups that it really has. */
 export async function readOwnUser(context: Root): Promise<HostUser> {
   const status = await readHostFile(context, "/proc/self/status") ?? "";
   const numbersOf = (key: string): number[] =>
@@ -105,7 +105,7 @@ export async function findGroupName(context: Root, gid: number): Promise<string 
   return lines.find((fields) => Number(fields[2]) === gid)?.[0] ?? null;
 }
 
-/** What this user may do with a file, as bits such as 0o6 for reading and writing. */
+/** This user's permissions for a file, as bits such as 0o6 for reading and writing. */
 export function permissionsOf(
   { uid, gids }: Pick<HostUser, "uid" | "gids">,
   file: Pick<Deno.FileInfo, "mode" | "uid" | "gid">,

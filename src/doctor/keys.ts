@@ -7,7 +7,7 @@ import { command } from "../shell.ts";
 
 export const group = { name: "SSH keys", checks: [checkKeys] };
 
-/** The private keys for templates that know theirs already. */
+/** The private keys for templates that already have the public keys. */
 export async function checkKeys(context: DoctorContext): Promise<Finding[]> {
   const machines = allMachines(context.config).filter(({ ssh: { login } }) => login === "template");
   const files = new Set(machines.map(({ ssh: { key } }) => key));
@@ -38,7 +38,7 @@ async function checkKey(file: string | null, { root, home = "" }: DoctorContext)
 /** A new key has to get into the template too; the old one only needs to lose its passphrase. */
 function remedyOf(error: unknown, file: string): string | null {
   if (!(error instanceof Error)) return null;
-  const path = file.startsWith("~/") ? file : command(file); // the shell knows a home without quotes
+  const path = file.startsWith("~/") ? file : command(file); // the shell expands ~ only without quotes
   if (/passphrase/.test(error.message)) return `ssh-keygen -p -N "" -f ${path}`;
   const isMissing = error.cause instanceof Deno.errors.NotFound || /no SSH key/.test(error.message);
   return isMissing ? `ssh-keygen -t ed25519 -N "" -f ${path}` : null;

@@ -33,7 +33,7 @@ export function checkEmulation({ config }: DoctorContext): Finding | null {
   });
 }
 
-/** Whether KVM runs a guest, found by running one, where the settings have machines use it. */
+/** Whether KVM runs a guest here, if the settings use KVM. It runs one to find out. */
 export async function checkKvm(context: DoctorContext): Promise<Finding | null> {
   if (!allMachines(context.config).some(({ domainType }) => domainType === "kvm")) return null;
   const answer = await context.kvm();
@@ -58,7 +58,7 @@ export async function checkKvm(context: DoctorContext): Promise<Finding | null> 
   });
 }
 
-/** Whether libvirt offers the KVM that works; it keeps what it once found out about QEMU. */
+/** Whether libvirt offers the KVM that works: libvirt keeps what it once found out about QEMU. */
 export function offerFinding(capabilities: string): Finding {
   if (/<domain type=["']kvm/.test(capabilities)) return ok("KVM works");
   return problem("KVM works, but libvirt does not offer it", {

@@ -16,7 +16,7 @@ interface NetworkContext extends Pick<DoctorContext, "config"> {
   readonly name: string;
 }
 
-/** What a network's XML (https://libvirt.org/formatnetwork.html) means for machines in it. */
+/** The findings in a network's XML (https://libvirt.org/formatnetwork.html). */
 export function networkFindings(networkXml: string, context: NetworkContext): Found {
   const { name } = context;
   const root = rootOf(networkXml);
@@ -36,7 +36,7 @@ export function networkFindings(networkXml: string, context: NetworkContext): Fo
 /** A spanning tree holds back each port of a bridge while it listens, and again while it learns. */
 function checkBridge(root: XmlElement | null, context: NetworkContext): Finding | null {
   const { stp = "on", delay = "0" } = find(root, "bridge")?.attributes ?? {};
-  if (stp === "off") return null; // the kernel then heeds no delay
+  if (stp === "off") return null; // the kernel then ignores the delay
   const seconds = 2 * Math.max(SHORTEST_DELAY, Number(delay));
   return warning(`The bridge of the network "${context.name}" uses STP`, {
     meaning: `Each machine waits ${seconds} s until it can use the network`,
@@ -97,7 +97,7 @@ function checkPing(root: XmlElement | null, context: NetworkContext): Finding | 
   });
 }
 
-/** Changes hold from the next start, which takes the network from the machines in it. */
+/** Changes take effect at the network's next start, which disconnects its machines. */
 function edit({ config, name }: NetworkContext, what: string): string {
   const restart = `${virsh(config.libvirt, "net-destroy", name)} && ${
     virsh(config.libvirt, "net-start", name)

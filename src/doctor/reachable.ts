@@ -36,7 +36,7 @@ interface Reach {
   readonly context: LibvirtContext;
 }
 
-/** The XML of the machines' networks, by name, as far as they are there. */
+/** The XML of those of the machines' networks that exist, by name. */
 async function xmlsOf(
   machines: readonly MachineSettings[],
   connection: Connection,
@@ -91,7 +91,7 @@ function metadata(isolated: readonly MachineSettings[]): Finding {
   });
 }
 
-/** Of the networks that the host has routes to, as it does to those that it is in. */
+/** The private networks that the host has routes to. It has one to each network that it is in. */
 function privateNetworks({ isolated, networks, context: { hostNetwork } }: Reach): Finding {
   const own = Array.from(networks.values()).flatMap(readSubnets)
     .map(({ host, prefix }) => ({ address: host, prefix }));

@@ -27,7 +27,7 @@ export async function checkRunner(context: DoctorContext): Promise<Found> {
   ];
 }
 
-/** A section that names no program yet is taken for ours; a wrapper has our name in its own. */
+/** A section without a program counts as ours. A wrapper has our name in its own. */
 function callsUs({ executor, custom }: Runner): boolean {
   const programs = STAGES.map((stage) => custom[`${stage}_exec`]).filter((path) => path !== "");
   const isOurs = programs.length === 0 || programs.some((path) => /libvirt-gci[^/]*$/.test(path));

@@ -115,7 +115,7 @@ async function fileSystemOf(path: string, context: DoctorContext): Promise<strin
     .map((line) => line.split(" "))
     .filter(([, at = ""]) => at === "/" || path === at || path.startsWith(`${at}/`));
   const length = (mount: readonly string[]): number => mount[1]?.length ?? 0;
-  // Of two mounts at one place, the later hides the earlier.
+  // The later of two mounts at one place hides the earlier.
   const last = mounts.reduce<string[]>((a, b) => length(b) >= length(a) ? b : a, []);
   return last[2] ?? null;
 }

@@ -53,7 +53,7 @@ async function listDomains(connection: Connection): Promise<HostDomain[]> {
   return described;
 }
 
-/** The volume's file and all that it stands on, as far as the pool knows them. */
+/** The volume's file and its backing files, as far as the pool knows them. */
 export function chainOf(volume: TemplateVolume, { volumes }: TemplateHost): string[] {
   const chain = [volume.path];
   let next = volume.backing;

@@ -145,7 +145,7 @@ async function checkChanged(
   );
 }
 
-/** The smaller of two bounds holds; a rule may have another than all settings. */
+/** The smaller of two limits holds. A rule may replace the one of all settings. */
 function checkSize(
   { name, capacityBytes }: TemplateVolume,
   settings: MachineSettings | null,

@@ -10,11 +10,11 @@ import { sleep } from "../wait.ts";
 export type Agent = (command: object, timeoutSeconds: number) => Promise<unknown>;
 
 const AGENT_SECONDS = 5;
-/** Each time, the guest works for the answer, and its agent may log it. */
+/** Each poll is work for the guest, and its agent may log it. */
 const FIRST_POLL_MS = 30;
 const LONGEST_POLL_MS = 200;
 
-/** What a script is for, as the end of "The guest could not ...", and how long it may take. */
+/** A script's purpose, as the end of "The guest could not ...", and the time that it may take. */
 export interface Purpose {
   readonly what: string;
   readonly timeoutSeconds: number;
@@ -23,7 +23,7 @@ export interface Purpose {
 /** Waits for the script's end or the signal. Throws SystemFailure with its stderr, or the reason. */
 export type UntilEnd = (signal?: AbortSignal) => Promise<void>;
 
-/** Has the guest's agent run a script for sh, as root, and resolves when it has ended well. */
+/** Runs a script for sh as root, through the guest's agent. Resolves when it has succeeded. */
 export async function runByAgent(
   agent: Agent,
   script: string,
@@ -87,7 +87,7 @@ function checkEnd(status: Readonly<Record<string, unknown>>, what: string): void
   });
 }
 
-/** The end of what it wrote to stderr, in one line, by the answer to guest-exec-status. */
+/** The end of the script's stderr in one line, from the answer to guest-exec-status. */
 export function stderrOf(status: Readonly<Record<string, unknown>>): string {
   return atob(String(status["err-data"] ?? "")).trim().replace(/\s+/g, " ").slice(-500);
 }

@@ -3,9 +3,9 @@
 import type { Algorithms } from "ssh2";
 
 /**
- * Key exchanges whose cost no server chooses: with diffie-hellman-group-exchange it names the prime, of
- * any size (RFC 4419), and ssh2 computes with it while nothing else happens. OpenSSH has had these since
- * 5.7. What is not compressed cannot grow.
+ * Key exchanges whose cost the server does not choose. With diffie-hellman-group-exchange it chooses a
+ * prime of any size (RFC 4419), and ssh2 blocks the program while it computes with it. OpenSSH has had
+ * these since 5.7. Without compression, data cannot expand.
  */
 export const ALGORITHMS: Algorithms = {
   kex: [

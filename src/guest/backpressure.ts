@@ -3,25 +3,27 @@ import type { Duplex, Readable } from "node:stream";
 // @ts-types="@types/ssh2"
 import type { Client } from "ssh2";
 
-/** Twice what a server that keeps to its window has us hold of a stream. */
+/** Twice the unread bytes of a stream that a server can cause if it keeps to its window. */
 const MOST_UNREAD_BYTES = 8 * 1024 * 1024;
-/** Of replies, which a server could ask for and never read. */
+/** For replies, which a server could ask for and never read. */
 const MOST_UNSENT_BYTES = 64 * 1024;
-/** What each part of a stream counts for besides its bytes, which may be one: what V8 needs, and garbage. */
+/**
+ * The overhead of each part of a stream, which may have a single byte: V8's objects, and garbage.
+ */
 const PART_BYTES = 4096;
 const LOOK_MS = 10;
 
-/** What ssh2 1.17 keeps to itself. tests/guest/flood_test.ts fails if it is not so any more. */
+/** Private parts of ssh2 1.17. tests/guest/flood_test.ts fails if they change. */
 interface Insides {
-  /** Its channels by number. One that is not open yet is a function. */
+  /** Its channels by number. A channel that is not open yet is a function. */
   readonly _chanMgr: { readonly _channels: Readonly<Record<number, ChannelInsides>> };
-  /** Counts anew the keepalives that are not answered. */
+  /** Resets the count of unanswered keepalives. */
   readonly _resetKA: () => void;
   readonly _protocol: ProtocolInsides;
 }
 
 interface ProtocolInsides {
-  /** What is done with each kind of message. */
+  /** The handler of each kind of message. */
   readonly _handlers: {
     GLOBAL_REQUEST: (protocol: ProtocolInsides, name: string, wantsReply: boolean) => void;
   };
@@ -37,8 +39,9 @@ interface ChannelInsides extends ReadableInsides {
 }
 
 /**
- * Stops reading a connection while the client holds too much that the server sent or asked for: ssh2
- * does not enforce its window. A server that does not read either is then lost by its keepalives.
+ * Stops reading a connection while the client holds too many bytes that nobody has read, or too many
+ * replies that it cannot send: ssh2 does not enforce its window. A server that does not read either is
+ * then lost by its keepalives.
  */
 export function limitBuffering(client: Client, socket: Duplex): void {
   const insides = client as unknown as Insides;
@@ -47,7 +50,7 @@ export function limitBuffering(client: Client, socket: Duplex): void {
     timer = undefined;
     const isUnread = unreadBytes(insides) > MOST_UNREAD_BYTES;
     if (isUnread || socket.writableLength > MOST_UNSENT_BYTES) {
-      if (isUnread) insides._resetKA(); // the answers are not read, however long the log takes
+      if (isUnread) insides._resetKA(); // meanwhile the answers are not read, however slow the log is
       socket.pause();
       timer = setTimeout(look, LOOK_MS);
     } else if (socket.isPaused()) socket.resume();
@@ -60,7 +63,7 @@ export function limitBuffering(client: Client, socket: Duplex): void {
   };
 }
 
-/** How much the client holds that has come for its channels and was not read yet. */
+/** The bytes for the client's channels that nobody has read yet. */
 function unreadBytes({ _chanMgr }: Insides): number {
   return Object.values(_chanMgr._channels)
     .filter((channel) => channel.stderr !== undefined)

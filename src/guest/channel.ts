@@ -8,7 +8,9 @@ import { type Agent, stderrOf } from "./agent.ts";
 import { randomHex } from "../random.ts";
 import { NotYet, within } from "../wait.ts";
 
-/** A virtio-serial channel of a machine, and who puts an SSH server at the guest's end of it. */
+/**
+ * A virtio-serial channel of a machine, and the agent that starts an SSH server at the guest's end.
+ */
 export interface Channel {
   readonly agent: Agent;
   /** The name of the channel's target in the domain XML, by which the guest finds its port. */
@@ -21,8 +23,8 @@ const AGENT_SECONDS = 4; // a call may take twice that, since libvirt greets the
 const PAUSE_MS = 250;
 
 /**
- * Starts an SSH server for one connection in the guest and gives the way to it, paused, or says why
- * there is none yet. Throws SystemFailure if waiting does not help, and the signal's reason.
+ * Starts an SSH server for one connection in the guest. Gives a paused socket to it, or why there is
+ * none yet. Throws SystemFailure if waiting does not help, and the signal's reason.
  */
 export async function openChannel(
   { agent, name, socketPath }: Channel,
@@ -62,7 +64,7 @@ async function connect(path: string): Promise<Socket | NotYet> {
     }
     const { promise, resolve, reject } = Promise.withResolvers<void>();
     const socket = createConnection({ path }, resolve);
-    socket.on("error", reject); // later ones are for who reads
+    socket.on("error", reject); // later errors are the reader's
     await promise;
     socket.on("close", () => lock?.close());
     return socket;
@@ -81,7 +83,7 @@ async function connect(path: string): Promise<Socket | NotYet> {
   }
 }
 
-/** Resolves when the SSH server greets. What comes before the token is an earlier connection's. */
+/** Resolves when the SSH server greets. Bytes before the token belong to an earlier connection. */
 function greetingAfter(token: string, socket: Socket): Promise<true> {
   const { promise, resolve } = Promise.withResolvers<true>();
   let seen = Buffer.alloc(0);
@@ -95,7 +97,7 @@ function greetingAfter(token: string, socket: Socket): Promise<true> {
     socket.off("data", findStart).pause();
     socket.unshift(seen.subarray(start + token.length + 1));
     seen = Buffer.alloc(0);
-    socket.on("data", findEnd); // with the next reader's, who resumes
+    socket.on("data", findEnd); // beside the next reader, which resumes
     resolve(true);
   };
   const findEnd = (bytes: Buffer): void => {
@@ -107,7 +109,7 @@ function greetingAfter(token: string, socket: Socket): Promise<true> {
   return promise;
 }
 
-/** Has the agent run {@linkcode SERVER}, and gives its process. */
+/** Starts {@linkcode SERVER} through the agent, and gives its PID. */
 async function startServer(agent: Agent, name: string, token: string): Promise<number | NotYet> {
   const answer = await ask(agent, "guest-exec", {
     path: "/bin/sh",

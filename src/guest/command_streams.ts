@@ -3,7 +3,7 @@ import type { Readable } from "node:stream";
 // @ts-types="@types/ssh2"
 import type { Client, ClientChannel } from "ssh2";
 
-/** What takes the output of a command, whole or in part; the next part waits until it is done. */
+/** Takes a part of a command's output. The next part waits until this one is taken. */
 export type Sink = (bytes: Uint8Array) => Promise<void>;
 
 export interface Outputs {
@@ -11,7 +11,7 @@ export interface Outputs {
   readonly stderr: Sink;
 }
 
-/** How a command ended: with a status, by a signal, or with neither: the guest was lost. */
+/** How a command ended: with a status, by a signal, or with neither if the guest was lost. */
 export interface CommandEnd {
   readonly status: number | null;
   readonly signal: string | null;
@@ -23,7 +23,7 @@ export interface CommandStreams {
   readonly stderr: Filter;
 }
 
-/** A sink that may say `true`: it has all that it wants, though the stream may go on. */
+/** A sink that resolves to `true` once it has all that it wants. The stream may go on. */
 export type Filter = (bytes: Uint8Array) => Promise<boolean | void>;
 
 /** Gives the filter what the stream has, until that ends or the filter has all. */
@@ -32,7 +32,7 @@ export async function drain(stream: Readable, filter: Filter): Promise<void> {
   for await (const bytes of stream.iterator({ destroyOnReturn: false })) {
     if (await filter(bytes) === true) break;
   }
-  stream.resume(); // unread, what comes now would hold the channel open
+  stream.resume(); // unread bytes would hold the channel open
 }
 
 /** Resolves when the command of this channel has ended, or its connection. */

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-/** Sees whether the server has this host key, or keeps which one it has. */
+/** Checks that the server has this host key, or notes which one it has. */
 export class HostKeyCheck {
   /** The SHA-256 of the host key that the server showed, in base64; empty before that. */
   shown = "";

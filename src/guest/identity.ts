@@ -4,23 +4,28 @@ import type { KeyPair } from "./key.ts";
 import { randomHex } from "../random.ts";
 import { quote } from "../shell.ts";
 
-/** What makes a resumed guest another machine. The agent sets it before anyone can reach the guest. */
+/**
+ * The identity that makes a resumed guest another machine. The agent sets it before anyone can reach the
+ * guest.
+ */
 export interface Identity {
   readonly hostName: string;
   readonly hostKey: KeyPair;
-  /** Whom the user lets in, a line of authorized_keys; null leaves that to the template. */
+  /**
+   * The key that the user accepts, as a line of authorized_keys; null leaves that to the template.
+   */
   readonly publicKey: string | null;
   readonly user: string;
 }
 
 const TIMEOUT_SECONDS = 30;
-/** Of a guest that was ready before. */
+/** For a guest that was ready before. */
 const READY_SECONDS = 8;
 
 /**
  * Gives the guest its own random numbers, machine-id, host name, time, SSH host key and authorized key.
- * Only then do its processes go on: two guests that ask for an address before get one lease. Resolves
- * once the guest is at work on it. Throws SystemFailure.
+ * Its processes go on only after that: two guests that ask for an address before get the same lease.
+ * Resolves once the guest is at work on it. Throws SystemFailure.
  */
 export async function takeIdentity(
   agent: Agent,
@@ -57,7 +62,7 @@ export async function requireBooted(agent: Agent, port: number): Promise<void> {
   await runByAgent(agent, assignments({ port: String(port) }) + HAS_BOOTED, purpose);
 }
 
-/** Has the guest greet once by SSH, so that the programs for that are in its RAM. */
+/** Makes the guest greet once by SSH, so that the programs for that are in its RAM. */
 export async function exerciseSsh(agent: Agent, port: number): Promise<void> {
   const purpose = { what: "start its SSH server", timeoutSeconds: TIMEOUT_SECONDS };
   await runByAgent(agent, assignments({ port: String(port) }) + REHEARSE, purpose);
@@ -104,10 +109,11 @@ const LET_IN = `${START}${SET_NAME}${AUTHORIZE}
 `;
 
 /**
- * By RNDADDENTROPY and RNDRESEEDCRNG (random(4)), the kernel uses the new random numbers at once. What
- * is only written to /dev/urandom would count up to a minute later, before Linux 5.18 never; vmgenid
- * does it without help. The processes that {@linkcode STAND_STILL} stopped go on last: then both the
- * DHCP client and the SSH server are the new machine's. A socket-activated server reads its keys later.
+ * RNDADDENTROPY and RNDRESEEDCRNG (random(4)) make the kernel use the new random numbers at once. Bytes
+ * that are only written to /dev/urandom take effect up to a minute later, and never before Linux 5.18.
+ * With vmgenid, the kernel needs no help. The processes that {@linkcode STAND_STILL} stopped go on last,
+ * when both the DHCP client and the SSH server are the new machine's. A socket-activated server reads
+ * its keys later.
  */
 const BECOME_ANOTHER = `${START}
 if command -v perl >/dev/null; then

@@ -72,7 +72,7 @@ async function publicKeyOf(file: string, privateKey: string): Promise<string> {
   const parsed = utils.parseKey(privateKey);
   const key = Array.isArray(parsed) ? parsed[0] : parsed;
   if (key === undefined || key instanceof Error) {
-    // The parser's words may quote the file, so they stay inside.
+    // The parser's message may quote the file, so it is not passed on.
     const encrypted = /encrypted|passphrase/i.test(key?.message ?? "");
     throw new SystemFailure({
       fault: "settings",

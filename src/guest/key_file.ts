@@ -6,7 +6,7 @@ const ADVICE =
   "Remove other users' write permission on the directory, or set HOME to this user's " +
   "home";
 
-/** The file of the private key that a machine of ours lets in. */
+/** The file with the private key for a machine of ours. */
 export function keyFile(directory: string, machine: string): string {
   return `${directory}/${machine}.libvirt-gci-key`;
 }
@@ -40,7 +40,10 @@ export async function removeKeyFile(file: string): Promise<boolean> {
 
 const KEY_ENDING = keyFile("", "").slice(1);
 
-/** The names before the ends of such files in this directory, if there is one. Throws SystemFailure. */
+/**
+ * The names of the machines that have key files in this directory; none if it does not exist. Throws
+ * SystemFailure.
+ */
 export async function namesOfKeyFiles(directory: string): Promise<string[]> {
   const listed = orMissing(Array.fromAsync(Deno.readDir(directory), ({ name }) => name));
   const what = `Cannot list the machines' keys in "${directory}"`;

@@ -40,7 +40,7 @@ export class OutputEnd {
     return whole;
   };
 
-  /** Where the mark, or what may become one at the end of the bytes, begins; else their length. */
+  /** The start of the mark, or of bytes at the end that may become one; else their length. */
   #findMark(bytes: Uint8Array): number {
     const first = this.#mark[0] ?? 0;
     for (let at = bytes.indexOf(first); at >= 0; at = bytes.indexOf(first, at + 1)) {

@@ -11,7 +11,7 @@ const ATTEMPT_MS = 15_000;
  * lets none pass to ports of the host below 32768, which the kernel may choose.
  */
 const FIRST_CONNECT_MS = 60;
-/** How much longer the next one may take: to a guest that is only slow, each is work more. */
+/** The growth of the time for each attempt: attempts are work for a guest that is only slow. */
 const CONNECT_GROWTH = 4;
 
 /** libvirt does not answer while it sets the machine's filter, and SSH is tried meanwhile. */
@@ -122,7 +122,7 @@ async function tryLogin(login: Login, attempt: Attempt): Promise<SshConnection |
   try {
     const options = { ...attempt, timeoutMs: ATTEMPT_MS };
     if (login.channel === null) return await SshConnection.open(login, options);
-    const { openChannel } = await import("./channel.ts"); // what few machines need
+    const { openChannel } = await import("./channel.ts"); // rarely needed
     const sock = await openChannel(login.channel, options);
     return sock instanceof NotYet ? sock : await SshConnection.open(login, { ...options, sock });
   } catch (error) {

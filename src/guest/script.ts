@@ -70,12 +70,12 @@ export async function runScript(
 }
 
 /**
- * Where the script's file may be, for the guest's shell to expand: memory first, since a job rather
- * fills the disk.
+ * Directories for the script's file, which the guest's shell expands. Memory comes first: a job is more
+ * likely to fill the disk.
  */
 const DIRECTORIES = "/dev/shm $XDG_RUNTIME_DIR /run /tmp";
 
-/** How the command line ends if the script did not begin, as sysexits.h has it. */
+/** The exit statuses of the command line if the script did not start, from sysexits.h. */
 const NO_SHELL = 69;
 const NO_SPACE = 73;
 
@@ -83,7 +83,8 @@ const NO_SPACE = 73;
  * The command line that receives the script and runs it, fit for any login shell. The token is no
  * secret: it names the file, marks the script's processes, and ends its output.
  *
- * What comes can be read only once: before that, as many blanks show that a directory has the space.
+ * The input can be read only once, so blanks of the same size show first that a directory has the
+ * space.
  */
 function wrapper(shell: string, token: string, sizeBytes: number): string {
   const end = OutputEnd.printf(token);
@@ -105,16 +106,18 @@ function nameOf(token: string): string {
   return `.libvirt-gci-${token}`;
 }
 
-/** In the environment of all that a script starts: how its processes are found again. */
+/** In the environment of all processes that a script starts, to find them again. */
 const TOKEN_VARIABLE = "LIBVIRT_GCI_SCRIPT";
 
-/** How long a guest may take to begin with that, and to be through with it. */
+/** The time in which a guest must begin to end the processes, and the time to end them. */
 const ANSWER_MS = 3000;
 const END_MS = 30_000;
-/** How long a cancelled script takes at most to end, or not to answer, and to say so. */
+/** The longest time until a cancelled script has ended, or the guest counts as silent. */
 export const MOST_CANCEL_MS = ANSWER_MS + END_MS + 2000;
 
-/** Ends the processes of the script. Whether the guest answered: else it is left to cleanup. */
+/**
+ * Ends the processes of the script. Resolves to whether the guest answered; if not, cleanup ends them.
+ */
 async function endProcesses(ssh: SshConnection, token: string): Promise<boolean> {
   const script = `token=${token}\n${END_PROCESSES}`;
   const input = new TextEncoder().encode(script); // no argument, by which it would find itself

@@ -28,20 +28,20 @@ export interface Login {
   readonly user: string;
   /** The private key itself: never print it. */
   readonly privateKey: string;
-  /** What to talk through instead of the address; null for a machine with a network. */
+  /** The channel to use instead of the address; null for a machine with a network. */
   readonly channel: Channel | null;
   /** The SHA-256 of the guest's host key in base64; null accepts any, at the first contact. */
   readonly hostKey: string | null;
-  /** Until it has resolved, the guest does not know the key: all but that can be done before. */
+  /** Resolves when the guest knows the key. The rest of the login does not wait for it. */
   readonly keyKnown?: Promise<unknown>;
 }
 
 const KEEPALIVE_MS = 15_000;
-/** For what has come already to be seen, when a time is over. */
+/** Time to see bytes that have come already, when a timeout ends. */
 const GRACE_MS = 10;
 const SILENT_MS = 120_000; // a busy guest is slow to answer, not gone
 
-/** Offers the key at once and nothing else: there is no round trip to ask what there is. */
+/** Offers the key at once and nothing else, which saves the round trip to ask for the methods. */
 function byKeyOnceKnown(keyKnown: Promise<unknown>): AuthHandlerMiddleware {
   const nothingMore = false as never; // which ssh2 takes, and its types do not know
   let isOffered = false;
@@ -56,7 +56,7 @@ function byKeyOnceKnown(keyKnown: Promise<unknown>): AuthHandlerMiddleware {
 /** How to open a connection. */
 export interface OpenOptions {
   readonly timeoutMs: number;
-  /** How much of that the connection may take, before SSH begins. */
+  /** The part of it that the connection may take, before SSH begins. */
   readonly connectMs?: number;
   readonly signal: AbortSignal;
   /** The opened channel, closed with the connection. */
@@ -73,7 +73,7 @@ async function socketTo({ address, port }: Login, channel: Duplex | undefined): 
   return Object.assign(channel ?? createConnection({ host: address, port }), { pause, resume });
 }
 
-/** What ssh2 is told of a login, but for its socket and the host key. */
+/** ssh2's options for a login, without the socket and the host key. */
 function configOf(
   { user, privateKey, keyKnown }: Login,
   { timeoutMs, keepaliveMs = KEEPALIVE_MS }: OpenOptions,
@@ -134,7 +134,7 @@ export class SshConnection implements Disposable {
       const words = `Timed out while connecting to ${login.address} port ${login.port}`;
       reject(Object.assign(new Error(words), { code: "ETIMEDOUT" }));
     };
-    // Where the host is busy, the time may be over before it is known that the guest has answered.
+    // On a busy host, the time may be over before the program sees that the guest has answered.
     let connecting = setTimeout(() => connecting = setTimeout(giveUp, GRACE_MS), connectMs);
     let isConnecting = channel === undefined;
     client.on("connect", () => {
@@ -167,7 +167,7 @@ export class SshConnection implements Disposable {
     }
   }
 
-  /** What ended the connection, if it was lost. */
+  /** The error that ended the connection, if it was lost. */
   get lost(): Error | null {
     return this.#lost;
   }

@@ -6,7 +6,7 @@ const REFUSED = "ECONNREFUSED";
 /** How long a port may take to refuse a connection: a machine of the host's answers sooner. */
 const REFUSAL_MS = 200;
 
-/** What a machine does that cannot be logged in to, and what to do about it. */
+/** The behaviour of a machine that cannot be logged in to, and what to do about it. */
 interface Behaviour {
   readonly does: string;
   readonly advice: string;

@@ -16,7 +16,7 @@ export interface Job {
   readonly isProtected: boolean | null;
   /** The template it asks for, by DISTRO or `image:`, unchecked; null if it does not say. */
   readonly template: string | null;
-  /** Whether the template is the operator's word, by `--distro`, and not the job's. */
+  /** Whether the operator chose the template with `--distro`, and not the job. */
   readonly isTemplateFromOperator: boolean;
   readonly requests: SizeRequests;
   /** The names of its `services:`, as its author wrote them, unchecked; by hand there are none. */
@@ -30,7 +30,7 @@ export interface Job {
   readonly byHand: boolean;
 }
 
-/** What a job asks for by LIBVIRT_GCI_VCPUS and the like, unchecked; null where it does not ask. */
+/** A job's requests by LIBVIRT_GCI_VCPUS and the like, unchecked; null if it does not ask. */
 export interface SizeRequests {
   readonly vcpus: string | null;
   readonly memoryMib: string | null;
@@ -42,7 +42,7 @@ export interface SizeRequests {
 export interface JobOptions {
   readonly machine?: string | undefined;
   readonly distro?: string | undefined;
-  /** By hand, what GitLab would say; GitLab's own word counts more. */
+  /** By hand, what GitLab would tell. Under GitLab Runner it is ignored. */
   readonly project?: string | undefined;
   readonly isProtected?: boolean | undefined;
 }
@@ -53,7 +53,7 @@ export const MACHINE_VARIABLE = "LIBVIRT_GCI_MACHINE";
 /** The variable by which `config` tells them, in the same way, which process called it. */
 export const CALLER_VARIABLE = "LIBVIRT_GCI_CALLER";
 
-/** What GitLab Runner always sets, each version some of them, and people by hand do not. */
+/** Variables of GitLab Runner, of which each version sets some and people by hand none. */
 const RUNNER_VARIABLES = [
   "JOB_RESPONSE_FILE",
   "BUILD_FAILURE_EXIT_CODE",
@@ -66,7 +66,7 @@ export function isByHand(env: Env): boolean {
   return RUNNER_VARIABLES.every((name) => !env[name]);
 }
 
-/** What GitLab says of the job, and no variable of its own. */
+/** The part of the job that comes from GitLab, and not from the job's own variables. */
 type Identity = Pick<
   Job,
   "machine" | "id" | "project" | "isProtected" | "services" | "timeoutSeconds" | "attemptDir"
@@ -168,7 +168,7 @@ export async function machineName(
 
 const HASH = new RegExp(`-[0-9a-f]{${HASH_CHARACTERS}}$`);
 
-/** What the names of the machines of all attempts at a job have in common under GitLab Runner. */
+/** The part of the name that the machines of all attempts at a job share under GitLab Runner. */
 export function withoutAttempt(machine: string): string {
   return machine.replace(HASH, "");
 }
@@ -191,7 +191,9 @@ export function checkMachineName(machine: string): void {
   });
 }
 
-/** What GitLab says, and never a variable: a job could name another job's machine by one. */
+/**
+ * Takes it from GitLab and never from a variable, by which a job could name another job's machine.
+ */
 async function identityUnderRunner(env: Env, isNamed: boolean): Promise<Identity> {
   const file = env["JOB_RESPONSE_FILE"];
   if (!file) {

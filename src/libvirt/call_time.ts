@@ -31,7 +31,7 @@ export function lost(functionName: string, words: string, code: number): Libvirt
   });
 }
 
-/** What the call gives, unless the daemon is silent for too long; then `onStuck` is told. */
+/** Gives the call's result. If the daemon is silent for too long, calls `onStuck` and throws. */
 export async function inTime<T>(
   functionName: string,
   call: Promise<T>,

@@ -14,7 +14,7 @@ export type CallName = {
 
 interface Functions extends Libvirt, LibvirtQemu {}
 export type CallParameters<Name extends CallName> = Parameters<Functions[Name]>;
-/** What it gives, unless that says that it failed. */
+/** Its result, if it did not fail. */
 export type CallResult<Name extends CallName> = NonNullable<Awaited<ReturnType<Functions[Name]>>>;
 
 /** The functions whose first parameter is a handle of this C structure. */
@@ -34,12 +34,12 @@ interface Lists {
 /** The functions that need no daemon. */
 type LocalName = Exclude<keyof Libvirt, CallName>;
 
-/** The functions that give something back that libvirt made for us. */
+/** The functions that free an object of libvirt's. */
 export type FreeName = Extract<keyof Libvirt, `vir${string}Free`>;
 
-/** How long calls may take, and who is told of them. */
+/** The time that calls may take, and a listener for them. */
 export interface ConnectionOptions extends CallTime {
-  /** Told of each call that ends: for `--debug`. */
+  /** Called when a call has ended, for `--debug`. */
   readonly onCall?: ((functionName: string, milliseconds: number) => void) | null;
 }
 
@@ -90,7 +90,7 @@ export class Connection implements AsyncDisposable {
       const open = libvirt.virConnectOpen(cString(uri));
       const pointer = await inTime("virConnectOpen", open, timeToOpen(options));
       if (pointer === null) throw openError(uri, takeError("virConnectOpen", libvirt, buffer));
-      // A handler that is silent, so that this connection's errors stay away from the buffer above.
+      // A silent handler keeps this connection's errors out of the buffer above.
       libvirt.virConnSetErrorFunc(pointer, null, libvirt.freeAddress);
       return new Connection(uri, libvirt, { pointer, options });
     } finally {
@@ -99,8 +99,8 @@ export class Connection implements AsyncDisposable {
   }
 
   /**
-   * Has libvirt copy the errors of failed opens into a buffer, natively and on the thread that
-   * fails, instead of printing them on stderr.
+   * Makes libvirt copy the errors of failed opens into a buffer, natively and on the thread that fails,
+   * instead of printing them on stderr.
    */
   static #catchOpenErrors(libvirt: Libvirt): Uint8Array<ArrayBuffer> {
     if (Connection.#openError === undefined) {
@@ -168,7 +168,9 @@ export class Connection implements AsyncDisposable {
     }
   }
 
-  /** As {@linkcode callForString}, but throws LibvirtError at more bytes: a guest may choose them. */
+  /**
+   * As {@linkcode callForString}, but throws LibvirtError for a longer string: a guest may choose it.
+   */
   async callForShortString<Name extends CallName>(
     name: Name,
     mostBytes: number,
@@ -196,7 +198,7 @@ export class Connection implements AsyncDisposable {
     return this.takeArray(list, Number(await this.call(name, ...args))) as Pointer<Lists[Name]>[];
   }
 
-  /** The pointers in an array that a call has put here, which goes back to libvirt. */
+  /** The pointers in an array that a call has put here. Frees the array. */
   takeArray(list: OutCell, count: number): Deno.PointerObject[] {
     const array = list.pointer;
     if (array === null) return [];
@@ -213,7 +215,7 @@ export class Connection implements AsyncDisposable {
     return this.callForList(name, this.#pointer as CallParameters<Name>[0], flags);
   }
 
-  /** For handles: gives one back in its turn, or leaks it where a call is stuck that may use it. */
+  /** Frees a handle in its turn, or leaks it if a stuck call may use it. */
   release(free: FreeName, pointer: Deno.PointerObject): void {
     const give = this.#libvirt[free] as (pointer: Deno.PointerObject) => unknown;
     this.#turn = this.#turn.then(() => {
@@ -249,7 +251,7 @@ export class Connection implements AsyncDisposable {
     return this.ask("virConnectClose");
   }
 
-  /** Closes the connection if that is soon done. It never throws: what was done with it counts. */
+  /** Closes the connection if that is quick. It never throws: the work on it counts. */
   async [Symbol.asyncDispose](): Promise<void> {
     if (this.#stuck || this.#isClosed) return;
     const { promise: late, resolve } = Promise.withResolvers<void>();
@@ -267,7 +269,7 @@ export class Connection implements AsyncDisposable {
   }
 }
 
-/** Whether the URI is one of a hypervisor on this host: it names no other. */
+/** Whether the URI is of a hypervisor on this host: it names no other host. */
 export function isLocalUri(uri: string): boolean {
   return /^[^/]+:\/\/\//.test(uri);
 }

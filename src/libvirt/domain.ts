@@ -30,7 +30,9 @@ const WOULD_BLOCK = -2;
 // virDomainConsoleFlags.
 export const VIR_DOMAIN_CONSOLE_FORCE = 1; // end another session
 const CONSOLE_BYTES = 64 * 1024;
-/** Of an answer of a guest agent; libvirt takes megabytes, which are a hundred times that as objects. */
+/**
+ * For an answer of a guest agent. libvirt takes megabytes, which are a hundred times that as objects.
+ */
 const MOST_AGENT_BYTES = 64 * 1024;
 
 /** A crashed domain is kept as it was. A halted one waits for space for its disk. */
@@ -38,13 +40,15 @@ export type DomainState = "active" | "crashed" | "halted" | "gone";
 
 /** A session at a domain's serial console. It waits for nothing. */
 export interface ConsoleSession {
-  /** What has come and was not received before; empty is nothing yet, null that nothing will. */
+  /**
+   * Gives the bytes that have come since the last call: none if nothing came yet, null at the end.
+   */
   readonly receive: () => Promise<Uint8Array | null>;
-  /** Sends these bytes, or as many as go now, and gives how many that were. */
+  /** Sends as many of these bytes as possible now, and gives how many. */
   readonly send: (bytes: Uint8Array<ArrayBuffer>) => Promise<number>;
 }
 
-/** Where an address is known from: virDomainInterfaceAddressesSource. */
+/** The sources of addresses: virDomainInterfaceAddressesSource. */
 export const ADDRESS_SOURCE = {
   LEASE: 0, // the network's DHCP server
   AGENT: 1,
@@ -94,12 +98,12 @@ export class Domain extends Handle<"virDomain"> {
     }));
   }
 
-  /** Whether it runs. A transient domain that does not is gone: that is false too. */
+  /** Whether it runs: false too if it has ended, since a transient domain is gone then. */
   async isActive(): Promise<boolean> {
     return await orNull(VIR_ERR.NO_DOMAIN, this.call("virDomainIsActive")) === 1;
   }
 
-  /** What has become of it. A transient domain that has ended is gone. */
+  /** Its state. A transient domain that has ended is gone. */
   async state(): Promise<DomainState> {
     const state = new Int32Array(1);
     const reason = new Int32Array(1);
@@ -118,7 +122,7 @@ export class Domain extends Handle<"virDomain"> {
     await orNull(VIR_ERR.NO_DOMAIN, orNull(VIR_ERR.OPERATION_INVALID, destroyed));
   }
 
-  /** Has its CPUs stand still. When it resolves, nothing that the guest does leaves QEMU any more. */
+  /** Pauses its CPUs. Once it resolves, nothing of the guest leaves QEMU any more. */
   async suspend(): Promise<void> {
     await this.call("virDomainSuspend");
   }
@@ -159,9 +163,9 @@ export class Domain extends Handle<"virDomain"> {
   }
 
   /**
-   * Gives the body a session at its first serial console. libvirt takes in what comes only while
-   * another call of this connection waits: ask for the {@linkcode state} again and again. Throws
-   * LibvirtError if another session has the console, unless `force` ends it.
+   * Gives the body a session at its first serial console. libvirt reads the console only during other
+   * calls of this connection: ask for the {@linkcode state} again and again. Throws LibvirtError if
+   * another session has the console, unless `force` ends it.
    */
   withConsole<T>(
     { force }: { readonly force: boolean },
@@ -184,7 +188,7 @@ export class Domain extends Handle<"virDomain"> {
     }, VIR_STREAM_NONBLOCK);
   }
 
-  /** Its first screen, and the type of these bytes. Throws Error if there are more than so many. */
+  /** A picture of its first screen. Throws Error if it has more bytes than `most`. */
   async screenshot(most: number): Promise<{ mimeType: string; bytes: Uint8Array<ArrayBuffer> }> {
     return await Stream.with(this.connection, async (stream) => ({
       mimeType: await stream.lend((pointer) =>
@@ -229,12 +233,12 @@ export class Domain extends Handle<"virDomain"> {
 interface Interface {
   /** Lower case, with colons; empty if unknown. */
   readonly mac: string;
-  /** IPv4 and IPv6, as the source lists them: of a guest's agent, any words. */
+  /** IPv4 and IPv6, as the source lists them. A guest's agent may give any text. */
   readonly addresses: readonly string[];
 }
 
 const MAC_BYTES = 17;
-const MOST_ADDRESS_BYTES = 46; // INET6_ADDRSTRLEN: what is longer is no address
+const MOST_ADDRESS_BYTES = 46; // INET6_ADDRSTRLEN: longer text is no address
 
 /**
  * Reads a `virDomainInterface` (libvirt-domain.h): name at 0, hwaddr at 8, naddrs at 16, addrs at

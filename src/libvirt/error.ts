@@ -29,7 +29,7 @@ const LOG_ADVICE = "Check libvirt's log on the host: journalctl -u libvirtd -u v
 
 export interface LibvirtErrorOptions {
   readonly code: number;
-  /** What the kernel said, of a {@linkcode VIR_ERR.SYSTEM_ERROR}. */
+  /** The kernel's error number, for a {@linkcode VIR_ERR.SYSTEM_ERROR}. */
   readonly errno?: number | null;
   /** Whether the connection is of no use any more. */
   readonly isLost?: boolean;
@@ -70,7 +70,7 @@ export function isLost(error: unknown): boolean {
   return isLibvirtError(error) && error.isLost;
 }
 
-/** What the lookup gives, or null if it fails with this number. Other failures pass through. */
+/** Gives the lookup's value, or null if it fails with this number. Other failures pass through. */
 export async function orNull<T>(code: number, lookup: Promise<T>): Promise<T | null> {
   try {
     return await lookup;

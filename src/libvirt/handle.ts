@@ -10,7 +10,7 @@ import type {
   OtherParameters,
 } from "./connection.ts";
 
-/** Which function gives a handle of which C structure back. */
+/** The function that frees a handle, by its C structure. */
 export const FREE = {
   virDomain: "virDomainFree",
   virNetwork: "virNetworkFree",
@@ -23,10 +23,10 @@ export const FREE = {
 
 export type Kind = keyof typeof FREE;
 
-/** A handle of libvirt's. Disposing of it waits for its calls, and leaves alone what it stands for. */
+/** A handle of libvirt's. Disposing of it waits for its calls, and leaves its object as it is. */
 export abstract class Handle<K extends Kind> implements Disposable {
   protected readonly connection: Connection;
-  /** What libvirt calls it; empty for what has no name. */
+  /** libvirt's name for it; empty if it has none. */
   readonly name: string;
   readonly #kind: K;
   readonly #pointer: Pointer<K>;
@@ -40,7 +40,7 @@ export abstract class Handle<K extends Kind> implements Disposable {
     this.#pointer = pointer;
   }
 
-  /** The pointer, for what needs no daemon and is done at once. */
+  /** The pointer, for synchronous calls that need no daemon. */
   protected get pointer(): Pointer<K> {
     if (this.#isDisposed) throw new Error(`The handle of a ${this.#kind} was disposed of`);
     return this.#pointer;

@@ -12,9 +12,9 @@ const VIR_NODE_MEMORY_STATS_ALL_CELLS = -1; // of all NUMA nodes together
 
 export interface DomainMemory {
   readonly name: string;
-  /** What it may take, without QEMU's own; 0 where the driver does not say. */
+  /** The memory that it may take, without QEMU's own; 0 if the driver does not tell. */
   readonly maximumMib: number;
-  /** What its process takes just now; 0 where that is unknown. */
+  /** The memory that its process takes now; 0 if unknown. */
   readonly residentMib: number;
 }
 

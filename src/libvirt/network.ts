@@ -41,7 +41,7 @@ export class Network extends Handle<"virNetwork"> {
     return this.callForString("virNetworkGetXMLDesc", 0);
   }
 
-  /** What its DHCP server has leased and what has not expired. */
+  /** The leases of its DHCP server that have not expired. */
   async dhcpLeases(): Promise<DhcpLease[]> {
     const list = new OutCell();
     const count = await this.call("virNetworkGetDHCPLeases", null, list.buffer, 0);
@@ -54,8 +54,8 @@ export class Network extends Handle<"virNetwork"> {
 
   /**
    * Adds this `<host>` to the DHCP of its n-th `<ip>`, from 0, until the network ends. libvirt refuses
-   * (OPERATION_INVALID) what has the MAC or the IP address of one that is there. It takes the network's
-   * firewall rules away for a moment: connections that guests begin just then may be lost.
+   * it (OPERATION_INVALID) if another has the same MAC or IP address. The network's firewall rules are
+   * gone for a moment: connections that guests begin just then may be lost.
    */
   async addDhcpHost(hostXml: string, ipIndex: number): Promise<void> {
     await this.call(

@@ -50,7 +50,7 @@ export class FilterBinding extends Handle<"virNWFilterBinding"> {
     return pointer && new FilterBinding(connection, "virNWFilterBinding", pointer);
   }
 
-  /** The filter that it binds, which may not be there. */
+  /** The filter that it binds, which may not exist. */
   get filterName(): string {
     const name = this.connection.local.virNWFilterBindingGetFilterName(this.pointer);
     return borrowedString(name) ?? "";

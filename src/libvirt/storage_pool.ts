@@ -40,14 +40,14 @@ export class StoragePool extends Handle<"virStoragePool"> {
     return (await this.call("virStoragePoolIsActive")) === 1;
   }
 
-  /** Makes its target directory, starts it, and has libvirt start it with the host. */
+  /** Creates its target directory, starts the pool, and lets libvirt start it with the host. */
   async buildAndStart(): Promise<void> {
     await this.call("virStoragePoolBuild", 0);
     await this.call("virStoragePoolCreate", 0);
     await this.call("virStoragePoolSetAutostart", 1);
   }
 
-  /** Has libvirt use it no more; what is in it stays. */
+  /** Stops the pool. Its content stays. */
   async stop(): Promise<void> {
     await this.call("virStoragePoolDestroy");
   }
@@ -58,7 +58,7 @@ export class StoragePool extends Handle<"virStoragePool"> {
     return autostart[0] === 1;
   }
 
-  /** Has libvirt look for volumes that others put there. It fails while a volume is being made. */
+  /** Lets libvirt look for volumes that others put there. It fails while a volume is being made. */
   async refresh(): Promise<void> {
     await this.call("virStoragePoolRefresh", 0);
   }

@@ -5,7 +5,7 @@ import { Handle } from "./handle.ts";
 /** The most that a message of libvirt's streams carries. */
 const CHUNK_BYTES = 256 * 1024;
 
-/** A stream of bytes between us and what a call has opened at its other end. */
+/** A stream of bytes to or from the object that a call has opened at its other end. */
 export class Stream extends Handle<"virStream"> {
   /** Gives the body a stream of these virStreamFlags, then finishes it, or aborts it on failure. */
   static async with<T>(

@@ -18,7 +18,7 @@ export class Volume extends Handle<"virStorageVol"> {
     return Number((await this.#info())[1]);
   }
 
-  /** What it takes of the pool, in bytes, looked up afresh. */
+  /** The space that it takes in the pool, in bytes, looked up afresh. */
   async allocationBytes(): Promise<number> {
     return Number((await this.#info())[2]);
   }
@@ -30,7 +30,7 @@ export class Volume extends Handle<"virStorageVol"> {
     return info;
   }
 
-  /** Deletes it. Resolves to whether it was there: of many who delete it, one hears that. */
+  /** Deletes it. Resolves to whether it existed: of many who delete it, one gets true. */
   async delete(): Promise<boolean> {
     const deletion = this.call("virStorageVolDelete", 0);
     return await orNull(VIR_ERR.NO_STORAGE_VOL, deletion) !== null;

@@ -39,7 +39,9 @@ export async function runByMaster(
   if (known.keeps && known.hasFailed) await takeBack(known.domain, caller, ofJob);
 }
 
-/** Takes back what an earlier script of this name may have written down. The script has passed. */
+/**
+ * Takes back the failure that an earlier script of this name may have noted. The script has passed.
+ */
 async function takeBack(
   domain: string,
   { onHost }: MasterCaller,
@@ -84,7 +86,7 @@ async function watchOnHost(
   }
 }
 
-/** Writes down that the script failed, and gives the failure with what can be known of it. */
+/** Notes that the script failed, and gives the failure with what is known of it. */
 async function withConsequences(
   { cause, error, keeps, domain }: {
     readonly cause: unknown;

@@ -3,21 +3,21 @@ import { BuildFailure, type Fault, faultOf } from "../errors.ts";
 import { GuestFull } from "../guest/script.ts";
 import type { JobScript } from "./kept.ts";
 
-/** What ends a machine; it is of no use to keep it. */
+/** Faults with which the machine has ended: it is useless to keep it. */
 const ENDS: readonly Fault[] = ["guest_ended", "storage"];
 const LOSSES: readonly Fault[] = [...ENDS, "lost", "ssh_refused", "ssh_timeout", "host_key"];
 
-/** Whether the machine ended, by what a script failed with. */
+/** Whether the machine has ended, by the error of its script. */
 export function isEnd(error: unknown): boolean {
   return ENDS.includes(faultOf(error));
 }
 
-/** Whether the machine ended, or cannot be reached. */
+/** Whether the machine has ended or cannot be reached. */
 export function isLoss(error: unknown): boolean {
   return LOSSES.includes(faultOf(error));
 }
 
-/** The error, which is the job's if it has filled its guest. */
+/** The error; it is the job's fault if the job has filled its guest. */
 export function orFilledByJob(error: unknown, ofJob: JobScript | null): unknown {
   const isLater = ofJob !== null && ofJob.name !== "prepare_script"; // of the same job
   if (!(error instanceof GuestFull) || !isLater) return error;

@@ -26,7 +26,7 @@ export async function watch(
       const state = await stateOf(machine, own ?? connection);
       if (state !== "active") ended.abort(endedFailure(machine, state));
     } catch {
-      await own?.[Symbol.asyncDispose]().catch(() => {}); // it is of no use any more
+      await own?.[Symbol.asyncDispose]().catch(() => {}); // it is useless now
       own = await connect().catch(() => null);
     }
     await sleep(WATCH_MS, ended.signal);
@@ -44,7 +44,7 @@ export async function explainLoss(
   context: Context,
 ): Promise<SystemFailure> {
   const known = await orEnded(machine, failure, context);
-  const { withPostMortem } = await import("./post_mortem/post_mortem.ts"); // what few machines need
+  const { withPostMortem } = await import("./post_mortem/post_mortem.ts"); // rarely needed
   return await withPostMortem(machine, known, context);
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { rejectAtAbort, sleep, within } from "../wait.ts";
 
-/** How long libvirt is not asked about the machine: most scripts end before. */
+/** The time before libvirt is asked about the machine: most scripts end before. */
 const BLIND_MS = 2000;
 const WATCH_END_MS = 1000;
 

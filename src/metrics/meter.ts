@@ -41,15 +41,15 @@ export class Meter {
     this.#phases.push([step, milliseconds / 1000]);
   };
 
-  /** Asks libvirt what there is, unless that takes long. */
+  /** Measures the host with libvirt's help, unless that takes long. */
   async measure(host: Host): Promise<void> {
-    if (this.#options.stage === "run") return; // it changes nothing of that
+    if (this.#options.stage === "run") return; // a run changes none of that
     const disks = this.#options.stage === "gc";
     const measured = measure(host, { disks }).catch(() => null); // they stay as they were
     this.#gauges = await within(measured, disks ? GAUGES_OF_GC_MS : GAUGES_MS);
   }
 
-  /** Writes it all down. `failure` is what the stage fails with, or null. */
+  /** Adds the counts to the file. `failure` is the stage's error, or null. */
   async end(failure: unknown): Promise<void> {
     if (failure instanceof UsageError) return; // a mistyped command is no stage
     const { file, stage, version, warn } = this.#options;

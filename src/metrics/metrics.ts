@@ -15,7 +15,7 @@ const PHASES: readonly Phase[] = [...STEPS, "total"];
 /** The upper bounds of the buckets, as the file has them. */
 const BOUNDS = "0.05 0.1 0.25 0.5 1.0 2.5 5.0 10.0 20.0 30.0 60.0 120.0 300.0 600.0".split(" ");
 
-/** What is so just now, besides what is counted. */
+/** The current values, besides the counts. */
 export interface Gauges {
   readonly running: number;
   readonly stopped: number;
@@ -31,9 +31,9 @@ export interface Observation {
   readonly result: Result;
   /** Null without a failure. */
   readonly fault: Fault | null;
-  /** What the parts of prepare took that came to their end, in seconds. */
+  /** The seconds that each completed phase of prepare took. */
   readonly phases: readonly (readonly [Phase, number])[];
-  /** Null if they are not known, and stay as they are. */
+  /** Null if unknown: the file keeps its own. */
   readonly gauges: Gauges | null;
 }
 
@@ -50,11 +50,13 @@ interface Family {
   readonly type: "counter" | "gauge" | "histogram";
   readonly unit?: "seconds" | "bytes";
   readonly help: string;
-  /** All that there can be, in their order. Without a value, a gauge is left out and others are 0. */
+  /** All possible samples, in their order. A gauge without a value is left out, others are 0. */
   readonly samples: readonly string[];
 }
 
-/** No label has a word of a job's or a project's: they are secrets, and without number. */
+/**
+ * Labels contain no data from jobs or projects: they may be secret, and there is no end of them.
+ */
 const FAMILIES: readonly Family[] = [
   {
     name: `${PREFIX}stages`,
@@ -133,9 +135,9 @@ export function addObservation(
 }
 
 /**
- * The file, in OpenMetrics' text format
- * (https://github.com/prometheus/OpenMetrics/blob/v1.0.0/specification/OpenMetrics.md) as far as
- * Prometheus' older format, which node_exporter reads, can have it too: so the version is no "info".
+ * The file in OpenMetrics' text format
+ * (https://github.com/prometheus/OpenMetrics/blob/v1.0.0/specification/OpenMetrics.md), as far as
+ * Prometheus' older format has it too, which node_exporter reads. So the version is no "info".
  */
 export function metricsText(samples: Samples, version: string): string {
   const build = `${PREFIX}build_info`;
@@ -162,12 +164,12 @@ function familyText({ name, type, unit, help, samples: names }: Family, samples:
     `# HELP ${name} ${help}\n` + lines.join("");
 }
 
-/** Whether the text is, or was meant to be, of {@linkcode metricsText}. */
+/** Whether the text is from {@linkcode metricsText}, complete or not. */
 export function isOurs(text: string): boolean {
   return text.startsWith(`# TYPE ${PREFIX}`);
 }
 
-/** The samples of a whole text of ours, or null if it is not whole. */
+/** The samples in a text of ours; null if it is incomplete. */
 export function parseMetrics(text: string): Samples | null {
   if (!text.endsWith(`\n${END}`)) return null;
   const samples: Samples = new Map();

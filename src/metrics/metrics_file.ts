@@ -15,19 +15,19 @@ const PATIENCE_MS = 1000;
 const MOST_BYTES = 1024 * 1024;
 
 /**
- * Adds what a stage has seen to the file, which readers always see whole. Throws SystemFailure if the
- * file is not ours, or if others may write to its directory.
+ * Adds a stage's counts to the file, which readers always see whole. Throws SystemFailure if the file is
+ * not ours, or if others may write to its directory.
  */
 export async function addToMetricsFile(
   file: string,
   observation: Observation,
   { warn, patienceMs = PATIENCE_MS }: {
-    /** Told that counts were lost. */
+    /** Called if counts were lost. */
     readonly warn: (line: string) => void;
     readonly patienceMs?: number;
   },
 ): Promise<void> {
-  // Who may make files there, sticky bit or not, can have those in our way that we make.
+  // Users who may create files there, sticky bit or not, can create ours first.
   const directory = directoryOf(file);
   refuseUntrusted(directory, await Deno.stat(directory), "the metrics");
   const [lock, next] = [`${file}.lock`, `${file}.tmp`]; // node_exporter reads what ends in .prom
@@ -35,7 +35,7 @@ export async function addToMetricsFile(
   try {
     const samples = await readMetricsFile(file, warn);
     addObservation(samples, observation);
-    await orMissing(Deno.remove(next)); // what one who was killed has left
+    await orMissing(Deno.remove(next)); // a process that was killed left it
     const text = metricsText(samples, observation.version);
     // For node_exporter, which is another user: the mode does not depend on the umask.
     await Deno.writeTextFile(next, text, { createNew: true, mode: 0o644 });
@@ -77,7 +77,9 @@ async function openOwn(path: string): Promise<Deno.FsFile | null> {
   return await orMissing(Deno.open(path, { read: true, write: true }));
 }
 
-/** Whether the path still means this file, and is no link: who had the lock before has removed it. */
+/**
+ * Whether the path still leads to this file and is no link: the lock's last owner has removed it.
+ */
 async function isAt(path: string, file: Deno.FsFile): Promise<boolean> {
   const [there, here] = await Promise.all([orMissing(Deno.lstat(path)), file.stat()]);
   return there?.ino === here.ino && there.dev === here.dev;
@@ -98,7 +100,7 @@ async function readMetricsFile(file: string, warn: (line: string) => void): Prom
   return new Map();
 }
 
-/** Empty if there is no such file; null if it is none that we could have written. */
+/** The file's text: empty if it does not exist, null if we cannot have written it. */
 async function readText(file: string): Promise<string | null> {
   const there = await orMissing(Deno.stat(file));
   if (there === null) return "";

@@ -16,7 +16,10 @@ import type { Config, MachineSettings, Rule } from "../settings/settings.ts";
 export interface Decision extends RuleSearch {
   /** The template; its settings have the sizes that the job gets. */
   readonly choice: TemplateChoice;
-  /** Those of the choice. The template's disk must not be larger than their `limits.diskGib` either. */
+  /**
+   * The settings of the choice. The template's disk must not be larger than their `limits.diskGib`
+   * either.
+   */
   readonly settings: MachineSettings;
   readonly sizes: Sizes;
   readonly advise: TemplateAdvice;
@@ -25,11 +28,14 @@ export interface Decision extends RuleSearch {
 /** The rule that holds for a job, and the way to it. */
 export interface RuleSearch {
   readonly rule: Rule | null;
-  /** Why which rule holds, a sentence for each rule that was looked at. */
+  /** Why this rule holds: a sentence for each rule that was looked at. */
   readonly reasons: readonly string[];
 }
 
-/** What a job gets. Throws BuildFailure if it asks for too much, SystemFailure without its project. */
+/**
+ * Decides what a job gets. Throws BuildFailure if it asks for too much, SystemFailure without its
+ * project.
+ */
 export function decide(job: Job, config: Config): Decision {
   const { rule, reasons } = findRule(job, config);
   const asker = { isOperator: job.isTemplateFromOperator, byHand: job.byHand, rule };

@@ -4,14 +4,14 @@ import type { SizeRequests } from "../job/job.ts";
 import { quoted } from "../quoted.ts";
 import type { Config, MachineSettings, Rule } from "../settings/settings.ts";
 
-/** What a job gets of something, and why not more. */
+/** The size that a job gets of something, and its limit. */
 export interface Size<Value> {
   readonly value: Value;
-  /** Whose word the value is. */
+  /** Who set the value. */
   readonly from: string;
-  /** The most that it could be; null if only the template's own disk is a bound. */
+  /** The largest possible value; null if only the template's own disk limits it. */
   readonly cap: Value;
-  /** Whose word the cap is. */
+  /** Who set the cap. */
   readonly capFrom: string;
 }
 
@@ -23,7 +23,7 @@ export interface Sizes {
   readonly diskGib: Size<number | null>;
   readonly keepMinutes: Size<number>;
   readonly nested: Size<boolean>;
-  /** The most that the disk may have, however large the template is; null is no bound. */
+  /** The largest disk, however large the template is; null is no limit. */
   readonly maxDiskGib: number | null;
 }
 
@@ -34,7 +34,7 @@ export interface SizeContext {
   readonly requests: SizeRequests;
 }
 
-/** The keys of the settings as the file spells them, and the least that is a size at all. */
+/** The keys of the settings as the file spells them, and the smallest valid sizes. */
 const KINDS = {
   vcpus: { key: "vcpus", variable: "LIBVIRT_GCI_VCPUS", min: 1 },
   memoryMib: { key: "memory_mib", variable: "LIBVIRT_GCI_MEMORY_MIB", min: 64 },
@@ -46,7 +46,10 @@ type Kind = typeof KINDS[keyof typeof KINDS];
 const NESTED = "LIBVIRT_GCI_NESTED";
 const SETTINGS = "this host's settings";
 
-/** What the job asks for, or else the settings, within the limits. Throws BuildFailure. */
+/**
+ * Gives the sizes that the job asks for, or else those of the settings, within the limits. Throws
+ * BuildFailure.
+ */
 export function chooseSizes(context: SizeContext): Sizes {
   return {
     vcpus: chooseSize("vcpus", context),
@@ -71,7 +74,7 @@ function chooseSize<Field extends keyof typeof KINDS>(
     capOf(field, context) ??
       { cap: usual, capFrom: `${SETTINGS}, which have no "limits.${kind.key}"` };
   if (value !== null && (cap === null || value > cap)) {
-    // A bound on what happens after a job that asks for nothing is no reason to refuse the job.
+    // A limit on what happens after the job is no reason to refuse a job that asks for nothing.
     if (field === "keepMinutes" && request === null) {
       return { value: cap, from: capFrom, cap, capFrom };
     }
@@ -80,7 +83,7 @@ function chooseSize<Field extends keyof typeof KINDS>(
   return { value, from, cap, capFrom };
 }
 
-/** The smaller of what the template's own entry allows, and the rule or else all settings do. */
+/** The smaller of two limits: the template's own, and the rule's or else that of all settings. */
 function capOf(
   size: keyof typeof KINDS,
   { config, template, rule }: SizeContext,

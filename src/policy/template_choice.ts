@@ -7,10 +7,10 @@ import type { Config, MachineSettings, Rule, TemplateSettings } from "../setting
 /** The template that a job gets, whether it exists or not. */
 export interface TemplateChoice {
   readonly name: string;
-  /** The volumes of the template pool that may hold it, the first that exists counts. */
+  /** The volumes of the template pool that may hold it; the first that exists counts. */
   readonly volumes: readonly string[];
   readonly settings: MachineSettings;
-  /** Whether the host's settings name it: then it is the host's fault if it is not there. */
+  /** Whether the host's settings name it. Then it is the host's fault if it does not exist. */
   readonly isPromised: boolean;
 }
 
@@ -29,7 +29,7 @@ interface Found {
   readonly entry: TemplateSettings | null;
 }
 
-/** What was asked for: the job's word, or null for none, and whether it can be a template's name. */
+/** The request: the job's word, or null for none, and whether it can be a template's name. */
 interface Asked {
   readonly requested: string | null;
   readonly isName: boolean;
@@ -38,10 +38,10 @@ interface Asked {
 const MOST_NAMES = 30;
 const MOST_ALIASES = 3;
 
-/** What to do for a template, given the volumes of the template pool that may hold one. */
+/** The advice if a template does not exist, given the volumes of the pool that may hold one. */
 export type TemplateAdvice = (volumes: readonly string[]) => string;
 
-/** The job asks for no template that it may have. The advice is what the settings alone tell. */
+/** The job asks for a template that it may not have. The advice comes from the settings alone. */
 export class TemplateRefusal extends BuildFailure {
   readonly #failure: Failure;
   readonly #advise: TemplateAdvice;
@@ -92,12 +92,14 @@ export function templatesToResume(config: Config): TemplateChoice[] {
     .filter(({ settings }) => settings.start !== "cold" || settings.standby > 0);
 }
 
-/** The templates that the settings name, of which they want machines to wait for jobs. */
+/** The templates in the settings that want standby machines. */
 export function templatesToWait(config: Config): TemplateChoice[] {
   return namedTemplates(config).filter(({ settings }) => settings.standby > 0);
 }
 
-/** What to do for a template that the asker may have, where it asks for one that is not there. */
+/**
+ * The advice if the template that the asker asks for does not exist: those that the asker may have.
+ */
 export function templateAdvice(config: Config, asker: Asker): TemplateAdvice {
   return (volumes) => {
     if (volumes.length === 0) {
@@ -182,7 +184,7 @@ function whatIsWrong(
     ? `${rule.name} of this host's settings`
     : "this host's settings";
   if (requested === null) {
-    // Its name is not told: a job hears of no template that it may not have.
+    // Without its name: a job learns of no template that it may not have.
     return defaultTemplate === null
       ? "no template, and this host has no default"
       : `no template, and the default is not allowed by ${settings}`;
@@ -214,7 +216,7 @@ function findHeld(config: Config, volume: string): Found | null {
   return found !== null && holds(found) ? found : null;
 }
 
-/** The names, then the patterns, of what the asker may have. */
+/** The names, then the patterns, of the templates that the asker may have. */
 function allowedNames(config: Config, asker: Asker): string[] {
   const { defaultTemplate, allowedTemplates, templates, pools } = config;
   const named = [...templates.keys(), ...(defaultTemplate === null ? [] : [defaultTemplate])]

@@ -17,7 +17,7 @@ export const TEMPLATE_ONLY = {
 
 export const TEMPLATE = { ...TEMPLATE_ONLY, ...MACHINE };
 
-/** The settings of one rule. What it does not set is as without it. */
+/** The settings of one rule. Those that it leaves out stay as without it. */
 export const RULE = {
   projects: setting(
     listOf(

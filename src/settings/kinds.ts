@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { firstOf, lastOf, readCidr } from "../ipv4.ts";
 
-/** What the value of a setting may be. */
+/** The values that a setting may have. */
 export interface Kind<T> {
   /** The end of the sentence `"vcpus" must be …`. */
   readonly words: string;
   readonly accepts: (value: unknown) => value is T;
-  /** What each item of a list may be. */
+  /** The kind of each item of a list. */
   readonly items?: Kind<unknown>;
 }
 

@@ -43,7 +43,7 @@ export async function loadConfig({ file, home, xdgConfigHome }: ConfigPlaces): P
 /** Reads the file. Throws SystemFailure if others could have written it, and Deno's own errors. */
 async function readSettingsFile(file: string): Promise<string> {
   using opened = await Deno.open(file);
-  const info = await opened.stat(); // of what is read, whatever the name means by now
+  const info = await opened.stat(); // of the open file, whatever the name leads to by now
   if (info.isDirectory) throw new Deno.errors.IsADirectory("it is a directory");
   refuseUntrusted(file, info, CONTENT);
   if (info.isFile) { // a pipe, as of <(command) in bash, is in no directory

@@ -51,7 +51,7 @@ const LIMITS_DOC = "What jobs may ask for in the variables `LIBVIRT_GCI_VCPUS`, 
   "`LIBVIRT_GCI_MEMORY_MIB`, `LIBVIRT_GCI_DISK_GIB`, `LIBVIRT_GCI_KEEP_MINUTES` and " +
   "`LIBVIRT_GCI_NESTED`. If a template sets a limit too, the lower one applies.";
 
-/** What a rule sets in place of the limits of all jobs. */
+/** The limits that a rule sets in place of those of all jobs. */
 export const RULE_LIMITS = group(LIMITS_DOC, {
   ...SIZE_LIMITS,
   nested: setting(FLAG, null, NESTED, { unset: "as without the rule", guess: "allow_nested" }),

@@ -37,7 +37,7 @@ export class Place {
     readonly mistakes: Mistake[],
     /** All settings of the file, of the template or of the rule that it is in. */
     readonly table: Members,
-    /** Where that begins. */
+    /** The path to where they begin. */
     readonly start: Path = [],
     readonly path: Path = start,
   ) {}
@@ -51,7 +51,7 @@ export class Place {
   }
 }
 
-/** A key that is none of those that are known in its place. */
+/** The mistake of a key that is unknown in its place. */
 export function unknownKey({ path, start, table }: Place, known: readonly string[]): Mistake {
   const steps = path.slice(start.length);
   const near = nearest(steps.join("."), table) ?? nearest(String(steps.at(-1)), table);
@@ -104,7 +104,7 @@ export function offsetOf(document: Document, { path, atKey }: Mistake): number {
   let value: unknown = document.contents;
   for (const step of path) {
     const parent = isAlias(value) ? value.resolve(document) : value;
-    // Of two keys that are the same, the last counts.
+    // The last of two equal keys counts.
     const pair = isMap(parent) ? parent.items.findLast((item) => nameOf(item.key) === step) : null;
     key = pair?.key;
     value = isSeq(parent) ? parent.items[Number(step)] : pair?.value;
@@ -116,7 +116,10 @@ function startOf(node: unknown): number | undefined {
   return isNode(node) ? node.range?.[0] : undefined;
 }
 
-/** The key that was meant, with its group or without: a letter or two differ, or its end is missing. */
+/**
+ * The key that was probably meant, with its group or without: a letter or two differ, or its end is
+ * missing.
+ */
 function nearest(word: string, table: Members): string | undefined {
   const settings = settingsIn(table).flatMap(([key, { guess = key }]) =>
     [key, key.replaceAll(".", "_"), key.replace(/^.*\./, ""), guess]

@@ -73,7 +73,7 @@ function readYaml(
   }
 }
 
-/** The settings, and what is wrong with them. What contradicts each other must be valid first. */
+/** The settings and their mistakes. Contradictions are found only among valid settings. */
 function readConfig(raw: unknown): { readonly config: Config; readonly mistakes: Mistake[] } {
   const mistakes: Mistake[] = [];
   const values = readMembers(FILE, raw, fallbacksOf(FILE), new Place(mistakes, FILE));
@@ -121,7 +121,7 @@ function keysIn(raw: unknown): string[] {
   );
 }
 
-/** What the file says of these settings, and else the inherited values. */
+/** The values of these settings in the file, or else the inherited values. */
 function readMembers<M extends Members>(
   members: M,
   raw: unknown,

@@ -4,20 +4,20 @@ import type { Kind } from "./kinds.ts";
 /** A setting: all that the program and its documentation know of it. */
 export interface Setting<T> extends Details {
   readonly kind: Kind<unknown>;
-  /** The value where the file says nothing; null is what `unset` says. */
+  /** The default; null stands for what `unset` says. */
   readonly fallback: T;
   readonly doc: string;
 }
 
 interface Details {
-  /** What holds where the file says nothing, if that is no fixed value. */
+  /** The default in words, if it is no fixed value. */
   readonly unset?: string;
   readonly example?: unknown;
   /** Whether it is one of the few that people change first. */
   readonly basic?: true;
-  /** Whether a machine is as it is by this setting: one with another value serves no such job. */
+  /** Whether it shapes a machine: a standby machine with another value does not fit a job. */
   readonly fixed?: true;
-  /** What people may take for its key: the mistake then names the key. */
+  /** A wrong key that people may guess: the mistake then names the right one. */
   readonly guess?: string;
 }
 

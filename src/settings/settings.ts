@@ -16,7 +16,7 @@ export type Values<M extends Members> = {
     : never;
 };
 
-/** What can be set for all machines, and for those of one template. */
+/** The settings of all machines, or of those of one template. */
 export type MachineSettings = Values<typeof MACHINE>;
 
 export interface TemplateSettings {
@@ -27,9 +27,9 @@ export interface TemplateSettings {
   readonly ownKeys: ReadonlySet<string>;
 }
 
-/** What the jobs that it is for may have. What it does not set (null) is as without the rule. */
+/** What a rule lets its jobs have. A value that it does not set (null) is as without the rule. */
 export interface Rule extends Values<typeof RULE> {
-  /** What messages call it, such as `rule 1 (rules[0])`. */
+  /** Its name in messages, such as `rule 1 (rules[0])`. */
   readonly name: string;
 }
 
@@ -38,7 +38,7 @@ export interface Config extends Values<typeof HOST> {
   readonly file: string | null;
   readonly machine: MachineSettings;
   readonly templates: ReadonlyMap<string, TemplateSettings>;
-  /** The first that fits a job counts for it. */
+  /** The first rule that fits a job holds. */
   readonly rules: readonly Rule[];
 }
 
@@ -59,7 +59,7 @@ export function fallbacksOf<M extends Members>(members: M): Values<M> {
   return Object.fromEntries(values) as Values<M>;
 }
 
-/** Those of the values that are of these settings. */
+/** The values that belong to these settings. */
 export function valuesOf<M extends Members>(members: M, values: Values<M>): Values<M> {
   const all: Readonly<Record<string, unknown>> = values;
   return Object.fromEntries(
@@ -67,7 +67,7 @@ export function valuesOf<M extends Members>(members: M, values: Values<M>): Valu
   ) as Values<M>;
 }
 
-/** The values of the settings by which a machine is as it is, each with its key. */
+/** The values of the settings that are `fixed`, each with its key. */
 export function fixedValues(settings: MachineSettings): [string, unknown][] {
   return settingsIn(MACHINE).filter(([, { fixed }]) => fixed).map(([key]) => {
     const value = key.split(".").reduce<unknown>(

@@ -55,7 +55,7 @@ b7  ff ff 00 00 00 93 cf 00        .quad 0x00cf93000000ffff       # 10: data
 f0  e9 0d ff                       jmp    0x00                    # the reset vector
 `;
 
-/** What failed after the guest wrote this number; ends "KVM starts but a guest's …". */
+/** The step that failed after the guest wrote this number; ends "KVM starts but a guest's …". */
 export const GUEST_STEPS = [
   "first instruction never runs",
   "CPU never reaches 64-bit mode",

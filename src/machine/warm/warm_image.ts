@@ -13,7 +13,9 @@ import { find, rootOf } from "../../read_xml.ts";
 import type { MachineSettings } from "../../settings/settings.ts";
 import { sha256, shortHash } from "../../sha256.ts";
 
-/** What a warm image was made from, in the words of messages. It is valid while all is the same. */
+/**
+ * The origin of a warm image, in the words of messages. The image is valid while all is the same.
+ */
 export type WarmOrigin = Readonly<Record<string, string>>;
 
 /** The template of a warm image, by its name in the settings, and the image's id. */
@@ -99,7 +101,7 @@ async function readInfo(
   }
 }
 
-/** What a warm image of this template would be made from now. */
+/** The origin that a warm image of this template would have now. */
 export async function warmOrigin(
   connection: Connection,
   { template, settings }: { readonly template: Template; readonly settings: MachineSettings },
@@ -135,7 +137,7 @@ export async function chooseWarmImage(
   };
 }
 
-/** What has changed, such as `the template and QEMU`; null for nothing. */
+/** The parts that have changed, such as `the template and QEMU`; null for nothing. */
 function changesSince(then: WarmOrigin, now: WarmOrigin): string | null {
   const changed = Object.keys(now).filter((key) => then[key] !== now[key]);
   return changed.length === 0 ? null : changed.join(" and ");
