@@ -339,8 +339,8 @@ for (const milliseconds of [0, 5, 20, 40]) {
       const before = bed.guest.commands.length;
       const ran = run(JOB.machine, script(`sleep ${mark}`), stage);
       ran.catch(() => {});
-      while (bed.guest.commands.length === before) await new Promise((r) => setTimeout(r, 1));
-      await new Promise((resolve) => setTimeout(resolve, milliseconds));
+      while (bed.guest.commands.length === before) await sleep(1);
+      await sleep(milliseconds);
       stage.abort(new SystemFailure({ what: "Cancelled by SIGTERM" }));
       await assert.rejects(ran, /Cancelled by SIGTERM/);
       await untilProcesses(mark, 0);
@@ -353,7 +353,7 @@ async function untilProcesses(mark: string, count: number): Promise<void> {
     const { stdout } = await new Deno.Command("pgrep", { args: ["-cxf", `sleep ${mark}`] })
       .output();
     if (Number(new TextDecoder().decode(stdout)) === count) return;
-    await new Promise((resolve) => setTimeout(resolve, 50));
+    await sleep(50);
   }
   assert.fail(`there are not ${count} processes`);
 }

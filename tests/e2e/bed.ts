@@ -320,7 +320,7 @@ async function connectionMasters(machines: number): Promise<string> {
   for (let attempt = 1;; attempt++) {
     const { stdout } = await command(["pgrep", "-cf", "connection-master$"]);
     if (Number(stdout) <= machines || attempt === 100) return stdout;
-    await new Promise((resolve) => setTimeout(resolve, 100));
+    await sleep(100);
   }
 }
 

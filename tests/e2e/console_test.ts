@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
+import { sleep } from "../../src/wait.ts";
 import { atMost, call, e2eTest, PROGRAM, settingsFile, until } from "./bed.ts";
 
 const MACHINE = "gci-e2e-console";
@@ -94,7 +95,7 @@ e2eTest(
         stdout: "null",
         stderr: "piped",
       }).spawn();
-      await new Promise((resolve) => setTimeout(resolve, 3000));
+      await sleep(3000);
       const start = performance.now();
       cancelled.kill("SIGTERM");
       const { code, stderr } = await cancelled.output();
@@ -103,7 +104,7 @@ e2eTest(
       assert(performance.now() - start < atMost(1) * 1000);
 
       const printed = call(["console", MACHINE]);
-      await new Promise((resolve) => setTimeout(resolve, 3000));
+      await sleep(3000);
       await call([
         "run",
         "-m",

@@ -3,6 +3,7 @@ import fc from "fast-check";
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { OutputEnd } from "../../src/guest/output_end.ts";
+import { sleep } from "../../src/wait.ts";
 
 const TOKEN = "0123456789abcdef0123456789abcdef";
 const MARK = Buffer.from(`@libvirt-gci-${TOKEN}`);
@@ -110,7 +111,7 @@ Deno.test("a push is over when the sink has taken the bytes", async () => {
   const end = new OutputEnd(TOKEN, () => taken);
   let over = false;
   const push = end.push(Buffer.from("x")).then(() => over = true);
-  await new Promise((resolve) => setTimeout(resolve, 1));
+  await sleep(1);
   assert.equal(over, false);
   take();
   await push;

@@ -6,6 +6,7 @@
  */
 import assert from "node:assert/strict";
 import { quote } from "../../src/shell.ts";
+import { sleep } from "../../src/wait.ts";
 import { type Job, SMALL_JOB } from "./payload.ts";
 import { type JobResult, runJob, runnerFor, type RunOptions } from "./runner.ts";
 import { startRunnerProcess } from "./runner_process.ts";
@@ -294,7 +295,7 @@ for (const signal of ["SIGTERM", "SIGKILL"] as const) {
     assert.equal(await exists(`/proc/${parent}`), false);
     assert.equal(await exists(`/proc/${pid}`), true);
     await Deno.writeTextFile(`${driver.dir}/go`, "");
-    while (await exists(`/proc/${pid}`)) await new Promise((done) => setTimeout(done, 10));
+    while (await exists(`/proc/${pid}`)) await sleep(10);
     assert.notEqual((await Deno.readTextFile(`${driver.dir}/parent`)).trim(), parent);
     assert.equal(await exists(`${driver.dir}/term`), false);
     assert.equal(await exists(`${attempt}/response.json`), true);

@@ -21,6 +21,7 @@ import { volumeName } from "../../src/machine/storage/volume_names.ts";
 import { createRawVolume, removeVolume } from "../../src/machine/storage/volumes.ts";
 import { sweep, whyUnneeded } from "../../src/machine/unneeded.ts";
 import { makerOf } from "../../src/machine/warm/warm_image.ts";
+import { sleep } from "../../src/wait.ts";
 import { TestGuest } from "../fakes/test_guest.ts";
 import { inventory, openTestHost } from "../fakes/test_host.ts";
 import {
@@ -296,7 +297,7 @@ Deno.test("a process that is dead and not yet buried has no mark, nor has init",
   const reader = parent.stdout.getReader();
   const zombie = Number(new TextDecoder().decode((await reader.read()).value));
   for (let i = 0; i < 100 && processMark(zombie) !== null; i++) {
-    await new Promise((resolve) => setTimeout(resolve, 20));
+    await sleep(20);
   }
   assert.equal(processMark(zombie), null);
   assert.equal(processMark(1), null);

@@ -21,6 +21,7 @@ import { newOwner } from "../../src/machine/owner.ts";
 import { removeMachine } from "../../src/machine/remove.ts";
 import { run } from "../../src/machine/run_script.ts";
 import { sweep, whyUnneeded } from "../../src/machine/unneeded.ts";
+import { sleep } from "../../src/wait.ts";
 import { TestGuest } from "../fakes/test_guest.ts";
 import { openTestHost } from "../fakes/test_host.ts";
 import { bothWaysIn, Masters, type ScriptTestOptions } from "../fakes/test_master.ts";
@@ -420,9 +421,7 @@ Deno.test("keep on a running job's machine keeps it after the job, also if that 
 Deno.test("keep while a script runs is not forgotten when that fails", () =>
   withMachine(async ({ connection, stage, guest, runAs }) => {
     const ran = runAs("build_script", "sleep 1; exit 1");
-    while (!guest.inputs.some((input) => input.includes("exit 1"))) {
-      await new Promise((resolve) => setTimeout(resolve, 5));
-    }
+    while (!guest.inputs.some((input) => input.includes("exit 1"))) await sleep(5);
     await keep(MACHINE, 7200, stage);
     await ran;
     await keepAfterJob(MACHINE, stage);
@@ -432,9 +431,7 @@ Deno.test("keep while a script runs is not forgotten when that fails", () =>
 Deno.test("keep while a script runs is not forgotten when the guest does not answer its cancel", () =>
   withMachine(async ({ connection, stage, guest, runAs }) => {
     const ran = runAs("build_script", "sleep 30");
-    while (!guest.inputs.some((input) => input.includes("sleep 30"))) {
-      await new Promise((resolve) => setTimeout(resolve, 5));
-    }
+    while (!guest.inputs.some((input) => input.includes("sleep 30"))) await sleep(5);
     await keep(MACHINE, 7200, stage);
     guest.suspend();
     stage.abort(new SystemFailure({ what: "Cancelled by SIGTERM" }));

@@ -12,6 +12,7 @@ import { createLogin } from "../../src/machine/login.ts";
 import { newOwner } from "../../src/machine/owner.ts";
 import { reach } from "../../src/machine/reach.ts";
 import { rootOf } from "../../src/read_xml.ts";
+import { sleep } from "../../src/wait.ts";
 import { TestGuest } from "../fakes/test_guest.ts";
 import { openTestHost } from "../fakes/test_host.ts";
 import { JOB, testStage } from "../fakes/test_stage.ts";
@@ -159,13 +160,13 @@ Deno.test("a wait looks at KVM once, after half of its time at the latest", asyn
   });
   await watch();
   assert.equal(asked, 0);
-  await new Promise((resolve) => setTimeout(resolve, 550));
+  await sleep(550);
   await watch();
   await watch();
   assert.equal(asked, 1);
 
   const broken = watchKvm(user(BROKEN));
   await broken();
-  await new Promise((resolve) => setTimeout(resolve, 550));
+  await sleep(550);
   await assert.rejects(broken(), /KVM does not run guests on this host: .* never boots/);
 });

@@ -42,17 +42,24 @@ const IN_RUN: readonly (Omit<Fault, "stage" | "then"> & { readonly script: strin
 ];
 
 faultTest("the guest fails while the script runs", async (t) => {
-  for (const { script, ...fault } of IN_RUN) {
-    await t.step(
-      fault.fault,
-      () =>
-        meetFault(fault.fault, { ...fault, stage: "run", then: "cleanup" }, async (attempt) => {
-          await attempt.mustPrepare();
-          return await attempt.run(script);
-        }),
-    );
-  }
+  await meetInRun(t, IN_RUN, (attempt, script) => attempt.run(script));
 });
+
+/** Meets each fault in a stage `run` of a machine of its own. */
+async function meetInRun(
+  t: Deno.TestContext,
+  faults: typeof IN_RUN,
+  meet: (attempt: Attempt, script: string) => ReturnType<Attempt["run"]>,
+): Promise<void> {
+  for (const { script, ...fault } of faults) {
+    const expected = { ...fault, stage: "run", then: "cleanup" } as const;
+    await t.step(fault.fault, () =>
+      meetFault(fault.fault, expected, async (attempt) => {
+        await attempt.mustPrepare();
+        return await meet(attempt, script);
+      }));
+  }
+}
 
 const NO_SSHD = "sudo sed -i /sshd/d /etc/inittab; sudo kill -HUP 1; sudo pkill -f '[s]shd -D'";
 
@@ -126,17 +133,10 @@ END
 ];
 
 faultTest("a script finds the guest as an earlier one left it", async (t) => {
-  for (const { script, ...fault } of BEFORE_RUN) {
-    await t.step(
-      fault.fault,
-      () =>
-        meetFault(fault.fault, { ...fault, stage: "run", then: "cleanup" }, async (attempt) => {
-          await attempt.mustPrepare();
-          await attempt.run(script);
-          return await attempt.run("true");
-        }),
-    );
-  }
+  await meetInRun(t, BEFORE_RUN, async (attempt, script) => {
+    await attempt.run(script);
+    return await attempt.run("true");
+  });
   let turn = Promise.resolve(); // one machine starts after the other
   const meetTogether = (
     { script, onHost, ...fault }: typeof BEFORE_WAITING_RUN[number],
