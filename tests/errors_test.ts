@@ -11,6 +11,7 @@ import {
   UsageError,
 } from "../src/errors.ts";
 import { LibvirtError } from "../src/libvirt/error.ts";
+import { withDirectory } from "./fakes/with_directory.ts";
 
 const RUNNER = { BUILD_FAILURE_EXIT_CODE: "41", SYSTEM_FAILURE_EXIT_CODE: "42" };
 
@@ -94,13 +95,8 @@ Deno.test("no value of the variables makes a failure look like success", () => {
 });
 
 /** Runs with the path of a BUILD_EXIT_CODE_FILE that does not exist yet. */
-async function withStatusFile(use: (file: string) => Promise<void>): Promise<void> {
-  const directory = await Deno.makeTempDir();
-  try {
-    await use(`${directory}/build_exit_code`);
-  } finally {
-    await Deno.remove(directory, { recursive: true });
-  }
+function withStatusFile(use: (file: string) => Promise<void>): Promise<void> {
+  return withDirectory((directory) => use(`${directory}/build_exit_code`));
 }
 
 for (const status of [1, 7, 137, 255]) {

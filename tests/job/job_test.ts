@@ -9,6 +9,7 @@ import {
   makeUpMachineName,
   requireMachine,
 } from "../../src/job/job.ts";
+import { withDirectory } from "../fakes/with_directory.ts";
 
 const BY_HAND: Env = {
   CUSTOM_ENV_CI_PROJECT_NAME: "libvirt",
@@ -393,15 +394,11 @@ Deno.test("without job_env, a runner's file that is gone is the host's fault", a
   );
 });
 
-Deno.test("a runner's file that cannot be read is the host's fault, even with job_env", async () => {
-  const directory = await Deno.makeTempDir();
-  try {
+Deno.test("a runner's file that cannot be read is the host's fault, even with job_env", () =>
+  withDirectory(async (directory) => {
     const env = { JOB_RESPONSE_FILE: directory, LIBVIRT_GCI_MACHINE: "m" };
     await assert.rejects(jobFromEnv(env), { name: "SystemFailure", message: /Cannot read/ });
-  } finally {
-    await Deno.remove(directory);
-  }
-});
+  }));
 
 for (
   const [what, response] of [

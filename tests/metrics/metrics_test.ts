@@ -23,17 +23,15 @@ import { type MetricSamples, readOpenMetrics } from "../fakes/open_metrics.ts";
 import { TestGuest } from "../fakes/test_guest.ts";
 import { openTestHost } from "../fakes/test_host.ts";
 import { bareStage, JOB, testStage, toStage } from "../fakes/test_stage.ts";
+import { withDirectory } from "../fakes/with_directory.ts";
 
 /** Gives the test a directory, and sees that nothing but the metrics are in it in the end. */
-async function withFile(test: (file: string) => Promise<void>): Promise<void> {
-  const directory = await Deno.makeTempDir({ prefix: "libvirt-gci-test-" });
-  try {
+function withFile(test: (file: string) => Promise<void>): Promise<void> {
+  return withDirectory(async (directory) => {
     await test(`${directory}/gci.prom`);
     const files = await Array.fromAsync(Deno.readDir(directory), ({ name }) => name);
     assert.deepEqual(files.filter((name) => name !== "gci.prom"), []);
-  } finally {
-    await Deno.remove(directory, { recursive: true });
-  }
+  });
 }
 
 async function samplesIn(file: string): Promise<MetricSamples> {
