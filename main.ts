@@ -10,12 +10,12 @@ if (Deno.args.length === 1 && Deno.args[0] === "--version") {
 }
 if (Deno.args.length === 1 && Deno.args[0] === "connection-master") {
   // Only what it needs is loaded: it stays as long as the machine.
-  const { runMaster } = await import("./src/guest/master/master.ts");
+  const { runMaster } = await import("./src/guest/master/first_login.ts");
   const ended = new AbortController();
   for (const signal of ["SIGTERM", "SIGINT"] as const) {
     Deno.addSignalListener(signal, () => ended.abort());
   }
-  await runMaster(Deno.stdin.readable, ended.signal).catch(() => {}); // there is no one to tell
+  await runMaster({ input: Deno.stdin, output: Deno.stdout }, ended.signal).catch(() => {}); // there is no one to tell
   Deno.exit(0);
 }
 
@@ -50,7 +50,7 @@ const status = await runProgram({
   printer: ownPrinter(env),
   uncaught: uncaught.promise,
   startInBackground,
-  startWithInput,
+  startWithPipes,
   path: Deno.build.standalone ? Deno.execPath() : "/usr/local/bin/libvirt-gci",
   output: {
     stdout: sinkTo(Deno.stdout, "standard output"),
@@ -92,7 +92,7 @@ async function cancellation(): Promise<AbortSignal> {
 function spawn(
   args: readonly string[],
   env: Record<string, string>,
-  stdin: "null" | "piped",
+  pipes: "null" | "piped",
 ): Deno.ChildProcess {
   const program = Deno.build.standalone ? [] : ["run", "--allow-all", import.meta.filename ?? ""];
   const child = new Deno.Command(Deno.execPath(), {
@@ -101,8 +101,8 @@ function spawn(
     env,
     detached: true,
     cwd: "/",
-    stdin,
-    stdout: "null",
+    stdin: pipes,
+    stdout: pipes,
     stderr: "null",
   }).spawn();
   child.unref();
@@ -113,13 +113,6 @@ function startInBackground(args: readonly string[], env: Record<string, string>)
   spawn(args, env, "null");
 }
 
-function startWithInput(
-  args: readonly string[],
-  env: Record<string, string>,
-): (input: string) => Promise<void> {
-  const writer = spawn(args, env, "piped").stdin.getWriter();
-  return async (input) => {
-    await writer.write(new TextEncoder().encode(input));
-    await writer.close();
-  };
+function startWithPipes(args: readonly string[], env: Record<string, string>): Deno.ChildProcess {
+  return spawn(args, env, "piped");
 }

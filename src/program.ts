@@ -9,6 +9,7 @@ import { PROGRAM } from "./cli/program_name.ts";
 import { ScriptOutput } from "./cli/script_output.ts";
 import { explain, ScriptFailure } from "./errors.ts";
 import type { Outputs } from "./guest/command_streams.ts";
+import type { MasterPipes } from "./guest/master/new_master.ts";
 import { type Env, isByHand } from "./job/job.ts";
 import type { Connection } from "./libvirt/connection.ts";
 import type { Context } from "./machine/context.ts";
@@ -52,11 +53,8 @@ export interface Caller {
   readonly uncaught: Promise<never>;
   /** Starts the program once more, with these arguments and variables, and does not wait for it. */
   readonly startInBackground: (args: readonly string[], env: Record<string, string>) => void;
-  /** As that, and gives what it says is the process's standard input. */
-  readonly startWithInput: (
-    args: readonly string[],
-    env: Record<string, string>,
-  ) => (input: string) => Promise<void>;
+  /** As that, and gives its standard input and output. */
+  readonly startWithPipes: (args: readonly string[], env: Record<string, string>) => MasterPipes;
 }
 
 /** A command that runs for its caller. */
@@ -126,7 +124,7 @@ async function endOutput(script: ScriptOutput, env: Env): Promise<void> {
 
 /** Runs the command, as a stage if it is one. */
 async function runCommand(running: Running): Promise<void> {
-  const { line: { action, guestCommand }, env, settings, startWithInput } = running;
+  const { line: { action, guestCommand }, env, settings, startWithPipes } = running;
   let metricsFile = async (): Promise<string | null> => (await settings()).metricsFile;
   const countIn = (file: string | null): void => void (metricsFile = () => Promise.resolve(file));
   const run = (meter: Meter | null): Promise<void> =>
@@ -134,7 +132,7 @@ async function runCommand(running: Running): Promise<void> {
       ...running,
       guestCommand,
       countIn,
-      startMaster: () => startWithInput([MASTER_ARGUMENT], masterVariables(env)),
+      startMaster: () => startWithPipes([MASTER_ARGUMENT], masterVariables(env)),
       onHost: async (body, config) =>
         await onHost(body, { config: config ?? await settings(), meter }, running),
     });

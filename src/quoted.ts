@@ -14,7 +14,7 @@ const MOST_FOREIGN_CHARACTERS = 2000;
 export function foreignWords(words: string): string {
   const isLong = words.length > MOST_FOREIGN_CHARACTERS;
   const cut = isLong ? `${words.slice(0, MOST_FOREIGN_CHARACTERS)}…` : words;
-  return plainWords(cut.trimEnd()).replace(/\s*\n/g, "\n  ");
+  return plainWords(cut.trimEnd()).replace(/\s*\n(?: {2})?/g, "\n  ");
 }
 
 /** Errors for which Node has only a name. Deno has words for the others. */

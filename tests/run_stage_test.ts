@@ -62,7 +62,7 @@ async function withMaster(
   };
   {
     await using guest = await TestGuest.start();
-    await using master = await MasterProcess.start(masterTask(guest, directory, task));
+    await using master = await MasterProcess.start(guest, masterTask(directory, task));
     await test({ guest, master, directory, command, runStage });
   }
   await Deno.remove(directory, { recursive: true });

@@ -5,7 +5,7 @@ import { PROGRAM } from "./program_name.ts";
 import { UsageError } from "../errors.ts";
 import type { Outputs } from "../guest/command_streams.ts";
 import type { Env } from "../job/job.ts";
-import type { StartWithInput } from "../machine/connection_master.ts";
+import type { StartMaster } from "../guest/master/new_master.ts";
 import type { Context } from "../machine/context.ts";
 import type { Counted } from "../metrics/metrics.ts";
 import type { Config } from "../settings/settings.ts";
@@ -30,7 +30,7 @@ export interface Program {
   /** Connects to libvirt for the body. `config` replaces the settings. Throws SystemFailure. */
   readonly onHost: (body: (context: Context) => Promise<void>, config?: Config) => Promise<void>;
   /** Starts a connection master, which reads what it is for. */
-  readonly startMaster: StartWithInput;
+  readonly startMaster: StartMaster;
   /** Has the script that runs counted in this file, without the settings; null is nowhere. */
   readonly countIn: (metricsFile: string | null) => void;
 }

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { distroOption, machineOption, option } from "../cli/arguments.ts";
 import { defineCommand } from "../cli/command.ts";
+import { controlSocket } from "../guest/master/control_socket.ts";
+import { NewMaster, type StartMaster } from "../guest/master/new_master.ts";
 import { type Job, jobFromEnv, makeUpMachineName } from "../job/job.ts";
-import { MasterStarter } from "../machine/connection_master.ts";
+import { masterTask } from "../machine/connection_master.ts";
 import { type Context, type Host, type Reporter, withOwnSteps } from "../machine/context.ts";
 import { create } from "../machine/create.ts";
 import type { Machine, MachineSpec, Start, UseAnother } from "../machine/machine.ts";
@@ -33,9 +35,8 @@ export const command = defineCommand("prepare", {
   refills: true,
   run: async (options, { env, onHost, printer, startMaster }) => {
     const job = await jobFromEnv(env, options);
-    const master = job.attemptDir === null ? null : new MasterStarter(startMaster);
     await onHost(async (context) => {
-      const { name, metadata } = await prepare(job, { ...options, master }, context);
+      const { name, metadata } = await prepare(job, { ...options, startMaster }, context);
       if (job.byHand) stepsByHand(name, metadata).forEach((line) => printer.print(line));
     });
   },
@@ -45,7 +46,8 @@ export const command = defineCommand("prepare", {
 interface PrepareOptions {
   /** `--ssh-key-file`: the private key to log in with, instead of the one in the settings. */
   readonly keyFile?: string | undefined;
-  readonly master?: MasterStarter | null;
+  /** Starts the process of a connection master; without, there is none. */
+  readonly startMaster?: StartMaster;
 }
 
 /**
@@ -54,7 +56,7 @@ interface PrepareOptions {
  */
 export async function prepare(
   job: Job,
-  { keyFile, master = null }: PrepareOptions,
+  { keyFile, startMaster }: PrepareOptions,
   context: Context,
 ): Promise<Machine> {
   const timed = withOwnSteps(context);
@@ -63,13 +65,23 @@ export async function prepare(
   const name = job.machine ?? makeUpMachineName(decision.choice.name);
   warnOfServices(job, context.report);
   await sweep(name, context);
+  const socket = socketFor(job, decision);
+  using master = startMaster && socket !== null ? new NewMaster(startMaster) : null;
   const machine = await create(await specOf(name, job, decision, { keyFile, master }), timed);
   if (machine === null) throw new Error("a job's machine waits for room");
+  if (socket !== null) {
+    const { metricsFile } = context.host.config;
+    await master?.give(masterTask(machine, { socket, metricsFile }));
+  }
   const { address } = machine.metadata;
   const where = address === CHANNEL_ADDRESS ? "without a network" : `at ${address}`;
   log(`The machine "${name}" is ready ${where} in ${steps.summary()}`);
-  await master?.give(machine, context.host.config.metricsFile);
   return machine;
+}
+
+/** Where the connection master of the job's machine can listen; null if it can have none. */
+function socketFor({ attemptDir }: Job, { choice: { settings } }: Decision): string | null {
+  return attemptDir === null || settings.network.name === "none" ? null : controlSocket(attemptDir);
 }
 
 const MOST_NAMES = 10;
@@ -100,7 +112,7 @@ async function specOf(
   name: string,
   job: Job,
   { choice, advise, rule }: Decision,
-  { keyFile, master = null }: PrepareOptions,
+  { keyFile, master }: { readonly keyFile: string | undefined; readonly master: NewMaster | null },
 ): Promise<MachineSpec> {
   const { settings } = choice;
   return {
@@ -116,7 +128,7 @@ async function specOf(
     instead: settings.standby === 0 ? null : useStandby,
     starts: await waysToStart(settings),
     hasCard: true,
-    master: settings.network.name === "none" ? null : master,
+    master,
     keepsPostMortem: true,
   };
 }

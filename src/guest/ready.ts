@@ -17,11 +17,20 @@ const CONNECT_GROWTH = 4;
 /** libvirt does not answer while it sets the machine's filter, and SSH is tried meanwhile. */
 const ANSWER_MS = 20;
 
+/** One attempt to log in, or why it did not work yet. */
+export type Attempt<T> = (login: Login, options: AttemptOptions) => Promise<T | NotYet>;
+
+/** How to make it. */
+export interface AttemptOptions extends Pick<OpenOptions, "signal" | "keepaliveMs"> {
+  readonly connectMs: number;
+}
+
 /** Waits until the guest runs a command, and gives its host key. Throws if it refuses our key. */
 export async function waitForSsh(
   login: Login,
   refuseEnded: () => Promise<void>,
   limits: Limits,
+  attempt: Attempt<string> = tryOnce,
 ): Promise<string> {
   const nextConnectMs = growingTimes();
   const ended: { asked: Promise<void> | null } = { asked: null }; // stays, if it throws
@@ -29,13 +38,11 @@ export async function waitForSsh(
     return await waitFor({
       ...goalOf(login),
       probe: async () => {
-        const hostKey = await tryCommand(login, {
-          signal: limits.signal,
-          connectMs: nextConnectMs(),
-        });
+        const { signal } = limits;
+        const hostKey = await attempt(login, { signal, connectMs: nextConnectMs() });
         if (!(hostKey instanceof NotYet)) return hostKey;
         ended.asked ??= refuseEnded().then(() => void (ended.asked = null));
-        await within(ended.asked, ANSWER_MS, limits.signal);
+        await within(ended.asked, ANSWER_MS, signal);
         return hostKey;
       },
     }, limits);
@@ -48,14 +55,15 @@ export async function waitForSsh(
  * Logs in to a guest that has let us in before. Its SSH server may be away for a moment: cloud-init
  * restarts it when it changes its settings. The caller disposes of the connection.
  */
-export function openSsh(
-  login: Login,
-  limits: Limits,
-  options: Pick<OpenOptions, "keepaliveMs"> = {},
-): Promise<SshConnection> {
+export function openSsh(login: Login, limits: Limits): Promise<SshConnection> {
+  return waitForLogin(login, limits, tryLogin);
+}
+
+/** As {@linkcode openSsh}, by such attempts. */
+export function waitForLogin<T>(login: Login, limits: Limits, attempt: Attempt<T>): Promise<T> {
   const { signal } = limits;
   const nextConnectMs = growingTimes();
-  const probe = () => tryLogin(login, { ...options, signal, connectMs: nextConnectMs() });
+  const probe = () => attempt(login, { signal, connectMs: nextConnectMs() });
   return waitFor({ ...goalOf(login), probe }, limits);
 }
 
@@ -102,22 +110,43 @@ function orNotYetItsHostKey(error: unknown): NotYet {
   });
 }
 
-type Attempt = Omit<OpenOptions, "timeoutMs" | "sock">;
-
 /** Logs in and runs a command that does nothing. Gives the guest's host key. */
-async function tryCommand(login: Login, attempt: Attempt): Promise<string | NotYet> {
-  const ssh = await tryLogin(login, attempt).catch(orNotYetItsHostKey);
+async function tryOnce(login: Login, options: AttemptOptions): Promise<string | NotYet> {
+  const ssh = await tryCommand(login, options);
   if (ssh instanceof NotYet) return ssh;
-  using _ = ssh;
-  const ignore = (): Promise<void> => Promise.resolve();
-  const nothing = { input: new Uint8Array(), stdout: ignore, stderr: ignore };
-  const ran = ssh.run("exit 0", nothing).catch(() => null);
-  const status = (await within(ran, ATTEMPT_MS, attempt.signal))?.status ?? null;
-  if (status === 0) return ssh.hostKey;
+  ssh[Symbol.dispose]();
+  return ssh.hostKey;
+}
+
+/** Logs in and runs a command that does nothing. The caller disposes of the connection. */
+export async function tryCommand(
+  login: Login,
+  options: AttemptOptions,
+): Promise<SshConnection | NotYet> {
+  const ssh = await tryLogin(login, options).catch(orNotYetItsHostKey);
+  if (ssh instanceof NotYet) return ssh;
+  const status = await runNothing(ssh, { milliseconds: ATTEMPT_MS, signal: options.signal });
+  if (status === 0) return ssh;
+  ssh[Symbol.dispose]();
   return new NotYet(`an empty command ended with the status ${status ?? "unknown"}`);
 }
 
-async function tryLogin(login: Login, attempt: Attempt): Promise<SshConnection | NotYet> {
+/** The status of a command that does nothing; null if it is not known in time. */
+export async function runNothing(
+  ssh: SshConnection,
+  { milliseconds, signal }: { readonly milliseconds: number; readonly signal: AbortSignal },
+): Promise<number | null> {
+  const ignore = (): Promise<void> => Promise.resolve();
+  const nothing = { input: new Uint8Array(), stdout: ignore, stderr: ignore };
+  const ran = ssh.run("exit 0", nothing).catch(() => null);
+  return (await within(ran, milliseconds, signal))?.status ?? null;
+}
+
+/** Logs in. The caller disposes of the connection. */
+export async function tryLogin(
+  login: Login,
+  attempt: AttemptOptions,
+): Promise<SshConnection | NotYet> {
   const { signal } = attempt;
   try {
     const options = { ...attempt, timeoutMs: ATTEMPT_MS };

@@ -90,6 +90,11 @@ function configOf(
   };
 }
 
+/** Loads what the first connection needs, before there is one. */
+export async function loadSsh(): Promise<void> {
+  await Promise.all([import("ssh2"), import("node:net"), import("node:stream")]);
+}
+
 /** A connection to a guest's SSH server. */
 export class SshConnection implements Disposable {
   /** The SHA-256 of the host key that the server proved to have, in base64. */

@@ -83,7 +83,7 @@ async function findFitting(
 
 /** Creates all parts of the machine but its disk and its domain. */
 async function makeParts(
-  { name, owner, choice, login: keys, hasCard }: MachineSpec,
+  { name, owner, choice, login: keys, hasCard, master }: MachineSpec,
   { template, subnets, pool }: {
     readonly template: Template;
     readonly subnets: readonly Subnet[];
@@ -98,7 +98,7 @@ async function makeParts(
     ? await isolate(name, { settings, subnets }, host.connection)
     : { filter: null, card: null };
   const metadata = newMetadata(owner, { template: choice.name, login, settings, card });
-  return { name, metadata, settings, template, login, filter, card, ...volumes };
+  return { name, metadata, settings, template, login, filter, card, master, ...volumes };
 }
 
 /** The metadata of a machine that is not ready yet. */

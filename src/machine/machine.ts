@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import type { NewMaster } from "../guest/master/new_master.ts";
 import type { Domain } from "../libvirt/domain.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
 import type { Context } from "./context.ts";
@@ -39,7 +40,7 @@ export interface MachineSpec {
   /** Whether it has a network card when it starts. */
   readonly hasCard: boolean;
   /** The connection master that it is to have; null is none. */
-  readonly master: { readonly start: () => void } | null;
+  readonly master: NewMaster | null;
   /** Whether a post-mortem is kept if it does not start. */
   readonly keepsPostMortem: boolean;
 }
@@ -55,6 +56,8 @@ export type UseAnother = (
 export interface NewMachine extends MachineDomain {
   readonly template: Template;
   readonly login: MachineLogin;
+  /** What logs in to it first; null if prepare itself does. */
+  readonly master: NewMaster | null;
 }
 
 /** A way to start a machine: boot or resume. Resolves to null if this way is not possible now. */

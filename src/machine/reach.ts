@@ -26,15 +26,26 @@ export async function reach(
   },
   context: Context,
 ): Promise<MachineMetadata> {
+  let isFiltered = false;
+  let isEarly = false; // whether SSH was faster than the filter
   const [reached] = await together(
     context.signal,
-    (signal) => reachBySsh(domain, machine, mostSeconds, withSignal(context, signal)),
+    async (signal: AbortSignal) => {
+      const found = await reachBySsh(domain, machine, mostSeconds, withSignal(context, signal));
+      isEarly = !isFiltered;
+      return found;
+    },
     async (signal: AbortSignal) => {
       if (await setFilter(domain, machine, context.host)) context.report.steps.end("filter");
+      isFiltered = true;
       await finish?.(signal);
     },
   );
   const ready = { ...machine.metadata, ...reached };
+  // The filter may let nothing pass of a connection that is older.
+  if (isEarly && machine.master !== null) {
+    await waitForCommand(domain, { ...machine, metadata: ready }, mostSeconds, context);
+  }
   await writeMetadata(domain, ready);
   return ready;
 }
@@ -42,34 +53,59 @@ export async function reach(
 /** Waits until a command runs in the machine. Gives its address and its host key. */
 async function reachBySsh(
   domain: Domain,
-  { metadata, settings, login, card }: NewMachine,
+  machine: NewMachine,
   mostSeconds: number,
-  { host: { connection }, report: { log, progress, steps }, signal }: Context,
+  context: Context,
 ): Promise<Pick<MachineMetadata, "address" | "hostKey">> {
+  const { metadata, settings, card } = machine;
+  const { host: { connection }, report: { log, progress, steps }, signal } = context;
   const limits = { log, progress, signal };
   const { mac } = metadata;
   const { name: network, hostAddresses } = settings.network;
-  const addressSeconds = Math.min(settings.timeouts.addressSeconds, mostSeconds);
-  const sshSeconds = Math.min(settings.timeouts.sshSeconds, mostSeconds);
   const watch = watchKvm({ settings, connection });
   const address = network === "none"
     ? CHANNEL_ADDRESS
     : await waitForAddress(domain, { mac, network, hostAddresses, card, connection, watch }, {
       ...limits,
-      timeoutSeconds: addressSeconds,
+      timeoutSeconds: Math.min(settings.timeouts.addressSeconds, mostSeconds),
     });
   steps.end("address");
-  const target = await loginTo(domain, { ...metadata, address }, login.key);
-  const hostKey = await waitForSsh(target, async () => {
-    await refuseEnded(domain);
-    if (target.channel !== null) await watch(); // an address shows that KVM works
-  }, {
-    ...limits,
-    // Without a network, this waits for the boot too.
-    timeoutSeconds: sshSeconds + (target.channel === null ? 0 : addressSeconds),
-  });
+  const hostKey = await waitForCommand(
+    domain,
+    { ...machine, metadata: { ...metadata, address } },
+    mostSeconds,
+    context,
+  );
   steps.end("ssh");
   return { address, hostKey };
+}
+
+/** Waits until a command runs over SSH, in the machine's master if there is one. Gives the host key. */
+async function waitForCommand(
+  domain: Domain,
+  { metadata, settings, login, master }: NewMachine,
+  mostSeconds: number,
+  { host: { connection }, report: { log, progress }, signal }: Context,
+): Promise<string> {
+  const { timeouts } = settings;
+  const sshSeconds = Math.min(timeouts.sshSeconds, mostSeconds);
+  const watch = watchKvm({ settings, connection });
+  const target = await loginTo(domain, metadata, login.key);
+  return await waitForSsh(
+    target,
+    async () => {
+      await refuseEnded(domain);
+      if (target.channel !== null) await watch(); // an address shows that KVM works
+    },
+    {
+      ...{ log, progress, signal },
+      // Without a network, this waits for the boot too.
+      timeoutSeconds: target.channel === null
+        ? sshSeconds
+        : sshSeconds + Math.min(timeouts.addressSeconds, mostSeconds),
+    },
+    master?.tryCommand,
+  );
 }
 
 /** Waits until the guest has booted, as its guest agent sees it. Throws SystemFailure. */

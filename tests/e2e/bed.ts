@@ -157,6 +157,14 @@ export function assertVerdict(
 
 const FAILURE_CHARACTERS = 500;
 
+/** Prints how often the SSH server of a machine with a journal has let somebody in. */
+export const LOGINS = "echo logins:$(sudo -n journalctl -o cat | grep -c '^Accepted publickey'):";
+
+/** What {@linkcode LOGINS} printed, each time. */
+export function loginsIn(logText: string): number[] {
+  return [...logText.matchAll(/logins:(\d+):/g)].map(([, count]) => Number(count));
+}
+
 /** Has a script wait for {@linkcode letGo}. */
 export const UNTIL_LET_GO = "until [ -e /tmp/go ]; do sleep 0.2; done";
 

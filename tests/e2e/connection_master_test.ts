@@ -7,6 +7,8 @@ import {
   e2eTest,
   job,
   letGo,
+  LOGINS,
+  loginsIn,
   runningMachine,
   runOnBed,
   until,
@@ -66,6 +68,15 @@ e2eTest("all scripts of a job go through one login, and nothing of it is left", 
   assert.equal(new Set(servers).size, 1, "its scripts had several connections");
   assert.deepEqual(filesOf(pid), [], "the connection master is left");
   assert.deepEqual([...Deno.readDirSync(tmpdir.path)], [], "something of the attempt is left");
+});
+
+e2eTest("a job logs in to a machine that boots for it once", async () => {
+  const variables = [{ key: "DISTRO", value: "cloud" }];
+  const result = await runOnBed(
+    job({ id: 95, variables, script: [LOGINS], afterScript: [LOGINS] }),
+  );
+  assertVerdict(result, "success");
+  assert.deepEqual(loginsIn(result.logText), [1, 1]);
 });
 
 e2eTest(

@@ -18,6 +18,8 @@ import {
   call,
   e2eTest,
   job,
+  LOGINS,
+  loginsIn,
   machineOf,
   PROGRAM,
   settingsFile,
@@ -191,12 +193,34 @@ e2eTest("of many who want the same waiting machine, libvirt gives it to one", as
   assert.deepEqual(waitingIn(await pools[0]!.volumeNames()), []);
 });
 
+/** Settings by which a machine boots and waits. */
+const BOOTED = { start: "cold", templates: { cloud: { standby: 1 } } };
+
+e2eTest("a job logs in to a machine that waited for it once", async () => {
+  using file = settingsFile(BOOTED);
+  const { path } = file;
+  try {
+    await done(path, ["standby"]);
+    const variables = [{ key: "DISTRO", value: "cloud" }];
+    const result = await runJob(
+      runnerFor(PROGRAM, ["--config", path]),
+      job({ id: 96, variables, script: [LOGINS], afterScript: [LOGINS] }),
+    );
+    assertVerdict(result, "success");
+    assert.match(result.logText, /Using the standby machine/);
+    const ofMaker = 1; // who made it wait saw that it was ready
+    assert.deepEqual(loginsIn(result.logText), [ofMaker + 1, ofMaker + 1]);
+  } finally {
+    await untilNobodyFills();
+    await by(path, ["standby", "--remove"]);
+  }
+});
+
 e2eTest(
   "without a warm image, a machine boots and waits, and lets in the job that gets it",
   async () => {
     const machine = "gci-e2e-one";
-    const settings = { start: "cold", templates: { cloud: { standby: 1 } } };
-    using file = settingsFile(settings);
+    using file = settingsFile(BOOTED);
     const { path } = file;
     try {
       assert.match(await done(path, ["standby"]), /is ready in .*start .*boot /);

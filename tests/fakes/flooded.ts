@@ -59,7 +59,7 @@ export async function takenAfter(
 export async function peakOfMaster(flood: Flood): Promise<number> {
   const directory = makeAttemptDir();
   await using guest = await TestGuest.start({ flood });
-  await using master = await MasterProcess.start(masterTask(guest, directory));
+  await using master = await MasterProcess.start(guest, masterTask(directory));
   const text = new TextEncoder().encode("true");
   using session = await findMaster(master.task.socket, { machine: "m", bytes: text.length });
   if (session === null) throw new Error("there is no master");

@@ -45,6 +45,8 @@ export class TestGuest implements AsyncDisposable {
   readonly commands: string[] = [];
   /** The users whom a client said it was. */
   readonly logins: string[] = [];
+  /** How many connections it has let in. */
+  letIn = 0;
   /** The sizes that terminals had, one after another. */
   readonly terminals: string[] = [];
   /** A private key that it lets in. */
@@ -114,6 +116,11 @@ export class TestGuest implements AsyncDisposable {
   /** Takes nothing more from its clients, old or new, as a guest that is suspended. */
   suspend(): void {
     this.#isSuspended = true;
+    this.standStill();
+  }
+
+  /** Takes nothing more from the clients that it has. */
+  standStill(): void {
     for (const socket of this.#sockets) socket.pause();
   }
 
@@ -138,6 +145,7 @@ export class TestGuest implements AsyncDisposable {
     this.#connections.add(connection);
     connection.on("close", () => this.#connections.delete(connection));
     connection.on("error", () => {});
+    connection.on("ready", () => this.letIn++);
     connection.on("authentication", (context) => {
       this.logins.push(context.username);
       const known = context.method === "publickey" && !this.#options.refuseKey;

@@ -3,14 +3,15 @@ import assert from "node:assert/strict";
 import { MASTER_ARGUMENT } from "../../src/cli/background.ts";
 import { findMaster, type MasterSession } from "../../src/guest/master/client.ts";
 import { controlSocket } from "../../src/guest/master/control_socket.ts";
-import { keepConnection, type MasterTask } from "../../src/guest/master/master.ts";
+import { KEEPALIVE_MS, keepConnection, type MasterTask } from "../../src/guest/master/master.ts";
+import { type MasterPipes, NewMaster } from "../../src/guest/master/new_master.ts";
+import { type Login, SshConnection } from "../../src/guest/ssh_connection.ts";
 import type { Connection } from "../../src/libvirt/connection.ts";
 import { Domain } from "../../src/libvirt/domain.ts";
 import type { Context } from "../../src/machine/context.ts";
 import { readMetadata } from "../../src/machine/metadata.ts";
 import { runByMaster } from "../../src/machine/run_by_master.ts";
 import { run } from "../../src/machine/run_script.ts";
-import { sleep } from "../../src/wait.ts";
 import type { TestGuest, TestGuestOptions } from "./test_guest.ts";
 import type { TestStageOptions } from "./test_stage.ts";
 
@@ -21,23 +22,24 @@ export function makeAttemptDir(): string {
   return Deno.makeTempDirSync({ prefix: "libvirt-gci-test-" });
 }
 
-/** What the master of a test guest is for. */
+/** How to log in to a test guest. */
+export function loginTo({ port, privateKey }: TestGuest): Login {
+  return {
+    ...{ address: "127.0.0.1", port, user: "gitlab-runner", privateKey },
+    ...{ channel: null, hostKey: null },
+  };
+}
+
+/** What a master is for. */
 export function masterTask(
-  guest: TestGuest,
   attemptDir: string,
   differences: Partial<MasterTask> = {},
 ): MasterTask {
   const socket = controlSocket(attemptDir);
   assert(socket !== null);
   return {
-    machine: "m",
-    domain: "m",
-    shell: "bash",
-    socket,
-    deadline: null,
-    keeps: false,
-    metricsFile: null,
-    login: guest.login,
+    ...{ machine: "m", domain: "m", shell: "bash", socket, deadline: null },
+    ...{ keeps: false, metricsFile: null },
     ...differences,
   };
 }
@@ -49,9 +51,15 @@ export class TestMaster implements AsyncDisposable {
   readonly ended: Promise<void>;
   readonly #over = new AbortController();
 
-  constructor(task: MasterTask) {
+  private constructor(task: MasterTask, ssh: SshConnection) {
     this.task = task;
-    this.ended = keepConnection(task, this.#over.signal);
+    this.ended = keepConnection(task, ssh, this.#over.signal);
+  }
+
+  static async start(guest: TestGuest, task: MasterTask): Promise<TestMaster> {
+    const { signal } = new AbortController();
+    const options = { timeoutMs: 15_000, keepaliveMs: KEEPALIVE_MS, signal };
+    return new TestMaster(task, await SshConnection.open(loginTo(guest), options));
   }
 
   /** A connection to it for a script of so many bytes. Fails if there is none. */
@@ -67,13 +75,11 @@ export class TestMaster implements AsyncDisposable {
   }
 }
 
-/** Starts a process that becomes a connection master when its stdin has said of what. */
-export function spawnMaster(): Deno.ChildProcess {
+/** The process of a connection master, which waits for what it is told. */
+export function spawnMaster(): Deno.ChildProcess & MasterPipes {
   return new Deno.Command(Deno.execPath(), {
     args: ["run", "--quiet", "--allow-all", MAIN, MASTER_ARGUMENT],
-    stdin: "piped",
-    stdout: "null",
-    stderr: "null",
+    ...{ stdin: "piped", stdout: "piped", stderr: "null" },
   }).spawn();
 }
 
@@ -87,13 +93,17 @@ export class MasterProcess implements AsyncDisposable {
     this.child = child;
   }
 
-  /** Resolves when its socket is there. */
-  static async start(task: MasterTask): Promise<MasterProcess> {
+  /** Resolves when it has logged in to the guest, and listens. */
+  static async start(guest: TestGuest, task: MasterTask): Promise<MasterProcess> {
     const child = spawnMaster();
-    const stdin = child.stdin.getWriter();
-    await stdin.write(new TextEncoder().encode(JSON.stringify(task)));
-    await stdin.close();
-    for (let i = 0; i < 500 && !await isThere(task.socket); i++) await sleep(20);
+    using master = new NewMaster(() => child);
+    master.start();
+    const { signal } = new AbortController();
+    assert.equal(
+      typeof await master.tryLogin(loginTo(guest), { signal, connectMs: 5000 }),
+      "string",
+    );
+    await master.give(task);
     assert(await isThere(task.socket), "it does not listen");
     return new MasterProcess(task, child);
   }
@@ -164,7 +174,7 @@ export class Masters implements AsyncDisposable {
     const { keepMinutes } = await readMetadata(domain) ?? {};
     const keeps = (keepMinutes ?? 0) > 0;
     const differences = { machine, domain: machine, keeps };
-    return new TestMaster(masterTask(this.#guest, this.#directory, differences));
+    return await TestMaster.start(this.#guest, masterTask(this.#directory, differences));
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

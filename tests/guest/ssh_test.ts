@@ -130,6 +130,12 @@ Deno.test("what is waited for of a guest is told in words that are short, visibl
   assertNoneOfOurs(`Still waiting: ${new NotYet(FORGED).reason}`, 1);
 });
 
+Deno.test("what one process has said of a guest, another says in the same words", () => {
+  const { reason } = new NotYet("it closes: \n bye\n\n  and gone");
+  assert.equal(reason, "it closes:\n   bye\n  and gone");
+  assert.equal(new NotYet(reason).reason, reason);
+});
+
 /** Asserts that only so many lines look like ours, the advice apart. */
 function assertNoneOfOurs(words: string, ours: number): void {
   const printed = toVisible(words);

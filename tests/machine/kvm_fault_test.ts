@@ -82,16 +82,8 @@ Deno.test("a machine without an address is KVM's fault where KVM runs no guests,
   const ofMetadata = { template: "debian-12", login, settings, card: null };
   const metadata = newMetadata(await newOwner(JOB), ofMetadata);
   const waiting = {
-    name: JOB.machine,
-    metadata,
-    settings,
-    login,
-    filter: null,
-    card: null,
-    consolePath: "",
-    seedPath: null,
-    credentialPath: null,
-    nvramPath: null,
+    ...{ name: JOB.machine, metadata, settings, login, filter: null, card: null, master: null },
+    ...{ consolePath: "", seedPath: null, credentialPath: null, nvramPath: null },
     template: {
       pool: "base_imgs",
       volume: "debian-12.qcow2",

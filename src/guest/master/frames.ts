@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-/** What `run` and the connection master say to each other. */
+/** What the connection master and who uses it say to each other: first `prepare`, then `run`. */
 export const KIND = {
   /** From `run`: what it wants, as JSON. Then the script, and nothing more but a cancel. */
   hello: 1,
@@ -15,6 +15,14 @@ export const KIND = {
   end: 8,
   /** To the master: end, if this is your machine, as JSON. The same in every protocol. */
   quit: 9,
+  /**
+   * From `prepare` to a master that it has started: an attempt to log in, as JSON, of which the answer is
+   * how it ended; then that the guest knows the key; and at last its task, as JSON, of which the answer is
+   * that it is ready. It is so once before, when it has started.
+   */
+  login: 10,
+  keyKnown: 11,
+  task: 12,
 } as const;
 
 /** One of {@linkcode KIND}. */

@@ -3,9 +3,8 @@ import { SystemFailure } from "../../errors.ts";
 import { type MasterKnowledge, MOST_SCRIPT_BYTES } from "./client.ts";
 import { type Frame, FrameReader, FrameWriter, KIND, PROTOCOL, readJson } from "./frames.ts";
 import { endOf, type ScriptEnd } from "./script_end.ts";
-import { openSsh } from "../ready.ts";
 import { GuestSilent, lostGuest, runScript, type Script } from "../script.ts";
-import type { Login, SshConnection } from "../ssh_connection.ts";
+import type { SshConnection } from "../ssh_connection.ts";
 import { within } from "../../wait.ts";
 
 /** What a connection master is for. */
@@ -13,15 +12,14 @@ export interface MasterTask extends Omit<MasterKnowledge, "hasFailed"> {
   /** The machine's name, as its job calls it. */
   readonly machine: string;
   readonly shell: Script["shell"];
-  readonly login: Login;
   /** Where it listens. */
   readonly socket: string;
   /** When it ends at the latest, in milliseconds since 1970; null if unknown. */
   readonly deadline: number | null;
 }
 
-const LOGIN_SECONDS = 30;
-const KEEPALIVE_MS = 5000;
+/** How often its idle connection asks for a sign of life. */
+export const KEEPALIVE_MS = 5000;
 /** After three of these without an answer, an idle guest is lost. Who runs a script may be busy. */
 const IDLE_SILENCE_MS = 3.5 * KEEPALIVE_MS;
 const LOOK_MS = 2000;
@@ -30,25 +28,18 @@ const MOST_SCRIPTS = 8;
 const ENDING_MS = 10_000;
 
 /**
- * Keeps a connection to a guest, and runs the scripts there that come through a socket which it makes.
- * Resolves when it has ended, and the socket is gone: at the signal, at its deadline, when it is
- * told to, when the guest is lost, or when the socket is not its own any more.
+ * Runs the scripts that come through a socket which it makes at once, over this connection to a guest, and
+ * disposes of it. Resolves when it has ended, and the socket is gone: at the signal, at its deadline, when
+ * it is told to, when the guest is lost, or when the socket is not its own any more.
  */
-export async function keepConnection(task: MasterTask, signal: AbortSignal): Promise<void> {
-  const listener = Deno.listen({ transport: "unix", path: task.socket });
-  await new Master(task, Deno.lstatSync(task.socket).ino, signal).serve(listener);
-}
-
-/**
- * Reads a connection master's task from the standard input, and does it. The task is empty if prepare
- * ends before it writes one.
- */
-export async function runMaster(
-  input: ReadableStream<Uint8Array>,
+export async function keepConnection(
+  task: MasterTask,
+  ssh: SshConnection,
   signal: AbortSignal,
 ): Promise<void> {
-  const text = await new Response(input).text();
-  if (text !== "") await keepConnection(JSON.parse(text) as MasterTask, signal);
+  using _ = ssh;
+  const listener = Deno.listen({ transport: "unix", path: task.socket });
+  await new Master({ task, ssh, inode: Deno.lstatSync(task.socket).ino }, signal).serve(listener);
 }
 
 class Master {
@@ -57,19 +48,25 @@ class Master {
   readonly #over = new AbortController();
   /** Aborts when it ends, by itself or by its caller. */
   readonly #signal: AbortSignal;
-  readonly #ssh: Promise<SshConnection>;
+  readonly #ssh: SshConnection;
   readonly #conns = new Set<Deno.Conn>();
   readonly #scripts = new Set<Promise<unknown>>();
   #hasFailed = false;
 
-  constructor(task: MasterTask, inode: number | null, signal: AbortSignal) {
+  constructor(
+    { task, ssh, inode }: {
+      readonly task: MasterTask;
+      readonly ssh: SshConnection;
+      readonly inode: number | null;
+    },
+    signal: AbortSignal,
+  ) {
     this.#task = task;
+    this.#ssh = ssh;
     this.#inode = inode;
     this.#signal = AbortSignal.any([signal, this.#over.signal]);
-    const limits = { timeoutSeconds: LOGIN_SECONDS, signal: this.#signal, log: () => {} };
-    this.#ssh = openSsh(task.login, limits, { keepaliveMs: KEEPALIVE_MS });
-    this.#ssh.then((ssh) => ssh.closed)
-      .then(() => Promise.allSettled(this.#scripts), () => {}) // they say first that they lost it
+    ssh.closed
+      .then(() => Promise.allSettled(this.#scripts)) // they say first that they lost it
       .then(() => this.#end());
   }
 
@@ -83,24 +80,23 @@ class Master {
     const close = (): void => listener.close();
     this.#signal.addEventListener("abort", close);
     if (this.#signal.aborted) close();
-    const timer = setInterval(() => this.#look().catch(() => this.#end()), LOOK_MS);
+    const timer = setInterval(() => this.#look(), LOOK_MS);
     try {
       for await (const conn of listener) this.#serveConn(conn);
     } finally {
       clearInterval(timer);
       if (this.#hasSocket()) Deno.removeSync(this.#task.socket);
       await within(Promise.allSettled(this.#scripts), ENDING_MS);
-      (await this.#ssh.catch(() => null))?.[Symbol.dispose]();
       for (const conn of this.#conns) this.#close(conn);
     }
   }
 
   /** Ends if it is no longer needed, or the guest is lost. */
-  async #look(): Promise<void> {
+  #look(): void {
     const { deadline } = this.#task;
-    if (!this.#hasSocket() || deadline !== null && Date.now() > deadline) this.#end();
-    const ssh = await this.#ssh;
-    if (this.#scripts.size === 0 && ssh.silentMs > IDLE_SILENCE_MS) this.#end();
+    const isOver = deadline !== null && Date.now() > deadline;
+    const isLost = this.#scripts.size === 0 && this.#ssh.silentMs > IDLE_SILENCE_MS;
+    if (isOver || isLost || !this.#hasSocket()) this.#end();
   }
 
   /** Whether the socket is there, and its own. */
@@ -140,15 +136,16 @@ class Master {
     const size = Number(asked["bytes"]);
     const isFit = asked["protocol"] === PROTOCOL && asked["machine"] === this.#task.machine &&
       Number.isInteger(size) && size >= 0 && size <= MOST_SCRIPT_BYTES;
-    const ssh = isFit && this.#scripts.size < MOST_SCRIPTS ? await this.#ssh : null;
-    if (ssh === null || ssh.isClosed || this.#signal.aborted) {
+    if (
+      !isFit || this.#scripts.size >= MOST_SCRIPTS || this.#ssh.isClosed || this.#signal.aborted
+    ) {
       return await writer.send(KIND.refused);
     }
     const { domain, keeps, metricsFile } = this.#task;
     const known: MasterKnowledge = { domain, keeps, metricsFile, hasFailed: this.#hasFailed };
     await writer.sendJson(KIND.ready, known);
     const text = await readScript(reader, size);
-    const running = this.#runScript(ssh, text, { reader, writer });
+    const running = this.#runScript(text, { reader, writer });
     this.#scripts.add(running);
     const end = await running.finally(() => this.#scripts.delete(running));
     try {
@@ -160,7 +157,6 @@ class Master {
 
   /** Runs it until it ends, or the client cancels it or is gone. */
   async #runScript(
-    ssh: SshConnection,
     text: Uint8Array,
     { reader, writer }: { readonly reader: FrameReader; readonly writer: FrameWriter },
   ): Promise<ScriptEnd> {
@@ -173,14 +169,14 @@ class Master {
     const stderr = (bytes: Uint8Array) => writer.send(KIND.stderr, bytes);
     try {
       const script = { text, shell: this.#task.shell, stdout, stderr };
-      const status = await runScript(ssh, script, signal);
+      const status = await runScript(this.#ssh, script, signal);
       if (status !== 0) this.#hasFailed = true;
       return { status };
     } catch (error) {
       this.#hasFailed = true;
       if (error instanceof GuestSilent) return { cancelled: true, answered: false };
       if (signal.aborted) return { cancelled: true, answered: true };
-      const isLost = ssh.isClosed && !(error instanceof SystemFailure);
+      const isLost = this.#ssh.isClosed && !(error instanceof SystemFailure);
       return endOf(isLost ? lostGuest(error instanceof Error ? error : null) : error);
     }
   }

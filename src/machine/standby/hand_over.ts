@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { explain } from "../../errors.ts";
 import { authorizeUser } from "../../guest/identity.ts";
-import { openSsh } from "../../guest/ready.ts";
+import { openSsh, waitForLogin } from "../../guest/ready.ts";
 import { Domain } from "../../libvirt/domain.ts";
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
 import { type Context, quiet } from "../context.ts";
@@ -73,7 +73,7 @@ async function removeUseless({ name }: Standby, context: Context): Promise<void>
 
 async function handOver(
   { name: standby }: Standby,
-  { name, owner, login: keys, choice: { settings } }: MachineSpec,
+  { name, owner, login: keys, choice: { settings }, master }: MachineSpec,
   context: Context,
 ): Promise<MachineMetadata> {
   const { host, report: { log, progress, steps }, signal } = context;
@@ -100,19 +100,20 @@ async function handOver(
     user: settings.ssh.user,
     publicKey: settings.ssh.login === "template" ? null : login.key.publicKey,
   };
-  const [, ssh] = await together(
+  await together(
     signal,
     async (signal) => {
       await authorizeUser(agentOf(domain), identity, signal);
       steps.end("keys");
       tellKnown();
     },
-    (signal) => {
+    async (signal) => {
       const limits = { log, progress, signal, timeoutSeconds: PATIENCE_SECONDS };
-      return openSsh({ ...target, keyKnown }, limits);
+      const login = { ...target, keyKnown };
+      if (master === null) (await openSsh(login, limits))[Symbol.dispose]();
+      else await waitForLogin(login, limits, master.tryLogin);
     },
   );
-  ssh[Symbol.dispose]();
   steps.end("ssh");
   log(`Using the standby machine "${standby}"`);
   const ready = { ...metadata, address: waited.address };
