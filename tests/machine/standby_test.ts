@@ -6,6 +6,8 @@ import { cleanupAll } from "../../src/commands/cleanup.ts";
 import { gc } from "../../src/commands/gc.ts";
 import { listMachines } from "../../src/commands/list.ts";
 import { prepare } from "../../src/commands/prepare.ts";
+import { findMaster } from "../../src/guest/master/client.ts";
+import { controlSocket } from "../../src/guest/master/control_socket.ts";
 import type { Connection } from "../../src/libvirt/connection.ts";
 import { Domain } from "../../src/libvirt/domain.ts";
 import { StoragePool } from "../../src/libvirt/storage_pool.ts";
@@ -33,13 +35,14 @@ import { isOurVolume, machineOfVolume } from "../../src/machine/storage/volume_n
 import { createRawVolume, removeVolume } from "../../src/machine/storage/volumes.ts";
 import { lookupNeed, sweep } from "../../src/machine/unneeded.ts";
 import { removeWarmImage, warmOrigin, warmVolumes } from "../../src/machine/warm/warm_image.ts";
-import { chooseTemplate } from "../../src/policy/template_choice.ts";
+import { chooseTemplate, templatesToWait } from "../../src/policy/template_choice.ts";
 import { parseConfig } from "../../src/settings/read.ts";
 import { type Config, DEFAULT_CONFIG, type MachineSettings } from "../../src/settings/settings.ts";
 import { sleep } from "../../src/wait.ts";
 import { type Differences, merged } from "../fakes/merged.ts";
 import { TestGuest } from "../fakes/test_guest.ts";
 import { openTestHost } from "../fakes/test_host.ts";
+import { makeAttemptDir, spawnMaster } from "../fakes/test_master.ts";
 import {
   changeMetadata,
   JOB,
@@ -54,7 +57,7 @@ const ENDED = { runner: "1 1 0", attemptDir: "" };
 
 /** Gives the test a stage, and sees that no domain, volume or handle is left. */
 async function withStage(
-  test: (stage: TestStage) => Promise<void>,
+  test: (stage: TestStage, guest: TestGuest) => Promise<void>,
   options: TestStageOptions = {},
 ): Promise<void> {
   const connection = await openTestHost();
@@ -62,7 +65,7 @@ async function withStage(
   {
     await using guest = await TestGuest.start();
     using stage = testStage(connection, guest, options);
-    await test(stage);
+    await test(stage, guest);
   }
   assert.deepEqual([await domains(connection), await volumes(connection)], before);
   assert.equal(await connection.close(), 0, "a handle is left");
@@ -82,12 +85,13 @@ async function volumes(connection: Connection): Promise<string[]> {
 async function makeStandby(
   stage: TestStage,
   differences: Partial<MachineMetadata> = ENDED,
+  kind = KIND,
 ): Promise<string> {
   const name = newStandbyName();
   await prepare({ ...JOB, machine: name }, {}, stage);
   await changeMetadata(stage.connection, name, differences);
   using pool = await StoragePool.lookup(stage.connection, "libvirt-gci");
-  await markWaiting(pool, { name, kind: KIND });
+  await markWaiting(pool, { name, kind });
   stage.lines.length = 0;
   return name;
 }
@@ -578,6 +582,76 @@ async function startForeign({ connection }: TestStage, name: string): Promise<As
     },
   };
 }
+
+/** Has a guest agent that says of all that it has ended well, and at first calls this. */
+function haveAgent(connection: Connection, asked: () => Promise<void>): void {
+  connection.callForShortString = async () => {
+    await asked();
+    return JSON.stringify({ return: { pid: 1, exited: true, exitcode: 0 } });
+  };
+}
+
+Deno.test("a job that gets a machine that waits logs in to it once, by its master, once the key is known", () =>
+  withStage(async (stage, guest) => {
+    const wants = wanting(stage);
+    const [choice] = templatesToWait(wants.config);
+    const template = await findTemplate(wants.host, choice ?? assert.fail(), () => "");
+    const kind = await standbyKind(template, choice?.settings ?? assert.fail());
+    const standby = await makeStandby(stage, ENDED, kind);
+    const before = guest.letIn;
+    const attemptDir = makeAttemptDir();
+    const children: Deno.ChildProcess[] = [];
+    using pool = await StoragePool.lookup(stage.connection, "libvirt-gci");
+    let waiting = Promise.resolve<readonly string[]>([]);
+    const startMaster = () => {
+      waiting = pool.volumeNames();
+      const child = spawnMaster();
+      children.push(child);
+      return child;
+    };
+    const { length } = guest.logins;
+    const logins: number[] = [];
+    haveAgent(stage.connection, async () => {
+      await sleep(500);
+      logins.push(guest.logins.length);
+    });
+    await prepare({ ...JOB, attemptDir }, { startMaster }, wants);
+    assert.match(stage.lines.join("\n"), new RegExp(`Using the standby machine "${standby}"`));
+    assert.deepEqual(logins, [length, length], "it logged in before");
+    assert.deepEqual(waitingIn(await waiting), [{ name: standby, kind }], "its master came late");
+    assert.equal(guest.letIn, before + 1);
+    const socket = controlSocket(attemptDir) ?? "";
+    {
+      using session = await findMaster(socket, { machine: JOB.machine, bytes: 0 });
+      assert.equal(session?.known.domain, standby);
+    }
+    await removeMachine(JOB.machine, stage, { attemptDir });
+    assert.deepEqual(await Promise.all(children.map(async ({ status }) => (await status).code)), [
+      0,
+    ]);
+    await Deno.remove(attemptDir); // which fails if a socket is left in it
+  }));
+
+Deno.test("where a machine that waits is of no use, the one that boots has a master", () =>
+  withStage(async (stage, guest) => {
+    const wants = wanting(stage);
+    await using image = await makeWarmImage(wants);
+    await makeStandby(stage, ENDED, image.kind); // which has no agent
+    const before = guest.letIn;
+    const attemptDir = makeAttemptDir();
+    await prepare({ ...JOB, attemptDir }, { startMaster: spawnMaster }, wants);
+    assert.match(stage.warnings.join("\n"), /Cannot use the standby machine/);
+    const socket = controlSocket(attemptDir) ?? "";
+    assert(
+      await findMaster(socket, { machine: JOB.machine, bytes: 0 }).then((it) => {
+        it?.[Symbol.dispose]();
+        return it !== null;
+      }),
+    );
+    assert(guest.letIn >= before + 1);
+    await removeMachine(JOB.machine, stage, { attemptDir });
+    await Deno.remove(attemptDir);
+  }));
 
 Deno.test("a machine that waits, is of no use and cannot be removed fails no job", () =>
   withStage(async (stage) => {

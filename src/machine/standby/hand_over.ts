@@ -41,13 +41,13 @@ export async function useStandby(
   const waiting = waitingIn(await pool.volumeNames());
   for (const standby of waiting.filter((each) => each.kind === kind)) {
     signal.throwIfAborted();
+    spec.master?.start(); // it is up when the guest knows the key
     await assignStandby(pool, name, standby.name);
     if (!await acquireStandby(pool, standby)) {
       await unassignStandby(pool, name, standby.name);
       continue;
     }
     steps.end("claim");
-    spec.master?.start();
     try {
       return { name, domain: standby.name, metadata: await handOver(standby, spec, context) };
     } catch (error) {
