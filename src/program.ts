@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { CliOutput } from "./cli/any_line.ts";
 import { keptVariables, MASTER_ARGUMENT, masterVariables } from "./cli/background.ts";
-import type { Program } from "./cli/command.ts";
+import type { HostOptions, Program } from "./cli/command.ts";
 import { exitStatus, reportScriptStatus } from "./cli/exit_status.ts";
 import { type CommandLine, type Commands, parseArguments } from "./cli/parser.ts";
 import type { Printer } from "./cli/printer.ts";
@@ -133,8 +133,8 @@ async function runCommand(running: Running): Promise<void> {
       guestCommand,
       countIn,
       startMaster: () => startWithPipes([MASTER_ARGUMENT], masterVariables(env)),
-      onHost: async (body, config) =>
-        await onHost(body, { config: config ?? await settings(), meter }, running),
+      onHost: async (body, { config, load } = {}) =>
+        await onHost(body, { config: config ?? await settings(), meter, load }, running),
     });
   if (action.countedAs === null) return await run(null);
   if (action.countedAs === "run") {
@@ -222,7 +222,11 @@ async function refillStandbys(
 /** Connects to libvirt for a command, and closes the connection after it. */
 async function onHost(
   body: (context: Context) => Promise<void>,
-  { config, meter }: { readonly config: Config; readonly meter: Meter | null },
+  { config, meter, load }: {
+    readonly config: Config;
+    readonly meter: Meter | null;
+    readonly load: HostOptions["load"];
+  },
   { line: { debug, action }, env, printer, signal: cancel }: Running,
 ): Promise<void> {
   const { Connection } = await import("./libvirt/connection.ts"); // some commands never need them
@@ -233,7 +237,10 @@ async function onHost(
     : null;
   const connect = (callSeconds = config.libvirt.callSeconds): Promise<Connection> =>
     Connection.open(config.libvirt.uri, { callSeconds, signal, onCall });
-  await using connection = await connect();
+  const connecting = connect();
+  connecting.catch(() => {}); // it is waited for below
+  await load?.();
+  await using connection = await connecting;
   const context: Context = {
     host: { config, connection, connect, directories: directoriesOf(env, config) },
     report: {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { prepare } from "../src/commands/prepare.ts";
 import type { Connection } from "../src/libvirt/connection.ts";
 import { ADDRESS_SOURCE, Domain } from "../src/libvirt/domain.ts";
 import { StoragePool } from "../src/libvirt/storage_pool.ts";
+import { prepare } from "../src/machine/prepare_machine.ts";
 import { removeMachine } from "../src/machine/remove.ts";
 import { run } from "../src/machine/run_script.ts";
 import { sleep } from "../src/wait.ts";

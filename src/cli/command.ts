@@ -27,12 +27,23 @@ export interface Program {
   readonly guestCommand: readonly string[] | null;
   /** Loads the settings, once. Throws SystemFailure. */
   readonly settings: () => Promise<Config>;
-  /** Connects to libvirt for the body. `config` replaces the settings. Throws SystemFailure. */
-  readonly onHost: (body: (context: Context) => Promise<void>, config?: Config) => Promise<void>;
+  /** Connects to libvirt for the body. Throws SystemFailure. */
+  readonly onHost: (
+    body: (context: Context) => Promise<void>,
+    options?: HostOptions,
+  ) => Promise<void>;
   /** Starts a connection master, which reads what it is for. */
   readonly startMaster: StartMaster;
   /** Has the script that runs counted in this file, without the settings; null is nowhere. */
   readonly countIn: (metricsFile: string | null) => void;
+}
+
+/** How a command connects to libvirt. */
+export interface HostOptions {
+  /** Instead of the settings. */
+  readonly config?: Config;
+  /** Loads what the body needs. The connection opens meanwhile, so that this costs no time. */
+  readonly load?: () => Promise<unknown>;
 }
 
 /** How the program treats a command. */

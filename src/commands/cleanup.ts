@@ -7,12 +7,13 @@ import { UsageError } from "../errors.ts";
 import { jobFromEnv, requireMachine } from "../job/job.ts";
 import { type Context, withReconnect } from "../machine/context.ts";
 import { endMasterOf } from "../machine/end_master.ts";
-import { findMachines } from "../machine/inventory.ts";
-import { keepAfterJob } from "../machine/kept.ts";
-import { isKept } from "../machine/metadata.ts";
-import { removeMachine, removeMachineSafely } from "../machine/remove.ts";
-import { lookupNeeds, withoutTakers } from "../machine/unneeded.ts";
 import { Problems } from "../problems.ts";
+
+/** What removes a machine. */
+const loadParts = async () => ({
+  ...await import("../machine/remove.ts"),
+  ...await import("../machine/kept.ts"),
+});
 
 export const command = defineCommand("cleanup", {
   description: "Remove the machine and everything that belongs to it.",
@@ -47,10 +48,11 @@ async function cleanupAfterJob(named: string | undefined, { env, onHost }: Progr
   // First, so that no script of the job still runs when the machine is kept or removed.
   await endMasterOf(machine, { attemptDir: job.attemptDir ?? "", key: "" });
   await onHost(async (context) => {
+    const { keepAfterJob, removeMachineSafely } = await loadParts();
     const keepIt = (context: Context) => keepAfterJob(machine, context);
     if (!job.byHand && await withReconnect(context, keepIt)) return;
     await removeMachineSafely(machine, context);
-  });
+  }, { load: loadParts });
 }
 
 /** Removes all machines, also those of running jobs, if the person says yes. Throws SystemFailure. */
@@ -58,6 +60,10 @@ export async function cleanupAll(
   { yes, ask }: { readonly yes: boolean; readonly ask: Ask | null },
   context: Context,
 ): Promise<void> {
+  const { findMachines } = await import("../machine/inventory.ts");
+  const { isKept } = await import("../machine/metadata.ts");
+  const { lookupNeeds, withoutTakers } = await import("../machine/unneeded.ts");
+  const { removeMachine } = await loadParts();
   const found = await findMachines(context, { refresh: true });
   if (found.length === 0) return context.report.log("There is no machine");
   const machines = await lookupNeeds(found, context.host);

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { jsonFlag, option } from "../cli/arguments.ts";
 import { defineCommand, type Program } from "../cli/command.ts";
-import { prepare } from "./prepare.ts";
 import { bootTemplate } from "../doctor/boot.ts";
 import type { DoctorContext } from "../doctor/check.ts";
 import { type GroupedFinding, runChecks } from "../doctor/checks.ts";
@@ -12,6 +11,7 @@ import { Connection } from "../libvirt/connection.ts";
 import type { Context } from "../machine/context.ts";
 import { kvmRunsGuests } from "../machine/kvm/kvm_probe.ts";
 import { readHostNetwork } from "../machine/network/host_addresses.ts";
+import { prepare } from "../machine/prepare_machine.ts";
 import { removeMachine } from "../machine/remove.ts";
 import { run } from "../machine/run_script.ts";
 import { DEFAULT_CONFIG } from "../settings/settings.ts";
@@ -45,7 +45,7 @@ async function examineHost(
   if (boot !== undefined) {
     await onHost(async (context) => {
       findings.push(...await findingsOfJob(boot, output, context));
-    }, config);
+    }, { config });
   }
   if (json) printer.print(findingsJson(findings));
   else printer.printVisible(findingsText(findings, printer.paint));

@@ -79,8 +79,11 @@ async function runAlone(
   { output, onHost }: Program,
   ofJob: JobScript | null,
 ): Promise<void> {
-  const { run } = await import("../machine/run_script.ts");
-  await onHost((context) => run(machine, script, { ...context, ...output }, ofJob));
+  const load = () => import("../machine/run_script.ts");
+  await onHost(async (context) => {
+    const { run } = await load();
+    await run(machine, script, { ...context, ...output }, ofJob);
+  }, { load });
 }
 
 async function readScript(

@@ -32,7 +32,7 @@ export const command = defineCommand("warm", {
     const patient = { ...config, libvirt: { ...config.libvirt, callSeconds } };
     await onHost(
       (context) => remove ? removeWarmImages(templates, context) : warm(templates, context),
-      patient,
+      { config: patient },
     );
   },
 });

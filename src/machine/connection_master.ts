@@ -13,7 +13,11 @@ export function masterTask(
 ): MasterTask {
   const { deadline, shell } = metadata;
   return {
-    ...{ machine: name, domain, socket, deadline, metricsFile },
+    machine: name,
+    domain,
+    socket,
+    deadline,
+    metricsFile,
     keeps: isFirstFailure(metadata),
     shell: shell === "sh" ? "sh" : "bash",
   };

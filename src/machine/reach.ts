@@ -98,7 +98,9 @@ async function waitForCommand(
       if (target.channel !== null) await watch(); // an address shows that KVM works
     },
     {
-      ...{ log, progress, signal },
+      log,
+      progress,
+      signal,
       // Without a network, this waits for the boot too.
       timeoutSeconds: target.channel === null
         ? sshSeconds

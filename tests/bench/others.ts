@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { prepare } from "../../src/commands/prepare.ts";
 import { Connection } from "../../src/libvirt/connection.ts";
+import { prepare } from "../../src/machine/prepare_machine.ts";
 import { removeMachine } from "../../src/machine/remove.ts";
 import { compare, report } from "./measure.ts";
 import { TestGuest } from "../fakes/test_guest.ts";

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import { type ListedMachine, listJson, listMachines, listTable } from "../../src/commands/list.ts";
-import { prepare } from "../../src/commands/prepare.ts";
 import { Domain } from "../../src/libvirt/domain.ts";
 import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import { readMetadata, writeMetadata } from "../../src/machine/metadata.ts";
+import { prepare } from "../../src/machine/prepare_machine.ts";
 import { removeMachine } from "../../src/machine/remove.ts";
 import { createRawVolume } from "../../src/machine/storage/volumes.ts";
 import { TestGuest } from "../fakes/test_guest.ts";

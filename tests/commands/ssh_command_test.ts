@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import type { Terminal } from "../../src/cli/terminal.ts";
-import { prepare } from "../../src/commands/prepare.ts";
 import { ssh } from "../../src/commands/ssh.ts";
+import { prepare } from "../../src/machine/prepare_machine.ts";
 import { removeMachine } from "../../src/machine/remove.ts";
 import { sleep } from "../../src/wait.ts";
 import { TestGuest } from "../fakes/test_guest.ts";

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import { configJson } from "../../src/commands/config.ts";
-import { prepare } from "../../src/commands/prepare.ts";
 import {
   BuildFailure,
   explain,
@@ -16,6 +15,7 @@ import type { Connection } from "../../src/libvirt/connection.ts";
 import { Domain } from "../../src/libvirt/domain.ts";
 import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import { readMetadata, writeMetadata } from "../../src/machine/metadata.ts";
+import { prepare } from "../../src/machine/prepare_machine.ts";
 import { removeMachine, removeMachineSafely } from "../../src/machine/remove.ts";
 import { run } from "../../src/machine/run_script.ts";
 import { createDirPool } from "../../src/machine/storage/pools.ts";

@@ -25,8 +25,12 @@ export function makeAttemptDir(): string {
 /** How to log in to a test guest. */
 export function loginTo({ port, privateKey }: TestGuest): Login {
   return {
-    ...{ address: "127.0.0.1", port, user: "gitlab-runner", privateKey },
-    ...{ channel: null, hostKey: null },
+    address: "127.0.0.1",
+    port,
+    user: "gitlab-runner",
+    privateKey,
+    channel: null,
+    hostKey: null,
   };
 }
 
@@ -38,8 +42,13 @@ export function masterTask(
   const socket = controlSocket(attemptDir);
   assert(socket !== null);
   return {
-    ...{ machine: "m", domain: "m", shell: "bash", socket, deadline: null },
-    ...{ keeps: false, metricsFile: null },
+    machine: "m",
+    domain: "m",
+    shell: "bash",
+    socket,
+    deadline: null,
+    keeps: false,
+    metricsFile: null,
     ...differences,
   };
 }
@@ -79,7 +88,9 @@ export class TestMaster implements AsyncDisposable {
 export function spawnMaster(): Deno.ChildProcess & MasterPipes {
   return new Deno.Command(Deno.execPath(), {
     args: ["run", "--quiet", "--allow-all", MAIN, MASTER_ARGUMENT],
-    ...{ stdin: "piped", stdout: "piped", stderr: "null" },
+    stdin: "piped",
+    stdout: "piped",
+    stderr: "null",
   }).spawn();
 }
 

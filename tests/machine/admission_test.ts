@@ -4,13 +4,13 @@ import assert from "node:assert/strict";
 import { fileSystemSpace } from "../../ffi/proc.ts";
 import { gc } from "../../src/commands/gc.ts";
 import { listMachines } from "../../src/commands/list.ts";
-import { prepare } from "../../src/commands/prepare.ts";
 import { SystemFailure } from "../../src/errors.ts";
 import type { Job } from "../../src/job/job.ts";
 import type { Connection } from "../../src/libvirt/connection.ts";
 import { domainMemory } from "../../src/libvirt/memory_stats.ts";
 import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import { keepAfterJob } from "../../src/machine/kept.ts";
+import { prepare } from "../../src/machine/prepare_machine.ts";
 import { hostMark, processMark } from "../../src/machine/process.ts";
 import { tryAdmission, waitForAdmission } from "../../src/machine/queue/admission.ts";
 import {

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { prepare } from "../../src/commands/prepare.ts";
 import { explain } from "../../src/errors.ts";
 import { NewMaster } from "../../src/guest/master/new_master.ts";
 import type { Connection } from "../../src/libvirt/connection.ts";
@@ -12,6 +11,7 @@ import type { NewMachine } from "../../src/machine/machine.ts";
 import { findDhcp } from "../../src/machine/network/network_info.ts";
 import { isNetworkAdmin } from "../../src/machine/network/set_filter.ts";
 import { newOwner } from "../../src/machine/owner.ts";
+import { prepare } from "../../src/machine/prepare_machine.ts";
 import { removeMachine } from "../../src/machine/remove.ts";
 import { boot } from "../../src/machine/start.ts";
 import { createVolumes } from "../../src/machine/storage/disks.ts";
@@ -38,7 +38,13 @@ async function newMachine(
   const ofMetadata = { template: choice.name, login, settings, card: null };
   const metadata = newMetadata(await newOwner(JOB), ofMetadata);
   return {
-    ...{ name, metadata, settings, filter: null, card: null, master: null, login },
+    name,
+    metadata,
+    settings,
+    filter: null,
+    card: null,
+    master: null,
+    login,
     template: await findTemplate(stage.host, choice, () => ""),
     ...await createVolumes(pool, name, volumeContents(name, login, settings)),
     ...differences,

@@ -2,7 +2,6 @@
 import assert from "node:assert/strict";
 import { masterVariables } from "../../src/cli/background.ts";
 import { gc } from "../../src/commands/gc.ts";
-import { prepare } from "../../src/commands/prepare.ts";
 import { explain, faultOf, SystemFailure } from "../../src/errors.ts";
 import { findMaster } from "../../src/guest/master/client.ts";
 import { controlSocket } from "../../src/guest/master/control_socket.ts";
@@ -11,6 +10,7 @@ import { SshConnection } from "../../src/guest/ssh_connection.ts";
 import type { Connection } from "../../src/libvirt/connection.ts";
 import { StoragePool } from "../../src/libvirt/storage_pool.ts";
 import { MASTER_MIB, masterTask } from "../../src/machine/connection_master.ts";
+import { prepare } from "../../src/machine/prepare_machine.ts";
 import { entriesIn } from "../../src/machine/queue/queue.ts";
 import { removeMachine } from "../../src/machine/remove.ts";
 import { TestGuest, type TestGuestOptions } from "../fakes/test_guest.ts";
@@ -100,7 +100,11 @@ Deno.test("what its master is told of a machine is what its scripts need, and en
     const of = { socket: "/nonexistent/socket", metricsFile: "/nonexistent/gci.prom" };
     const { deadline, ...task } = masterTask(machine, of);
     assert.deepEqual(task, {
-      ...{ machine: JOB.machine, domain: JOB.machine, ...of, keeps: true, shell: "bash" },
+      machine: JOB.machine,
+      domain: JOB.machine,
+      ...of,
+      keeps: true,
+      shell: "bash",
     });
     const seconds = ((deadline ?? 0) - before) / 1000;
     assert(seconds >= 4200 && seconds < 4300, `${seconds} s`);
@@ -189,7 +193,9 @@ for (
 function spawnOther(program: string): Deno.ChildProcess {
   return new Deno.Command("sh", {
     args: ["-c", program],
-    ...{ stdin: "piped", stdout: "piped", stderr: "null" },
+    stdin: "piped",
+    stdout: "piped",
+    stderr: "null",
   }).spawn();
 }
 

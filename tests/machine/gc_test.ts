@@ -2,7 +2,6 @@
 import assert from "node:assert/strict";
 import { cleanupAll } from "../../src/commands/cleanup.ts";
 import { gc } from "../../src/commands/gc.ts";
-import { prepare } from "../../src/commands/prepare.ts";
 import { SystemFailure } from "../../src/errors.ts";
 import type { Job } from "../../src/job/job.ts";
 import type { Connection } from "../../src/libvirt/connection.ts";
@@ -14,6 +13,7 @@ import {
   readMetadata,
   writeMetadata,
 } from "../../src/machine/metadata.ts";
+import { prepare } from "../../src/machine/prepare_machine.ts";
 import { hostMark, processMark } from "../../src/machine/process.ts";
 import { removeMachine } from "../../src/machine/remove.ts";
 import { run } from "../../src/machine/run_script.ts";

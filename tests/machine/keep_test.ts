@@ -3,7 +3,6 @@ import assert from "node:assert/strict";
 import { cleanupAll } from "../../src/commands/cleanup.ts";
 import { gc } from "../../src/commands/gc.ts";
 import { keep } from "../../src/commands/keep.ts";
-import { prepare } from "../../src/commands/prepare.ts";
 import { moment } from "../../src/duration.ts";
 import { SystemFailure } from "../../src/errors.ts";
 import { keyFile } from "../../src/guest/key_file.ts";
@@ -18,6 +17,7 @@ import {
   writeMetadata,
 } from "../../src/machine/metadata.ts";
 import { newOwner } from "../../src/machine/owner.ts";
+import { prepare } from "../../src/machine/prepare_machine.ts";
 import { removeMachine } from "../../src/machine/remove.ts";
 import { run } from "../../src/machine/run_script.ts";
 import { sweep, whyUnneeded } from "../../src/machine/unneeded.ts";

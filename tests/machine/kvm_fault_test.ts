@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import { loadKvm } from "../../ffi/kvm.ts";
-import { prepare } from "../../src/commands/prepare.ts";
 import { explain, faultOf, SystemFailure } from "../../src/errors.ts";
 import { Domain } from "../../src/libvirt/domain.ts";
 import { LibvirtError, VIR_ERR } from "../../src/libvirt/error.ts";
@@ -10,6 +9,7 @@ import { findKvmFault, type KvmUser, watchKvm } from "../../src/machine/kvm/kvm_
 import { type KvmAnswer, kvmRunsGuests } from "../../src/machine/kvm/kvm_probe.ts";
 import { createLogin } from "../../src/machine/login.ts";
 import { newOwner } from "../../src/machine/owner.ts";
+import { prepare } from "../../src/machine/prepare_machine.ts";
 import { reach } from "../../src/machine/reach.ts";
 import { rootOf } from "../../src/read_xml.ts";
 import { sleep } from "../../src/wait.ts";
@@ -82,8 +82,17 @@ Deno.test("a machine without an address is KVM's fault where KVM runs no guests,
   const ofMetadata = { template: "debian-12", login, settings, card: null };
   const metadata = newMetadata(await newOwner(JOB), ofMetadata);
   const waiting = {
-    ...{ name: JOB.machine, metadata, settings, login, filter: null, card: null, master: null },
-    ...{ consolePath: "", seedPath: null, credentialPath: null, nvramPath: null },
+    name: JOB.machine,
+    metadata,
+    settings,
+    login,
+    filter: null,
+    card: null,
+    master: null,
+    consolePath: "",
+    seedPath: null,
+    credentialPath: null,
+    nvramPath: null,
     template: {
       pool: "base_imgs",
       volume: "debian-12.qcow2",

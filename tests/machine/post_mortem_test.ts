@@ -2,7 +2,6 @@
 import fc from "fast-check";
 import { decode } from "fast-png";
 import assert from "node:assert/strict";
-import { prepare } from "../../src/commands/prepare.ts";
 import { BuildFailure, explain, SystemFailure } from "../../src/errors.ts";
 import { Connection } from "../../src/libvirt/connection.ts";
 import { Domain } from "../../src/libvirt/domain.ts";
@@ -15,6 +14,7 @@ import {
   prunePostMortems,
   writePostMortem,
 } from "../../src/machine/post_mortem/post_mortem_directory.ts";
+import { prepare } from "../../src/machine/prepare_machine.ts";
 import { removeMachine } from "../../src/machine/remove.ts";
 import { run } from "../../src/machine/run_script.ts";
 import { rootOf } from "../../src/read_xml.ts";

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
-import { prepare } from "../../src/commands/prepare.ts";
 import { SystemFailure } from "../../src/errors.ts";
 import type { Connection } from "../../src/libvirt/connection.ts";
 import { Domain } from "../../src/libvirt/domain.ts";
 import { LibvirtError, VIR_ERR } from "../../src/libvirt/error.ts";
 import { StoragePool } from "../../src/libvirt/storage_pool.ts";
+import { prepare } from "../../src/machine/prepare_machine.ts";
 import {
   findTemplate,
   requireUnchanged,

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import { fileSystemSpace } from "../../ffi/proc.ts";
-import { prepare } from "../../src/commands/prepare.ts";
 import { BuildFailure, FAULTS, ScriptFailure, SystemFailure } from "../../src/errors.ts";
 import { Domain } from "../../src/libvirt/domain.ts";
 import { StoragePool } from "../../src/libvirt/storage_pool.ts";
+import { prepare } from "../../src/machine/prepare_machine.ts";
 import { removeMachine } from "../../src/machine/remove.ts";
 import { measure, Meter, type MeterOptions } from "../../src/metrics/meter.ts";
 import {
