@@ -168,8 +168,7 @@ Deno.test("no list or object spreads a literal, which could stand there itself",
   });
   const plugin = { name: "house", rules: { spread: { create } } };
   for (const [file, text] of ALL) {
-    const isChecked = /\.ts$/.test(file) && file !== "src/machine/connection_master.ts";
-    if (isChecked) Deno.lint.runPlugin(plugin, file, text);
+    if (file.endsWith(".ts")) Deno.lint.runPlugin(plugin, file, text);
   }
   assert.deepEqual(found, []);
 });
