@@ -1,11 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import denoJson from "./deno.json" with { type: "json" };
 
+declare global {
+  /** What the program was compiled from; the bundle sets it. */
+  var libvirtGciCommit: string | undefined;
+}
+
 const { version } = denoJson;
+const about = `libvirt-gci ${version} (${globalThis.libvirtGciCommit ?? "from source"})`;
 const parent = Deno.ppid; // as early as can be
 
 if (Deno.args.length === 1 && Deno.args[0] === "--version") {
-  console.log(version);
+  console.log(about);
   Deno.exit(0); // before the rest is even loaded
 }
 if (Deno.args.length === 1 && Deno.args[0] === "connection-master") {
@@ -45,6 +51,7 @@ const status = await runProgram({
   args: Deno.args,
   env,
   version,
+  about,
   exit: Deno.exit,
   signal: await cancellation(),
   printer: ownPrinter(env),

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { isBuiltin } from "node:module";
 import { deno, Failed, ROOT } from "./deno.ts";
+import { readSource } from "./source.ts";
 
 /**
  * Native code that packages load if it is there, by package and file. It is not built for us. In its
@@ -35,9 +36,16 @@ export async function bundle(directory: string): Promise<string> {
     await remove(packages);
   }
   const main = `${directory}/main.js`;
-  const dirname = 'globalThis.__dirname = "/"; // ssh2 reads it, as a CommonJS module may\n';
-  await Deno.writeTextFile(main, dirname + await Deno.readTextFile(main));
+  const { commit, time } = await readSource();
+  const head = [
+    'globalThis.__dirname = "/"; // ssh2 reads it, as a CommonJS module may\n',
+    `globalThis.libvirtGciCommit = ${JSON.stringify(commit)};\n`,
+  ].join("");
+  await Deno.writeTextFile(main, head + await Deno.readTextFile(main));
   await closeModules(directory);
+  for await (const { name } of Deno.readDir(directory)) { // the program has the files' times in it
+    await Deno.utime(`${directory}/${name}`, time, time);
+  }
   return main;
 }
 

@@ -20,7 +20,7 @@ async function refuseWhatDoesNotRun(program: string): Promise<void> {
     env: { RUST_BACKTRACE: "0" },
   }).output();
   const decoder = new TextDecoder();
-  if (decoder.decode(stdout).trim() === denoJson.version) return;
+  if (decoder.decode(stdout).startsWith(`libvirt-gci ${denoJson.version} (`)) return;
   const words = decoder.decode(stderr).trim() || "it does not print its version";
   throw new Failed(
     `What was compiled does not run: ${words}\n` +

@@ -45,6 +45,8 @@ export interface Caller {
   readonly output: Outputs;
   readonly env: Env;
   readonly version: string;
+  /** What `--version` prints. */
+  readonly about: string;
   readonly exit: CliOutput["exit"];
   readonly printer: Printer;
   /** The path for GitLab Runner to call the program, whether it is there yet or not. */
@@ -64,7 +66,7 @@ interface Running extends Caller, Pick<Program, "say" | "settings"> {
 
 /** Runs the command of the command line, and gives the exit status. It never throws. */
 export async function runProgram(caller: Caller): Promise<number> {
-  const { env, version, exit, printer, uncaught } = caller;
+  const { env, about, exit, printer, uncaught } = caller;
   const script = new ScriptOutput(caller.output);
   const lastWords: string[] = [];
   const say = (words: string): void => void lastWords.push(inOneLine(words));
@@ -72,7 +74,7 @@ export async function runProgram(caller: Caller): Promise<number> {
   let status = 0;
   try {
     const output = { stdout: console.log, stderr: console.error, exit };
-    const line = await parseArguments(caller.args, { commands: COMMANDS, version, output });
+    const line = await parseArguments(caller.args, { commands: COMMANDS, about, output });
     running = { ...caller, output: script, say, line, settings: settingsOf(line, env) };
     await Promise.race([runCommand(running), uncaught]);
   } catch (error) {

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import { isBuiltin } from "node:module";
+import denoJson from "../deno.json" with { type: "json" };
 import { bundle, closeModules } from "../packaging/bundle.ts";
+import { readSource } from "../packaging/source.ts";
 import { packageNames } from "./fakes/package_names.ts";
 
 /** Gives the test a directory with the bundle in `bundle/`. */
@@ -50,6 +52,31 @@ Deno.test("the bundle looks up its own files and Node's modules, and nothing els
     assert(required.includes("node:crypto"), required.join());
     assert.deepEqual(required.filter((name) => !isBuiltin(name)), []);
     assert(!imports.has("node:module"), "a module can make a require() of its own");
+  }));
+
+/** What `deno compile` takes of the files of a bundle: their names, times and contents. */
+async function filesOf(bundle: string): Promise<Map<string, string>> {
+  const files = await Array.fromAsync(Deno.readDir(bundle), ({ name }) => name);
+  return new Map(
+    await Promise.all(
+      files.sort().map(async (name): Promise<[string, string]> => {
+        const { mtime } = await Deno.stat(`${bundle}/${name}`);
+        return [name, `${mtime?.toISOString()}\n${await Deno.readTextFile(`${bundle}/${name}`)}`];
+      }),
+    ),
+  );
+}
+
+Deno.test("two bundles of one commit are identical, and say the commit", () =>
+  withBundle(async (directory) => {
+    const files = await filesOf(`${directory}/bundle`);
+    await bundle(`${directory}/bundle`); // at the same place, since paths are in its comments
+    assert.deepEqual(await filesOf(`${directory}/bundle`), files);
+    const { commit, time } = await readSource();
+    assert.match(commit, /^commit [0-9a-f]{12}/);
+    for (const [name, text] of files) assert(text.startsWith(time.toISOString()), name);
+    const said = await deno(["run", "--no-config", "main.js", "--version"], `${directory}/bundle`);
+    assert.equal(said, `libvirt-gci ${denoJson.version} (${commit})\n`);
   }));
 
 Deno.test("packages above the bundle are not loaded, whatever they are called", () =>

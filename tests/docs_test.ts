@@ -123,7 +123,7 @@ async function parse(
   const stderr = (text: string) => void (result.stderr += text);
   try {
     const output = { stdout, stderr, exit };
-    await parseArguments(args, { commands: COMMANDS, version: "1", output });
+    await parseArguments(args, { commands: COMMANDS, about: "1", output });
   } catch (error) {
     if (!(error instanceof Exited)) return { ...result, status: 2, stderr: String(error) };
   }

@@ -495,8 +495,10 @@ Deno.test("there are completions for five shells", async () => {
   }
 });
 
-Deno.test("--version says the version and nothing else", async () => {
-  const { status, stdout } = await program(["--version"]);
-  assert.equal(status, 0);
-  assert.match(stdout, /^\d+\.\d+\.\d+\n$/);
+Deno.test("--version says the version, and that the program runs from source", async () => {
+  for (const args of [["--version"], ["--debug", "--version"]]) {
+    const { status, stdout } = await program(args);
+    assert.equal(status, 0);
+    assert.match(stdout, /^libvirt-gci \d+\.\d+\.\d+\S* \(from source\)\n$/);
+  }
 });

@@ -24,9 +24,10 @@ export interface CliOutput {
  */
 export function parseAnyLine(
   args: readonly string[],
-  { commands, version, aboveError, output, onError }: {
+  { commands, about, aboveError, output, onError }: {
     readonly commands: readonly Command[];
-    readonly version: string;
+    /** What `--version` prints. */
+    readonly about: string;
     readonly aboveError: "usage" | "none";
     readonly output: CliOutput;
     readonly onError: () => never;
@@ -41,7 +42,7 @@ export function parseAnyLine(
   const { line, ...global } = runParserSync(parser, PROGRAM, args, {
     brief: message`Run GitLab CI jobs in throw-away libvirt virtual machines.`,
     help: { command: true, option: true, onShow: () => output.exit(0) },
-    version: { option: true, value: version, onShow: () => output.exit(0) },
+    version: { option: true, value: about, onShow: () => output.exit(0) },
     completion: { command: { names: ["completions"] }, onShow: output.exit },
     aboveError,
     onError,

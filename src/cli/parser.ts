@@ -22,9 +22,10 @@ export interface CommandLine {
  */
 export async function parseArguments(
   args: readonly string[],
-  { commands, version, output }: {
+  { commands, about, output }: {
     readonly commands: Commands;
-    readonly version: string;
+    /** What `--version` prints. */
+    readonly about: string;
     readonly output: AnyLine.CliOutput;
   },
 ): Promise<CommandLine> {
@@ -37,9 +38,7 @@ export async function parseArguments(
   const known = modules.map(({ command }) => command);
   const plain = load && known[0] ? readPlainLine(own, known[0]) : null;
   const line = plain ?? await parseAnyLine(own, {
-    commands: known,
-    version,
-    output,
+    ...{ commands: known, about, output },
     aboveError: args.length === 0 ? "usage" : "none",
     onError: () => {
       const isCommand = load !== undefined || word === "completions";

@@ -28,7 +28,7 @@ function meaningOfAny(args: readonly string[], command: Line["command"]): unknow
   };
   const say = (text: string): void => void said.push(text);
   const output = { stdout: say, stderr: say, exit: end };
-  const options = { commands: [command], version: "1", aboveError: "none", output } as const;
+  const options = { commands: [command], about: "1", aboveError: "none", output } as const;
   try {
     return meaning(parseAnyLine(args, { ...options, onError: end }));
   } catch (error) {

@@ -119,7 +119,8 @@ e2eTest("the program takes no module and no configuration from outside of itself
 
   const wrapper = ["env", "--chdir", cwd];
   const version = await command([...wrapper, ...PROGRAM, "--version"], env);
-  assert.deepEqual(version, { status: 0, stdout: `${denoJson.version}\n`, stderr: "" });
+  assert.deepEqual({ ...version, stdout: "" }, { status: 0, stdout: "", stderr: "" });
+  assert(version.stdout.startsWith(`libvirt-gci ${denoJson.version} (`), version.stdout);
   const help = await command([...wrapper, ...PROGRAM, "--help"], env);
   assert.equal(help.status, 0, help.stderr);
   assert.match(help.stdout, /^Usage: /m);
