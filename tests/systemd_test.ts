@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 
+const UNITS = new URL("../systemd/", import.meta.url);
+
 /** What systemd.service(5) lets a command of the unit take, in seconds; null where the unit does not say. */
 async function secondsIn(unit: string, key: string): Promise<number | null> {
   const text = await Deno.readTextFile(new URL(`../systemd/${unit}`, import.meta.url));
@@ -25,7 +27,18 @@ Deno.test("gc is given none of the host's devices, not even KVM", async () => {
   assert.deepEqual(lines, ["DevicePolicy=closed"]);
 });
 
-const UNITS = new URL("../systemd/", import.meta.url);
+// systemd looks in /usr/local/bin first, then in /usr/bin: systemd.service(5).
+Deno.test("our units start the program where it is installed, by hand or from a package", async () => {
+  const commands: string[] = [];
+  for (const { name } of Deno.readDirSync(UNITS)) {
+    if (!name.endsWith(".service")) continue;
+    const text = await Deno.readTextFile(new URL(name, UNITS));
+    commands.push(...[...text.matchAll(/^Exec\w+=-?(.*)$/gm)].map(([, command = ""]) => command));
+  }
+  const verbs = ["gc", "gc", "standby", "warm"].map((verb) => `libvirt-gci ${verb}`);
+  assert.deepEqual(commands.sort(), verbs);
+});
+
 const DROP_IN = "gitlab-runner.service.d/libvirt-gci.conf";
 
 /** As GitLab's package has it, as far as the drop-in goes. */
@@ -65,7 +78,7 @@ async function installedUnits(): Promise<AsyncDisposable & { readonly path: stri
     const text = await Deno.readTextFile(new URL(file, UNITS));
     await Deno.writeTextFile(
       `${path}/${file}`,
-      text.replaceAll("/usr/local/bin/libvirt-gci", "/bin/true"),
+      text.replaceAll(/^(Exec\w+=-?)libvirt-gci /gm, "$1/bin/true "),
     );
   }
   return { path, [Symbol.asyncDispose]: () => Deno.remove(path, { recursive: true }) };

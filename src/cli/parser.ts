@@ -38,7 +38,9 @@ export async function parseArguments(
   const known = modules.map(({ command }) => command);
   const plain = load && known[0] ? readPlainLine(own, known[0]) : null;
   const line = plain ?? await parseAnyLine(own, {
-    ...{ commands: known, about, output },
+    commands: known,
+    about,
+    output,
     aboveError: args.length === 0 ? "usage" : "none",
     onError: () => {
       const isCommand = load !== undefined || word === "completions";
