@@ -23,15 +23,10 @@ export async function bundle(directory: string): Promise<string> {
   await remove(directory);
   try {
     await installPackages(packages);
-    await deno(
-      "bundle",
-      "--quiet",
-      ...packagesOf(packages),
-      "--code-splitting",
-      "--outdir",
-      directory,
-      "main.ts",
-    );
+    await deno([
+      "bundle", "--quiet", ...,
+      "--code-splitting", "--outdir", directory, "main.ts",
+    ]);
   } finally {
     await remove(packages);
   }
@@ -56,7 +51,7 @@ async function installPackages(directory: string): Promise<void> {
   for (const name of ["deno.json", "deno.lock"]) {
     await Deno.copyFile(`${ROOT}${name}`, `${directory}/${name}`);
   }
-  await deno("install", "--quiet", ...packagesOf(directory));
+  await deno(["install", "--quiet", ...packagesOf(directory)]);
   const store = `${directory}/node_modules/.deno`;
   const versions = await Array.fromAsync(Deno.readDir(store), ({ name }) => name);
   for (const [name, file] of NATIVE) {
