@@ -27,7 +27,7 @@ Usage: testbed.sh COMMAND
 Commands:
   install  Install the Debian packages that the test bed needs
   install-all
-           Also those that its tests of make_base_image.sh need
+           Also those that its tests of make_base_image.sh and of packages need
   up       Start what is not running, build what is missing; may be repeated
   status   Show what there is
   down     Remove all but the cache; stop libvirtd if "up" started it
@@ -77,10 +77,10 @@ install() {
     openssh-client tini libvirt-dev procps iproute2 git strace
 }
 
-# libguestfs needs a kernel in /boot.
+# libguestfs needs a kernel in /boot, and packages are made by a program from PyPI.
 install_all() {
   install
-  install_packages guestfs-tools libxml2-utils linux-image-cloud-amd64
+  install_packages guestfs-tools libxml2-utils linux-image-cloud-amd64 python3-pip
 }
 
 # install_packages PACKAGE...: those that are not there yet
