@@ -37,6 +37,28 @@ Deno.test("compile shows why Deno does not compile, and fails", async () => {
   assert.deepEqual(files, []);
 });
 
+Deno.test("a program for another processor is not kept if it is for this one", async () => {
+  const arch = Deno.build.arch === "x86_64" ? "aarch64" : "x86_64";
+  const directory = await Deno.makeTempDir({ prefix: "libvirt-gci-test-" });
+  try {
+    const [main, file] = [`${directory}/main.js`, `${directory}/libvirt-gci`];
+    await Deno.writeTextFile(main, 'console.log("main");\n');
+    const code = `import { compile } from "./packaging/compile.ts";
+      await compile("${main}", "${file}", { arch: "${arch}" });`;
+    const { success, stderr } = await new Deno.Command(Deno.execPath(), {
+      args: ["eval", code],
+      env: { [`DENORT_BIN_${arch.toUpperCase()}`]: "/bin/true" },
+      cwd: ROOT,
+    }).output();
+    assert(!success);
+    const said = `not for ${arch}\nDENORT_BIN_${arch.toUpperCase()} must be`;
+    assert(new TextDecoder().decode(stderr).includes(said), new TextDecoder().decode(stderr));
+    assert.deepEqual([...Deno.readDirSync(directory)].map(({ name }) => name), ["main.js"]);
+  } finally {
+    await Deno.remove(directory, { recursive: true });
+  }
+});
+
 /** What a program tells of itself that is compiled as ours is, but for its permissions. */
 const TELLS = `
 const descriptors = [
