@@ -102,6 +102,18 @@ async function assertFiles(unpacked: string): Promise<void> {
     await unzipped(`${DOC}/changelog.Debian.gz`),
     /^libvirt-gci \(1\.2\.3~rc\.1-1\) [^]* {2}Thu, 02 Jan 2020 03:04:05 \+0000\n$/,
   );
+  const [bash, ...others] = [
+    "bash-completion/completions/libvirt-gci",
+    "fish/vendor_completions.d/libvirt-gci.fish",
+    "zsh/vendor-completions/_libvirt-gci",
+  ].map((name) => `${unpacked}/usr/share/${name}`);
+  const sourced = await output("bash", "-c", `. ${bash}; complete -p libvirt-gci`);
+  assert.match(sourced, /-F _libvirt-gci libvirt-gci/);
+  for (const file of others) {
+    assert.match(await Deno.readTextFile(file), /libvirt-gci '?completions'?/);
+  }
+  assert.match(await unzipped("usr/share/man/man1/libvirt-gci.1.gz"), /^\.TH .* 2020\\?-01\\?-02 /);
+
   const copyright = await Deno.readTextFile(`${unpacked}/${DOC}/copyright`);
   for (const words of ["GNU General Public License", "Deno authors", "ssh2@", "yaml@"]) {
     assert(copyright.includes(words), words);
