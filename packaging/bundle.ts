@@ -24,8 +24,13 @@ export async function bundle(directory: string): Promise<string> {
   try {
     await installPackages(packages);
     await deno([
-      "bundle", "--quiet", ...,
-      "--code-splitting", "--outdir", directory, "main.ts",
+      "bundle",
+      "--quiet",
+      ...packagesOf(packages),
+      "--code-splitting",
+      "--outdir",
+      directory,
+      "main.ts",
     ]);
   } finally {
     await remove(packages);

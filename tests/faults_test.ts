@@ -10,7 +10,6 @@ import { exitStatus } from "../src/cli/exit_status.ts";
 import { gc } from "../src/commands/gc.ts";
 import type { CallName, Connection } from "../src/libvirt/connection.ts";
 import { LibvirtError, VIR_ERR } from "../src/libvirt/error.ts";
-import { StoragePool } from "../src/libvirt/storage_pool.ts";
 import { prepare } from "../src/machine/prepare_machine.ts";
 import { removeMachine } from "../src/machine/remove.ts";
 import { run } from "../src/machine/run_script.ts";

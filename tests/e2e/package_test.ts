@@ -49,16 +49,39 @@ async function nextVersion(deb: string, directory: string): Promise<string> {
 
 /** What belongs to dpkg, libvirt, the kernel or the test bed. */
 const OTHERS = [
-  ...["/var/lib/dpkg", "/var/lib/apt", "/var/lib/libvirt", "/var/lib/libvirt-gci-testbed"],
-  ...["/etc/libvirt", "/run/libvirt", "/run/lock", "/run/systemd"],
+  "/var/lib/dpkg",
+  "/var/lib/apt",
+  "/var/lib/libvirt",
+  "/var/lib/libvirt-gci-testbed",
+  "/etc/libvirt",
+  "/run/libvirt",
+  "/run/lock",
+  "/run/systemd",
 ];
 
 /** All files and links of the host where a package may put some, and all that is named for us. */
 async function filesOfHost(): Promise<Set<string>> {
   const pruned = OTHERS.flatMap((path) => ["-path", path, "-prune", "-o"]);
   const { stdout } = await command([
-    ...["find", "/etc", "/usr", "/opt", "/run", "/var/lib", "-xdev", ...pruned],
-    ...["(", "-type", "f", "-o", "-type", "l", "-o", "-name", "*libvirt-gci*", ")", "-print"],
+    "find",
+    "/etc",
+    "/usr",
+    "/opt",
+    "/run",
+    "/var/lib",
+    "-xdev",
+    ...pruned,
+    "(",
+    "-type",
+    "f",
+    "-o",
+    "-type",
+    "l",
+    "-o",
+    "-name",
+    "*libvirt-gci*",
+    ")",
+    "-print",
   ]);
   return new Set(stdout.trimEnd().split("\n"));
 }
