@@ -63,7 +63,7 @@ async function meetInRun(
 
 const NO_SSHD = "sudo sed -i /sshd/d /etc/inittab; sudo kill -HUP 1; sudo pkill -f '[s]shd -D'";
 
-/** What an earlier script did to the guest. */
+/** What an earlier script did to the guest, which is seen only where the next one has to connect. */
 const BEFORE_RUN: typeof IN_RUN = [
   {
     fault: "the guest shows another host key",
@@ -135,6 +135,7 @@ END
 faultTest("a script finds the guest as an earlier one left it", async (t) => {
   await meetInRun(t, BEFORE_RUN, async (attempt, script) => {
     await attempt.run(script);
+    await attempt.endMaster();
     return await attempt.run("true");
   });
   let turn = Promise.resolve(); // one machine starts after the other
@@ -145,6 +146,7 @@ faultTest("a script finds the guest as an earlier one left it", async (t) => {
       turn = turn.then(async () => {
         await attempt.mustPrepare();
         await attempt.run(script);
+        await attempt.endMaster();
         await onHost?.(attempt);
         await sleep(1000);
       });

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import { dirname } from "node:path";
+import { controlSocket } from "../../../src/guest/master/control_socket.ts";
 import { jobFromEnv, requireMachine } from "../../../src/job/job.ts";
 import {
   type Called,
@@ -93,6 +94,11 @@ export class Attempt {
 
   gc(): Promise<Called> {
     return command([...PROGRAM, "--config", this.#settings.path, "gc"]);
+  }
+
+  /** Ends the machine's connection master, so that each script connects by itself. */
+  async endMaster(): Promise<void> {
+    await Deno.remove(controlSocket(this.dir) ?? assert.fail());
   }
 
   /** As prepare, for a test that needs the machine. */
