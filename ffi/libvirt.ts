@@ -30,6 +30,7 @@ const uint = "u32"; // unsigned int
 const flags = "u32"; // unsigned int
 const bytes = "u64"; // unsigned long long: an offset or a length
 const size_t = "usize";
+const longlong = "i64"; // long long
 const ints = "buffer"; // int *
 const ulongs = "buffer"; // unsigned long *
 const virErrorFunc = "pointer";
@@ -155,6 +156,7 @@ export const symbols = {
   virStreamNew: daemon(virStreamPtr, virConnectPtr, flags),
   virStreamRecv: daemon(count, virStreamPtr, /* char *data */ "buffer", /* nbytes */ size_t),
   virStreamSend: daemon(count, virStreamPtr, /* data */ text, /* nbytes */ size_t),
+  virStreamSendHole: daemon(status, virStreamPtr, /* length */ longlong, flags),
 
   // virterror
 

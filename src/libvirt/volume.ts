@@ -1,7 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { orNull, VIR_ERR } from "./error.ts";
 import { Handle } from "./handle.ts";
-import { Stream } from "./stream.ts";
+import { type SendOptions, Stream } from "./stream.ts";
+
+// virStorageVolUploadFlags.
+export const VIR_STORAGE_VOL_UPLOAD_SPARSE_STREAM = 1; // the stream may have holes
+
+/**
+ * An upload waits after so many bytes until they are written. The daemon takes them as fast as they come,
+ * and keeps in memory what its disk has not taken yet (virFDStreamMsgQueuePush in src/util/virfdstream.c).
+ */
+const WINDOW_BYTES = 256 * 1024 ** 2;
 
 /** A handle of a storage volume. The caller disposes of it, which leaves the volume as it is. */
 export class Volume extends Handle<"virStorageVol"> {
@@ -41,6 +50,45 @@ export class Volume extends Handle<"virStorageVol"> {
     return Stream.with(this.connection, async (stream) => {
       await stream.lend((pointer) => this.call("virStorageVolUpload", pointer, 0n, length, 0));
       await stream.sendAll(bytes);
+    });
+  }
+
+  /**
+   * Writes all that comes from the source, and gives how many bytes that were. Long runs of zeros become
+   * holes. Each part must be taken within the time of a call; all may take any time. An abort by the signal
+   * rejects with its reason. In any case, nothing reads the source any more in the end.
+   */
+  async uploadFrom(
+    source: ReadableStream<Uint8Array<ArrayBuffer>>,
+    options: SendOptions,
+  ): Promise<number> {
+    const reader = source.getReader();
+    const cancel = (): void => void reader.cancel().catch(() => {}); // which ends a read that waits
+    options.signal.addEventListener("abort", cancel);
+    try {
+      let offset = 0;
+      for (let isEnd = false; !isEnd;) {
+        const window = await this.#uploadWindow(reader, offset, options);
+        offset += window.sent;
+        isEnd = window.isEnd;
+      }
+      return offset;
+    } finally {
+      options.signal.removeEventListener("abort", cancel);
+      cancel();
+    }
+  }
+
+  #uploadWindow(
+    source: ReadableStreamDefaultReader<Uint8Array<ArrayBuffer>>,
+    offset: number,
+    options: SendOptions,
+  ): ReturnType<Stream["sendSparse"]> {
+    return Stream.with(this.connection, async (stream) => {
+      const at = BigInt(offset);
+      const flags = VIR_STORAGE_VOL_UPLOAD_SPARSE_STREAM;
+      await stream.lend((it) => this.call("virStorageVolUpload", it, at, 0n, flags));
+      return await stream.sendSparse(source, WINDOW_BYTES, options);
     });
   }
 

@@ -17,6 +17,7 @@ export const PROCEDURE = {
   STORAGE_POOL_LOOKUP_BY_NAME: "20008086:84",
   STORAGE_VOL_CREATE_XML: "20008086:93",
   STORAGE_VOL_LOOKUP_BY_NAME: "20008086:95",
+  STORAGE_VOL_UPLOAD: "20008086:208",
   NWFILTER_LOOKUP_BY_NAME: "20008086:175",
   NWFILTER_DEFINE_XML: "20008086:180",
   NWFILTER_BINDING_LOOKUP_BY_PORT_DEV: "20008086:397",
@@ -40,6 +41,7 @@ const HEADER_BYTES = 28;
 const CALL = 0;
 const REPLY = 1;
 const STREAM = 3;
+const STREAM_HOLE = 6;
 const OK = 0;
 const ERROR = 1;
 const CONTINUE = 2;
@@ -85,17 +87,30 @@ export class TestLibvirtd implements AsyncDisposable {
   readonly uri: string;
   /** How much came in streams. */
   receivedBytes = 0;
+  /** What came in streams, with the length of each hole; data of several messages as one. */
+  readonly stream: { bytes: Uint8Array; readonly hole: number | null }[] = [];
+  /** How each stream ended. */
+  readonly streamEnds: ("finished" | "aborted")[] = [];
   readonly #listener: Deno.Listener;
   readonly #answers: ReadonlyMap<string, Answer>;
   readonly #console: Uint8Array | null;
+  readonly #streamsStall: boolean;
   readonly #connections = new Set<Promise<void>>();
+  readonly #end = Promise.withResolvers<void>();
 
-  /** `console` is what comes at once from a console that is opened. */
+  /**
+   * `console` is what comes at once from a console that is opened. `streamsStall`: whether no more is read
+   * from a connection once it has a stream.
+   */
   constructor(
     answers: Readonly<Partial<Record<keyof typeof PROCEDURE, Answer>>>,
-    { console = null }: { readonly console?: Uint8Array | null } = {},
+    { console = null, streamsStall = false }: {
+      readonly console?: Uint8Array | null;
+      readonly streamsStall?: boolean;
+    } = {},
   ) {
     this.#console = console;
+    this.#streamsStall = streamsStall;
     const path = Deno.makeTempFileSync({ prefix: "libvirt-gci-test-" });
     Deno.removeSync(path);
     this.uri = `qemu+unix:///system?socket=${path}`;
@@ -116,6 +131,7 @@ export class TestLibvirtd implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.#listener.close(); // which removes the socket
+    this.#end.resolve();
     await Promise.all(this.#connections);
   }
 
@@ -130,7 +146,10 @@ export class TestLibvirtd implements AsyncDisposable {
     try {
       for await (const message of messages(connection.readable)) {
         const header = new DataView(message.buffer, message.byteOffset, HEADER_BYTES);
-        if (header.getInt32(16) === STREAM) this.#takeStream(header, message);
+        if (this.#takeStream(header, message) && this.#streamsStall) {
+          await this.#end.promise;
+          throw new HangUp();
+        }
         const answer = await this.#answer(header, message.subarray(HEADER_BYTES));
         if (answer !== null) await writer.write(answer);
         if (this.#console !== null && opensConsole(header)) {
@@ -145,14 +164,32 @@ export class TestLibvirtd implements AsyncDisposable {
     }
   }
 
-  #takeStream(header: DataView, message: Uint8Array): void {
-    if (header.getInt32(24) !== CONTINUE) return; // its end
-    this.receivedBytes += message.length - HEADER_BYTES;
+  /** Whether it is a message of a stream. */
+  #takeStream(header: DataView, message: Uint8Array): boolean {
+    const type = header.getInt32(16);
+    if (type !== STREAM && type !== STREAM_HOLE) return false;
+    const status = header.getInt32(24);
+    if (status !== CONTINUE) {
+      this.streamEnds.push(status === OK ? "finished" : "aborted");
+      return true;
+    }
+    const payload = message.subarray(HEADER_BYTES);
+    const last = this.stream.at(-1);
+    if (type === STREAM_HOLE) {
+      const length = new DataView(payload.buffer, payload.byteOffset).getBigInt64(0);
+      this.stream.push({ bytes: new Uint8Array(), hole: Number(length) });
+      return true;
+    }
+    this.receivedBytes += payload.length;
+    if (last?.hole === null) last.bytes = Buffer.concat([last.bytes, payload]);
+    else this.stream.push({ bytes: Buffer.from(payload), hole: null });
+    return true;
   }
 
   /** The answer to a call; null for what needs none. */
   async #answer(header: DataView, payload: Uint8Array): Promise<Uint8Array<ArrayBuffer> | null> {
     const type = header.getInt32(16);
+    if (type === STREAM_HOLE) return null;
     if (type === STREAM) {
       // Its end is confirmed, good or bad.
       return header.getInt32(24) === CONTINUE ? null : reply(header, { type: STREAM, status: OK });

@@ -21,6 +21,7 @@ import {
   VIR_NETWORK_UPDATE_AFFECT_LIVE,
   VIR_NETWORK_UPDATE_COMMAND_ADD_LAST,
 } from "../../src/libvirt/network.ts";
+import { VIR_STORAGE_VOL_UPLOAD_SPARSE_STREAM } from "../../src/libvirt/volume.ts";
 
 /** Debian's libvirt-dev has these. */
 const API_FILES = ["libvirt-api.xml", "libvirt-qemu-api.xml"];
@@ -66,6 +67,7 @@ function widths(cType: string): string[] {
   if (/^(int|vir\w+(Type|Source))$/.test(cType)) return ["i32"];
   if (cType === "unsigned int") return ["u32"];
   if (cType === "unsigned long long") return ["u64"];
+  if (cType === "long long") return ["i64"];
   if (cType === "size_t") return ["usize"];
   return ["pointer", "buffer"];
 }
@@ -159,6 +161,7 @@ Deno.test("the constants have libvirt's values", () => {
     VIR_NETWORK_SECTION_IP_DHCP_HOST,
     VIR_NETWORK_UPDATE_AFFECT_LIVE,
     VIR_NETWORK_UPDATE_COMMAND_ADD_LAST,
+    VIR_STORAGE_VOL_UPLOAD_SPARSE_STREAM,
     ...prefixed("VIR_ERR_", VIR_ERR),
     ...prefixed("VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_", ADDRESS_SOURCE),
   };
