@@ -32,6 +32,7 @@ export const COMMANDS: Commands = {
   console: () => import("./commands/console.ts"),
   doctor: () => import("./commands/doctor.ts"),
   explain: () => import("./commands/explain.ts"),
+  template: () => import("./commands/template/template_command.ts"),
   warm: () => import("./commands/warm.ts"),
   standby: () => import("./commands/standby.ts"),
 };

@@ -255,6 +255,12 @@ Deno.test("each message that the manual explains is one of the program's, or Git
 
 const COMMANDS_PAGE = "docs/commands.md";
 
+/** The command, or those of which its first argument names one. */
+async function withCommandsBelow(name: string): Promise<string[][]> {
+  const { command } = await COMMANDS[name]?.() ?? {}; // the parser's own have none
+  return command?.commands?.map((below) => [name, below.name]) ?? [[name]];
+}
+
 Deno.test("the manual has the help of every command (UPDATE=1 writes it)", async () => {
   const page = PAGES.get(COMMANDS_PAGE) ?? "";
   const help = (await parse(["--help"])).stdout;
@@ -262,9 +268,9 @@ Deno.test("the manual has the help of every command (UPDATE=1 writes it)", async
     .map(([, command = ""]) => command).filter((command) => command !== "help");
   assert(commands.length > 10);
   const sections: string[] = [];
-  for (const command of commands) {
-    const text = (await parse([command, "--help"])).stdout.trimEnd();
-    sections.push(`### ${command}\n\n\`\`\`text\n${text}\n\`\`\`\n`);
+  for (const words of await Promise.all(commands.map(withCommandsBelow)).then((it) => it.flat())) {
+    const text = (await parse([...words, "--help"])).stdout.trimEnd();
+    sections.push(`### ${words.join(" ")}\n\n\`\`\`text\n${text}\n\`\`\`\n`);
   }
   const [before = ""] = page.split(/(?<=^## Reference\n)/m);
   const expected = `${before}\n${sections.join("\n")}`;

@@ -7,20 +7,10 @@ import { posix } from "node:path";
  * longer holds.
  */
 const LAYERS = [
-  "main.ts",
-  "src/program.ts",
-  "src/commands/",
-  "src/doctor/",
-  "src/cli/",
-  "src/metrics/",
-  "src/machine/",
-  "src/guest/",
-  "src/policy/",
-  "src/job/",
-  "src/settings/",
+  ...["main.ts", "src/program.ts", "src/commands/", "src/doctor/", "src/cli/", "src/metrics/"],
+  ...["src/machine/", "src/guest/", "src/image/", "src/policy/", "src/job/", "src/settings/"],
   "src/",
-  "src/libvirt/",
-  "ffi/",
+  ...["src/libvirt/", "ffi/"],
 ];
 
 const ROOT = new URL("../", import.meta.url);
@@ -291,6 +281,7 @@ for (
     ["src/libvirt/domain.ts", "../errors.ts"],
     ["src/wait.ts", "./job/job.ts"],
     ["src/guest/ssh_connection.ts", "../machine/start.ts"],
+    ["src/image/image.ts", "../machine/storage/template.ts"],
     ["src/machine/queue/queue.ts", "../../commands/list.ts"],
     ["src/commands/run.ts", "../program.ts"],
     ["src/program.ts", "../main.ts"],

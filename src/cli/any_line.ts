@@ -54,11 +54,14 @@ export function parseAnyLine(
 }
 
 function parserOfCommand(command: Command): Parser<"sync", Omit<Line, "global">, unknown> {
-  const { name, description, footer, fields } = command;
+  const { name, description, footer, fields, commands } = command;
   const help = {
     description: messageOf(description),
     ...footer === undefined ? {} : { footer: messageOf(footer) },
   };
+  if (commands !== undefined) {
+    return optiqueCommand(name, or(...commands.map(parserOfCommand)), help);
+  }
   const parsers = Object.entries(fields).map(([key, field]) => [key, parserOf(field)] as const);
   return map(
     optiqueCommand(name, object(Object.fromEntries(parsers)), help),

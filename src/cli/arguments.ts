@@ -76,6 +76,11 @@ export function argument(metavar: NonEmptyString, doc: string): Field<string | u
   return { names: [], metavar, doc, times: "at most once", read: ([value]) => value };
 }
 
+/** An argument that must be there. */
+export function requiredArgument(metavar: NonEmptyString, doc: string): Field<string> {
+  return { names: [], metavar, doc, times: "once", read: ([value = ""]) => value };
+}
+
 /** Any number of arguments. */
 export function argumentList(metavar: NonEmptyString, doc: string): Field<readonly string[]> {
   return { names: [], metavar, doc, times: "any", read: (given) => given };
@@ -87,12 +92,8 @@ export const machineOption: Field<string | undefined> = {
   names: ["-m", "--machine"],
 };
 
-/** The machine's name, as a person gives it. */
-export const machineArgument: Field<string> = {
-  ...argument("MACHINE", "The machine's name."),
-  times: "once",
-  read: ([value = ""]) => value,
-};
+/** The machine that a person means. */
+export const machineArgument = requiredArgument("MACHINE", "The machine's name.");
 
 /** `--distro NAME`, by which an operator chooses the template. */
 export const distroOption: Field<string | undefined> = {

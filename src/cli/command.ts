@@ -71,6 +71,8 @@ export interface Command {
   readonly description: string;
   readonly footer: string | undefined;
   readonly fields: Fields;
+  /** The commands of which its first argument names one; it does nothing else then. */
+  readonly commands?: readonly Command[];
   /** The command with these values of its fields. */
   readonly invoke: (given: Given) => Invocation;
 }
@@ -118,6 +120,20 @@ export function defineCommand<const F extends Fields>(
     fields,
     invoke: (given) => invoke(readFields(fields, given)),
   };
+}
+
+/** Makes a command whose first argument names one of these. */
+export function defineGroup(
+  name: string,
+  { description, commands }: {
+    readonly description: string;
+    readonly commands: readonly Command[];
+  },
+): Command {
+  const invoke = () => {
+    throw new Error(`the command ${name} is one of several`);
+  };
+  return { name, description, footer: undefined, fields: {}, commands, invoke };
 }
 
 function unexpectedCommand(name: string): UsageError {

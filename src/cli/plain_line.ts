@@ -15,6 +15,7 @@ export interface Line {
  * which knows every form and every mistake, and takes longer.
  */
 export function readPlainLine(args: readonly string[], command: Command): Line | null {
+  if (command.commands !== undefined) return null;
   const global: Part = { fields: GLOBAL_OPTIONS, given: {} };
   const own: Part = { fields: command.fields, given: {} };
   const words = args.values();

@@ -3,6 +3,7 @@ import { distroOption, jsonFlag, option, switchFlag } from "../cli/arguments.ts"
 import { defineCommand } from "../cli/command.ts";
 import { toTable } from "../cli/table.ts";
 import { BuildFailure, explain } from "../errors.ts";
+import { addedName } from "../policy/template_choice.ts";
 import { type Env, type Job, jobFromEnv } from "../job/job.ts";
 import { withVariablesOf } from "../job/variables_file.ts";
 import { decide, type Decision, findRule, type RuleSearch } from "../policy/decide.ts";
@@ -83,6 +84,7 @@ function rowsOf(
 ): [string, string][] {
   const asker = job.isTemplateFromOperator ? "--distro" : "the job";
   const volumes = choice.volumes.map(quoted).join(" or ");
+  const added = [...new Set(choice.volumes.map(addedName))].map(quoted).join(" or ");
   return [
     [
       "template",
@@ -91,7 +93,11 @@ function rowsOf(
         ? "the default, because the job names none"
         : `which ${asker} calls ${quoted(job.template)}`),
     ],
-    ["volume", `${volumes} in the storage pool ${quoted(config.pools.templates)}`],
+    [
+      "volume",
+      `${added} as template add added it, else ${volumes}, ` +
+      `in the storage pool ${quoted(config.pools.templates)}`,
+    ],
     ["vcpus", words(sizes.vcpus)],
     ["memory", words(sizes.memoryMib, " MiB")],
     ["disk", words(sizes.diskGib, " GiB")],

@@ -11,6 +11,9 @@ import { removeStandby } from "../machine/remove.ts";
 import { assignmentsIn, waitingIn } from "../machine/standby/waiting.ts";
 import { findWanted, unwantedOf } from "../machine/standby/wanted.ts";
 import { findActivePool } from "../machine/storage/pools.ts";
+import { removableVersions } from "../machine/storage/template_users.ts";
+import { endedUploads, removeVersion } from "../machine/storage/template_versions.ts";
+import { removeVolume } from "../machine/storage/volumes.ts";
 import { lookupNeed, type Need, removeFound } from "../machine/unneeded.ts";
 import { findDeadWarmImages, removeWarmImage } from "../machine/warm/warm_image.ts";
 import { Problems } from "../problems.ts";
@@ -71,7 +74,7 @@ export async function gc(
       for (const each of all) gone.add(each);
     });
   }
-  for (const removeMore of [removeDeadWarmImages, removeUnwantedStandbys]) {
+  for (const removeMore of [removeDeadWarmImages, removeDeadVersions, removeUnwantedStandbys]) {
     await problems.collect(() => removeMore(removal), context.signal);
   }
   const { length } = problems.errors;
@@ -144,7 +147,24 @@ async function removeDeadWarmImages(removal: Removal): Promise<void> {
   }
 }
 
-/** Removes the standby machines that no job can get. */
+/** Removes the versions of templates that no job gets any more, and what killed uploads left. */
+async function removeDeadVersions(removal: Removal): Promise<void> {
+  const { problems, context: { host } } = removal;
+  using pool = await findActivePool(host.connection, host.config.pools.templates);
+  if (pool === null) return;
+  for (const version of await removableVersions(pool, host)) {
+    const what = version.isComplete
+      ? `an old version of the template "${version.template}": there is a newer one`
+      : `an upload of the template "${version.template}": it ended before it was complete`;
+    await problems.collect(() => remove(what, () => removeVersion(pool, version), removal));
+  }
+  if (removal.dryRun) return;
+  for (const volume of await endedUploads(await pool.volumeNames())) {
+    await problems.collect(() => removeVolume(pool, volume));
+  }
+}
+
+/** Removes the machines that wait for jobs which no job could get. */
 async function removeUnwantedStandbys(removal: Removal): Promise<void> {
   const { problems, context } = removal;
   using pool = await findActivePool(context.host.connection, context.host.config.pools.overlays);

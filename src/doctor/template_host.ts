@@ -7,7 +7,8 @@ import type { StoragePool } from "../libvirt/storage_pool.ts";
 import { findActivePool } from "../machine/storage/pools.ts";
 import { isTemplateVolume } from "../machine/storage/template.ts";
 import { writtenDisks } from "../machine/storage/template_writer.ts";
-import { machineOfVolume } from "../machine/storage/volume_names.ts";
+import { imageVolume, newestVersions } from "../machine/storage/template_versions.ts";
+import { machineOfVolume, shownName } from "../machine/storage/volume_names.ts";
 import { readVolumeXml, type VolumeFacts } from "../machine/storage/volumes.ts";
 
 export interface HostDomain {
@@ -17,7 +18,10 @@ export interface HostDomain {
 }
 
 export interface TemplateVolume extends VolumeFacts {
+  /** The volume's; of an added template the name that jobs know. */
   readonly name: string;
+  /** Whether it is the newest version of an added template. */
+  readonly isAdded: boolean;
 }
 
 /** The templates of a host, and who uses them. */
@@ -35,7 +39,8 @@ export async function readTemplateHost(context: LibvirtContext): Promise<Templat
   const { connection, config } = context;
   using pool = await findActivePool(connection, config.pools.templates);
   if (pool === null) return null;
-  const volumes = await readVolumes(pool, isTemplateVolume);
+  const newest = new Set(newestVersions(await pool.volumeNames()).map(imageVolume));
+  const volumes = await readVolumes(pool, (name) => isTemplateVolume(name) || newest.has(name));
   return {
     volumes: new Map(volumes.map((volume) => [volume.path, volume])),
     overlays: await readOverlays(context),
@@ -75,7 +80,9 @@ async function readVolumes(
     const volumeXml = await orNull(VIR_ERR.NO_STORAGE_VOL, volume.xml());
     if (volumeXml === null) continue; // its file is gone, as that of a machine soon may be
     const facts = readVolumeXml(volumeXml);
-    if (facts.format !== "dir") volumes.push({ name, ...facts }); // such as lost+found
+    if (facts.format === "dir") continue; // such as lost+found
+    const shown = shownName(name);
+    volumes.push({ ...facts, name: shown, isAdded: shown !== name });
   }
   return volumes;
 }

@@ -13,7 +13,7 @@ import {
 import { checkWarmImages } from "./warm_check.ts";
 import { unlessRefused } from "../errors.ts";
 import { mayExist } from "../files.ts";
-import { chooseTemplate, namedTemplates } from "../policy/template_choice.ts";
+import { addedName, chooseTemplate, namedTemplates } from "../policy/template_choice.ts";
 import type { Config, MachineSettings } from "../settings/settings.ts";
 import { command, virsh } from "../shell.ts";
 
@@ -36,15 +36,20 @@ export async function checkTemplates(context: LibvirtContext): Promise<Found> {
 function noTemplate(pool: string): Finding {
   return problem(`The storage pool "${pool}" has no templates`, {
     meaning: "Every job fails",
-    remedy: "make_base_image/make_base_image.sh VM",
+    remedy: "libvirt-gci template add NAME IMAGE",
   });
+}
+
+/** Whether a job that asks for the volume of this name gets that volume. */
+function isHeldBy(asked: string, { name, isAdded }: TemplateVolume): boolean {
+  return asked === name || isAdded && addedName(asked) === name;
 }
 
 /** Templates that the settings name and the pool lacks. */
 function missingTemplates(volumes: readonly TemplateVolume[], context: DoctorContext): Finding[] {
   const { config } = context;
   const missing = namedTemplates(config).filter((choice) =>
-    !volumes.some(({ name }) => choice.volumes.includes(name))
+    !volumes.some((volume) => choice.volumes.some((name) => isHeldBy(name, volume)))
   );
   return missing.map((choice) =>
     problem(`The settings name the template "${choice.name}", which does not exist`, {
@@ -140,7 +145,8 @@ async function checkChanged(
   return files.filter((file) => harmedBy(file) > 0).map((file) =>
     warning(`The template "${volume.name}" was modified while machines used it`, {
       meaning: `${file.path} is newer than the disks of ${harmedBy(file)} of them, which may be ` +
-        "damaged. Retry their jobs, and change templates only by make_base_image.sh --replace",
+        "damaged. Retry their jobs, and replace templates only by libvirt-gci template add, or by " +
+        "make_base_image.sh --replace",
     })
   );
 }

@@ -11,7 +11,7 @@ const HOLE_BYTES = 64 * 1024;
 export interface SendOptions {
   /** Ends it when it aborts. */
   readonly signal: AbortSignal;
-  /** Told of so many more bytes. */
+  /** Told how many bytes were sent so far. */
   readonly onBytes?: ((bytes: number) => void) | undefined;
 }
 
@@ -45,8 +45,10 @@ export class Stream extends Handle<"virStream"> {
     return this.call("virStreamRecv", bytes, BigInt(bytes.length));
   }
 
-  async sendAll(bytes: Uint8Array<ArrayBuffer>): Promise<void> {
+  /** Sends all of these bytes, unless the signal aborts: then it throws the signal's reason. */
+  async sendAll(bytes: Uint8Array<ArrayBuffer>, signal?: AbortSignal): Promise<void> {
     for (let sent = 0; sent < bytes.length;) {
+      signal?.throwIfAborted();
       sent += await this.send(bytes.subarray(sent, sent + CHUNK_BYTES));
     }
   }
@@ -75,10 +77,10 @@ export class Stream extends Handle<"virStream"> {
           hole += part.length;
         } else {
           await endHole();
-          await this.sendAll(part);
+          await this.sendAll(part, signal);
         }
         sent += part.length;
-        onBytes?.(part.length);
+        onBytes?.(sent);
         signal.throwIfAborted();
       }
     }

@@ -82,13 +82,16 @@ export class Volume extends Handle<"virStorageVol"> {
   #uploadWindow(
     source: ReadableStreamDefaultReader<Uint8Array<ArrayBuffer>>,
     offset: number,
-    options: SendOptions,
+    { signal, onBytes }: SendOptions,
   ): ReturnType<Stream["sendSparse"]> {
     return Stream.with(this.connection, async (stream) => {
       const at = BigInt(offset);
       const flags = VIR_STORAGE_VOL_UPLOAD_SPARSE_STREAM;
       await stream.lend((it) => this.call("virStorageVolUpload", it, at, 0n, flags));
-      return await stream.sendSparse(source, WINDOW_BYTES, options);
+      return await stream.sendSparse(source, WINDOW_BYTES, {
+        signal,
+        onBytes: (bytes) => onBytes?.(offset + bytes),
+      });
     });
   }
 

@@ -18,7 +18,7 @@ import { removeMachineSafely } from "./remove.ts";
 import { createVolumes } from "./storage/disks.ts";
 import { lookupOverlayPool } from "./storage/pools.ts";
 import { findTemplate, type Template } from "./storage/template.ts";
-import { volumeName } from "./storage/volume_names.ts";
+import { shownName, volumeName } from "./storage/volume_names.ts";
 import { removeVolume } from "./storage/volumes.ts";
 
 /**
@@ -28,12 +28,14 @@ import { removeVolume } from "./storage/volumes.ts";
  */
 export async function create(spec: MachineSpec, context: Context): Promise<Machine | null> {
   const { host, report, signal } = context;
-  let template = await findFitting(spec, host); // fails before anything is created
+  await findFitting(spec, host); // fails before anything is created
   const subnets = spec.hasCard ? await requireNetwork(host.connection, spec.choice.settings) : [];
   using pool = await lookupOverlayPool(host);
   await reserveMachine(spec, pool, context);
   await using undo = new AsyncDisposableStack(); // only now the name is ours
   undo.defer(() => undoCreate(spec.name, context));
+  // Once more: while a machine has a name and no disk yet, no version of a template is removed.
+  let template = await findFitting(spec, host);
 
   const waitedSeconds = await waitForProject(spec.name, { pool, project: spec.project }, context);
   if (waitedSeconds > 0) {
@@ -75,7 +77,10 @@ async function findFitting(
   if (maxDiskGib === null || gib <= maxDiskGib) return template;
   throw new SystemFailure({
     fault: "settings",
-    what: `The template's disk "${template.volume}" has ${gib} GiB, but "limits.disk_gib" is ` +
+    what:
+      `The template's disk "${
+        shownName(template.volume)
+      }" has ${gib} GiB, but "limits.disk_gib" is ` +
       `${maxDiskGib}`,
     advice: 'Raise "limits.disk_gib" to at least that, or shrink the template',
   });

@@ -19,6 +19,33 @@ export function isRunning(mark: string): boolean {
   return processMark(pid) === mark || readProc(`${pid}/stat`) === null && hasProcess(pid);
 }
 
+const UNKNOWN = "0-0-00000000";
+
+/** A process and its host as a volume's name has them. */
+export interface ProcessInName {
+  /** As `PID-START-BOOT`. */
+  readonly process: string;
+  /** See {@linkcode hostMark}; empty if unknown. */
+  readonly host: string;
+}
+
+/** This process, for a volume's name. */
+export async function ownProcessInName(): Promise<ProcessInName> {
+  const process = inName(Deno.pid) ?? UNKNOWN;
+  return { process, host: process === UNKNOWN ? "" : await hostMark() };
+}
+
+/** Whether the process runs; null if that cannot be told from this host. */
+export async function runsByName({ process, host }: ProcessInName): Promise<boolean | null> {
+  if (host === "" || host !== await hostMark()) return null;
+  return inName(Number.parseInt(process)) === process;
+}
+
+function inName(pid: number): string | null {
+  const [number, start, boot] = processMark(pid)?.split(" ") ?? [];
+  return number === undefined ? null : `${number}-${start}-${boot?.slice(0, 8)}`;
+}
+
 /** The host's name. */
 export function hostName(): string {
   return readProc("sys/kernel/hostname")?.trim() || "localhost";

@@ -103,12 +103,17 @@ export function templatesToWait(config: Config): TemplateChoice[] {
 export function templateAdvice(config: Config, asker: Asker): TemplateAdvice {
   return (volumes) => {
     if (volumes.length === 0) {
-      return "Create a template on the host: make_base_image.sh VM " +
+      return "Add a template on the host: libvirt-gci template add NAME IMAGE " +
         `(the storage pool "${config.pools.templates}" has none)`;
     }
     const held = volumes.map((volume) => findHeld(config, volume));
     return advice(namesOf(held, config, asker).sort(), asker);
   };
+}
+
+/** The name of a template that, added by `template add`, takes the place of this volume. */
+export function addedName(volume: string): string {
+  return volume.replace(/\.qcow2$/, "");
 }
 
 /** Whether the text fits the pattern, in which `*` stands for any characters, in linear time. */

@@ -15,8 +15,8 @@ export const HOST = {
     templates: setting(
       NAME,
       "base_imgs",
-      "The storage pool of the templates. `make_base_image.sh` creates it. libvirt-gci never " +
-        "writes to it.",
+      "The storage pool of the templates. `make_base_image.sh` and, if it is the default, " +
+        "`template add` create it. Only the commands `template` and `gc` write to it.",
       { guess: "template_pool" },
     ),
     overlays: setting(

@@ -29,7 +29,8 @@ Deno.test("explain says what the job gets, where each size is from, and which ru
   const requests = { ...JOB.requests, vcpus: "4", diskGib: "50" };
   assert.deepEqual(explained({ template: "fedora", requests }).split("\n"), [
     'template  "fedora-40", which the job calls "fedora"',
-    'volume    "fedora-40.qcow2" or "fedora-40" in the storage pool "base_imgs"',
+    'volume    "fedora-40" as template add added it, else "fedora-40.qcow2" or "fedora-40", in the storage ' +
+    'pool "base_imgs"',
     "vcpus     4, from LIBVIRT_GCI_VCPUS; at most 8, from this host's settings",
     'memory    4096 MiB, from the template "fedora-40"; at most 4096 MiB, from this host\'s settings, ' +
     'which have no "limits.memory_mib"',

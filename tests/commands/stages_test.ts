@@ -464,7 +464,7 @@ Deno.test("prepare says so where no template is there, or none is to be seen", (
       toStage({ ...stage, config: merged(stage.config, { pools: { templates } }) });
     await assert.rejects(prepare(noName, {}, from("empty")), {
       name: "BuildFailure",
-      advice: /make_base_image\.sh VM \(the storage pool "empty" has none\)/,
+      advice: /libvirt-gci template add NAME IMAGE \(the storage pool "empty" has none\)/,
     });
     await assert.rejects(prepare(noName, {}, from("gone")), {
       name: "BuildFailure",

@@ -10,6 +10,8 @@ import { checkWarmImages } from "../../src/doctor/warm_check.ts";
 import { Connection } from "../../src/libvirt/connection.ts";
 import { Domain } from "../../src/libvirt/domain.ts";
 import { StoragePool } from "../../src/libvirt/storage_pool.ts";
+import { volumeName } from "../../src/machine/storage/volume_names.ts";
+import { createRawVolume } from "../../src/machine/storage/volumes.ts";
 import { DEFAULT_CONFIG } from "../../src/settings/settings.ts";
 import { poolPath } from "../../src/shell.ts";
 import { sleep } from "../../src/wait.ts";
@@ -264,6 +266,30 @@ Deno.test("a template that the settings name and nobody made is a problem", asyn
   ]);
   assert.match(missing[0]?.meaning ?? "", /no volume "x-v3"$/);
   assert.match(missing[0]?.remedy ?? "", /pool-refresh base_imgs && virsh .* vol-list base_imgs$/);
+});
+
+Deno.test("an added template is told by its name, and what its uploads left is not", async () => {
+  const libvirt = async (connection: Connection) => {
+    using pool = await StoragePool.lookup(connection, "base_imgs");
+    for (const id of ["6000000001", "6000000002"]) {
+      using _ = await createRawVolume(pool, volumeName("x-v3", "template", id), 1024 ** 3);
+      using __ = await createRawVolume(pool, volumeName("x-v3", "template-info", id), 0);
+    }
+    using _ = await createRawVolume(pool, volumeName("x-v3", "template", "6000000003"), 1);
+    await createOverlay(
+      connection,
+      "m",
+      `${TEMPLATES}/${volumeName("x-v3", "template", "6000000002")}`,
+    );
+  };
+  const yaml = "templates: { x: { volume: x-v3.qcow2 }, x-v3.qcow3: {} }";
+  const findings = await look(checkTemplates, { libvirt, yaml });
+  assert.deepEqual(findings.map(({ subject }) => subject), [
+    'The template "debian-12.qcow2": qcow2, 4 GiB, used by 0 machines',
+    'The template "old-name": raw, 2 GiB, used by 0 machines',
+    'The template "x-v3": raw, 1 GiB, used by 1 machine',
+    'The settings name the template "x-v3.qcow3", which does not exist',
+  ]);
 });
 
 Deno.test("a pool without templates is a problem", async () => {

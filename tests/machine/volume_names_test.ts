@@ -7,6 +7,7 @@ import {
   machineOfVolume,
   ofKind,
   parseVolume,
+  shownName,
   volumeName,
 } from "../../src/machine/storage/volume_names.ts";
 import { createRawVolume, removeVolumes } from "../../src/machine/storage/volumes.ts";
@@ -15,6 +16,7 @@ import { openTestHost } from "../fakes/test_host.ts";
 
 const HASH = "0123456789abcdef";
 const PROCESS = "4711-1234-0123abcd";
+const ID = "0123456789";
 const STANDBY = `standby-${HASH}`;
 
 /** Names of machines that look like parts of a volume's name. */
@@ -107,6 +109,32 @@ Deno.test("no volume of a warm image is a machine's, or passes for a template", 
     assert(isOurVolume(volume));
     assert.deepEqual([...warmIds([volume])], [["0123456789", "m.overlay"]]);
   }
+});
+
+Deno.test("no volume of a template's version is a machine's", () => {
+  for (const template of MACHINES) {
+    for (
+      const [volume, made] of [
+        [`${template}.0123456789.template.libvirt-gci`, volumeName(template, "template", ID)],
+        [
+          `${template}.0123456789.template-info.libvirt-gci`,
+          volumeName(template, "template-info", ID),
+        ],
+        [
+          `${template}.0123456789-${PROCESS}-${HASH}.template-upload.libvirt-gci`,
+          volumeName(template, "template-upload", ID, PROCESS, HASH),
+        ],
+      ]
+    ) {
+      assert.equal(made, volume);
+      assert.equal(parseVolume(volume)?.name, template);
+      assert.equal(machineOfVolume(volume), null);
+      assert(isOurVolume(volume));
+    }
+    assert.equal(shownName(volumeName(template, "template", ID)), template);
+  }
+  assert.equal(shownName("debian-12.qcow2"), "debian-12.qcow2");
+  assert.equal(shownName(volumeName("m", "overlay")), "m.overlay.libvirt-gci");
 });
 
 Deno.test("a machine's volumes are removed, and not those of a warm image of the same name", async () => {

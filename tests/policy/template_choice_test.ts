@@ -330,8 +330,11 @@ Deno.test("a person is told of --distro, and an operator of all templates", () =
   );
 });
 
-Deno.test("where there is no template, make_base_image.sh makes one", () => {
-  assert.match(templateAdvice(CONFIG, {})([]), /make_base_image\.sh VM .*"base_imgs" has none/);
+Deno.test("where there is no template, the command template adds one", () => {
+  assert.match(
+    templateAdvice(CONFIG, {})([]),
+    /gci template add NAME IMAGE .*"base_imgs" has none/,
+  );
   assert.match(templateAdvice(configWith(""), {})(["x"]), /^Use another runner/);
 });
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
-import { hostMark, processMark } from "../process.ts";
+import { ownProcessInName, type ProcessInName, runsByName } from "../process.ts";
 import { ofKind, volumeName } from "../storage/volume_names.ts";
 import { createRawVolume, removeVolume } from "../storage/volumes.ts";
 import { shortHash } from "../../sha256.ts";
@@ -58,17 +58,12 @@ async function enqueue<T extends Queued>(
  * ahead, and how much memory those machines need. cleanup removes it with the machine's other volumes.
  * The entry of a killed prepare is removed by gc and by the next process that reads the queue.
  */
-export interface QueueEntry extends Queued {
+export interface QueueEntry extends Queued, ProcessInName {
   readonly memoryMib: number;
-  /** The process of prepare as `PID-START-BOOT`. */
-  readonly process: string;
-  /** The process's host, see hostMark(); empty if unknown. */
-  readonly host: string;
 }
 
 /** A machine needs seconds to start once it may. */
 const MARGIN_SECONDS = 600;
-const UNKNOWN = "0-0-00000000";
 
 /** How long an entry is valid at most. */
 export function longestQueueSeconds({ queueSeconds }: { readonly queueSeconds: number }): number {
@@ -86,18 +81,11 @@ export function entriesIn(volumes: readonly string[]): QueueEntry[] {
 
 /** Whether the entry is not too old and its process runs. On another host, only its age counts. */
 export async function isLiveEntry(
-  { number, process, host }: QueueEntry,
+  entry: QueueEntry,
   { longestSeconds }: { readonly longestSeconds: number },
 ): Promise<boolean> {
-  if (Math.abs(Date.now() - number) > longestSeconds * 1000) return false;
-  if (host === "" || host !== await hostMark()) return true;
-  return processOf(Number.parseInt(process)) === process;
-}
-
-/** The process as a volume's name has it, or null if it does not run. */
-function processOf(pid: number): string | null {
-  const [number, start, boot] = processMark(pid)?.split(" ") ?? [];
-  return number === undefined ? null : `${number}-${start}-${boot?.slice(0, 8)}`;
+  if (Math.abs(Date.now() - entry.number) > longestSeconds * 1000) return false;
+  return await runsByName(entry) ?? true;
 }
 
 /** Joins the host's queue. */
@@ -110,8 +98,7 @@ export async function enterQueue(
     readonly signal: AbortSignal;
   },
 ): Promise<Entered<QueueEntry>> {
-  const process = processOf(Deno.pid) ?? UNKNOWN;
-  const host = process === UNKNOWN ? "" : await hostMark();
+  const { process, host } = await ownProcessInName();
   return await enqueue(
     pool,
     (number) => volumeName(machine, "queue", number, memoryMib, process, host),

@@ -53,7 +53,11 @@ export async function lookupActivePool(
  * Creates and starts a pool in /var/lib/libvirt/images, where AppArmor lets libvirt read a disk's template,
  * unless the pool exists. Many may do so at once. Throws SystemFailure.
  */
-export async function createDirPool(connection: Connection, name: string): Promise<void> {
+export async function createDirPool(
+  connection: Connection,
+  name: string,
+  key = "pools.overlays",
+): Promise<void> {
   using found = await StoragePool.find(connection, name);
   if (found !== null) {
     await becomesActive(connection, name); // another prepare may be starting it
@@ -67,7 +71,7 @@ export async function createDirPool(connection: Connection, name: string): Promi
     throw failureOf(cause, `created the storage pool "${name}"`, {
       fault: "storage",
       what: `Cannot create the storage pool "${name}" in ${poolPath(name)}`,
-      advice: 'Add this user to the group libvirt, or set "pools.overlays" to an existing pool',
+      advice: 'Add this user to the group libvirt, or set "' + key + '" to an existing pool',
     });
   }
 }
@@ -103,4 +107,11 @@ export async function lookupOverlayPool({ connection, config }: Host): Promise<S
   const name = config.pools.overlays;
   if (name === DEFAULT_CONFIG.pools.overlays) await createDirPool(connection, name);
   return await lookupActivePool(connection, name, "pools.overlays");
+}
+
+/** Creates the default pool for templates, unless it exists or the settings have another. */
+export async function createTemplatePool({ connection, config }: Host): Promise<void> {
+  const name = config.pools.templates;
+  if (name !== DEFAULT_CONFIG.pools.templates) return;
+  await createDirPool(connection, name, "pools.templates");
 }

@@ -5,9 +5,14 @@ import { isLibvirtError, VIR_ERR } from "../../libvirt/error.ts";
 import { StoragePool } from "../../libvirt/storage_pool.ts";
 import type { Host } from "../context.ts";
 import { lookupActivePool } from "./pools.ts";
-import { isOurVolume } from "./volume_names.ts";
+import { completeVersions, imageVolume, newestVersions } from "./template_versions.ts";
+import { isOurVolume, shownName } from "./volume_names.ts";
 import { type Base, readVolumeXml, type VolumeFacts } from "./volumes.ts";
-import type { TemplateAdvice, TemplateChoice } from "../../policy/template_choice.ts";
+import {
+  addedName,
+  type TemplateAdvice,
+  type TemplateChoice,
+} from "../../policy/template_choice.ts";
 
 /** A base image of overlays. */
 export interface Template extends Base, Pick<VolumeFacts, "modified"> {
@@ -41,7 +46,10 @@ export async function findTemplate(
   });
 }
 
-/** The volumes that may hold a template. Throws SystemFailure if the pool cannot be used. */
+/**
+ * The volumes that may hold a template, by names that jobs may give: an added template counts as those whose
+ * place it takes. Throws SystemFailure if the pool cannot be used.
+ */
 export async function listTemplateVolumes(host: Host): Promise<string[]> {
   using pool = await lookupTemplatePool(host);
   await refresh(pool);
@@ -59,20 +67,29 @@ export async function requireUnchanged(connection: Connection, template: Templat
   if (now?.modified === template.modified && now.capacityBytes === template.capacityBytes) return;
   throw new SystemFailure({
     fault: "template",
-    what:
-      `The template "${template.volume}" was replaced or modified while a machine was created from it`,
+    what: `The template "${
+      shownName(template.volume)
+    }" was replaced or modified while a machine was created from it`,
     advice: "Retry the job, if GitLab Runner does not retry it",
   });
 }
 
-function lookupTemplatePool(
+/** The template pool. Throws SystemFailure if it cannot be used. */
+export function lookupTemplatePool(
   { connection, config }: Pick<Host, "config" | "connection">,
 ): Promise<StoragePool> {
   return lookupActivePool(connection, config.pools.templates, "pools.templates");
 }
 
+/**
+ * What `template add` put into the pool as NAME takes the place of the volumes NAME.qcow2 and NAME. An older
+ * version is for when the newest was removed just now.
+ */
 async function findFirst(pool: StoragePool, volumes: readonly string[]): Promise<Template | null> {
-  for (const name of volumes.filter((name) => !isOurVolume(name))) {
+  const plain = volumes.filter((name) => !isOurVolume(name));
+  const versions = completeVersions(await pool.volumeNames());
+  const added = plain.flatMap((name) => versions.get(addedName(name)) ?? []).map(imageVolume);
+  for (const name of [...added, ...plain]) {
     using volume = await pool.findVolume(name);
     if (volume === null) continue;
     const path = await volume.path();
@@ -111,7 +128,8 @@ export function isTemplateVolume(name: string): boolean {
 }
 
 async function templateVolumes(pool: StoragePool): Promise<string[]> {
-  return (await pool.volumeNames()).filter((volume) =>
-    isTemplateVolume(volume) && volume !== "lost+found"
-  );
+  const volumes = await pool.volumeNames();
+  const added = newestVersions(volumes).flatMap(({ template }) => [`${template}.qcow2`, template]);
+  const plain = volumes.filter((volume) => isTemplateVolume(volume) && volume !== "lost+found");
+  return [...new Set([...added, ...plain])];
 }

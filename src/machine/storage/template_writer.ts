@@ -4,6 +4,7 @@ import type { Connection } from "../../libvirt/connection.ts";
 import { Domain } from "../../libvirt/domain.ts";
 import { LibvirtError, orNull, VIR_ERR } from "../../libvirt/error.ts";
 import type { Template } from "./template.ts";
+import { shownName } from "./volume_names.ts";
 import { childrenOf, find, rootOf } from "../../read_xml.ts";
 import { virsh } from "../../shell.ts";
 
@@ -45,7 +46,9 @@ export async function explainLock(
   return new SystemFailure({
     fault: "template",
     what:
-      `${who} has the disk ${file} of the template "${template.volume}" open for writing, so no ` +
+      `${who} has the disk ${file} of the template "${
+        shownName(template.volume)
+      }" open for writing, so no ` +
       "machine can use it",
     cause,
     advice,

@@ -2,6 +2,8 @@
 
 const HASH = "[\\da-f]{16}";
 const WARM_ID = "[\\da-f]{10}";
+const VERSION_ID = "[\\da-f]{10}";
+const PROCESS = "\\d+-\\d+-[\\da-f]{8}";
 
 /** A pattern for the names of standby machines. */
 export const STANDBY_NAME = `standby-${HASH}`;
@@ -9,7 +11,7 @@ export const STANDBY_NAME = `standby-${HASH}`;
 /**
  * The kinds of our volumes, with the patterns of their fields. libvirt's volumes have no metadata, so the
  * name says what a volume is: `NAME.KIND.libvirt-gci`, or `NAME.FIELD-FIELD.KIND.libvirt-gci`. NAME is the
- * machine's, or the template's of a warm image; it may have dots.
+ * machine's, or the template's of a warm image or of a version of a template; it may have dots.
  */
 const FIELDS = {
   owner: [],
@@ -19,7 +21,7 @@ const FIELDS = {
   credential: [],
   guest: [],
   /** Number, memory in MiB, process, host. */
-  queue: ["\\d+", "\\d+", "\\d+-\\d+-[\\da-f]{8}", "[\\da-f]*"],
+  queue: ["\\d+", "\\d+", PROCESS, "[\\da-f]*"],
   /** Number, hash of the project. */
   project: ["\\d+", HASH],
   assigned: [STANDBY_NAME],
@@ -27,6 +29,10 @@ const FIELDS = {
   "warm-disk": [WARM_ID],
   "warm-ram": [WARM_ID],
   "warm-info": [WARM_ID],
+  template: [VERSION_ID],
+  "template-info": [VERSION_ID],
+  /** Id, process, host. */
+  "template-upload": [VERSION_ID, PROCESS, "[\\da-f]*"],
 } as const;
 
 /** A kind of volume. */
@@ -37,7 +43,7 @@ type Each<T extends readonly unknown[], Value> = { readonly [I in keyof T]: Valu
 /** The parts of a volume's name. */
 export interface VolumeName<K extends VolumeKind> {
   readonly volume: string;
-  /** The machine's, or the template's of a warm image. */
+  /** The machine's or the template's. */
   readonly name: string;
   readonly kind: K;
   readonly fields: Each<(typeof FIELDS)[K], string>;
@@ -81,10 +87,16 @@ export function ofKind<K extends VolumeKind>(
 /** The machine of a volume, or null. */
 export function machineOfVolume(volume: string): string | null {
   const parsed = parseVolume(volume);
-  return parsed === null || parsed.kind.startsWith("warm") ? null : parsed.name;
+  return parsed === null || /^(warm|template)/.test(parsed.kind) ? null : parsed.name;
 }
 
-/** Whether a volume is ours by its name, and so no template. */
+/** What people call a volume of the template pool: the name of the template of which it is a version. */
+export function shownName(volume: string): string {
+  const parsed = parseVolume(volume);
+  return parsed?.kind === "template" ? parsed.name : volume;
+}
+
+/** Whether a volume is ours by its name: no name that a job gives leads to it. */
 export function isOurVolume(volume: string): boolean {
   return volume.endsWith(".libvirt-gci");
 }

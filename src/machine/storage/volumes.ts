@@ -39,6 +39,48 @@ export function createRawVolume(pool: StoragePool, name: string, bytes: number):
   return pool.createVolume(name, rawXml(name, bytes).toString());
 }
 
+/**
+ * Creates a volume for an image of so many bytes, to which QEMU's user may not write. It takes no space
+ * before it is written. The caller disposes of the handle.
+ */
+export function createImageVolume(pool: StoragePool, name: string, bytes: number): Promise<Volume> {
+  const image = xml`
+    <volume type="file">
+      <name>${name}</name>
+      <capacity unit="bytes">${bytes}</capacity>
+      <allocation unit="bytes">0</allocation>
+      <target>
+        <format type="raw" />
+        <permissions>
+          <mode>0400</mode>
+        </permissions>
+      </target>
+    </volume>
+  `;
+  return pool.createVolume(name, image.toString());
+}
+
+/** Creates a volume with this value as JSON. */
+export async function writeJson(pool: StoragePool, name: string, value: unknown): Promise<void> {
+  const bytes = new TextEncoder().encode(`${JSON.stringify(value)}\n`);
+  using volume = await createRawVolume(pool, name, bytes.length);
+  await volume.upload(bytes);
+}
+
+/** The value in a volume; null if there is none, or not yet. */
+export async function readJson(pool: StoragePool, name: string): Promise<unknown> {
+  try {
+    using volume = await pool.findVolume(name);
+    return volume && JSON.parse(new TextDecoder().decode(await volume.download(0)));
+  } catch (error) {
+    if (error instanceof SyntaxError) return null; // not complete yet
+    if (
+      isLibvirtError(error, VIR_ERR.NO_STORAGE_VOL, VIR_ERR.OPERATION_INVALID, VIR_ERR.NO_SUPPORT)
+    ) return null; // just deleted or created; the test driver
+    throw error;
+  }
+}
+
 /** Creates a raw volume with the bytes of another. The caller disposes of the handle. */
 export function copyRawVolume(pool: StoragePool, name: string, source: Volume): Promise<Volume> {
   return pool.copyVolume(name, rawXml(name, 0).toString(), source); // libvirt takes its size

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { XmlElement } from "@rgrove/parse-xml";
 import type { Connection } from "../../libvirt/connection.ts";
-import { isLibvirtError, orNull, VIR_ERR } from "../../libvirt/error.ts";
+import { orNull, VIR_ERR } from "../../libvirt/error.ts";
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
 import { domainXml } from "../domain_xml.ts";
 import { EMPTY_METADATA } from "../metadata.ts";
 import type { Template } from "../storage/template.ts";
 import { ofKind, volumeName } from "../storage/volume_names.ts";
-import { createRawVolume, readVolumeXml, removeVolume } from "../storage/volumes.ts";
+import { readJson, readVolumeXml, removeVolume, writeJson } from "../storage/volumes.ts";
 import { randomHex } from "../../random.ts";
 import { find, rootOf } from "../../read_xml.ts";
 import type { MachineSettings } from "../../settings/settings.ts";
@@ -75,30 +75,18 @@ export async function findWarmImages(
 /** Completes a warm image. */
 export async function writeInfo(pool: StoragePool, image: WarmImage): Promise<void> {
   const { template, id, ...info } = image;
-  const bytes = new TextEncoder().encode(`${JSON.stringify(info)}\n`);
-  using volume = await createRawVolume(pool, volumeName(template, "warm-info", id), bytes.length);
-  await volume.upload(bytes);
+  await writeJson(pool, volumeName(template, "warm-info", id), info);
 }
 
 async function readInfo(
   pool: StoragePool,
   name: string,
 ): Promise<Omit<WarmImage, keyof WarmName> | null> {
-  try {
-    using volume = await pool.findVolume(name);
-    if (volume === null) return null;
-    const info = JSON.parse(new TextDecoder().decode(await volume.download(0)));
-    return typeof info?.created === "string" && Number.isInteger(info.bytesBeforeRam) &&
-        typeof info.origin === "object"
-      ? info
-      : null;
-  } catch (error) {
-    if (error instanceof SyntaxError) return null; // not complete yet
-    if (
-      isLibvirtError(error, VIR_ERR.NO_STORAGE_VOL, VIR_ERR.OPERATION_INVALID, VIR_ERR.NO_SUPPORT)
-    ) return null; // just deleted or created; the test driver
-    throw error;
-  }
+  const info = await readJson(pool, name) as WarmImage | null;
+  return typeof info?.created === "string" && Number.isInteger(info.bytesBeforeRam) &&
+      typeof info.origin === "object"
+    ? info
+    : null;
 }
 
 /** The origin that a warm image of this template would have now. */
