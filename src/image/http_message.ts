@@ -33,6 +33,11 @@ export function requestHead(
   return new TextEncoder().encode([`${method} ${target} HTTP/1.1`, ...lines, "", ""].join("\r\n"));
 }
 
+/** Each byte as one character, as fields have them. TextDecoder takes "latin1" for another encoding. */
+function latin1(bytes: Uint8Array<ArrayBuffer>): string {
+  return Array.from(bytes, (byte) => String.fromCharCode(byte)).join("");
+}
+
 /** Reads the answer to one request, after which the connection is of no more use: RFC 9112. */
 export class MessageReader {
   readonly #source: ByteSource;
@@ -88,7 +93,7 @@ export class MessageReader {
       const end = this.#ahead.indexOf(LINE_FEED);
       if ((end < 0 ? this.#ahead.length : end) > mostBytes) throw new Error(tooLong);
       if (end >= 0) {
-        const line = new TextDecoder("latin1").decode(this.#ahead.subarray(0, end));
+        const line = latin1(this.#ahead.subarray(0, end));
         this.#ahead = this.#ahead.subarray(end + 1);
         return line.replace(/\r$/, "");
       }

@@ -104,6 +104,13 @@ Deno.test("a server that is silent fails in time: before its head, in it and in 
   }
 });
 
+Deno.test("a header with bytes that are no ASCII is as good as another", async () => {
+  await using server = new RawServer((_, conn) =>
+    write(conn, "HTTP/1.1 200 OK\r\nX-Name: b\u{2013}c\r\nContent-Length: 5\r\n\r\nhello")
+  );
+  assert.equal(await get(server.url()), "hello");
+});
+
 Deno.test("a signal ends a request that waits, with its reason", async () => {
   const { promise, resolve } = Promise.withResolvers<void>();
   const cancel = new AbortController();
