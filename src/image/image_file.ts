@@ -1,17 +1,36 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { orFailure, SystemFailure } from "../errors.ts";
 import type { RandomAccess } from "./qcow2_tables.ts";
 
-/** A local file with an image. Whoever opens it disposes of it. */
-export class ImageFile implements RandomAccess, AsyncDisposable {
+type Bytes = Uint8Array<ArrayBuffer>;
+
+const CHUNK_BYTES = 1024 ** 2;
+
+/** A local file with an image. Whoever opens it disposes of it. Only one at a time may read. */
+export class ImageFile implements RandomAccess, Disposable {
   readonly bytes: number;
   readonly #file: Deno.FsFile;
 
-  constructor(file: Deno.FsFile, bytes: number) {
+  private constructor(file: Deno.FsFile, bytes: number) {
     this.#file = file;
     this.bytes = bytes;
   }
 
-  async read(offset: number, length: number): Promise<Uint8Array<ArrayBuffer>> {
+  /** Opens the file, which messages call `name`. Throws SystemFailure if it is none. */
+  static async open(path: string, name: string): Promise<ImageFile> {
+    const failure = {
+      what: `Cannot read the image ${name}`,
+      advice: "Check its path, and that this user may read it",
+    };
+    const { isFile } = await orFailure(Deno.stat(path), failure); // a FIFO would not even open
+    if (!isFile) {
+      throw new SystemFailure({ ...failure, cause: new Error("it is no regular file") });
+    }
+    const file = await orFailure(Deno.open(path), failure);
+    return new ImageFile(file, (await file.stat()).size);
+  }
+
+  async read(offset: number, length: number): Promise<Bytes> {
     await this.#file.seek(offset, Deno.SeekMode.Start);
     const buffer = new Uint8Array(Math.min(length, Math.max(0, this.bytes - offset)));
     for (let filled = 0; filled < buffer.length;) {
@@ -22,13 +41,17 @@ export class ImageFile implements RandomAccess, AsyncDisposable {
     return buffer;
   }
 
-  [Symbol.asyncDispose](): Promise<void> {
-    this.#file.close();
-    return Promise.resolve();
+  /** All its bytes in order. Ends early if the file has become shorter. */
+  async *chunks(): AsyncGenerator<Bytes> {
+    for (let offset = 0; offset < this.bytes;) {
+      const chunk = await this.read(offset, CHUNK_BYTES);
+      if (chunk.length === 0) return;
+      yield chunk;
+      offset += chunk.length;
+    }
   }
-}
 
-export async function openImageFile(path: string): Promise<ImageFile> {
-  const file = await Deno.open(path, { read: true });
-  return new ImageFile(file, (await file.stat()).size);
+  [Symbol.dispose](): void {
+    this.#file.close();
+  }
 }

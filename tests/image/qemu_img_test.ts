@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { explain } from "../../src/errors.ts";
 import { type DiskFormat, readDiskFormat } from "../../src/image/disk_format.ts";
-import { openImageFile } from "../../src/image/image_file.ts";
+import { ImageFile } from "../../src/image/image_file.ts";
 import { gptDisk } from "../fakes/test_images.ts";
 
 const MIB = 1024 ** 2;
@@ -26,7 +26,7 @@ async function qemuImg(...args: readonly string[]): Promise<string> {
 }
 
 async function formatOf(path: string): Promise<DiskFormat> {
-  await using file = await openImageFile(path);
+  using file = await ImageFile.open(path, `"${path}"`);
   return await readDiskFormat(file, { name: `"${path}"`, mostVirtualBytes: 2 ** 40 });
 }
 
