@@ -2,10 +2,12 @@
 import assert from "node:assert/strict";
 
 /** How advice may begin: with what to do, or with the command itself, and with no vague verb. */
-const BEGINNINGS = new Set(
-  ("Add Allow Ask Check Create Edit End Fix Free Give Install List Log Omit Raise Remove Retry Run " +
-    "Set Start Take Use Wait Write chmod chown").split(" "),
-);
+const BEGINNINGS = new Set([
+  ...["Add", "Allow", "Ask", "Check", "Create", "Edit", "End", "Fetch", "Fix", "Free", "Give"],
+  ...["Install", "List", "Log", "Omit", "Raise", "Remove", "Retry", "Run", "Set"],
+  ...["Start", "Take", "Use", "Wait", "Write"],
+  ...["chmod", "chown"],
+]);
 
 /** The first word of a literal that is advice, or the first of two. */
 const ADVICE = /\badvice\s*[:=]\s+(?:[^,;{}"'`]*\?\s*)?["'`]([^\s"'`:,]*)/gi;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { createHash } from "node:crypto";
-import { orFailure } from "../errors.ts";
-import { orMissing, refuseUntrusted } from "../files.ts";
+import { orMissing } from "../files.ts";
 import { sleep } from "../wait.ts";
+import { openDownloadDirectory } from "./download_directory.ts";
 
 const ENDING = ".download";
 const OLD_MS = 7 * 24 * 3600 * 1000;
@@ -38,10 +38,7 @@ export class PartialFile {
     name: string,
     { directory, signal, onWait }: PartialFileOptions,
   ): Promise<PartialFile> {
-    await orFailure(Deno.mkdir(directory, { recursive: true, mode: 0o700 }), {
-      what: `Cannot create the directory for downloads: "${directory}"`,
-    });
-    refuseUntrusted(directory, await Deno.stat(directory), "the downloads");
+    await openDownloadDirectory(directory);
     await PartialFile.#removeOld(directory);
     const path = `${directory}/${name}${ENDING}`;
     for (let waited = false;; waited = true) {
