@@ -184,8 +184,8 @@ async function totalBytes(response: HttpResponse, file: PartialFile): Promise<nu
   throw cannotFetch(url, new Broken(`the server answers with the status ${status}`));
 }
 
-/** What names a version well enough to continue it: RFC 9110, section 13.1.5. */
-function versionOf(headers: Headers): string | null {
+/** What names a version well enough to continue it: RFC 9110, section 13.1.5. Null if nothing does. */
+export function versionOf(headers: Headers): string | null {
   const etag = headers.get("etag");
   return etag !== null && /^"[!-~]{0,200}"$/.test(etag) ? etag : headers.get("last-modified");
 }
