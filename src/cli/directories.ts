@@ -33,7 +33,14 @@ function lastingDirectory(env: Env, uri: string): string {
   return base + below;
 }
 
-/** The directory for lasting state in systemd's file-hierarchy(7), of the system or of one user. */
+/** For downloads, which are continued after a failure. */
+export function cacheDirectory(env: Env): string {
+  const cache = env["XDG_CACHE_HOME"] ||
+    (Deno.uid() === 0 ? "/var/cache" : `${env["HOME"] ?? ""}/.cache`);
+  return `${cache}/libvirt-gci/images`;
+}
+
+/** Where systemd's file-hierarchy(7) has what lasts: of the system's, or of one user. */
 function stateDirectory(env: Env): string {
   const state = Deno.uid() === 0
     ? "/var/lib"

@@ -15,8 +15,8 @@ import {
   completeVersions,
   imageVolume,
   removeVersion,
+  type SourceInfo,
   type TemplateVersion,
-  type VersionInfo,
 } from "../../machine/storage/template_versions.ts";
 import { isOurVolume } from "../../machine/storage/volume_names.ts";
 import {
@@ -29,7 +29,7 @@ import { quoted } from "../../quoted.ts";
 import { TEMPLATE_NAME } from "../../settings/kinds.ts";
 import type { Config } from "../../settings/settings.ts";
 import { virsh } from "../../shell.ts";
-import { openSource, parseSource } from "./template_source.ts";
+import { checkRequest, fetchRequested, keptOf } from "./template_source.ts";
 
 export const templateAdd = defineCommand("add", {
   description: "Add an image to the templates, or replace the template of this name.",
@@ -40,23 +40,28 @@ export const templateAdd = defineCommand("add", {
       ...option("--sha256", "HEX", "The SHA-256 that the source must have."),
       form: { pattern: /^[\da-f]{64}$/i, hint: "Write 64 hexadecimal digits." },
     },
+    checksums: option(
+      "--checksums",
+      "SOURCE",
+      "The publisher's checksums, a file or a URL, by which the image is checked.",
+    ),
+    keyring: option("--keyring", "FILE", "The public keys, of which one must sign the checksums."),
     name: requiredArgument("NAME", "The template's name, as jobs ask for it."),
-    source: requiredArgument("SOURCE", "The image: a file in the format qcow2 or raw."),
+    source: requiredArgument(
+      "SOURCE",
+      "The image, in the format qcow2 or raw: a file, or an https:// URL.",
+    ),
   },
-  check: ({ name, source }) => {
+  check: ({ name, ...request }) => {
     refuseName(name);
-    parseSource(source);
+    checkRequest(request);
   },
-  run: async ({ name, source, sha256 }, { settings, onHost }) => {
+  run: async ({ name, ...request }, { settings, env, onHost }) => {
     refuseTakenName(await settings(), name);
     await onHost(async (context) => {
-      const parsed = parseSource(source);
-      const digest = sha256 === undefined ? null : `sha256:${sha256.toLowerCase()}`;
-      await using image = await openSource(parsed, { digest, context });
-      await addTemplate(name, image, {
-        info: { source: parsed.text, isPinned: digest !== null },
-        context,
-      });
+      const { image, version } = await fetchRequested(request, { env, context });
+      await using _ = image;
+      await addTemplate(name, image, { info: keptOf(request, version), context });
     });
   },
 });
@@ -90,7 +95,7 @@ export async function addTemplate(
   name: string,
   image: LocalImage,
   { info, context }: {
-    readonly info: Omit<VersionInfo, "created" | "digest">;
+    readonly info: SourceInfo;
     readonly context: Context;
   },
 ): Promise<void> {

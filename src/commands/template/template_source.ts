@@ -1,38 +1,130 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { cacheDirectory } from "../../cli/directories.ts";
+import { GIB } from "../../bytes.ts";
 import { UsageError } from "../../errors.ts";
-import { type LocalImage, openLocalImage } from "../../image/image.ts";
+import { openDownloadDirectory } from "../../image/download_directory.ts";
+import {
+  type FetchedImage,
+  fetchImage,
+  type FetchOptions,
+  isUnchanged,
+} from "../../image/fetch_image.ts";
+import { type FileSource, type HttpSource, parseSource } from "../../image/source.ts";
+import { shownUrl } from "../../image/url_login.ts";
+import type { Env } from "../../job/job.ts";
 import type { Context } from "../../machine/context.ts";
-import { quoted } from "../../quoted.ts";
+import type { SourceInfo, VersionInfo } from "../../machine/storage/template_versions.ts";
+import { Transfer } from "../../transfer.ts";
 
-/** Where an image is. */
-export interface Source {
-  readonly kind: "file";
-  /** What `template list` shows and `template update` reads again: an absolute path. */
-  readonly text: string;
+/** Bounds that no image of a template comes near, but an attack may. */
+const MOST_BYTES = 256 * GIB;
+const MOST_VIRTUAL_BYTES = 16_384 * GIB;
+
+/** An image that is asked for, in the words of the command line. */
+export interface ImageRequest {
+  readonly source: string;
+  readonly sha256?: string | null | undefined;
+  readonly checksums?: string | null | undefined;
+  readonly keyring?: string | null | undefined;
 }
 
-/** What SOURCE means. Throws UsageError. */
-export function parseSource(source: string): Source {
-  if (/^[a-z][a-z\d+.-]*:\/\//i.test(source)) {
-    throw new UsageError({
-      what: `${quoted(source)} is no source of an image that libvirt-gci can read`,
-      advice: "Use a file",
-    });
-  }
-  return { kind: "file", text: source.startsWith("/") ? source : `${Deno.cwd()}/${source}` };
-}
-
-/** How to open a source. */
-export interface OpenOptions {
-  /** The digest that it must have, as `sha256:HEX`; null is any. */
-  readonly digest: string | null;
+/** What fetching needs. */
+export interface FetchContext {
+  readonly env: Env;
   readonly context: Context;
 }
 
+/** Throws UsageError if the request cannot be meant so. */
+export function checkRequest({ source, sha256, checksums, keyring }: ImageRequest): void {
+  imageSource(source);
+  if (checksums) imageSource(checksums);
+  if (keyring && !checksums || sha256 && checksums) {
+    throw new UsageError({
+      what: "An image is checked by --sha256, or by --checksums with or without --keyring",
+      advice: "Omit what does not belong to it",
+    });
+  }
+}
+
 /** Fetches the image. The caller disposes of it. Throws SystemFailure. */
-export function openSource(
-  { text }: Source,
-  { digest, context }: OpenOptions,
-): Promise<LocalImage> {
-  return openLocalImage(text, { digest, signal: context.signal });
+export async function fetchRequested(
+  request: ImageRequest,
+  { env, context }: FetchContext,
+): Promise<FetchedImage> {
+  const source = imageSource(request.source);
+  using transfer = new Transfer(`Downloading ${shownSource(source)}`, context.report);
+  const options = await optionsOf(request, { env, context });
+  return await fetchImage(source, { ...options, onBytes: transfer.update });
+}
+
+/** Whether the source has the version that is known, as far as it tells without its content. */
+export async function isSourceUnchanged(
+  known: VersionInfo,
+  { env, context }: FetchContext,
+): Promise<boolean> {
+  const options = await optionsOf(known, { env, context });
+  return await isUnchanged(imageSource(known.source), known, options);
+}
+
+/** What is kept of a request, so that an update can repeat it: no login, no signature of a URL. */
+export function keptOf(request: ImageRequest, version: string | null): SourceInfo {
+  const source = imageSource(request.source);
+  const checksums = request.checksums ? imageSource(request.checksums) : null;
+  const urls = [source, checksums].flatMap((it) => it?.kind === "http" ? [it.url] : []);
+  const isSecret = urls.some(({ username, password, search }) =>
+    username + password + search !== ""
+  );
+  return {
+    source: keptText(source),
+    version,
+    checksums: checksums && keptText(checksums),
+    keyring: request.keyring ? absolute(request.keyring) : null,
+    isPinned: Boolean(request.sha256) || isSecret,
+  };
+}
+
+async function optionsOf(
+  { sha256 = null, checksums, keyring }: Omit<ImageRequest, "source">,
+  { env, context: { report: { log, warn }, signal } }: FetchContext,
+): Promise<FetchOptions> {
+  const directory = cacheDirectory(env);
+  await openDownloadDirectory(directory);
+  return {
+    checks: {
+      sha256,
+      checksums: checksums ? imageSource(checksums) : null,
+      keyring: keyring ? absolute(keyring) : null,
+    },
+    env: Object.fromEntries(
+      Object.entries(env).flatMap(([k, v]) => v === undefined ? [] : [[k, v]]),
+    ),
+    mostBytes: MOST_BYTES,
+    mostVirtualBytes: MOST_VIRTUAL_BYTES,
+    onWait: () => log("Waiting for another process that downloads the same image"),
+    ...{ directory, signal, warn },
+  };
+}
+
+/** Throws UsageError for what is none, or comes from a registry. */
+function imageSource(text: string): FileSource | HttpSource {
+  const source = parseSource(text);
+  if (source.kind === "oci") {
+    throw new UsageError({
+      what: "Images of registries cannot be added yet",
+      advice: "Use a file, or an https:// URL",
+    });
+  }
+  return source.kind === "file" ? { kind: "file", path: absolute(source.path) } : source;
+}
+
+function absolute(path: string): string {
+  return path.startsWith("/") ? path : `${Deno.cwd()}/${path}`;
+}
+
+function shownSource(source: FileSource | HttpSource): string {
+  return source.kind === "file" ? `"${source.path}"` : shownUrl(source.url);
+}
+
+function keptText(source: FileSource | HttpSource): string {
+  return source.kind === "file" ? source.path : source.url.origin + source.url.pathname;
 }

@@ -3,7 +3,6 @@ import { argument, switchFlag } from "../../cli/arguments.ts";
 import { defineCommand } from "../../cli/command.ts";
 import { PROGRAM } from "../../cli/program_name.ts";
 import { SystemFailure, UsageError } from "../../errors.ts";
-import type { Context } from "../../machine/context.ts";
 import { lookupTemplatePool } from "../../machine/storage/template.ts";
 import {
   newestVersions,
@@ -13,11 +12,12 @@ import {
 import { Problems } from "../../problems.ts";
 import { quoted } from "../../quoted.ts";
 import { addTemplate, removeUnused } from "./template_add.ts";
-import { openSource, parseSource } from "./template_source.ts";
+import { type FetchContext, fetchRequested, isSourceUnchanged, keptOf } from "./template_source.ts";
 
 export const templateUpdate = defineCommand("update", {
   description: "Read the source of a template again, and replace the template if that has changed.",
-  footer: "A template that was added with `--sha256` stays as it is.",
+  footer:
+    "A template that was added with `--sha256`, or with a login or a query in its URL, stays as it is.",
   fields: {
     all: switchFlag("--all", "Update all templates that `template add` created."),
     name: argument("NAME", "The template's name."),
@@ -29,12 +29,13 @@ export const templateUpdate = defineCommand("update", {
       advice: `List the templates: ${PROGRAM} template list`,
     });
   },
-  run: ({ name = null }, { onHost }) => onHost((context) => updateTemplates(name, context)),
+  run: ({ name = null }, { env, onHost }) =>
+    onHost((context) => updateTemplates(name, { env, context })),
 });
 
 /** Updates this template, or all. A failure does not stop the others. Throws SystemFailure in the end. */
-export async function updateTemplates(name: string | null, context: Context): Promise<void> {
-  const { host, report: { log }, signal } = context;
+export async function updateTemplates(name: string | null, fetching: FetchContext): Promise<void> {
+  const { host, report: { log }, signal } = fetching.context;
   using pool = await lookupTemplatePool(host);
   const added = newestVersions(await pool.volumeNames());
   const chosen = added.filter(({ template }) => name === null || template === name);
@@ -48,31 +49,32 @@ export async function updateTemplates(name: string | null, context: Context): Pr
   if (chosen.length === 0) log(`There are no templates of ${PROGRAM} template add`);
   const problems = new Problems();
   for (const version of chosen) {
-    await problems.collect(() => updateTemplate(version, context), signal);
+    await problems.collect(() => updateTemplate(version, fetching), signal);
   }
   const { errors } = problems;
   if (errors.length === 1) throw errors[0];
   problems.throwAll({ what: `Cannot update ${errors.length} templates` });
 }
 
-async function updateTemplate(version: TemplateVersion, context: Context): Promise<void> {
+async function updateTemplate(version: TemplateVersion, fetching: FetchContext): Promise<void> {
+  const { context } = fetching;
   const { template } = version;
   const { host, report: { log } } = context;
   using pool = await lookupTemplatePool(host);
   await removeUnused(pool, template, context);
   const known = await readVersionInfo(pool, version);
   if (known === null || known.isPinned) {
-    const why = known === null ? "its source is unknown" : "it was added with --sha256";
+    const why = known === null
+      ? "its source is unknown"
+      : "it was added with --sha256, or with a login or a query in its URL";
     log(`The template "${template}" is not updated, because ${why}`);
     return;
   }
-  await using image = await openSource(parseSource(known.source), { digest: null, context });
-  if (image.digest === known.digest) {
+  if (await isSourceUnchanged(known, fetching)) {
     log(`The template "${template}" is up to date`);
     return;
   }
-  await addTemplate(template, image, {
-    info: { source: known.source, isPinned: false },
-    context,
-  });
+  const { image, version: found } = await fetchRequested(known, fetching);
+  await using _ = image;
+  await addTemplate(template, image, { info: keptOf(known, found), context });
 }

@@ -15,8 +15,8 @@ import {
   newVersionId,
   ownUploadVolume,
   removeVersion,
+  type SourceInfo,
   type TemplateVersion,
-  type VersionInfo,
 } from "./template_versions.ts";
 import { createImageVolume, createRawVolume, readVolumeXml, removeVolume } from "./volumes.ts";
 import { virsh } from "../../shell.ts";
@@ -34,7 +34,7 @@ export async function uploadVersion(
   template: string,
   image: LocalImage,
   { info, context }: {
-    readonly info: Omit<VersionInfo, "created" | "digest">;
+    readonly info: SourceInfo;
     readonly context: Context;
   },
 ): Promise<TemplateVersion> {

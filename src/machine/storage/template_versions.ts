@@ -15,16 +15,25 @@ export interface TemplateVersion {
   readonly id: string;
 }
 
+/** Where an image came from. */
+export interface SourceInfo {
+  /** A path or a URL, without any login. */
+  readonly source: string;
+  /** What the source calls this version of it; null if it does not. */
+  readonly version: string | null;
+  /** Where its checksums are, and the file with the keys that sign these; null if there are none. */
+  readonly checksums: string | null;
+  readonly keyring: string | null;
+  /** Whether the source is not to be read again: its digest was asked for, or its login is not kept. */
+  readonly isPinned: boolean;
+}
+
 /** What is known of a version's image. */
-export interface VersionInfo {
+export interface VersionInfo extends SourceInfo {
   /** ISO 8601. */
   readonly created: string;
   /** Of what was fetched, as `sha256:HEX`. */
   readonly digest: string;
-  /** Where it came from, without any login. */
-  readonly source: string;
-  /** Whether that digest was asked for, so that the source has no other version. */
-  readonly isPinned: boolean;
 }
 
 /** The volume of the version's image. */
@@ -80,14 +89,15 @@ export async function completeVersion(
 /** What is known of the version; null if its info is gone, or was never written. */
 export async function readVersionInfo(
   pool: StoragePool,
-  version: TemplateVersion,
+  of: TemplateVersion,
 ): Promise<VersionInfo | null> {
-  const info = await readJson(pool, infoVolume(version)) as Partial<VersionInfo> | null;
-  const { created, digest, source, isPinned } = info ?? {};
-  return typeof created === "string" && typeof digest === "string" && typeof source === "string" &&
-      typeof isPinned === "boolean"
-    ? { created, digest, source, isPinned }
-    : null;
+  const info = await readJson(pool, infoVolume(of)) as VersionInfo | null;
+  if (info === null || typeof info !== "object") return null;
+  const { created, digest, source, version, checksums, keyring, isPinned } = info;
+  const isWhole = [created, digest, source].every((it) => typeof it === "string") &&
+    [version, checksums, keyring].every((it) => it === null || typeof it === "string") &&
+    typeof isPinned === "boolean";
+  return isWhole ? { created, digest, source, version, checksums, keyring, isPinned } : null;
 }
 
 /** An upload that a process began: an empty volume, from before the image's is created until its end. */
