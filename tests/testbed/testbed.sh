@@ -74,7 +74,8 @@ install() {
     libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients \
     qemu-system-x86 qemu-utils ovmf dnsmasq-base iptables \
     mmdebstrap syslinux syslinux-common systemd-boot-efi mtools dosfstools fdisk e2fsprogs xz-utils \
-    openssh-client tini libvirt-dev procps iproute2 git strace
+    openssh-client tini libvirt-dev procps iproute2 git strace \
+    docker-registry skopeo openssl zstd
 }
 
 # libguestfs needs a kernel in /boot, and packages are made by a program from PyPI.
