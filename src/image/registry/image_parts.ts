@@ -2,9 +2,10 @@
 import { createHash, type Hash } from "node:crypto";
 import { Readable } from "node:stream";
 import { pipeline } from "node:stream/promises";
-import { orFailure, SystemFailure } from "../../errors.ts";
-import { refuseUntrusted } from "../../files.ts";
+import { SystemFailure } from "../../errors.ts";
+import { ByteCutter } from "./byte_cutter.ts";
 import { type ImageFacts, partBytes } from "./layout.ts";
+import { NamelessFile } from "./nameless_file.ts";
 import type { Blob } from "./upload.ts";
 import { createCompressor } from "./zstd_compressor.ts";
 
@@ -16,8 +17,6 @@ export interface PushedImage extends Omit<ImageFacts, "digest"> {
   open(): ReadableStream<Bytes>;
 }
 
-const BUFFER_BYTES = 1024 ** 2;
-
 /** A part of an image, compressed. Whoever gets it disposes of it. */
 export class ImagePart implements Blob, Disposable {
   /** Which of the image's parts it is, from 0. */
@@ -26,41 +25,29 @@ export class ImagePart implements Blob, Disposable {
   readonly plainBytes: number;
   readonly bytes: number;
   readonly digest: string;
-  readonly #file: Deno.FsFile;
+  readonly #file: NamelessFile;
 
   constructor(
-    file: Deno.FsFile,
-    { number, plainBytes, bytes, hash }: {
+    file: NamelessFile,
+    { number, plainBytes, hash }: {
       readonly number: number;
       readonly plainBytes: number;
-      readonly bytes: number;
       readonly hash: Hash;
     },
   ) {
     this.#file = file;
     this.number = number;
     this.plainBytes = plainBytes;
-    this.bytes = bytes;
+    this.bytes = file.bytes;
     this.digest = `sha256:${hash.digest("hex")}`;
   }
 
-  /** Its bytes, from the first one each time. */
   get chunks(): AsyncIterable<Bytes> {
-    return this.#read();
-  }
-
-  async *#read(): AsyncGenerator<Bytes> {
-    await this.#file.seek(0, Deno.SeekMode.Start);
-    for (;;) {
-      const buffer = new Uint8Array(BUFFER_BYTES);
-      const length = await this.#file.read(buffer);
-      if (length === null) return;
-      yield buffer.subarray(0, length);
-    }
+    return this.#file.chunks;
   }
 
   [Symbol.dispose](): void {
-    this.#file.close();
+    this.#file[Symbol.dispose]();
   }
 }
 
@@ -92,7 +79,7 @@ export class ImageParts {
   /** Throws SystemFailure if the image is not as long as it was. */
   async *[Symbol.asyncIterator](): AsyncGenerator<ImagePart> {
     const { fileBytes } = this.#image;
-    const cutter = new Cutter(this.#image.open());
+    const cutter = new ByteCutter(this.#image.open());
     try {
       const length = partBytes(fileBytes);
       for (let number = 0; this.#bytes < fileBytes; number++) {
@@ -106,7 +93,7 @@ export class ImageParts {
       }
       for await (const chunk of cutter.take(1)) this.#bytes += chunk.length;
     } finally {
-      await cutter.cancel();
+      await cutter.close();
     }
     if (this.#bytes === fileBytes) return;
     const found = this.#bytes < fileBytes ? `only ${this.#bytes}` : "more";
@@ -125,74 +112,26 @@ export class ImageParts {
   }
 
   async #compress(number: number, chunks: AsyncIterable<Bytes>): Promise<ImagePart> {
-    const file = await openNameless(this.#directory);
+    const file = await NamelessFile.open(this.#directory);
     try {
       const start = this.#bytes;
       const hash = createHash("sha256");
-      let bytes = 0;
       await pipeline(
         Readable.from(chunks, { objectMode: true, highWaterMark: 1 }),
         createCompressor(),
         async (compressed: AsyncIterable<Uint8Array>) => {
           for await (const chunk of compressed) {
             hash.update(chunk);
-            bytes += chunk.length;
-            await writeAll(file, chunk);
+            await file.append(chunk);
           }
         },
         { signal: this.#signal },
       );
-      return new ImagePart(file, { number, plainBytes: this.#bytes - start, bytes, hash });
+      return new ImagePart(file, { number, plainBytes: this.#bytes - start, hash });
     } catch (error) {
-      file.close();
+      file[Symbol.dispose]();
       this.#signal.throwIfAborted();
       throw error;
     }
-  }
-}
-
-/** Cuts a stream into pieces of the lengths that are asked for. */
-class Cutter {
-  readonly #reader: ReadableStreamDefaultReader<Bytes>;
-  #ahead: Bytes | null = null;
-
-  constructor(stream: ReadableStream<Bytes>) {
-    this.#reader = stream.getReader();
-  }
-
-  /** The next so many bytes, or fewer at the end. */
-  async *take(bytes: number): AsyncGenerator<Bytes> {
-    for (let left = bytes; left > 0;) {
-      const chunk = this.#ahead ?? (await this.#reader.read()).value;
-      if (chunk === undefined) return;
-      const part = chunk.subarray(0, left);
-      this.#ahead = part.length < chunk.length ? chunk.subarray(part.length) : null;
-      left -= part.length;
-      yield part;
-    }
-  }
-
-  async cancel(): Promise<void> {
-    await this.#reader.cancel().catch(() => {}); // it may have failed before
-  }
-}
-
-/** A file in the directory without a name, so that it is gone when it is closed, or the program ends. */
-async function openNameless(directory: string): Promise<Deno.FsFile> {
-  await orFailure(Deno.mkdir(directory, { recursive: true, mode: 0o700 }), {
-    what: `Cannot create the directory for the image's parts: "${directory}"`,
-  });
-  refuseUntrusted(directory, await Deno.stat(directory), "the image's parts");
-  const path = await Deno.makeTempFile({ dir: directory, prefix: "push-" });
-  try {
-    return await Deno.open(path, { read: true, write: true });
-  } finally {
-    await Deno.remove(path);
-  }
-}
-
-async function writeAll(file: Deno.FsFile, bytes: Uint8Array): Promise<void> {
-  for (let written = 0; written < bytes.length;) {
-    written += await file.write(bytes.subarray(written));
   }
 }
