@@ -226,6 +226,17 @@ for (
   });
 }
 
+Deno.test("whether a tag has changed is known by one request", async () => {
+  await using registry = await HostileRegistry.start();
+  const digest = digestOf("{}");
+  registry.handler = (_, response) => response.setHeader("docker-content-digest", digest).end();
+  assert.equal(await clientOf(parseReference(registry.source())).digest(), digest);
+  assert.deepEqual(registry.requests, ["HEAD /v2/image/manifests/40"]);
+  const pinned = parseReference(registry.source(`image@${digest}`));
+  assert.equal(await clientOf(pinned).digest(), digest);
+  assert.equal(registry.requests.length, 1);
+});
+
 Deno.test("without a digest in its answer, a registry is asked for the manifest itself", async () => {
   await using registry = await HostileRegistry.start();
   registry.handler = (_, response) => response.end("{}");
