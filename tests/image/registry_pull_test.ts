@@ -578,3 +578,41 @@ Deno.test("a token that ends amid a download is replaced, and the download goes 
     await Deno.remove(directory, { recursive: true });
   }
 });
+
+/** A file system of so many MiB, or null if this user may not mount one. */
+async function mount(mib: number): Promise<(AsyncDisposable & { readonly path: string }) | null> {
+  const path = await Deno.makeTempDir({ prefix: "libvirt-gci-test-" });
+  await Deno.chmod(path, 0o700);
+  const run = async (program: string, ...args: string[]): Promise<boolean> =>
+    (await new Deno.Command(program, { args, stderr: "null" }).output()).success;
+  const options = `size=${mib}m,mode=0700`;
+  if (await run("mount", "-t", "tmpfs", "-o", options, "tmpfs", path)) {
+    return {
+      path,
+      [Symbol.asyncDispose]: async () => {
+        await run("umount", path);
+        await Deno.remove(path);
+      },
+    };
+  }
+  await Deno.remove(path);
+  return null;
+}
+
+Deno.test("where there is no space to unpack, that is said, and what was downloaded is kept", async () => {
+  await using cache = await mount(6);
+  if (cache === null) return console.log("Cannot mount a file system here");
+  const disk = testDisk(4, 4);
+  const packed = await zstd(disk);
+  await using registry = await openRegistry([packed]);
+  const options = optionsIn(cache.path);
+  await assert.rejects(pulled(registry.source(), options), (error) => {
+    assert.match(explain(error), /^Cannot write to a file in "\/.*\nbecause: no space left/);
+    return true;
+  });
+  assert.deepEqual(filesIn(cache.path), [`${digestOf(packed).slice(7)}.download`]);
+  const resized = ["mount", "-o", "remount,size=20m", cache.path] as const;
+  assert((await new Deno.Command(resized[0], { args: resized.slice(1) }).output()).success);
+  assert.equal((await pulled(registry.source(), options)).content, digestOf(disk));
+  assert.equal(registry.requests.filter((it) => it.includes("/blobs/")).length, 1);
+});

@@ -236,6 +236,20 @@ Deno.test("a registry that is full is tried again, and its words are shown", asy
   assert.equal(tries, 3);
 });
 
+Deno.test("a registry without such a project is told what it needs, and is asked once", async () => {
+  await using registry = await openRegistry((_, { method }, response) => {
+    if (method !== "POST") return false;
+    const errors = [{ code: "NAME_UNKNOWN", message: "repository name not known to registry" }];
+    response.writeHead(404).end(JSON.stringify({ errors }));
+    return true;
+  });
+  await assert.rejects(pushTo(registry), (error) => {
+    assert.match(explain(error), /404: NAME_UNKNOWN: .*\nWhat to do: Check the path: some/);
+    return true;
+  });
+  assert.equal(registry.requests.filter((it) => it.startsWith("POST")).length, 1);
+});
+
 Deno.test("a registry that refuses the manifest says why", async () => {
   await using registry = await openRegistry((_, { method, url }, response) => {
     if (method !== "PUT" || !url?.includes("manifests")) return false;

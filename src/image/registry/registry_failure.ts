@@ -7,6 +7,7 @@ const MOST_ERRORS = 3;
 
 const ADVICE: Readonly<Record<number, string>> = {
   403: "Check what the login may do: podman login REGISTRY changes it",
+  404: "Check the path: some registries need a project or a repository of this name first",
   413: "Raise the limit for the size of a request in the proxy before the registry",
   429: "Wait, or log in: the registry limits how much each client may ask",
 };
