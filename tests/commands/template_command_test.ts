@@ -448,11 +448,13 @@ Deno.test("names that no job can ask for, and sources that nobody can read, are 
   for (const name of ["", "a/b", ".a", "a.qcow2", "a.libvirt-gci", "ä", "a".repeat(129), "-a"]) {
     await assert.rejects(bed.run(templateAdd, { name, source: "x" }), UsageError, name);
   }
-  for (const source of ["ftp://example.org/x", "https://", "oci://example.org/x:1"]) {
+  for (const source of ["ftp://example.org/x", "https://", "oci://example.org/x@1"]) {
     await assert.rejects(bed.run(templateAdd, { name: "t", source }), UsageError, source);
   }
   const unclear = { name: "t", source: "x", checksums: "y", sha256: "0".repeat(64) };
   await assert.rejects(bed.run(templateAdd, unclear), UsageError);
+  const inRegistry = { name: "t", source: "oci://example.org/x:1", sha256: "0".repeat(64) };
+  await assert.rejects(bed.run(templateAdd, inRegistry), UsageError);
   const unsigned = { name: "t", source: "x", keyring: "y" };
   await assert.rejects(bed.run(templateAdd, unsigned), UsageError);
   await assert.rejects(bed.run(templateUpdate, {}), UsageError);

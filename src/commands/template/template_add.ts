@@ -49,7 +49,7 @@ export const templateAdd = defineCommand("add", {
     name: requiredArgument("NAME", "The template's name, as jobs ask for it."),
     source: requiredArgument(
       "SOURCE",
-      "The image, in the format qcow2 or raw: a file, or an https:// URL.",
+      "The image, in the format qcow2 or raw: a file, an https:// URL, or oci://REGISTRY/NAME:TAG.",
     ),
   },
   check: ({ name, ...request }) => {

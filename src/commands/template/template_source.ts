@@ -9,7 +9,8 @@ import {
   type FetchOptions,
   isUnchanged,
 } from "../../image/fetch_image.ts";
-import { type FileSource, type HttpSource, parseSource } from "../../image/source.ts";
+import { parseReference, referenceText } from "../../image/registry/reference.ts";
+import { type FileSource, type HttpSource, parseSource, type Source } from "../../image/source.ts";
 import { shownUrl } from "../../image/url_login.ts";
 import type { Env } from "../../job/job.ts";
 import type { Context } from "../../machine/context.ts";
@@ -36,8 +37,14 @@ export interface FetchContext {
 
 /** Throws UsageError if the request cannot be meant so. */
 export function checkRequest({ source, sha256, checksums, keyring }: ImageRequest): void {
-  imageSource(source);
-  if (checksums) imageSource(checksums);
+  const { kind } = requestedSource(source);
+  if (kind === "oci" && (sha256 || checksums)) {
+    throw new UsageError({
+      what: "The digest of an image in a registry is part of its name",
+      advice: "Write oci://HOST/PATH:TAG@sha256:HEX",
+    });
+  }
+  if (checksums) checksumSource(checksums);
   if (keyring && !checksums || sha256 && checksums) {
     throw new UsageError({
       what: "An image is checked by --sha256, or by --checksums with or without --keyring",
@@ -51,10 +58,14 @@ export async function fetchRequested(
   request: ImageRequest,
   { env, context }: FetchContext,
 ): Promise<FetchedImage> {
-  const source = imageSource(request.source);
+  const source = requestedSource(request.source);
   using transfer = new Transfer(`Downloading ${shownSource(source)}`, context.report);
-  const options = await optionsOf(request, { env, context });
-  return await fetchImage(source, { ...options, onBytes: transfer.update });
+  const options = { ...await optionsOf(request, { env, context }), onBytes: transfer.update };
+  if (source.kind !== "oci") return await fetchImage(source, options);
+  const { pull } = await import("../../image/registry/pull.ts"); // most images need no registry
+  const credentials = { env, uid: Deno.uid() };
+  const image = await pull(parseReference(source.reference), { ...options, credentials });
+  return { image, version: null };
 }
 
 /** Whether the source has the version that is known, as far as it tells without its content. */
@@ -63,13 +74,18 @@ export async function isSourceUnchanged(
   { env, context }: FetchContext,
 ): Promise<boolean> {
   const options = await optionsOf(known, { env, context });
-  return await isUnchanged(imageSource(known.source), known, options);
+  const source = requestedSource(known.source);
+  if (source.kind !== "oci") return await isUnchanged(source, known, options);
+  const { resolveDigest } = await import("../../image/registry/pull.ts");
+  const credentials = { env, uid: Deno.uid() };
+  const digest = await resolveDigest(parseReference(source.reference), { ...options, credentials });
+  return digest === known.digest;
 }
 
 /** What is kept of a request, so that an update can repeat it: no login, no signature of a URL. */
 export function keptOf(request: ImageRequest, version: string | null): SourceInfo {
-  const source = imageSource(request.source);
-  const checksums = request.checksums ? imageSource(request.checksums) : null;
+  const source = requestedSource(request.source);
+  const checksums = request.checksums ? checksumSource(request.checksums) : null;
   const urls = [source, checksums].flatMap((it) => it?.kind === "http" ? [it.url] : []);
   const isSecret = urls.some(({ username, password, search }) =>
     username + password + search !== ""
@@ -92,7 +108,7 @@ async function optionsOf(
   return {
     checks: {
       sha256,
-      checksums: checksums ? imageSource(checksums) : null,
+      checksums: checksums ? checksumSource(checksums) : null,
       keyring: keyring ? absolute(keyring) : null,
     },
     env: Object.fromEntries(
@@ -105,26 +121,37 @@ async function optionsOf(
   };
 }
 
-/** Throws UsageError for what is none, or comes from a registry. */
-function imageSource(text: string): FileSource | HttpSource {
+/** The source, with an absolute path. Throws UsageError. */
+function requestedSource(text: string): Source {
   const source = parseSource(text);
-  if (source.kind === "oci") {
-    throw new UsageError({
-      what: "Images of registries cannot be added yet",
-      advice: "Use a file, or an https:// URL",
-    });
-  }
+  if (source.kind === "oci") parseReference(source.reference);
   return source.kind === "file" ? { kind: "file", path: absolute(source.path) } : source;
+}
+
+function checksumSource(text: string): FileSource | HttpSource {
+  const source = requestedSource(text);
+  if (source.kind !== "oci") return source;
+  throw new UsageError({
+    what: "Checksums do not come from a registry",
+    advice: "Use a file, or an https:// URL",
+  });
 }
 
 function absolute(path: string): string {
   return path.startsWith("/") ? path : `${Deno.cwd()}/${path}`;
 }
 
-function shownSource(source: FileSource | HttpSource): string {
-  return source.kind === "file" ? `"${source.path}"` : shownUrl(source.url);
+function shownSource(source: Source): string {
+  return source.kind === "http" ? shownUrl(source.url) : `"${keptText(source)}"`;
 }
 
-function keptText(source: FileSource | HttpSource): string {
-  return source.kind === "file" ? source.path : source.url.origin + source.url.pathname;
+function keptText(source: Source): string {
+  switch (source.kind) {
+    case "file":
+      return source.path;
+    case "http":
+      return source.url.origin + source.url.pathname;
+    case "oci":
+      return referenceText(parseReference(source.reference));
+  }
 }
