@@ -146,7 +146,11 @@ require_vm() {
 }
 
 refuse_taken_name() {
-  local users try
+  local users try id='[0-9a-f]'
+  id=$id$id$id$id$id$id$id$id$id$id # of a version of a template of libvirt-gci template add
+  ! compgen -G "$pool_path/$vm.$id.template-info$OURS" >>"$log" ||
+    fail "$vm: \"libvirt-gci template add\" has made a template of this name, which jobs would still get" \
+      "Remove that one first: libvirt-gci template remove $vm"
   [[ -e $template || -L $template ]] || return 0
   $replace || fail "$vm: there is a template already: $template" \
     "Put a new version in its place with --replace"

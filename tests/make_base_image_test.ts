@@ -128,3 +128,17 @@ Deno.test("make_base_image goes on where nothing stands on the template", { igno
   assert.doesNotMatch(text, /in use/);
   assert.match(text, /vm: still .* after virsh shutdown/); // as the guest goes on
 });
+
+Deno.test("make_base_image makes no template that an added one of its name would hide", {
+  ignore,
+}, async () => {
+  await using host = await openHost();
+  const info = (name: string) => `${host.directory}/pool/${name}.template-info.libvirt-gci`;
+  await Deno.writeTextFile(info("vm.old.0123456789"), "{}"); // of the template vm.old
+  assert.match((await host.replace()).text, /vm: still .* after virsh shutdown/);
+  await Deno.writeTextFile(info("vm.0123456789"), "{}");
+  const { status, text } = await host.replace();
+  assert.equal(status, 1);
+  assert.match(text, /vm: "libvirt-gci template add" has made a template of this name/);
+  assert.match(text, /\n?Remove that one first: libvirt-gci template remove vm\n/);
+});
