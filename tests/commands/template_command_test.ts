@@ -7,6 +7,7 @@ import {
   listTemplates,
   templateTable,
 } from "../../src/commands/template/template_list.ts";
+import { templatePush } from "../../src/commands/template/template_push.ts";
 import { removeTemplate } from "../../src/commands/template/template_remove.ts";
 import { templateUpdate } from "../../src/commands/template/template_update.ts";
 import type { Command, Program } from "../../src/cli/command.ts";
@@ -25,6 +26,7 @@ import { parseConfig } from "../../src/settings/read.ts";
 import { TEST_HOST_URI } from "../fakes/test_host.ts";
 import { mbrDisk } from "../fakes/test_images.ts";
 import { bareStage, type Stage } from "../fakes/test_stage.ts";
+import { TestRegistry, WITHOUT_REGISTRY } from "../fakes/test_registry.ts";
 import { keepUploads, type UploadOptions } from "../fakes/test_uploads.ts";
 
 /** A host whose template pool keeps uploads, a directory for images, and what was said. */
@@ -43,9 +45,10 @@ interface Bed extends AsyncDisposable {
 }
 
 async function openBed(
-  { config = DEFAULT_CONFIG, uri = TEST_HOST_URI, ...options }: UploadOptions & {
+  { config = DEFAULT_CONFIG, uri = TEST_HOST_URI, env = {}, ...options }: UploadOptions & {
     readonly config?: Config;
     readonly uri?: string;
+    readonly env?: Readonly<Record<string, string | undefined>>;
   } = {},
 ): Promise<Bed> {
   const directory = await Deno.makeTempDir({ prefix: "libvirt-gci-test-" });
@@ -62,7 +65,9 @@ async function openBed(
     invocation.check(null);
     await invocation.run({
       settings: () => Promise.resolve(config),
-      env: { XDG_CACHE_HOME: directory },
+      env: { XDG_CACHE_HOME: directory, ...env },
+      printer: { print: say, warn: say, progress: null },
+      signal,
       onHost: (body: (context: Stage) => Promise<void>) => body(stage),
     } as unknown as Program);
   };
@@ -378,6 +383,35 @@ Deno.test("an image from a server is a template, and what was downloaded goes", 
   assert.deepEqual(bed.contents.get(volume), diskOf(66));
   const cache = await Array.fromAsync(Deno.readDir(`${bed.directory}/libvirt-gci/images`));
   assert.deepEqual(cache.map(({ name }) => name), []);
+});
+
+Deno.test({
+  name: "an image that was pushed to a registry is a template, which follows its tag",
+  ignore: WITHOUT_REGISTRY,
+  fn: async () => {
+    await using registry = await TestRegistry.start("htpasswd");
+    const { env } = await registry.login();
+    await using bed = await openBed({ env: { ...env, ...registry.env } });
+    const source = `oci://${registry.host}/ci/disk:1`;
+    const push = async (value: number) =>
+      await bed.run(templatePush, { source: await bed.image(value), target: source });
+    await push(65);
+    assert.match(bed.lines.at(-1) ?? "", new RegExp(`^Pushed ${source}@sha256:[0-9a-f]{64}$`));
+    await bed.run(templateAdd, { name: "t", source });
+    assert.deepEqual(bed.contents.get((await templateOf(bed, "t")).volume), diskOf(65));
+    const [added] = (await listTemplates(bed.stage)).filter(({ name }) => name === "t");
+    assert.equal(added?.source, source);
+    assert.equal(
+      `Pushed ${source}@${added.digest}`,
+      bed.lines.find((it) => it.startsWith("Pushed")),
+    );
+
+    await bed.run(templateUpdate, { name: "t" });
+    assert.equal(bed.lines.at(-1), 'The template "t" is up to date');
+    await push(66);
+    await bed.run(templateUpdate, { name: "t" });
+    assert.deepEqual(bed.contents.get((await templateOf(bed, "t")).volume), diskOf(66));
+  },
 });
 
 Deno.test("gc removes what a killed upload left, and nothing of one that goes on", async () => {

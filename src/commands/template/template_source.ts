@@ -9,8 +9,15 @@ import {
   type FetchOptions,
   isUnchanged,
 } from "../../image/fetch_image.ts";
+import type { RegistryOptions } from "../../image/registry/pull.ts";
 import { parseReference, referenceText } from "../../image/registry/reference.ts";
-import { type FileSource, type HttpSource, parseSource, type Source } from "../../image/source.ts";
+import {
+  fileNameOf,
+  type FileSource,
+  type HttpSource,
+  parseSource,
+  type Source,
+} from "../../image/source.ts";
 import { shownUrl } from "../../image/url_login.ts";
 import type { Env } from "../../job/job.ts";
 import type { Context } from "../../machine/context.ts";
@@ -32,7 +39,9 @@ export interface ImageRequest {
 /** What fetching needs. */
 export interface FetchContext {
   readonly env: Env;
-  readonly context: Context;
+  readonly context: Pick<Context, "signal"> & {
+    readonly report: Pick<Context["report"], "log" | "warn" | "progress">;
+  };
 }
 
 /** Throws UsageError if the request cannot be meant so. */
@@ -63,8 +72,7 @@ export async function fetchRequested(
   const options = { ...await optionsOf(request, { env, context }), onBytes: transfer.update };
   if (source.kind !== "oci") return await fetchImage(source, options);
   const { pull } = await import("../../image/registry/pull.ts"); // most images need no registry
-  const credentials = { env, uid: Deno.uid() };
-  const image = await pull(parseReference(source.reference), { ...options, credentials });
+  const image = await pull(parseReference(source.reference), options);
   return { image, version: null };
 }
 
@@ -77,9 +85,7 @@ export async function isSourceUnchanged(
   const source = requestedSource(known.source);
   if (source.kind !== "oci") return await isUnchanged(source, known, options);
   const { resolveDigest } = await import("../../image/registry/pull.ts");
-  const credentials = { env, uid: Deno.uid() };
-  const digest = await resolveDigest(parseReference(source.reference), { ...options, credentials });
-  return digest === known.digest;
+  return await resolveDigest(parseReference(source.reference), options) === known.digest;
 }
 
 /** What is kept of a request, so that an update can repeat it: no login, no signature of a URL. */
@@ -99,25 +105,45 @@ export function keptOf(request: ImageRequest, version: string | null): SourceInf
   };
 }
 
-async function optionsOf(
-  { sha256 = null, checksums, keyring }: Omit<ImageRequest, "source">,
-  { env, context: { report: { log, warn }, signal } }: FetchContext,
-): Promise<FetchOptions> {
+/** What speaking with a registry needs. */
+export async function registryOptions(
+  { env, context: { signal } }: FetchContext,
+): Promise<RegistryOptions & { readonly directory: string }> {
   const directory = cacheDirectory(env);
   await openDownloadDirectory(directory);
+  const set = Object.entries(env).flatMap(([k, v]) => v === undefined ? [] : [[k, v]]);
   return {
+    env: Object.fromEntries(set),
+    credentials: { env, uid: Deno.uid() },
+    ...{ directory, signal },
+  };
+}
+
+/** What an image from this source is called in a registry. */
+export function titleOf(source: string): string {
+  const from = requestedSource(source);
+  const name = from.kind === "oci"
+    ? parseReference(from.reference).repository.split("/").at(-1) ?? ""
+    : fileNameOf(from);
+  return name.replace(/\.(qcow2|img|raw)$/, "") || "disk";
+}
+
+async function optionsOf(
+  { sha256 = null, checksums, keyring }: Omit<ImageRequest, "source">,
+  fetching: FetchContext,
+): Promise<FetchOptions & RegistryOptions & { readonly directory: string }> {
+  const { log, warn } = fetching.context.report;
+  return {
+    ...await registryOptions(fetching),
     checks: {
       sha256,
       checksums: checksums ? checksumSource(checksums) : null,
       keyring: keyring ? absolute(keyring) : null,
     },
-    env: Object.fromEntries(
-      Object.entries(env).flatMap(([k, v]) => v === undefined ? [] : [[k, v]]),
-    ),
     mostBytes: MOST_BYTES,
     mostVirtualBytes: MOST_VIRTUAL_BYTES,
     onWait: () => log("Waiting for another process that downloads the same image"),
-    ...{ directory, signal, warn },
+    warn,
   };
 }
 

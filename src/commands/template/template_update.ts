@@ -3,6 +3,7 @@ import { argument, switchFlag } from "../../cli/arguments.ts";
 import { defineCommand } from "../../cli/command.ts";
 import { PROGRAM } from "../../cli/program_name.ts";
 import { SystemFailure, UsageError } from "../../errors.ts";
+import type { Context } from "../../machine/context.ts";
 import { lookupTemplatePool } from "../../machine/storage/template.ts";
 import {
   newestVersions,
@@ -33,8 +34,13 @@ export const templateUpdate = defineCommand("update", {
     onHost((context) => updateTemplates(name, { env, context })),
 });
 
+/** What an update needs. */
+interface UpdateContext extends FetchContext {
+  readonly context: Context;
+}
+
 /** Updates this template, or all. A failure does not stop the others. Throws SystemFailure in the end. */
-export async function updateTemplates(name: string | null, fetching: FetchContext): Promise<void> {
+export async function updateTemplates(name: string | null, fetching: UpdateContext): Promise<void> {
   const { host, report: { log }, signal } = fetching.context;
   using pool = await lookupTemplatePool(host);
   const added = newestVersions(await pool.volumeNames());
@@ -56,7 +62,7 @@ export async function updateTemplates(name: string | null, fetching: FetchContex
   problems.throwAll({ what: `Cannot update ${errors.length} templates` });
 }
 
-async function updateTemplate(version: TemplateVersion, fetching: FetchContext): Promise<void> {
+async function updateTemplate(version: TemplateVersion, fetching: UpdateContext): Promise<void> {
   const { context } = fetching;
   const { template } = version;
   const { host, report: { log } } = context;
