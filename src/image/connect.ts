@@ -55,7 +55,7 @@ export async function connect(url: URL, options: ConnectOptions): Promise<HttpCo
 }
 
 async function connectDirectly(url: URL, options: ConnectOptions): Promise<HttpConnection> {
-  const all = await addressesOf(hostOf(url), options.lookup);
+  const all = await addressesOf(hostOf(url), options);
   const distant = all.filter((address) => !isForbiddenAddress(address));
   if (distant.length === 0) throw leadsToMetadata(url);
   const allowed = distant.filter((address) => options.mayLoop || !isLoopback(address));
@@ -71,7 +71,7 @@ async function connectByProxy(
 ): Promise<HttpConnection> {
   const loops = isLoopbackHost(url);
   if (loops && !options.mayLoop) throw leadsBack(url);
-  const addresses = await addressesOf(hostOf(proxy), options.lookup);
+  const addresses = await addressesOf(hostOf(proxy), options);
   const [conn] = await connectToFirst(addresses, proxy, options);
   if (url.protocol === "http:") return new HttpConnection(conn, options, { loops, proxy });
   const connection = new HttpConnection(conn, options, { loops, proxy: null });
@@ -100,10 +100,17 @@ async function openTunnel(connection: HttpConnection, proxy: URL, url: URL): Pro
   }
 }
 
-async function addressesOf(host: string, lookup: Lookup): Promise<readonly string[]> {
+async function addressesOf(
+  host: string,
+  { lookup, ...patience }: Pick<ConnectOptions, "lookup"> & Patience,
+): Promise<readonly string[]> {
   if (isIP(host) !== 0) return [host];
-  const addresses = await lookup(host);
-  if (addresses.length === 0) throw new Error(`the name "${host}" has no address`);
+  const none = `no address is known of the host "${host}"`;
+  const looking = lookup(host).catch((cause) => {
+    throw new Error(none, { cause });
+  });
+  const addresses = await inTime(looking, patience, "the name service");
+  if (addresses.length === 0) throw new Error(none);
   return addresses;
 }
 
@@ -129,20 +136,31 @@ async function connectToFirst(
 async function connectInTime(
   hostname: string,
   port: number,
-  { silenceMs, signal }: Patience,
+  patience: Patience,
 ): Promise<Deno.TcpConn> {
-  const over = Promise.withResolvers<never>();
-  const onAbort = (): void => over.reject(signal.reason);
-  const timer = setTimeout(() => {
-    over.reject(new Broken(`no answer of ${hostname} for ${silenceMs / 1000} s`));
-  }, silenceMs);
-  signal.addEventListener("abort", onAbort);
   const connecting = Deno.connect({ hostname, port });
   try {
-    return await Promise.race([connecting, over.promise]);
+    return await inTime(connecting, patience, hostname);
   } catch (error) {
     connecting.then((conn) => conn.close(), () => {}); // it comes too late
     throw asBroken(error);
+  }
+}
+
+/** What the task gives. Throws {@linkcode Broken} if that takes too long, and the signal's reason. */
+async function inTime<T>(
+  task: Promise<T>,
+  { silenceMs, signal }: Patience,
+  who: string,
+): Promise<T> {
+  const over = Promise.withResolvers<never>();
+  const onAbort = (): void => over.reject(signal.reason);
+  const timer = setTimeout(() => {
+    over.reject(new Broken(`no answer of ${who} for ${silenceMs / 1000} s`));
+  }, silenceMs);
+  signal.addEventListener("abort", onAbort);
+  try {
+    return await Promise.race([task, over.promise]);
   } finally {
     clearTimeout(timer);
     signal.removeEventListener("abort", onAbort);

@@ -196,7 +196,26 @@ Deno.test("a name is looked up once, and only an address that was checked is con
   assert.deepEqual(asked, ["images.example"]);
   assert.match(server.requests[0] ?? "", /^host: images\.example:\d+\r$/m);
   assert.match(await failureOf(url, { lookup, silenceMs: 500 }), /leads to a link-local/);
-  assert.match(await failureOf(url, { lookup }), /"images\.example" has no address/);
+  assert.match(
+    await failureOf(url, { lookup }),
+    /no address is known of the host "images\.example"/,
+  );
+});
+
+Deno.test("a name that is unknown, and a name service that is silent, are told as that", async () => {
+  const unknown = await failureOf("http://unknown.invalid/");
+  assert.match(unknown, /\nbecause: no address is known of the host "unknown\.invalid"\n/);
+  const options = { lookup: () => new Promise<string[]>(() => {}), silenceMs: 50 };
+  const silent = await failureOf("http://images.example/", options);
+  assert.match(silent, /no answer of the name service for 0\.05 s/);
+  const cancel = new AbortController();
+  const cancelled = failureOf("http://images.example/", {
+    ...options,
+    silenceMs: 60_000,
+    signal: cancel.signal,
+  });
+  cancel.abort(new Error("cancelled here"));
+  assert.match(await cancelled, /^cancelled here/);
 });
 
 Deno.test("another host may not redirect to this one, which may redirect to itself", {
@@ -238,6 +257,21 @@ Deno.test("the certificates of SSL_CERT_FILE are trusted, for the names that the
   assert.match(await failureOf(other, { lookup, env }), /not valid for name "other\.example"/);
   const missing = { SSL_CERT_FILE: "/nonexistent.pem" };
   assert.match(await failureOf(other, { lookup, env: missing }), /no such file.*nonexistent/);
+});
+
+Deno.test("a server that says nothing by TLS, or speaks no TLS, is told as that", async () => {
+  await using silent = new RawServer(OK); // it waits for the end of a request
+  const options = { silenceMs: 100 };
+  assert.match(await failureOf(`https://${silent.host}/`, options), /no answer for 0\.1 s/);
+  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  const answering = listener.accept().then(async (conn) => {
+    await write(conn, "HTTP/1.1 400 Bad Request\r\n\r\n");
+    await conn.read(new Uint8Array(10_000));
+    conn.close();
+  });
+  const failure = await failureOf(`https://127.0.0.1:${listener.addr.port}/`);
+  assert.match(failure, /^Cannot fetch "https:.*\nbecause: /);
+  await answering;
 });
 
 Deno.test("nobody is sent from https to http", async () => {
