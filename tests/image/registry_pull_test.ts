@@ -293,20 +293,12 @@ Deno.test("an image of others' layers is what its registry says, and the same wi
 for (
   const [said, layers, more, why] of [
     [
-      "a digest that its parts have not",
-      [DISK],
-      facts(DISK, {
-        "vnd.libvirt-gci.template.digest": digestOf("x"),
-      }),
-      /its parts are 2097152 bytes with the digest/,
-    ],
-    [
       "a length that its parts have not",
       [DISK],
       facts(DISK, {
         "vnd.libvirt-gci.template.size": "1000",
       }),
-      /its parts are 2097152 bytes .* not 1000/,
+      /its parts are 2097152 bytes, not 1000/,
     ],
     [
       "the name raw for qcow2",

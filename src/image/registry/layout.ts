@@ -7,7 +7,7 @@ export interface ImageFacts {
   readonly virtualBytes: number;
   /** The length of the image's file. */
   readonly fileBytes: number;
-  /** `sha256:<hex>` of the image's file. */
+  /** `sha256:<hex>` of the image's file, for people: it is the layers that are checked. */
   readonly digest: string;
 }
 
