@@ -3,10 +3,33 @@ import assert from "node:assert/strict";
 
 /** How advice may begin: with what to do, or with the command itself, and with no vague verb. */
 const BEGINNINGS = new Set([
-  ...["Add", "Allow", "Ask", "Check", "Create", "Edit", "End", "Fetch", "Fix", "Free", "Give"],
-  ...["Install", "List", "Log", "Omit", "Raise", "Remove", "Retry", "Run", "Set"],
-  ...["Start", "Take", "Use", "Wait", "Write"],
-  ...["chmod", "chown"],
+  "Add",
+  "Allow",
+  "Ask",
+  "Check",
+  "Create",
+  "Edit",
+  "End",
+  "Fetch",
+  "Fix",
+  "Free",
+  "Give",
+  "Install",
+  "List",
+  "Log",
+  "Omit",
+  "Raise",
+  "Remove",
+  "Retry",
+  "Run",
+  "Set",
+  "Start",
+  "Take",
+  "Use",
+  "Wait",
+  "Write",
+  "chmod",
+  "chown",
 ]);
 
 /** The first word of a literal that is advice, or the first of two. */

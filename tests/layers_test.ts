@@ -7,10 +7,21 @@ import { posix } from "node:path";
  * longer holds.
  */
 const LAYERS = [
-  ...["main.ts", "src/program.ts", "src/commands/", "src/doctor/", "src/cli/", "src/metrics/"],
-  ...["src/machine/", "src/guest/", "src/image/", "src/policy/", "src/job/", "src/settings/"],
+  "main.ts",
+  "src/program.ts",
+  "src/commands/",
+  "src/doctor/",
+  "src/cli/",
+  "src/metrics/",
+  "src/machine/",
+  "src/guest/",
+  "src/image/",
+  "src/policy/",
+  "src/job/",
+  "src/settings/",
   "src/",
-  ...["src/libvirt/", "ffi/"],
+  "src/libvirt/",
+  "ffi/",
 ];
 
 const ROOT = new URL("../", import.meta.url);

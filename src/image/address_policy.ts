@@ -3,9 +3,15 @@ import { BlockList, isIP } from "node:net";
 
 /** Link-local addresses, and those where clouds tell their machines secrets. No image comes from there. */
 const FORBIDDEN = blockList([
-  ...["169.254.0.0/16", "fe80::/10", "64:ff9b::a9fe:0/112"], // the last by NAT64
-  ...["100.100.100.200/32", "192.0.0.192/32", "168.63.129.16/32"], // Alibaba, Oracle, Azure
-  ...["fd00:ec2::254/128", "fd20:ce::254/128", "fd00:42::42/128"], // AWS, Google, Scaleway
+  "169.254.0.0/16",
+  "fe80::/10",
+  "64:ff9b::a9fe:0/112", // the last by NAT64
+  "100.100.100.200/32",
+  "192.0.0.192/32",
+  "168.63.129.16/32", // Alibaba, Oracle, Azure
+  "fd00:ec2::254/128",
+  "fd20:ce::254/128",
+  "fd00:42::42/128", // AWS, Google, Scaleway
 ]);
 
 /** What a proxy may resolve to one of those. */

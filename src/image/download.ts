@@ -65,7 +65,10 @@ export async function download(
     }
     const { path, bytes, version } = file;
     return {
-      ...{ path, bytes, version, sha256: file.sha256() },
+      path,
+      bytes,
+      version,
+      sha256: file.sha256(),
       [Symbol.asyncDispose]: () => file.remove(),
     };
   } catch (error) {

@@ -17,8 +17,11 @@ export interface Route {
 }
 
 const BREAKS = [
-  ...[Deno.errors.BrokenPipe, Deno.errors.ConnectionAborted, Deno.errors.ConnectionReset],
-  ...[Deno.errors.TimedOut, Deno.errors.UnexpectedEof],
+  Deno.errors.BrokenPipe,
+  Deno.errors.ConnectionAborted,
+  Deno.errors.ConnectionReset,
+  Deno.errors.TimedOut,
+  Deno.errors.UnexpectedEof,
 ];
 
 /** The error, as one after which another try may help, if that is so. */

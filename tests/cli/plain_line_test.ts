@@ -99,16 +99,20 @@ for (
 
 Deno.test("mistakes and help are for the whole parser", () => {
   const lines = [
-    ...["", "--debug", "run --help", "run --script", "--version", "list a", "list --json --json"],
-    ...[
-      "keep",
-      "keep a b",
-      "keep a --extend 3",
-      "cleanup -m",
-      "cleanup -m -x",
-      "cleanup --all=yes",
-      "template list",
-    ],
+    "",
+    "--debug",
+    "run --help",
+    "run --script",
+    "--version",
+    "list a",
+    "list --json --json",
+    "keep",
+    "keep a b",
+    "keep a --extend 3",
+    "cleanup -m",
+    "cleanup -m -x",
+    "cleanup --all=yes",
+    "template list",
   ].map((line) => line.split(" "));
   const plain = lines.filter((line) => ALL.some((it) => readPlainLine(line, it) !== null));
   assert.deepEqual(plain, [["run", "--script"]]); // whose script may follow --

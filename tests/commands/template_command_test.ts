@@ -72,7 +72,12 @@ async function openBed(
     } as unknown as Program);
   };
   return {
-    ...{ stage, connection, contents, lines, run, directory },
+    stage,
+    connection,
+    contents,
+    lines,
+    run,
+    directory,
     abort: (reason) => controller.abort(reason),
     image: async (value, mib = 1) => {
       const path = `${directory}/${value}.img`;
@@ -497,11 +502,17 @@ Deno.test("names that no job can ask for, and sources that nobody can read, are 
 
 Deno.test("the table of templates has a line for each, in columns", () => {
   const template: ListedTemplate = {
-    ...{ name: "debian-13", volume: "v", isOld: false, format: "qcow2" },
-    ...{ virtualBytes: 10 * 1024 ** 3, diskBytes: 350 * 1024 ** 2 },
+    name: "debian-13",
+    volume: "v",
+    isOld: false,
+    format: "qcow2",
+    virtualBytes: 10 * 1024 ** 3,
+    diskBytes: 350 * 1024 ** 2,
     created: new Date(Date.now() - 7200_000).toISOString(),
     digest: `sha256:${"0123456789abcdef".repeat(4)}`,
-    ...{ source: "/root/debian\x1b.qcow2", machines: ["a", "b"], warmImages: [] },
+    source: "/root/debian\x1b.qcow2",
+    machines: ["a", "b"],
+    warmImages: [],
   };
   const plain = { ...template, name: "lite.qcow2", digest: null, source: null, created: null };
   assert.deepEqual(templateTable([template, { ...template, isOld: true }, plain]).split("\n"), [

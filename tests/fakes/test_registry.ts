@@ -134,7 +134,7 @@ export class TestRegistry implements AsyncDisposable {
   async putManifest(
     repository: string,
     tag: string,
-    manifest: { readonly mediaType: string },
+    manifest: Readonly<Record<string, unknown>> & { readonly mediaType: string },
   ): Promise<TestDescriptor> {
     const { mediaType } = manifest;
     const body = new TextEncoder().encode(JSON.stringify(manifest));
@@ -159,7 +159,10 @@ export class TestRegistry implements AsyncDisposable {
     );
     const mediaType = "application/vnd.oci.image.manifest.v1+json";
     return await this.putManifest(repository, tag, {
-      ...{ schemaVersion: 2, mediaType, config, layers },
+      schemaVersion: 2,
+      mediaType,
+      config,
+      layers,
       ...more,
     });
   }
@@ -269,8 +272,13 @@ async function signToken(directory: string, name: string, actions: string[]): Pr
   const certificate = (await pem("server.pem")).toBase64();
   const now = Math.floor(Date.now() / 1000);
   const claims = {
-    ...{ iss: ISSUER, sub: USER, aud: "the registry", jti: crypto.randomUUID() },
-    ...{ iat: now, nbf: now - 60, exp: now + 300 },
+    iss: ISSUER,
+    sub: USER,
+    aud: "the registry",
+    jti: crypto.randomUUID(),
+    iat: now,
+    nbf: now - 60,
+    exp: now + 300,
     access: [{ type: "repository", name, actions }],
   };
   const encode = (value: string | Uint8Array): string =>

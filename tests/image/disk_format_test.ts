@@ -176,8 +176,12 @@ Deno.test("whatever is changed in an image, it is taken or refused, and soon", a
     fc.record({ at: fc.nat(300).map((n) => 4 * 65536 + n), byte: fc.nat(255) }), // an L2 table
   );
   const image = fc.constantFrom(
-    ...[qcow2Image(), qcow2Image({ version: 2 }), qcow2Image({ extendedL2: true })],
-    ...[mbrDisk(), gptDisk(512), gptDisk(4096)],
+    qcow2Image(),
+    qcow2Image({ version: 2 }),
+    qcow2Image({ extendedL2: true }),
+    mbrDisk(),
+    gptDisk(512),
+    gptDisk(4096),
   );
   await fc.assert(
     fc.asyncProperty(image, fc.array(change, { minLength: 1 }), async (good, changes) => {

@@ -31,8 +31,12 @@ class Downloads implements AsyncDisposable {
     return await download(
       { url, bytes: null, sha256: null, mostBytes: 1e6, ...request },
       {
-        ...{ env: {}, signal: new AbortController().signal, directory: this.path },
-        ...{ pauseMs: 1, silenceMs: 5000, ...options },
+        env: {},
+        signal: new AbortController().signal,
+        directory: this.path,
+        pauseMs: 1,
+        silenceMs: 5000,
+        ...options,
       },
     );
   }

@@ -58,10 +58,13 @@ class Publisher implements AsyncDisposable {
 
   options(checks: Partial<ImageChecks> = {}, warnings: string[] = []): FetchOptions {
     return {
-      ...{ env: { ...Deno.env.toObject(), SSL_CERT_FILE: CA_FILE } },
-      ...{ signal: new AbortController().signal, directory: `${this.dir}/cache` },
-      ...{ mostBytes: 1e9, mostVirtualBytes: 1e9, pauseMs: 1 },
-      ...{ checks: { sha256: null, checksums: null, keyring: null, ...checks } },
+      env: { ...Deno.env.toObject(), SSL_CERT_FILE: CA_FILE },
+      signal: new AbortController().signal,
+      directory: `${this.dir}/cache`,
+      mostBytes: 1e9,
+      mostVirtualBytes: 1e9,
+      pauseMs: 1,
+      checks: { sha256: null, checksums: null, keyring: null, ...checks },
       warn: (line) => void warnings.push(line),
     };
   }

@@ -33,8 +33,11 @@ class Images implements AsyncDisposable {
     const remove = () => Promise.resolve(void this.removed++);
     const file = { path: this.path, name: '"a.img"', sha256: null, remove, ...fetched };
     return await openLocalImage(file, {
-      ...{ directory: this.directory, signal: new AbortController().signal },
-      ...{ mostBytes: 10e6, mostVirtualBytes: 100e6, ...options },
+      directory: this.directory,
+      signal: new AbortController().signal,
+      mostBytes: 10e6,
+      mostVirtualBytes: 100e6,
+      ...options,
     });
   }
 

@@ -23,8 +23,13 @@ const TAR = "application/vnd.oci.image.layer.v1.tar";
 
 function optionsIn(directory: string, more: Partial<PullOptions> = {}): PullOptions {
   return {
-    ...{ env: {}, signal, credentials: { env: {}, uid: null }, directory, pauseMs: 1 },
-    ...{ mostBytes: 300 * MIB, mostVirtualBytes: 300 * MIB },
+    env: {},
+    signal,
+    credentials: { env: {}, uid: null },
+    directory,
+    pauseMs: 1,
+    mostBytes: 300 * MIB,
+    mostVirtualBytes: 300 * MIB,
     platform: { os: "linux", architecture: "amd64" },
     ...more,
   };
@@ -103,7 +108,8 @@ Deno.test({
 
     const reports: [number, number | null][] = [];
     const options = optionsIn(cache, {
-      ...{ env, credentials },
+      env,
+      credentials,
       onBytes: (...report) => reports.push(report),
     });
     const expected = { format: "raw", virtualBytes: disk.length, digest, content: digestOf(disk) };
@@ -221,14 +227,17 @@ async function openRegistry(
   const blobs = new Map(layers.map((bytes) => [digestOf(bytes), bytes]));
   const mediaType = "application/octet-stream";
   const manifest = JSON.stringify({
-    ...{ schemaVersion: 2, mediaType: MANIFEST },
+    schemaVersion: 2,
+    mediaType: MANIFEST,
     config: {
       mediaType: "application/vnd.oci.image.config.v1+json",
       digest: digestOf(""),
       size: 0,
     },
     layers: layers.map((bytes) => ({
-      ...{ mediaType, digest: digestOf(bytes), size: bytes.length },
+      mediaType,
+      digest: digestOf(bytes),
+      size: bytes.length,
       ...more.layer,
     })),
     ...more.manifest,

@@ -52,7 +52,10 @@ Deno.test({
     const reference = parseReference(`oci://${host}/private/ci/fedora:40`);
     const reports: number[] = [];
     const options: PushOptions = {
-      ...{ env, signal, credentials: await registry.login(), title: "fedora" },
+      env,
+      signal,
+      credentials: await registry.login(),
+      title: "fedora",
       directory: `${directory}/cache`,
       onBytes: (sent, total) => {
         assert.equal(total, bytes.length);

@@ -17,8 +17,13 @@ Deno.test("a source is a file, a URL or an image in a registry", () => {
 
 Deno.test("what is no source is refused, without its password", () => {
   const others = [
-    ...["", "ftp://user:secret@example.org/a", "docker://a", "https://", "https://[secret"],
-    ...["file://host/a", "s3://b"],
+    "",
+    "ftp://user:secret@example.org/a",
+    "docker://a",
+    "https://",
+    "https://[secret",
+    "file://host/a",
+    "s3://b",
   ];
   for (const text of others) {
     assert.throws(() => parseSource(text), (error) => {

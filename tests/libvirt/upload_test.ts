@@ -46,7 +46,11 @@ Deno.test("an upload sends data as data, and each run of zeros as one hole", asy
     assert.equal(sent, 7 * BYTES_OF_BLOCK + 8);
     assert.equal(told, sent);
     assert.deepEqual(daemon.stream.map(({ bytes, hole }) => hole ?? bytes.length), [
-      ...[2 * BYTES_OF_BLOCK, BYTES_OF_BLOCK, 3, 5, 4 * BYTES_OF_BLOCK],
+      2 * BYTES_OF_BLOCK,
+      BYTES_OF_BLOCK,
+      3,
+      5,
+      4 * BYTES_OF_BLOCK,
     ]);
     assert.deepEqual(daemon.stream.map(({ hole }) => hole !== null), [
       true,

@@ -91,7 +91,11 @@ async function describe(
   const { machines, warmImages } = usersOf(path);
   return {
     ...named,
-    ...{ format, virtualBytes, diskBytes, machines, warmImages },
+    format,
+    virtualBytes,
+    diskBytes,
+    machines,
+    warmImages,
     created: info?.created ?? written,
     digest: info?.digest ?? null,
     source: info?.source ?? null,

@@ -115,7 +115,8 @@ export async function registryOptions(
   return {
     env: Object.fromEntries(set),
     credentials: { env, uid: Deno.uid() },
-    ...{ directory, signal },
+    directory,
+    signal,
   };
 }
 

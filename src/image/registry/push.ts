@@ -51,7 +51,9 @@ export async function push(
   const credentials = await findCredentials(reference, options.credentials);
   const client = new RegistryClient(reference, {
     ...options,
-    ...{ credentials, signal, access: "pull,push" },
+    credentials,
+    signal,
+    access: "pull,push",
   });
   await upload(client, CONFIG, { ...options, signal }); // which logs in, before several do at once
   const parts = new ImageParts(image, { directory: options.directory, signal });
