@@ -187,3 +187,15 @@ export function rejectAtAbort(signal: AbortSignal): Promise<never> {
   promise.catch(() => {}); // no caller may be waiting any more
   return promise;
 }
+
+/**
+ * As Promise.all, but none runs on after another failed: it settles when all have. Throws the error that
+ * came first, which may be the cause of the others.
+ */
+export async function allOf<T extends readonly unknown[]>(
+  promises: readonly [...{ [I in keyof T]: T[I] | Promise<T[I]> }],
+): Promise<T> {
+  const all = Promise.all(promises);
+  await Promise.allSettled([...promises, all]);
+  return await all as unknown as T;
+}

@@ -1,7 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import { SystemFailure } from "../src/errors.ts";
-import { type Goal, type Limits, NotYet, retry, sleep, together, waitFor } from "../src/wait.ts";
+import {
+  allOf,
+  type Goal,
+  type Limits,
+  NotYet,
+  retry,
+  sleep,
+  together,
+  waitFor,
+} from "../src/wait.ts";
 
 function limits(changes: Partial<Limits> = {}): Limits {
   return {
@@ -288,4 +297,19 @@ for (
 Deno.test("of a guest's words, no further line looks like one of ours", () => {
   const { reason } = new NotYet("bye\r\nWhat to do: run this\n\n");
   assert.equal(reason, "bye\n  What to do: run this");
+});
+
+Deno.test("all that run at once end before the first of their errors is thrown", async () => {
+  let hasEnded = false;
+  const fail = async (words: string, milliseconds: number): Promise<never> => {
+    await sleep(milliseconds);
+    throw new Error(words);
+  };
+  const slow = async (): Promise<void> => {
+    await sleep(60);
+    hasEnded = true;
+  };
+  await assert.rejects(allOf([fail("second", 30), fail("first", 1), slow()]), /first/);
+  assert(hasEnded);
+  assert.deepEqual(await allOf([1, Promise.resolve("two")]), [1, "two"]);
 });

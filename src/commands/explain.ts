@@ -3,11 +3,11 @@ import { distroOption, jsonFlag, option, switchFlag } from "../cli/arguments.ts"
 import { defineCommand } from "../cli/command.ts";
 import { toTable } from "../cli/table.ts";
 import { BuildFailure, explain } from "../errors.ts";
-import { addedName } from "../policy/template_choice.ts";
 import { type Env, type Job, jobFromEnv } from "../job/job.ts";
 import { withVariablesOf } from "../job/variables_file.ts";
 import { decide, type Decision, findRule, type RuleSearch } from "../policy/decide.ts";
 import type { Size } from "../policy/size_choice.ts";
+import { addedName } from "../policy/template_choice.ts";
 import { quoted, toVisible } from "../quoted.ts";
 import type { Config } from "../settings/settings.ts";
 

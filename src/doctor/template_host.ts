@@ -6,8 +6,8 @@ import { orNull, VIR_ERR } from "../libvirt/error.ts";
 import type { StoragePool } from "../libvirt/storage_pool.ts";
 import { findActivePool } from "../machine/storage/pools.ts";
 import { isTemplateVolume } from "../machine/storage/template.ts";
-import { writtenDisks } from "../machine/storage/template_writer.ts";
 import { imageVolume, newestVersions } from "../machine/storage/template_versions.ts";
+import { writtenDisks } from "../machine/storage/template_writer.ts";
 import { machineOfVolume, shownName } from "../machine/storage/volume_names.ts";
 import { readVolumeXml, type VolumeFacts } from "../machine/storage/volumes.ts";
 

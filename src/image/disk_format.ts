@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { SystemFailure } from "../errors.ts";
-import { lookAlike } from "./look_alike.ts";
 import { isQcow, MOST_HEADER_BYTES, readQcow2Header, Unusable } from "./image_header.ts";
+import { lookAlike } from "./look_alike.ts";
 import { checkTables, type RandomAccess } from "./qcow2_tables.ts";
 
 /** What kind of disk an image has. */

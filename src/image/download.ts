@@ -1,8 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { SystemFailure } from "../errors.ts";
-import { quoted } from "../quoted.ts";
-import { sha256 } from "../sha256.ts";
-import { sleep } from "../wait.ts";
 import {
   cannotFetch,
   type HttpOptions,
@@ -13,6 +10,9 @@ import {
 import { Broken } from "./http_message.ts";
 import { PartialFile, type PartialFileOptions } from "./partial_file.ts";
 import { shownUrl } from "./url_login.ts";
+import { quoted } from "../quoted.ts";
+import { sha256 } from "../sha256.ts";
+import { sleep } from "../wait.ts";
 
 /** A file that a server has, and what is known of it. */
 export interface DownloadRequest {

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { createHash } from "node:crypto";
 import { SystemFailure } from "../errors.ts";
-import { randomHex } from "../random.ts";
 import { readDiskFormat } from "./disk_format.ts";
 import { ImageFile } from "./image_file.ts";
 import { PartialFile } from "./partial_file.ts";
 import { type Packing, packingOf, unpack } from "./unpack.ts";
+import { randomHex } from "../random.ts";
 
 type Bytes = Uint8Array<ArrayBuffer>;
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { createHash } from "node:crypto";
 import { orMissing } from "../files.ts";
-import { sleep } from "../wait.ts";
 import { openDownloadDirectory } from "./download_directory.ts";
+import { sleep } from "../wait.ts";
 
 const ENDING = ".download";
 const OLD_MS = 7 * 24 * 3600 * 1000;

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { SystemFailure } from "../errors.ts";
 import { orMissing } from "../files.ts";
-import { quoted } from "../quoted.ts";
 import { type Checksum, findChecksum } from "./checksums.ts";
 import { type HttpOptions, httpRequest, unexpectedStatus } from "./http.ts";
 import { ImageFile } from "./image_file.ts";
 import { isClearsigned, signedText } from "./signature.ts";
 import { fileNameOf, type FileSource, type HttpSource } from "./source.ts";
 import { shownUrl } from "./url_login.ts";
+import { quoted } from "../quoted.ts";
 
 type Bytes = Uint8Array<ArrayBuffer>;
 type ImageSource = FileSource | HttpSource;

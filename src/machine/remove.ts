@@ -18,6 +18,7 @@ import { lookupActivePool } from "./storage/pools.ts";
 import { releaseName, removeVolumes } from "./storage/volumes.ts";
 import { hasProjectLimit } from "../policy/decide.ts";
 import { virsh } from "../shell.ts";
+import { allOf } from "../wait.ts";
 
 /**
  * Removes a machine and everything that belongs to it: domain, standby machine, keys, filter and volumes,
@@ -51,8 +52,8 @@ export async function removeMachine(
       return deleteDisks(machine, mayHaveNamed, connection, pool);
     }),
   ];
-  await Promise.allSettled(removals); // a failure does not stop the others
-  let found = destroyed || standbys.length > 0 || (await Promise.all(removals)).includes(true);
+  const removed = await allOf(removals); // a failure does not stop the others
+  let found = destroyed || standbys.length > 0 || removed.includes(true);
   for (const pool of pools) found = await releaseNameIn(machine, connection, pool) || found;
   report.log(found ? `Removed the machine "${machine}"` : `There is no machine "${machine}"`);
   return found;
@@ -150,8 +151,8 @@ async function deleteDisks(
   using pool = await lookupActivePool(connection, poolName, "pools.overlays");
   const files = removeGuestFiles({ connection, pool, machine });
   const volumes = removeVolumes(pool, machine, { mayHaveNamed });
-  await Promise.allSettled([files, volumes]); // both end before the handles go
-  return await files || (await volumes).length > 0;
+  const [wereFiles, deleted] = await allOf([files, volumes]); // both end before the handles go
+  return wereFiles || deleted.length > 0;
 }
 
 /** Whether there was an owner's volume. */

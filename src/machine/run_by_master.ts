@@ -6,8 +6,8 @@ import { GuestSilent } from "../guest/script.ts";
 import type { Context } from "./context.ts";
 import type { JobScript } from "./kept.ts";
 import { isEnd, isLoss, orFilledByJob } from "./script_fault.ts";
-import { sleep } from "../wait.ts";
 import { whileWatched } from "./while_watched.ts";
+import { sleep } from "../wait.ts";
 
 const RETRY_MS = 2000;
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { sleep } from "../../src/wait.ts";
+import { allOf, sleep } from "../../src/wait.ts";
 import { done, undo } from "./program.ts";
-import { allOf, command } from "../e2e/bed.ts";
+import { command } from "../e2e/bed.ts";
 
 /** Has prepare make these machines, all at once, and gives what it prints of each. */
 export async function prepareAll(

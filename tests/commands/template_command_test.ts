@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
+import type { Command, Program } from "../../src/cli/command.ts";
 import { gc } from "../../src/commands/gc.ts";
 import { templateAdd } from "../../src/commands/template/template_add.ts";
 import {
@@ -10,23 +11,22 @@ import {
 import { templatePush } from "../../src/commands/template/template_push.ts";
 import { removeTemplate } from "../../src/commands/template/template_remove.ts";
 import { templateUpdate } from "../../src/commands/template/template_update.ts";
-import type { Command, Program } from "../../src/cli/command.ts";
 import { SystemFailure, UsageError } from "../../src/errors.ts";
 import { Connection } from "../../src/libvirt/connection.ts";
 import { Domain } from "../../src/libvirt/domain.ts";
 import { LibvirtError, VIR_ERR } from "../../src/libvirt/error.ts";
 import { StoragePool } from "../../src/libvirt/storage_pool.ts";
+import { hostMark, processMark } from "../../src/machine/process.ts";
 import { findTemplate, listTemplateVolumes } from "../../src/machine/storage/template.ts";
 import { volumeName } from "../../src/machine/storage/volume_names.ts";
 import { createOverlay, createRawVolume } from "../../src/machine/storage/volumes.ts";
-import { hostMark, processMark } from "../../src/machine/process.ts";
 import { chooseTemplate, templateAdvice } from "../../src/policy/template_choice.ts";
-import { type Config, DEFAULT_CONFIG } from "../../src/settings/settings.ts";
 import { parseConfig } from "../../src/settings/read.ts";
+import { type Config, DEFAULT_CONFIG } from "../../src/settings/settings.ts";
 import { TEST_HOST_URI } from "../fakes/test_host.ts";
 import { mbrDisk } from "../fakes/test_images.ts";
-import { bareStage, type Stage } from "../fakes/test_stage.ts";
 import { TestRegistry, WITHOUT_REGISTRY } from "../fakes/test_registry.ts";
+import { bareStage, type Stage } from "../fakes/test_stage.ts";
 import { keepUploads, type UploadOptions } from "../fakes/test_uploads.ts";
 
 /** A host whose template pool keeps uploads, a directory for images, and what was said. */

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
 import type { ListedMachine } from "../../src/commands/list.ts";
-import { sleep } from "../../src/wait.ts";
+import { allOf, sleep } from "../../src/wait.ts";
 import {
-  allOf,
   assertVerdict,
   atMost,
   call,

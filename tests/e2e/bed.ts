@@ -248,14 +248,6 @@ export function machineOf(result: JobResult): string {
   return machine;
 }
 
-/** As Promise.all, but none runs on after another failed. */
-export async function allOf<T extends readonly unknown[]>(
-  promises: readonly [...{ [I in keyof T]: Promise<T[I]> }],
-): Promise<T> {
-  await Promise.allSettled(promises);
-  return await Promise.all(promises) as unknown as T;
-}
-
 /** Waits until it is so. Throws, with what there is instead, if that takes much too long. */
 export async function until(
   isSo: () => boolean | Promise<boolean>,

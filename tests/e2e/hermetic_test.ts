@@ -2,8 +2,8 @@
 import assert from "node:assert/strict";
 import { SERVER } from "../../src/guest/channel.ts";
 import { SSH_CHANNEL } from "../../src/machine/domain_xml.ts";
+import { allOf } from "../../src/wait.ts";
 import {
-  allOf,
   assertVerdict,
   atMost,
   e2eTest,

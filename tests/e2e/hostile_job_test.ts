@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
+import { allOf } from "../../src/wait.ts";
 import {
-  allOf,
   assertVerdict,
   call,
   command,

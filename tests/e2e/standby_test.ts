@@ -12,8 +12,8 @@ import {
   newStandbyName,
   waitingIn,
 } from "../../src/machine/standby/waiting.ts";
+import { allOf } from "../../src/wait.ts";
 import {
-  allOf,
   assertVerdict,
   call,
   e2eTest,

@@ -5,8 +5,8 @@ import { Connection } from "../../src/libvirt/connection.ts";
 import { Domain } from "../../src/libvirt/domain.ts";
 import { readMetadata } from "../../src/machine/metadata.ts";
 import { leasedAddress, withCurrentLease } from "../../src/machine/network/card.ts";
+import { allOf } from "../../src/wait.ts";
 import {
-  allOf,
   assertVerdict,
   call,
   type Called,

@@ -3,8 +3,8 @@ import { type AddressInfo, createServer, type Server, type Socket } from "node:n
 // @ts-types="@types/ssh2"
 import ssh2 from "ssh2";
 import type { Connection, KexAlgorithm, ServerChannel, Session } from "ssh2";
-import { type Flood, floodClient, sendPayload } from "./flood.ts";
 import type { Login } from "../../src/guest/ssh_connection.ts";
+import { type Flood, floodClient, sendPayload } from "./flood.ts";
 import { killGroup } from "../harness/process.ts";
 
 /** The user's directory for a session in a guest with `full`. */

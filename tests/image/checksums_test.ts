@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import assert from "node:assert/strict";
 import fc from "fast-check";
+import assert from "node:assert/strict";
 import { type Checksum, findChecksum } from "../../src/image/checksums.ts";
 
 const A = "a".repeat(64);

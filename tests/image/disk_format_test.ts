@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import assert from "node:assert/strict";
 import fc from "fast-check";
+import assert from "node:assert/strict";
 import { explain, SystemFailure } from "../../src/errors.ts";
 import { type DiskFormat, readDiskFormat } from "../../src/image/disk_format.ts";
 import type { RandomAccess } from "../../src/image/qcow2_tables.ts";

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import fc from "fast-check";
 import assert from "node:assert/strict";
 import * as zlib from "node:zlib";
-import fc from "fast-check";
 import { explain, SystemFailure } from "../../src/errors.ts";
 import { type Packing, packingOf, unpack } from "../../src/image/unpack.ts";
 

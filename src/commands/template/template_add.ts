@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+import { gib } from "../../bytes.ts";
 import { option, requiredArgument } from "../../cli/arguments.ts";
 import { defineCommand } from "../../cli/command.ts";
 import { PROGRAM } from "../../cli/program_name.ts";
-import { gib } from "../../bytes.ts";
+import { checkRequest, fetchRequested, keptOf } from "./template_source.ts";
 import { durationText } from "../../duration.ts";
 import { SystemFailure, UsageError } from "../../errors.ts";
 import type { LocalImage } from "../../image/image.ts";
@@ -29,7 +30,6 @@ import { quoted } from "../../quoted.ts";
 import { TEMPLATE_NAME } from "../../settings/kinds.ts";
 import type { Config } from "../../settings/settings.ts";
 import { virsh } from "../../shell.ts";
-import { checkRequest, fetchRequested, keptOf } from "./template_source.ts";
 
 export const templateAdd = defineCommand("add", {
   description: "Add an image to the templates, or replace the template of this name.",

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { requiredArgument } from "../../cli/arguments.ts";
 import { defineCommand, type Program } from "../../cli/command.ts";
+import { checkRequest, fetchRequested, registryOptions, titleOf } from "./template_source.ts";
 import { parseReference, referenceText } from "../../image/registry/reference.ts";
 import { Transfer } from "../../transfer.ts";
-import { checkRequest, fetchRequested, registryOptions, titleOf } from "./template_source.ts";
 
 export const templatePush = defineCommand("push", {
   description: "Put an image into a registry, from which `template add` takes it.",

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { cacheDirectory } from "../../cli/directories.ts";
 import { GIB } from "../../bytes.ts";
+import { cacheDirectory } from "../../cli/directories.ts";
 import { UsageError } from "../../errors.ts";
 import { openDownloadDirectory } from "../../image/download_directory.ts";
 import {

@@ -2,6 +2,8 @@
 import { argument, switchFlag } from "../../cli/arguments.ts";
 import { defineCommand } from "../../cli/command.ts";
 import { PROGRAM } from "../../cli/program_name.ts";
+import { addTemplate, removeUnused } from "./template_add.ts";
+import { type FetchContext, fetchRequested, isSourceUnchanged, keptOf } from "./template_source.ts";
 import { SystemFailure, UsageError } from "../../errors.ts";
 import type { Context } from "../../machine/context.ts";
 import { lookupTemplatePool } from "../../machine/storage/template.ts";
@@ -12,8 +14,6 @@ import {
 } from "../../machine/storage/template_versions.ts";
 import { Problems } from "../../problems.ts";
 import { quoted } from "../../quoted.ts";
-import { addTemplate, removeUnused } from "./template_add.ts";
-import { type FetchContext, fetchRequested, isSourceUnchanged, keptOf } from "./template_source.ts";
 
 export const templateUpdate = defineCommand("update", {
   description: "Read the source of a template again, and replace the template if that has changed.",

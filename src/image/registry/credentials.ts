@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { SystemFailure } from "../../errors.ts";
 import { orMissing } from "../../files.ts";
-import { quoted } from "../../quoted.ts";
 import type { Reference } from "./reference.ts";
+import { quoted } from "../../quoted.ts";
 
 /** Where this user's credentials may be. */
 export interface CredentialPlaces {

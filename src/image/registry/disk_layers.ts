@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { quoted } from "../../quoted.ts";
 import { factsIn, type ImageFacts, TITLE } from "./layout.ts";
 import { type Descriptor, type Manifest, unusable } from "./manifest.ts";
+import { quoted } from "../../quoted.ts";
 
 /** Which layers of an image are its disk, and how. */
 export type DiskLayers =

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import * as v from "valibot";
 import { SystemFailure } from "../../errors.ts";
-import { quoted } from "../../quoted.ts";
 import { isDigest } from "./reference.ts";
 import type { RawManifest } from "./registry_client.ts";
+import { quoted } from "../../quoted.ts";
 
 const ANNOTATIONS = v.optional(v.nullable(v.record(v.string(), v.string())));
 

@@ -3,8 +3,8 @@ import { createHash } from "node:crypto";
 import { SystemFailure } from "../../errors.ts";
 import { type HttpRequest, httpRequest, type HttpResponse } from "../http.ts";
 import { isDigest, type Reference } from "./reference.ts";
-import { type Login, logIn, type LoginOptions, loginRefused } from "./registry_login.ts";
 import { registryFailure } from "./registry_failure.ts";
+import { type Login, logIn, type LoginOptions, loginRefused } from "./registry_login.ts";
 
 /** The bytes of a manifest or an index, and what they are said to be. */
 export interface RawManifest {

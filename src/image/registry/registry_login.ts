@@ -3,11 +3,11 @@ import { SystemFailure } from "../../errors.ts";
 import { isLoopback, isLoopbackHost } from "../address_policy.ts";
 import { systemLookup } from "../connect.ts";
 import { type HttpOptions, httpRequest, type HttpResponse } from "../http.ts";
-import { shownUrl } from "../url_login.ts";
 import { type Challenge, parseChallenges } from "./challenge.ts";
 import type { Credentials } from "./credentials.ts";
 import type { Reference } from "./reference.ts";
 import { registryFailure } from "./registry_failure.ts";
+import { shownUrl } from "../url_login.ts";
 
 /** What is needed to log in. */
 export interface LoginOptions extends HttpOptions {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { quoted } from "../../quoted.ts";
-import { packingOf, unpack } from "../unpack.ts";
 import type { DiskLayers } from "./disk_layers.ts";
 import { unusable } from "./manifest.ts";
 import { BrokenTar, readTar, type TarMember } from "./tar.ts";
+import { packingOf, unpack } from "../unpack.ts";
+import { quoted } from "../../quoted.ts";
 
 type Bytes = Uint8Array<ArrayBuffer>;
 

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { SystemFailure } from "../../errors.ts";
-import { retry } from "../../wait.ts";
 import { isLoopbackHost } from "../address_policy.ts";
 import type { HttpResponse, RequestBody } from "../http.ts";
 import { Broken } from "../http_message.ts";
-import { shownUrl } from "../url_login.ts";
 import type { RegistryClient } from "./registry_client.ts";
 import { registryFailure } from "./registry_failure.ts";
+import { shownUrl } from "../url_login.ts";
+import { retry } from "../../wait.ts";
 
 const TRIES = 3;
 const PAUSE_MS = 1000;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import type { StoragePool } from "../../libvirt/storage_pool.ts";
+import { ownProcessInName, type ProcessInName, runsByName } from "../process.ts";
 import { ofKind, volumeName } from "./volume_names.ts";
 import { readJson, removeVolume, writeJson } from "./volumes.ts";
-import { ownProcessInName, type ProcessInName, runsByName } from "../process.ts";
 
 /**
  * A version of a template that `template add` put into the template pool: the image's volume, and a small

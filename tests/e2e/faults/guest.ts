@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { sleep } from "../../../src/wait.ts";
-import { allOf, virsh } from "../bed.ts";
+import { allOf, sleep } from "../../../src/wait.ts";
+import { virsh } from "../bed.ts";
 import { type Attempt, type Fault, faultTest, meetFault } from "./matrix.ts";
 
 /** What happens in the guest while a script runs: a script that does it. */
