@@ -128,9 +128,9 @@ Deno.test({
     };
     assert.match(
       await tryWith(NOBODY),
-      /^Cannot push to "image" .* without a login\n.*podman login/,
+      /^Cannot push the image "image" .* without a login\n.*podman login/,
     );
-    assert.match(await tryWith(await registry.login("wrong")), /may not push to "image"/);
+    assert.match(await tryWith(await registry.login("wrong")), /may not push the image "image"/);
   },
 });
 

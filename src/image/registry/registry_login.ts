@@ -125,16 +125,15 @@ export async function loginRefused(
   { access, credentials: { basic, unused } }: Pick<LoginOptions, "access" | "credentials">,
   response: HttpResponse,
 ): Promise<SystemFailure> {
-  const aim = access === "pull" ? "pull from" : "push to";
-  const place = `"${repository}" in the registry "${registry}"`;
+  const image = `the image "${repository}" of the registry "${registry}"`;
   if (basic !== null) {
     return await registryFailure(response, {
-      what: `The login for "${registry}" may not ${aim} ${place}`,
+      what: `The login for "${registry}" may not ${access} ${image}`,
       advice: `Check the path, and log in again: podman login ${registry}`,
     });
   }
   return new SystemFailure({
-    what: `Cannot ${aim} ${place} without a login`,
+    what: `Cannot ${access} ${image} without a login`,
     cause: unused === null ? undefined : new Error(unused),
     advice: `Check the path, and log in: podman login ${registry}`,
   });
