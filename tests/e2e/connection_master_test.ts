@@ -14,6 +14,7 @@ import {
   until,
   UNTIL_LET_GO,
 } from "./bed.ts";
+import { Attempt } from "./faults/matrix.ts";
 
 /** Prints the process of the guest's SSH server that serves the connection of the script. */
 const SSHD = "echo sshd:$(cut -d' ' -f4 /proc/$PPID/stat):";
@@ -109,23 +110,22 @@ e2eTest(
 e2eTest(
   "scripts of a job go on by themselves where its connection master does not answer",
   async () => {
-    await using tmpdir = await tmpdirForRunner();
-    const running = runOnBed(
-      job({ id: 93, script: ["echo one"], afterScript: ["echo two"] }),
-      { runner: { tmpdir: tmpdir.path } },
-    );
-    running.catch(() => {});
-    await until(async () => (await mastersBelow(tmpdir.path)).length === 1, {
-      what: "there is a connection master",
-    });
-    const [pid = 0] = await mastersBelow(tmpdir.path);
-    Deno.kill(pid, "SIGSTOP");
+    using attempt = await Attempt.begin();
     try {
-      const result = await running;
-      assertVerdict(result, "success");
-      assert.match(result.logText, /\ntwo\n/);
+      await attempt.mustPrepare();
+      const [pid = 0] = await mastersBelow(attempt.dir);
+      Deno.kill(pid, "SIGSTOP");
+      try {
+        for (const word of ["one", "two"]) {
+          const { status, stdout, stderr } = await attempt.run(`echo ${word}`);
+          assert.deepEqual([status, stdout, stderr], [0, `${word}\n`, ""]);
+        }
+      } finally {
+        Deno.kill(pid, "SIGKILL");
+      }
     } finally {
-      Deno.kill(pid, "SIGKILL");
+      await attempt.cleanup();
+      await attempt.end();
     }
   },
   { thorough: true },
