@@ -36,7 +36,10 @@ export function parseSource(text: string): Source {
   if (scheme === "file" && url?.hostname === "") {
     return fileSource(decodeURIComponent(url.pathname));
   }
-  throw new UsageError({ what: `An image's source cannot have the scheme "${scheme}"`, advice: ADVICE });
+  throw new UsageError({
+    what: `An image's source cannot have the scheme "${scheme}"`,
+    advice: ADVICE,
+  });
 }
 
 function fileSource(path: string): FileSource {

@@ -70,8 +70,16 @@ Deno.test({
 
 for (
   const [auth, password, why] of [
-    ["htpasswd", null, /^Cannot pull the image "private\/image" .* without a login\n.*podman login 127/],
-    ["token", null, /^Cannot pull the image "private\/image" .* without a login\n.*podman login 127/],
+    [
+      "htpasswd",
+      null,
+      /^Cannot pull the image "private\/image" .* without a login\n.*podman login 127/,
+    ],
+    [
+      "token",
+      null,
+      /^Cannot pull the image "private\/image" .* without a login\n.*podman login 127/,
+    ],
     ["htpasswd", "wrong", /^The login for .* may not pull .*\n.*401.*\n.*podman login 127/],
     ["token", "wrong", /^The login for .* may not pull .*\n.*401.*\n.*podman login 127/],
   ] as const
