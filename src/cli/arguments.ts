@@ -77,7 +77,7 @@ export function argument(metavar: NonEmptyString, doc: string): Field<string | u
 }
 
 /** An argument that must be there. */
-export function requiredArgument(metavar: NonEmptyString, doc: string): Field<string> {
+export function oneArgument(metavar: NonEmptyString, doc: string): Field<string> {
   return { names: [], metavar, doc, times: "once", read: ([value = ""]) => value };
 }
 
@@ -93,7 +93,7 @@ export const machineOption: Field<string | undefined> = {
 };
 
 /** The machine that a person means. */
-export const machineArgument = requiredArgument("MACHINE", "The machine's name.");
+export const machineArgument = oneArgument("MACHINE", "The machine's name.");
 
 /** `--distro NAME`, by which an operator chooses the template. */
 export const distroOption: Field<string | undefined> = {

@@ -44,6 +44,9 @@ const STREAM = 3;
 const STREAM_HOLE = 6;
 const OK = 0;
 const ERROR = 1;
+/** Where an error comes from (virErrorDomain in virterror.h). */
+const VIR_FROM_QEMU = 10;
+const VIR_FROM_NWFILTER = 33;
 const CONTINUE = 2;
 
 /** What a message has in it, part behind part, as XDR (RFC 4506). */
@@ -208,7 +211,9 @@ export class TestLibvirtd implements AsyncDisposable {
         words: error instanceof Error ? error.message : String(error),
       };
       // remote_error: its number, of QEMU's driver, its words, and seven things more: errno is int1.
-      const payload = xdr(code, 10, 1, words, 2, 0, 0, 0, 0, errno ?? -1, -1, 0);
+      // A client takes errors of filters from elsewhere for other errors, as old daemons sent them.
+      const domain = code === VIR_ERR.NO_NWFILTER ? VIR_FROM_NWFILTER : VIR_FROM_QEMU;
+      const payload = xdr(code, domain, 1, words, 2, 0, 0, 0, 0, errno ?? -1, -1, 0);
       return reply(header, { type: REPLY, status: ERROR, payload });
     }
   }

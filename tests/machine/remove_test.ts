@@ -48,3 +48,18 @@ for (const late of ["DOMAIN_SUSPEND", "NWFILTER_BINDING_DELETE"] as const) {
     assert.equal(asked[0], "DOMAIN_SUSPEND"); // or the guest would send without a filter
   });
 }
+
+Deno.test("what cannot be removed of a machine is said, though its domain is destroyed", async () => {
+  await using libvirtd = new TestLibvirtd({
+    DOMAIN_GET_METADATA: () => xdr(`${metadataXml(METADATA)}`),
+    DOMAIN_GET_XML_DESC: () => xdr("<domain><devices/></domain>"),
+    DOMAIN_DESTROY: () => xdr(),
+    NWFILTER_LOOKUP_BY_NAME: () => {
+      throw new LibvirtError("test", "not for you", { code: VIR_ERR.ACCESS_DENIED });
+    },
+    STORAGE_POOL_LOOKUP_BY_NAME: () => none(VIR_ERR.NO_STORAGE_POOL),
+  });
+  const connect = (callSeconds = CALL_SECONDS) => Connection.open(libvirtd.uri, { callSeconds });
+  await using connection = await connect();
+  await assert.rejects(removeMachine("m", bareStage(connection, { connect })), /not for you/);
+});

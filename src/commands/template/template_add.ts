@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { gib } from "../../bytes.ts";
-import { option, requiredArgument } from "../../cli/arguments.ts";
+import { oneArgument, option } from "../../cli/arguments.ts";
 import { defineCommand } from "../../cli/command.ts";
 import { PROGRAM } from "../../cli/program_name.ts";
 import { checkRequest, fetchRequested, keptOf } from "./template_source.ts";
@@ -46,8 +46,8 @@ export const templateAdd = defineCommand("add", {
       "The publisher's checksums, a file or a URL, by which the image is checked.",
     ),
     keyring: option("--keyring", "FILE", "The public keys, of which one must sign the checksums."),
-    name: requiredArgument("NAME", "The template's name, as jobs ask for it."),
-    source: requiredArgument(
+    name: oneArgument("NAME", "The template's name, as jobs ask for it."),
+    source: oneArgument(
       "SOURCE",
       "The image, in the format qcow2 or raw: a file, an https:// URL, or oci://REGISTRY/NAME:TAG.",
     ),

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { requiredArgument } from "../../cli/arguments.ts";
+import { oneArgument } from "../../cli/arguments.ts";
 import { defineCommand, type Program } from "../../cli/command.ts";
 import { checkRequest, fetchRequested, registryOptions, titleOf } from "./template_source.ts";
 import { parseReference, referenceText } from "../../image/registry/reference.ts";
@@ -9,8 +9,8 @@ export const templatePush = defineCommand("push", {
   description: "Put an image into a registry, from which `template add` takes it.",
   footer: "It does not connect to libvirt. The login is that of podman or docker.",
   fields: {
-    source: requiredArgument("SOURCE", "The image, as for `template add`."),
-    target: requiredArgument("TARGET", "Its name there: oci://REGISTRY/NAME:TAG."),
+    source: oneArgument("SOURCE", "The image, as for `template add`."),
+    target: oneArgument("TARGET", "Its name there: oci://REGISTRY/NAME:TAG."),
   },
   check: ({ source, target }) => {
     checkRequest({ source });

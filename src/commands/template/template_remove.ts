@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-import { requiredArgument } from "../../cli/arguments.ts";
+import { oneArgument } from "../../cli/arguments.ts";
 import { defineCommand } from "../../cli/command.ts";
 import { PROGRAM } from "../../cli/program_name.ts";
 import { SystemFailure } from "../../errors.ts";
@@ -18,7 +18,7 @@ import { virsh } from "../../shell.ts";
 
 export const templateRemove = defineCommand("remove", {
   description: "Remove a template that `template add` created, unless it is in use.",
-  fields: { name: requiredArgument("NAME", "The template's name.") },
+  fields: { name: oneArgument("NAME", "The template's name.") },
   run: ({ name }, { onHost }) => onHost((context) => removeTemplate(name, context)),
 });
 

@@ -125,15 +125,16 @@ export async function loginRefused(
   { access, credentials: { basic, unused } }: Pick<LoginOptions, "access" | "credentials">,
   response: HttpResponse,
 ): Promise<SystemFailure> {
+  const act = access === "pull" ? "pull" : "push";
   const image = `the image "${repository}" of the registry "${registry}"`;
   if (basic !== null) {
     return await registryFailure(response, {
-      what: `The login for "${registry}" may not ${access} ${image}`,
+      what: `The login for "${registry}" may not ${act} ${image}`,
       advice: `Check the path, and log in again: podman login ${registry}`,
     });
   }
   return new SystemFailure({
-    what: `Cannot ${access} ${image} without a login`,
+    what: `Cannot ${act} ${image} without a login`,
     cause: unused === null ? undefined : new Error(unused),
     advice: `Check the path, and log in: podman login ${registry}`,
   });
