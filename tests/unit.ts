@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
 /**
- * Runs the unit tests: `deno run --allow-all tests/unit.ts [OPTION OF DENO TEST...]`. They wait most of
- * their time, so two groups of them run at once, and each has a core for itself on two cores. A group is
- * a process, since many tests look at what a process has once: descriptors, threads, memory, libvirt's
- * library. The output of a file's tests is in one piece, and the last line is as that of `deno test`.
- * `deno check` checks the types.
+ * Runs the unit tests: `deno run --allow-all tests/unit.ts [OPTION OF DENO TEST...]`. They wait more
+ * than half of their time, so three groups of them run at once on two cores. A group is a process, since
+ * many tests look at what a process has once: descriptors, threads, memory, libvirt's library. The output
+ * of a file's tests is in one piece, and the last line is as that of `deno test`. `deno check` checks the
+ * types.
  */
 
-/** Takes as long as all other tests, which are the second group. */
-const FIRST = ["tests/commands", "tests/guest", "tests/machine"];
-const GROUPS = [FIRST, ["tests", `--ignore=${["tests/e2e", ...FIRST].join()}`]];
+/** Each takes about as long as all other tests, which are the third group. */
+const FIRST = ["tests/commands", "tests/guest"];
+const SECOND = ["tests/image", "tests/machine"];
+const GROUPS = [FIRST, SECOND, ["tests", `--ignore=${["tests/e2e", ...FIRST, ...SECOND].join()}`]];
 
 /** How a group ended, by its status and its last line. */
 interface Ended {

@@ -214,7 +214,7 @@ e2eTest("a job logs in to a machine that waited for it once", async () => {
     await untilNobodyFills();
     await by(path, ["standby", "--remove"]);
   }
-});
+}, { thorough: true });
 
 e2eTest(
   "without a warm image, a machine boots and waits, and lets in the job that gets it",

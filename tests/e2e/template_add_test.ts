@@ -61,21 +61,22 @@ async function listed(): Promise<ListedTemplate[]> {
 
 e2eTest("a disk image in a file becomes a template, and a job runs on it", async () => {
   await using _ = undoTemplate();
-  const { stdout } = await template("add", NAME, CLOUD);
+  const { stdout } = await template("add", NAME, LITE);
   assert.match(
     stdout,
     new RegExp(`^Added the template "${NAME}" \\(qcow2, [\\d.]+ GiB\\) in `, "m"),
   );
   const variables = [{ key: "DISTRO", value: NAME }];
-  assertVerdict(await runOnBed(job({ variables, script: ["true"] })), "success");
+  const result = await runOnBed(job({ variables, script: ["true"] }), { settings: AS_LITE });
+  assertVerdict(result, "success");
 
   const [added] = await listed();
-  const [sum] = (await command(["sha256sum", CLOUD])).stdout.split(" ");
+  const [sum] = (await command(["sha256sum", LITE])).stdout.split(" ");
   assert.equal(added?.digest, `sha256:${sum}`);
-  assert.deepEqual([added.source, added.format, added.machines], [CLOUD, "qcow2", []]);
+  assert.deepEqual([added.source, added.format, added.machines], [LITE, "qcow2", []]);
   const file = `${TEMPLATES}/${added.volume}`;
   assert.equal(((await Deno.stat(file)).mode ?? 0) & 0o777, 0o400);
-  assert.equal((await command(["cmp", CLOUD, file])).stdout, "");
+  assert.equal((await command(["cmp", LITE, file])).stdout, "");
   await template("remove", NAME);
   assert.deepEqual(await ownVolumes(), []);
 });
