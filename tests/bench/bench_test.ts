@@ -58,3 +58,13 @@ Deno.test("what prepare says of its steps becomes medians, a rest and a table", 
     "| all | 2.00 | 1.00 |",
   ]);
 });
+
+Deno.test("a step that only some runs have is in its place among the steps of all", () => {
+  const stepsWith = (...names: string[]) => new Map(names.map((name) => [name, 1]));
+  const bar = barOf("cold", [
+    { seconds: 4, steps: stepsWith("config", "start", "cleanup") },
+    { seconds: 4, steps: stepsWith("config", "queue", "start", "cleanup") },
+    { seconds: 4, steps: stepsWith("config", "queue", "start", "cleanup") },
+  ]);
+  assert.deepEqual([...bar.phases.keys()], ["config", "queue", "start", "cleanup", "other"]);
+});

@@ -30,8 +30,7 @@ export function barOf(
   name: string,
   runs: readonly { readonly seconds: number; readonly steps: Steps }[],
 ): Bar {
-  const names = new Set(runs.flatMap(({ steps }) => [...steps.keys()]));
-  const phases = [...names].map((step) =>
+  const phases = phaseNames(runs.map(({ steps }) => ({ phases: steps }))).map((step) =>
     [step, median(runs.map(({ steps }) => steps.get(step) ?? 0))] as const
   );
   const rest = runs.map(({ seconds, steps }) => seconds - sum([...steps.values()]));
@@ -43,7 +42,7 @@ export function barOf(
 }
 
 /** All names of phases, in an order that is that of each bar. */
-export function phaseNames(bars: readonly Bar[]): string[] {
+export function phaseNames(bars: readonly Pick<Bar, "phases">[]): string[] {
   const names: string[] = [];
   for (const { phases } of bars) {
     const own = [...phases.keys()];
