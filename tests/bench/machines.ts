@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import { allOf, sleep } from "../../src/wait.ts";
 import { done, undo } from "./program.ts";
-import { command } from "../e2e/bed.ts";
+import { command, TESTBED, virsh } from "../e2e/bed.ts";
 
 /** Has prepare make these machines, all at once, and gives what it prints of each. */
 export async function prepareAll(
@@ -54,4 +54,22 @@ export async function haveWait(ours: readonly string[]): Promise<AsyncDisposable
       await undo([...words, "--remove"]);
     },
   };
+}
+
+/** OpenSSH's client to this machine of `lite`, with its key. Each call is a connection of its own. */
+export async function openSshTo(machine: string): Promise<string[]> {
+  const address = / address="([^"]+)"/.exec(await virsh("dumpxml", machine))?.[1] ?? "";
+  const options = [
+    "IdentitiesOnly=yes",
+    "StrictHostKeyChecking=no",
+    "UserKnownHostsFile=/dev/null",
+    "LogLevel=ERROR",
+  ];
+  return [
+    "ssh",
+    "-F/dev/null",
+    `-i${TESTBED.key}`,
+    ...options.map((option) => `-o${option}`),
+    `gitlab-runner@${address}`,
+  ];
 }

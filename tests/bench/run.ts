@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
+import { openSshTo } from "./machines.ts";
 import { compare, median, report } from "./measure.ts";
 import { done, interrupted } from "./program.ts";
-import { command, TESTBED, virsh } from "../e2e/bed.ts";
+import { command } from "../e2e/bed.ts";
 
 const MACHINE = "gci-bench";
 const OUTPUT_BYTES = 200_000_000;
@@ -78,22 +79,4 @@ function watchMemory(pid: number): () => number {
     clearInterval(timer);
     return peak;
   };
-}
-
-/** OpenSSH's client to the same guest, with the same key. */
-async function openSshTo(machine: string): Promise<string[]> {
-  const address = / address="([^"]+)"/.exec(await virsh("dumpxml", machine))?.[1] ?? "";
-  const options = [
-    "IdentitiesOnly=yes",
-    "StrictHostKeyChecking=no",
-    "UserKnownHostsFile=/dev/null",
-    "LogLevel=ERROR",
-  ];
-  return [
-    "ssh",
-    "-F/dev/null",
-    `-i${TESTBED.key}`,
-    ...options.map((option) => `-o${option}`),
-    `gitlab-runner@${address}`,
-  ];
 }
