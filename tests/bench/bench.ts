@@ -7,6 +7,7 @@
  */
 import { parseArgs } from "node:util";
 import { measureCrowd } from "./crowd.ts";
+import { measureJob } from "./job.ts";
 import { measureMemory } from "./memory.ts";
 import { measureOthers } from "./others.ts";
 import { measurePrepare } from "./prepare.ts";
@@ -22,8 +23,10 @@ interface BenchOptions {
   /** How often, where a part does not have to know better. */
   readonly runs: number | undefined;
   readonly templates: readonly string[] | undefined;
-  /** The file for the plot of `warm`. */
+  /** The file for the plot of `warm` or of `job`. */
   readonly svg: string | undefined;
+  /** The checkout of the Python tool, for `job`. */
+  readonly python: string | undefined;
 }
 
 /** Each part with its usual number of runs, by the name that the command line has for it. */
@@ -35,6 +38,7 @@ const PARTS = {
   prepare: ({ runs }) => withSettings((ours) => measurePrepare(ours, runs ?? 7)),
   warm: ({ runs, templates, svg }) =>
     measureWarm(PROGRAM, { templates: templates ?? ["lite", "cloud"], runs: runs ?? 11, svg }),
+  job: ({ runs, svg, python }) => measureJob(PROGRAM, { runs: runs ?? 11, svg, python }),
   crowd: async ({ runs, templates }) => {
     for (const name of templates ?? ["lite"]) await measureCrowd(PROGRAM, name, runs ?? 3);
   },
@@ -51,18 +55,19 @@ async function withSettings(measure: (ours: readonly string[]) => Promise<void>)
 type Part = keyof typeof PARTS;
 
 const USAGE = `The parts are ${Object.keys(PARTS).join(", ")}; ` +
-  "the options --runs NUMBER, --template NAME (more than once), --svg FILE";
+  "the options --runs NUMBER, --template NAME (more than once), --svg FILE, --python DIR";
 
 /** The parts that the arguments name, or all of them, and the options. Throws an Error that says which are. */
 function parseOptions(args: string[]): [parts: readonly Part[], options: BenchOptions] {
   try {
-    const { values: { runs, template: templates, svg }, positionals } = parseArgs({
+    const { values: { runs, template: templates, svg, python }, positionals } = parseArgs({
       args,
       allowPositionals: true,
       options: {
         runs: { type: "string" },
         template: { type: "string", multiple: true },
         svg: { type: "string" },
+        python: { type: "string" },
       },
     });
     const other = positionals.find((name) => !(name in PARTS));
@@ -71,7 +76,11 @@ function parseOptions(args: string[]): [parts: readonly Part[], options: BenchOp
       throw new Error("--runs is a number from 1 on");
     }
     const parts = positionals.length > 0 ? positionals : Object.keys(PARTS);
-    return [parts as Part[], { runs: runs === undefined ? runs : Number(runs), templates, svg }];
+    if (svg !== undefined && parts.includes("warm") && parts.includes("job")) {
+      throw new Error("--svg is for one plot: name the part warm or the part job");
+    }
+    const count = runs === undefined ? runs : Number(runs);
+    return [parts as Part[], { runs: count, templates, svg, python }];
   } catch (error) {
     throw new Error(`${error instanceof Error ? error.message : error}. ${USAGE}`);
   }

@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 import assert from "node:assert/strict";
+import { EMPTY_JOB, jobTable, stepsOfJob, timesOf } from "./job.ts";
 import { withKsm } from "./ksm.ts";
 import { type Bar, barOf, phaseTable, stepsOf } from "./phases.ts";
+import { patched } from "./python_tool.ts";
+import { SMALL_JOB } from "../harness/payload.ts";
+import { runJob, runnerFor } from "../harness/runner.ts";
 
 Deno.test("KSM's settings are as before it was measured, also if that fails", async () => {
   const directory = await Deno.makeTempDir({ prefix: "libvirt-gci-test-" });
@@ -67,4 +71,55 @@ Deno.test("a step that only some runs have is in its place among the steps of al
     { seconds: 4, steps: stepsWith("config", "queue", "start", "cleanup") },
   ]);
   assert.deepEqual([...bar.phases.keys()], ["config", "queue", "start", "cleanup", "other"]);
+});
+
+Deno.test("a job that was run becomes its phases in order, and what is compared of it", async () => {
+  await using stack = new AsyncDisposableStack();
+  const dir = await Deno.makeTempDir({ prefix: "libvirt-gci-test-" });
+  stack.defer(() => Deno.remove(dir, { recursive: true }));
+  const runner = runnerFor([], [], {
+    configExec: ["true"],
+    prepareExec: ["echo", LOG],
+    runExec: ["bash"],
+    cleanupExec: ["true"],
+    buildsDir: `${dir}/builds`,
+    cacheDir: `${dir}/cache`,
+  });
+  const { verdict, stages, logText } = await runJob(runner, { ...SMALL_JOB, ...EMPTY_JOB });
+  assert.equal(verdict, "success", logText);
+  assert.equal(stages.length, 8 + 3);
+  const steps = stepsOfJob(stages);
+  const names = ["config", "queue", "start", "rest of prepare", "scripts", "cleanup"];
+  assert.deepEqual([...steps.keys()], names);
+  const sum = stages.slice(2, -1).reduce((all, { seconds }) => all + seconds, 0);
+  assert.equal(steps.get("scripts"), sum);
+  const { prepare, cleanup } = timesOf({ stages, seconds: 1 });
+  assert.deepEqual([prepare, cleanup], [stages[1]?.seconds, stages.at(-1)?.seconds]);
+  assert.deepEqual(Object.keys(timesOf({ stages: stages.slice(2, -1), seconds: 1 })), ["a script"]);
+});
+
+Deno.test("jobs are compared turn by turn, as far as both have it", () => {
+  const jobs = (...all: [script: number, whole?: number][]) =>
+    all.map(([script, whole = NaN]) => ({ "a script": script, "whole job": whole }));
+  const rows = jobTable(
+    new Map([
+      ["the Python tool", jobs([1, 10], [1, 20], [1, 40])],
+      ["a loop of `ssh`", jobs([2], [2], [2])],
+      ["libvirt-gci, booted", jobs([1, 10], [1, 10], [1, 30])],
+    ]),
+  );
+  assert.deepEqual(rows.split("\n").slice(2), [
+    "| the Python tool |  | 1.00 |  | 20.00 |",
+    "| a loop of `ssh` |  | 2.00 |  |  |",
+    "| libvirt-gci, booted |  | 1.00 |  | 10.00 |",
+    "| ratio to the Python tool |  | 1.00 |  | 0.75 |",
+    "| ratio to a loop of `ssh` |  | 0.50 |  |  |",
+  ]);
+});
+
+Deno.test("what the Python tool has fixed is replaced, or another version of it refused", () => {
+  assert.equal(patched("a.py", '"--vcpus", "4"', [['"4"', '"$&"']]), '"--vcpus", "$&"');
+  for (const text of ["", '"4" "4"']) {
+    assert.throws(() => patched("a.py", text, [['"4"', '"1"']]), /"a.py" has "4" [02] times/);
+  }
 });

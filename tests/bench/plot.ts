@@ -19,8 +19,8 @@ const CHARACTER = 7.5;
 
 /** Told apart from each other, from white and from black. */
 const COLOURS =
-  "#4e79a7 #f28e2b #59a14f #e15759 #b07aa1 #17a2b8 #d4a72c #9c755f #ff7f9f #7f7fd5 #8ca252"
-    .split(" ");
+  ("#4e79a7 #f28e2b #59a14f #e15759 #b07aa1 #17a2b8 #d4a72c #9c755f #ff7f9f #7f7fd5 #8ca252 " +
+    "#1b7f79 #a83279").split(" ");
 const REST_COLOUR = "#8b949e";
 
 const STYLE = new Xml(`

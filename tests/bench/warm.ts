@@ -8,12 +8,12 @@ import { type Settings, settingsFile } from "../e2e/bed.ts";
 
 const MACHINE = "gci-bench-warm";
 
-/** The ways to start a machine. */
 const STARTS = ["cold", "warm", "standby"] as const;
-type Start = typeof STARTS[number];
+/** A way to start a machine. */
+export type Start = typeof STARTS[number];
 
 /** What prepare says of each. */
-const SAYS: Readonly<Record<Start, RegExp>> = {
+export const SAYS: Readonly<Record<Start, RegExp>> = {
   cold: /^Started the machine /m,
   warm: /^Resumed the machine /m,
   standby: /^Using the standby machine /m,
@@ -79,7 +79,8 @@ async function measureTemplate(
   return measured;
 }
 
-function settingsOf(start: Start, template: string): Settings {
+/** The settings by which a machine of the template starts so. */
+export function settingsOf(start: Start, template: string): Settings {
   if (start !== "standby") return { start };
   const login = template === "lite" ? { ssh: { login: "template" } } : {};
   return { start: "warm", templates: { [template]: { ...login, standby: 1 } } };
